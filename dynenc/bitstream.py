@@ -1,0 +1,101 @@
+"""The .lat bitstream, version 1. Bytes only: never imports torch.
+
+    file   = prefix | header | payload | chunks | CRC-32 of every byte before it
+    prefix = magic (4 bytes) | version (1 byte)      integers: unsigned, little-endian
+    chunk  = tag (4 ASCII letters) | length of data (4 bytes) | data
+
+A plain file has no chunks: flag bit 0 is clear and the payload reaches up to the CRC. With the bit
+set, four bytes after the header tell the payload's length and chunks follow it. A reader skips a
+chunk it does not know if the first letter of its tag is small, and refuses the file if it is a
+capital.
+"""
+
+import struct
+import zlib
+from dataclasses import astuple, dataclass, field, fields
+
+from dynenc.errors import Corrupt, NotALatFile, TooLarge, UnknownModel, UnsupportedVersion
+
+MAGIC = b"\x89LAT"  # the high bit says at once: not text
+VERSION = 1
+HAS_CHUNKS = 1  # the one flag of version 1
+MAX_PIXELS = 178_956_970  # as Pillow's limit against decompression bombs, unless raised
+MAX_SIDE = 65_535  # px
+PREFIX, LENGTH, CRC = struct.Struct("<4sB"), struct.Struct("<I"), struct.Struct("<I")
+TAG = struct.Struct("<4sI")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """One line per field; the order of the lines is the order on disk."""
+
+    width: int = field(metadata={"fmt": "H"})  # px, before padding, 1..65535
+    height: int = field(metadata={"fmt": "H"})  # px, before padding, 1..65535
+    step_q: int = field(metadata={"fmt": "H"})  # quantiser step x 1024, 1..65535
+    model_id: int = field(metadata={"fmt": "B"})  # models.py: who made the latents
+    coder_id: int = field(metadata={"fmt": "B"})  # which entropy coder the payload is for
+    flags: int = field(default=0, metadata={"fmt": "B"})  # HAS_CHUNKS or 0
+
+
+HEADER = struct.Struct("<" + "".join(f.metadata["fmt"] for f in fields(Header)))
+FIXED = PREFIX.size + HEADER.size  # bytes before the payload; the CRC makes 18 in all
+
+
+def write(header: Header, payload: bytes) -> bytes:
+    """Join header and payload to the bytes of a .lat file."""
+    body = PREFIX.pack(MAGIC, VERSION) + HEADER.pack(*astuple(header)) + payload
+    return body + CRC.pack(zlib.crc32(body))
+
+
+def read(blob: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, bytes]:
+    """Split a .lat file into its header and its payload.
+
+    Args:
+        blob: the whole file.
+        max_pixels: refuse pictures of more pixels; checked before anything is allocated.
+    Raises: BitstreamError and nothing else, whatever the bytes.
+    """
+    if not blob.startswith(MAGIC):
+        raise NotALatFile("this is not a .lat file: it does not begin with the .lat signature")
+    if len(blob) < FIXED + CRC.size:
+        raise Corrupt(
+            f"the file is cut short: {len(blob)} bytes, at least {FIXED + CRC.size} needed"
+        )
+    if (version := PREFIX.unpack_from(blob)[1]) != VERSION:
+        raise UnsupportedVersion(
+            f"the file has format version {version} and this dynenc reads {VERSION}: update dynenc"
+        )
+    if CRC.pack(zlib.crc32(blob[: -CRC.size])) != blob[-CRC.size :]:
+        raise Corrupt("the checksum does not match: the file is damaged or cut short")
+    header = Header(*HEADER.unpack_from(blob, PREFIX.size))
+    if not (header.width and header.height and header.step_q):
+        raise Corrupt("the header holds a zero where a size or a step must stand")
+    if header.width * header.height > max_pixels:
+        raise TooLarge(
+            f"the file declares {header.width}x{header.height} pixels, the limit is {max_pixels}: "
+            "raise --max-pixels if you trust it"
+        )
+    if header.flags & ~HAS_CHUNKS:
+        raise Corrupt(f"the header holds unknown flags {header.flags:#x}")
+    rest = blob[FIXED : -CRC.size]
+    return header, _before_chunks(rest) if header.flags & HAS_CHUNKS else rest
+
+
+def _before_chunks(rest: bytes) -> bytes:
+    """The payload of a file with chunks, once every chunk is known to be whole and skippable."""
+    if len(rest) < LENGTH.size:
+        raise Corrupt("the payload's length is missing")
+    start = LENGTH.size
+    end = position = start + LENGTH.unpack_from(rest)[0]
+    while position < len(rest):
+        if position + TAG.size > len(rest):
+            raise Corrupt("the file ends within a chunk")
+        tag, length = TAG.unpack_from(rest, position)
+        if not tag.isalpha():
+            raise Corrupt("a chunk's tag is not made of letters")
+        if tag[:1].isupper():
+            raise UnknownModel(f"the file needs chunk {tag.decode()}, unknown here: update dynenc")
+        position += TAG.size + length
+    if position != len(rest):
+        raise Corrupt("a length in the file points past its end")
+    return rest[start:end]

@@ -1,0 +1,160 @@
+"""The codec: image -> tensor -> latents -> symbols -> bytes, and back. No paths here."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from safetensors.numpy import load
+from torch import Tensor, nn
+
+from dynenc import bitstream, image, models, quantize, weights
+from dynenc.bitstream import Header
+from dynenc.encoder import PATCH
+from dynenc.entropy import EntropyModel
+from dynenc.errors import DeviceError, ImageError, UnknownModel
+
+if TYPE_CHECKING:
+    from dynenc.decoder import Decoder
+
+logger = logging.getLogger(__name__)
+
+CODER = "context"  # the entropy coder that new files are written with
+DEFAULT_ENCODER = "light"
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The torch device of 'cpu', 'cuda', 'mps' or 'auto', a GPU if there is one.
+
+    Raises: DeviceError if it is not there.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, found in there.items() if found)
+    if not there.get(name, False):
+        raise DeviceError(f"there is no device {name!r} here: choose --device cpu, or auto")
+    return torch.device(name)
+
+
+@cache
+def entropy_model(name: str) -> EntropyModel:
+    """The entropy coder of a name in `models.MODELS`; raises WeightsError."""
+    return EntropyModel.of(load(models.read_file(models.named(name, "coder"))))
+
+
+class Codec:
+    """Picture <-> bytes of a .lat file. Encoder and decoder are loaded when first used.
+
+    Args:
+        encoder: a name of `models.names("encoder")`: 'nano', 'light' or 'base'.
+        decoder: 'auto', 'embedded', 'sd-vae', a hub id or a path; see `decoder.load_decoder`.
+        device: 'auto', 'cpu', 'cuda' or 'mps'.
+    Raises: WeightsError if there is no such encoder.
+    """
+
+    def __init__(
+        self, encoder: str = DEFAULT_ENCODER, decoder: str = "auto", device: str = "auto"
+    ) -> None:
+        self.model = models.named(encoder, "encoder")
+        self.decoder_name = decoder
+        self.device = pick_device(device)
+
+    @classmethod
+    def from_pretrained(
+        cls, encoder: str = DEFAULT_ENCODER, decoder: str = "embedded", device: str = "auto"
+    ) -> Codec:
+        """A codec with everything loaded, so that a missing part raises WeightsError at once."""
+        codec = cls(encoder, decoder, device)
+        _ = codec.encoder, codec.decoder
+        return codec
+
+    @cached_property
+    def encoder(self) -> nn.Module:
+        """Image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale."""
+        logger.debug("encoder: %s on %s", self.model.name, self.device)
+        return weights.load_named(self.model.name, "encoder").to(self.device)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """Latents [B, 4, h, w] in SD scale -> image [B, 3, 8h, 8w], about [-1, 1]."""
+        from dynenc.decoder import load_decoder
+
+        return load_decoder(self.decoder_name, self.device)
+
+    @torch.inference_mode()
+    def encode(
+        self, picture: Image.Image | Tensor, *, quality: float = quantize.DEFAULT_QUALITY
+    ) -> bytes:
+        """Compress one picture to the bytes of a .lat file.
+
+        Args:
+            picture: Pillow image of any mode, or [1, 3, H, W] (or [3, H, W]) float in [-1, 1].
+            quality: 0..100, higher is better and larger; see `quantize.quality_to_step`.
+        Raises: ImageError if a side is 0 or above 65,535 px or the tensor has another shape,
+            ValueError if the quality is out of range.
+        """
+        step_q = quantize.quality_to_step(quality)
+        tensor = as_tensor(picture)
+        height, width = tensor.shape[-2:]
+        latents = self.encoder(image.pad(tensor.to(self.device)))
+        symbols = quantize.to_symbols(latents, step_q)
+        payload = entropy_model(CODER).encode(symbols, step_q)
+        coder = models.named(CODER, "coder")
+        header = Header(width, height, step_q, self.model.number, coder.number)
+        return bitstream.write(header, payload)
+
+    def decode(self, blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> Image.Image:
+        """Rebuild the RGB picture of a .lat file; raises BitstreamError or WeightsError."""
+        return image.to_picture(self.decode_tensor(blob, max_pixels=max_pixels))
+
+    @torch.inference_mode()
+    def decode_tensor(self, blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> Tensor:
+        """As `decode`, but to [1, 3, H, W] float32 in [-1, 1] on the codec's device."""
+        header, latents = read_latents(blob, max_pixels=max_pixels)
+        decoded: Tensor = self.decoder(latents.to(self.device))
+        return decoded[..., : header.height, : header.width].float().clamp(-1, 1)
+
+
+def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tuple[Header, Tensor]:
+    """The header and the latents [1, 4, h, w] float32 in SD scale of a .lat file.
+
+    Integers alone decide how the payload is read, so the latents are the same on every machine.
+    Raises: BitstreamError and nothing else, whatever the bytes.
+    """
+    header, payload = bitstream.read(blob, max_pixels)
+    if models.numbered(header.model_id, "encoder") is None:
+        raise UnknownModel(
+            f"the file was written by encoder {header.model_id}, unknown here: update dynenc"
+        )
+    coder = models.numbered(header.coder_id, "coder")
+    if coder is None:
+        raise UnknownModel(
+            f"the file was written with entropy coder {header.coder_id}, unknown: update dynenc"
+        )
+    height, width = -(-header.height // PATCH), -(-header.width // PATCH)
+    symbols = entropy_model(coder.name).decode(payload, height, width, header.step_q)
+    return header, quantize.from_symbols(symbols, header.step_q)
+
+
+def as_tensor(picture: Image.Image | Tensor) -> Tensor:
+    """A picture in any accepted form as [1, 3, H, W] float32; raises ImageError."""
+    tensor = image.to_tensor(image.to_rgb(picture)) if isinstance(picture, Image.Image) else picture
+    if tensor.dim() == 3:
+        tensor = tensor[None]
+    if tensor.dim() != 4 or tensor.shape[:2] != (1, 3):
+        raise ImageError(
+            f"a tensor of shape {list(tensor.shape)} is not one RGB picture [1, 3, H, W]"
+        )
+    height, width = tensor.shape[-2:]
+    if not (0 < height <= bitstream.MAX_SIDE and 0 < width <= bitstream.MAX_SIDE):
+        raise ImageError(
+            f"the picture is {width}x{height} px; its sides must be 1 to {bitstream.MAX_SIDE}"
+        )
+    return tensor.float()

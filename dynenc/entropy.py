@@ -1,0 +1,270 @@
+"""Symbols <-> payload bytes: a range coder whose contexts are pure integer arithmetic.
+
+The latents are split into 16 planes by (row % 4, column % 4), the planes into six stages, coarse
+to fine. Pass t codes channel c of stage t - c: a small integer network per (stage, channel) turns
+neighbours from earlier passes into an expected value and a scale, and these choose one of the
+tables of frequencies. Integers are held in float32 only where every sum stays below 2**24, hence
+exact: all machines and thread counts agree.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import constriction  # type: ignore[import-untyped]  # it ships no stubs
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from dynenc.errors import Corrupt, WeightsError
+
+Ints = npt.NDArray[np.int32]
+Index = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Tensors = dict[str, npt.NDArray[Any]]
+
+LIMIT = 32_767  # largest magnitude of a symbol
+CHANNELS = 4  # of SD latents
+STAGES = (  # planes (row % 4, column % 4) of each stage
+    ((0, 0),),
+    ((2, 2),),
+    ((0, 2), (2, 0)),
+    ((1, 1), (1, 3), (3, 1), (3, 3)),
+    ((0, 1), (0, 3), (2, 1), (2, 3)),
+    ((1, 0), (1, 2), (3, 0), (3, 2)),
+)
+PASSES = len(STAGES) + CHANNELS - 1
+MAX_VALUE = 1023  # a neighbour's latent, and a hidden unit, in 1/128; both saturate here
+LEVELS = range(96, 169)  # steps the networks know: 16 * log2(step_q), 0.0625 to 1.4
+MIDDLE_LEVEL = 132
+FRACTIONS = 8  # places of the expected value within a symbol ...
+VARIANTS = FRACTIONS // 2 + 1  # ... and tables for them, as signs are folded
+PRECISION = 24  # bits of constriction's fixed-point probabilities
+WORD = np.dtype("<u4")
+ESCAPE = constriction.stream.model.Uniform(2 * LIMIT + 2)  # 256 / 2**24 each, exactly
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The integer network of one (stage, channel): F neighbours, H hidden, M middle units.
+
+    Weights are integers / 1024, values integers / 128: sums are multiples of 2**-17. Weights are
+    held divided by 1024, which is exact too: sums are then in 2**-7, like values.
+    """
+
+    places: Index  # [3, F + 1, P]: plane, row, column of the P planes' neighbours and selves
+    first: Floats  # [H + 3, F]: inputs to hidden units, and straight to the outputs
+    second: Floats  # [M + 3, H]: hidden to middle units, and straight to the outputs
+    third: Floats  # [3, M]: middle units to outputs
+    bias: Index  # [H + M + 3, 2] in 2**-17: constant, and per level
+
+    @classmethod
+    def of(cls, tensors: Tensors, stage: int, channel: int) -> "Network":
+        """Check and build one network; raise WeightsError unless all its sums are exact."""
+        neighbours, hidden, middle, output, bias = (
+            tensors[f"{stage}.{name}"][channel].astype(np.int64)
+            for name in ("neighbours", "hidden", "middle", "output", "bias")
+        )
+        far = max(LEVELS[-1] - MIDDLE_LEVEL, MIDDLE_LEVEL - LEVELS[0])
+        weights = np.concatenate([np.abs(layer).sum(1) for layer in (hidden, middle, output)])
+        sums = weights * MAX_VALUE + np.abs(bias) @ [1, far]
+        if sums.max() >= 2**24 or np.abs(neighbours).max() > CHANNELS:
+            raise WeightsError("the entropy coder's tables exceed exact arithmetic")
+        places = places_of(stage, np.concatenate([neighbours, [[channel, 0, 0]]]))
+        ends = np.cumsum([len(middle), len(hidden)])
+        third, *direct = np.split(output, ends, axis=1)
+        first, second = np.concatenate([hidden, direct[1]]), np.concatenate([middle, direct[0]])
+        first, second, third = ((w / 1024).astype(np.float32) for w in (first, second, third))
+        return cls(places, first, second, third, bias)
+
+    def __call__(self, neighbours: Floats, level: int) -> Ints:
+        """Neighbours [F, N] -> [3, N] in 2**-17: latent units, octaves, latent units."""
+        bias = (self.bias @ [1, level - MIDDLE_LEVEL] / 1024).astype(np.float32)[:, None]
+        split = len(self.first) - 3
+        sums = self.first @ neighbours
+        hidden, output = _saturated(sums[:split], bias[:split]), sums[split:]
+        sums = self.second @ hidden
+        middle = _saturated(sums[:-3], bias[split:-3])
+        output += sums[-3:]
+        output += self.third @ middle
+        output += bias[-3:]
+        output *= 1024
+        return output.astype(np.int32)
+
+
+def places_of(stage: int, neighbours: Index) -> Index:
+    """Neighbours [F, 3] of a stage's P planes -> their plane, row, column: [3, F, P]."""
+    channel, down, right = neighbours.T[:, :, None]
+    row, column = np.array(STAGES[stage]).T
+    down, right = down + row, right + column
+    return np.stack([16 * channel + 4 * (down % 4) + right % 4, down // 4 + 1, right // 4 + 1])
+
+
+def _saturated(sums: Floats, bias: Floats) -> Floats:
+    """Units of a layer: sums in 2**-7, changed in place, rounded down to 0..MAX_VALUE."""
+    sums += bias
+    np.floor(sums, out=sums)
+    return np.clip(sums, 0, MAX_VALUE, out=sums)
+
+
+class Planes:
+    """Latents [4, h, w] as 64 planes in one flat array, each inside a border of zeros.
+
+    Row Y, column X of plane (channel, row, column) is the symbol at (4 Y + row, 4 X + column).
+    Planes have ceil(h / 4) rows; a column of zeros parts rows, a row of zeros parts planes.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        rows, self.stride = -(-height // 4), -(-width // 4) + 1
+        self.size = (rows + 2) * self.stride
+        self.window = rows * self.stride  # a plane's symbols with the zeros between them
+        channel, y, x = np.ogrid[:CHANNELS, :height, :width]
+        plane = 16 * channel + 4 * (y % 4) + x % 4
+        self.index = self.starts(plane, y // 4 + 1, x // 4 + 1)  # [4, h, w]
+        self.symbols = np.zeros(64 * self.size + self.stride + 2, np.int32)
+        self.values = np.zeros(len(self.symbols), np.float32)  # latents in 1/128
+        self.windows = np.lib.stride_tricks.sliding_window_view(self.values, self.window)
+        self.inside = np.zeros(len(self.symbols), np.bool_)
+        self.inside[self.index] = True
+
+    def starts(self, plane: Index, row: Index, column: Index) -> Index:
+        """Index in the flat array."""
+        return plane * self.size + row * self.stride + column
+
+
+def values_of(symbols: Ints, step_q: int) -> Ints:
+    """Symbols -> latents in 1/128, saturating: what the networks see."""
+    most = 8 * MAX_VALUE // step_q + 1  # from here on all saturate; keeps within int32
+    values: Ints = (np.minimum(np.maximum(symbols, -most), most) * np.int32(step_q) + 4) >> 3
+    return np.minimum(np.maximum(values, -MAX_VALUE), MAX_VALUE)
+
+
+@dataclass(frozen=True, eq=False)
+class EntropyModel:
+    """Tables of one trained entropy coder; build it with EntropyModel.load()."""
+
+    networks: tuple[tuple[Network, ...], ...]  # [stage][channel]
+    levels: Ints  # [65536]: of every positive integer, 16 * log2, rounded down
+    counts: Index  # [scales * (FRACTIONS // 2 + 1), 2 R + 2], rows sum to 2**24
+    models: tuple[Any, ...]  # the same as constriction's models
+    radius: int  # R: residuals from -R to R have a place in the tables; others escape
+
+    @classmethod
+    def load(cls, path: Path) -> "EntropyModel":
+        """Read a .safetensors file made by entropy_fit; raise WeightsError if it is not one."""
+        try:
+            return cls.of(load_file(path))
+        except (OSError, SafetensorError, KeyError, ValueError, IndexError) as exc:
+            raise WeightsError(f"{path} does not hold an entropy coder: {exc}") from exc
+
+    @classmethod
+    def of(cls, tensors: Tensors) -> "EntropyModel":
+        """Build from integer tensors, named as in the README."""
+        networks = tuple(
+            tuple(Network.of(tensors, stage, channel) for channel in range(CHANNELS))
+            for stage in range(len(STAGES))
+        )
+        counts = tensors["counts"].astype(np.int64) << (PRECISION - 16)
+        if (counts < 1).any() or (counts.sum(1) != 2**PRECISION).any():
+            raise WeightsError("the entropy coder's frequencies do not sum to one")
+        # constriction adds 1 to each and scales the rest to 2**24 - n: here by exactly 1.
+        models = tuple(
+            constriction.stream.model.Categorical(row, perfect=False)
+            for row in (counts - 1).astype(np.float64)
+        )
+        levels = np.searchsorted(tensors["thresholds"], np.arange(2**16), side="right")
+        return cls(networks, levels.astype(np.int32), counts, models, counts.shape[1] // 2 - 1)
+
+    def contexts(
+        self, planes: Planes, number: int, step_q: int
+    ) -> tuple[Index, Ints, Ints, npt.NDArray[np.bool_]]:
+        """What is known of the symbols of one pass before they are decoded.
+
+        Returns: for each of its symbols in order, the index in the flat planes, the table,
+            the expected symbol, and whether the residual's sign is flipped.
+        """
+        level = int(self.levels[step_q])
+        known = min(max(level, LEVELS[0]), LEVELS[-1])
+        outputs, origins = [], []
+        for channel in range(CHANNELS):
+            stage = number - channel
+            if 0 <= stage < len(STAGES):
+                network = self.networks[stage][channel]
+                starts = planes.starts(*network.places)
+                neighbours = planes.windows[starts[:-1]].reshape(len(starts) - 1, -1)
+                outputs.append(network(neighbours, known))
+                origins.append(starts[-1])
+        places = (np.concatenate(origins)[:, None] + np.arange(planes.window)).ravel()
+        coded = np.flatnonzero(planes.inside[places])
+        expected, scale, activity = np.concatenate(outputs, 1).take(coded, 1)
+        eighths = (expected + 8 * step_q) // (16 * step_q)
+        centre = (eighths + FRACTIONS // 2) >> 3
+        fraction = eighths - FRACTIONS * centre  # -4..3
+        activity = self.levels[np.minimum(np.maximum(activity >> 4, 32), 65_535)]  # of 2**-13
+        scale = (scale + ((activity - level + known) << 13)) >> 15  # quarter octaves, in symbols
+        scale = np.minimum(np.maximum(scale, 0), len(self.counts) // VARIANTS - 1)
+        return places[coded], scale * VARIANTS + np.abs(fraction), centre, fraction < 0
+
+    def encode(self, symbols: Ints, step_q: int) -> bytes:
+        """Compress symbols [4, h, w], each in -LIMIT..LIMIT, rounded with step step_q / 1024."""
+        planes = Planes(*symbols.shape[1:])
+        planes.symbols[planes.index] = symbols
+        coder = constriction.stream.queue.RangeEncoder()
+        for number in range(PASSES):
+            places, tables, centre, flip = self.contexts(planes, number, step_q)
+            actual = planes.symbols[places]
+            residual = np.where(flip, centre - actual, actual - centre) + self.radius
+            escaped = (residual < 0) | (residual > 2 * self.radius)
+            residual[escaped] = 2 * self.radius + 1
+            for table, group in _groups(tables):
+                coder.encode(residual[group], self.models[table])
+            if escaped.any():
+                coder.encode(actual[escaped] + LIMIT, ESCAPE)
+            planes.values[places] = values_of(actual, step_q)
+        return np.asarray(coder.get_compressed(), WORD).tobytes()
+
+    def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Ints:
+        """Undo encode(): symbols [4, height, width] int32; raise Corrupt for any other bytes."""
+        if len(payload) % WORD.itemsize or len(payload) > 6 * CHANNELS * height * width + 8:
+            raise Corrupt(f"{len(payload)} bytes cannot be {height}x{width} latents")
+        planes = Planes(height, width)
+        words = np.frombuffer(payload, WORD).astype(np.uint32)
+        coder = constriction.stream.queue.RangeDecoder(words)
+        mirror = constriction.stream.queue.RangeEncoder()  # writes what was read
+        try:
+            for number in range(PASSES):
+                places, tables, centre, flip = self.contexts(planes, number, step_q)
+                residual = np.empty(len(tables), np.int32)
+                for table, group in _groups(tables):
+                    found = coder.decode(self.models[table], len(group))
+                    mirror.encode(found, self.models[table])
+                    residual[group] = found
+                escaped = residual > 2 * self.radius
+                residual -= self.radius
+                actual = np.where(flip, centre - residual, centre + residual)
+                if escaped.any():
+                    found = coder.decode(ESCAPE, int(escaped.sum()))
+                    mirror.encode(found, ESCAPE)
+                    actual[escaped] = found - LIMIT
+                planes.symbols[places] = actual
+                planes.values[places] = values_of(actual, step_q)
+        except AssertionError as exc:
+            raise Corrupt("the payload is not one that an encoder writes") from exc
+        if (
+            not np.array_equal(mirror.get_compressed(), words)
+            or np.abs(planes.symbols).max() > LIMIT
+        ):
+            raise Corrupt("the payload does not end with the last symbol")
+        return planes.symbols[planes.index]
+
+
+def _groups(tables: Ints) -> Iterator[tuple[int, Index]]:
+    """Each table in use, ascending, and which symbols use it, in order."""
+    order = np.argsort(tables.astype(np.uint16), kind="stable")
+    stops = np.cumsum(np.bincount(tables)).tolist()
+    for table, (start, stop) in enumerate(pairwise([0, *stops])):
+        if start < stop:
+            yield table, order[start:stop]

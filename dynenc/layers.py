@@ -1,0 +1,142 @@
+"""Dynamic convolution, after "Mind Your Own Kernels", in its factorised form.
+
+For every patch p a small dense net h predicts the kernel that is then applied to that same patch:
+
+    out = mean(K(p) * p) + b . p + c        with  K(p) = W h(p)
+
+Because <W h, p> = <h, W^T p>, the kernel never has to exist:
+
+    out = h(p) . (V p) + b . p + c          with  V = W^T / size of p
+
+So one product of the patches with the stacked rows [U; V; b], where U is the first layer of h, a
+small dense layer for every output channel, and a gated sum give exactly the paper's function. A
+constant part of K(p) and the paper's `similar_conv` are the same thing, the static kernel b.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPSILON = 1e-8  # the paper's code adds it before the power
+
+
+class HybridDense(nn.Module):
+    """Dense layer with a learned power: y = copysign(scale * (relu(z) + 1e-8) ** power, z).
+
+    Here z = W x + bias; `power` and `scale` are learned, one of each for every output feature, and
+    start at 1 (a ReLU). With groups, the features fall into equal groups that do not mix.
+
+    Shapes: [..., in_features] -> [..., out_features].
+    """
+
+    def __init__(self, in_features: int, out_features: int, groups: int = 1) -> None:
+        super().__init__()
+        if in_features % groups or out_features % groups:
+            raise ValueError(f"{groups} groups do not divide {in_features} and {out_features}")
+        self.groups = groups
+        bound = (groups / in_features) ** 0.5
+        shape = (groups, out_features // groups, in_features // groups)
+        self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound))
+        self.power = nn.Parameter(torch.ones(out_features))
+        self.scale = nn.Parameter(torch.ones(out_features))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply the layer: [..., in_features] -> [..., out_features]."""
+        columns = inputs.reshape(1, -1, inputs.shape[-1]).transpose(1, 2)
+        return self.columns(columns).transpose(1, 2).reshape(*inputs.shape[:-1], -1)
+
+    def columns(self, inputs: Tensor) -> Tensor:
+        """Apply the layer to columns: [B, in_features, N] -> [B, out_features, N]."""
+        mixed = self.weight @ inputs.unflatten(1, (self.groups, -1))
+        return self.activate(mixed.flatten(1, 2) + self.bias[:, None])
+
+    def activate(self, z: Tensor) -> Tensor:
+        """Raise z = W x + bias, [B, out_features, N], to the learned power; NaN becomes 0."""
+        # exp(power * log(.)) is three times as fast as pow on a CPU
+        logarithm = (F.relu(z) + EPSILON).log() * self.power[:, None]
+        return torch.copysign(logarithm.exp() * self.scale[:, None], z).nan_to_num(nan=0.0)
+
+
+class DynamicConv(nn.Module):
+    """Convolution whose kernel is predicted from the very patch it is applied to.
+
+    Every output channel has a predictor of its own: two `HybridDense` layers of `hidden` features,
+    each followed by batch normalisation if asked for, and a linear map to the kernel.
+
+    Shapes: [B, in_channels, H, W] -> [B, out_channels, H', W'], H' and W' as for `nn.Conv2d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int = 0,
+        *,
+        hidden: int = 8,
+        batch_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.hidden = hidden
+        size = in_channels * kernel_size**2
+        width = out_channels * hidden
+        self.predict = HybridDense(size, width)
+        self.refine = HybridDense(width, width, groups=out_channels)
+        self.norms = nn.ModuleList(
+            nn.BatchNorm1d(width) if batch_norm else nn.Identity() for _ in range(2)
+        )
+        bound = size**-0.5
+        self.dynamic = nn.Parameter(torch.empty(width, size).uniform_(-bound, bound) / hidden**0.5)
+        self.static = nn.Parameter(torch.empty(out_channels, size).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Convolve: [B, in_channels, H, W] -> [B, out_channels, H', W']."""
+        patches = self._patches(image)
+        rows = torch.cat([self.predict.weight[0], self.dynamic, self.static])
+        n = len(self.dynamic)
+        z, values, static = (rows @ patches).split([n, n, len(self.static)], dim=1)
+        gates = self.norms[0](self.predict.activate(z + self.predict.bias[:, None]))
+        gates = self.norms[1](self.refine.columns(gates))
+        dynamic = (gates * values).unflatten(1, (-1, self.hidden)).sum(2)
+        out = dynamic + static + self.bias[:, None]
+        height, width = (
+            (side + 2 * self.padding - self.kernel_size) // self.stride + 1
+            for side in image.shape[-2:]
+        )
+        image_out: Tensor = out.unflatten(2, (height, width))
+        return image_out
+
+    def _patches(self, image: Tensor) -> Tensor:
+        """Cut the image into columns [B, in_channels * kernel_size ** 2, H' * W']."""
+        if self.stride == self.kernel_size and self.padding == 0:
+            height, width = (side // self.stride * self.stride for side in image.shape[-2:])
+            # several times as fast as unfold where patches do not overlap
+            return F.pixel_unshuffle(image[..., :height, :width], self.stride).flatten(2)
+        return F.unfold(image, self.kernel_size, padding=self.padding, stride=self.stride)
+
+
+class DynamicBlock(nn.Module):
+    """Residual block: norm, a 3x3 convolution, a dynamic 1x1 convolution with one hidden unit.
+
+    The unit's activation is a ReLU, so the dynamic part is relu(U x) * (V x). The norm is over the
+    channels of one position, so the block stays local.
+    Shapes: [B, channels, h, w] -> the same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.spatial = nn.Conv2d(channels, channels, 3, padding=1)
+        self.gate = nn.Conv2d(channels, 2 * channels, 1)
+        self.mix = nn.Conv2d(channels, channels, 1)
+        nn.init.normal_(self.mix.weight, std=0.1 * channels**-0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Add the block's output to its input: [B, channels, h, w] -> the same."""
+        normed = self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        gates, values = self.gate(self.spatial(normed)).chunk(2, dim=1)
+        return features.add(self.mix(F.relu(gates) * values))

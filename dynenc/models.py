@@ -1,0 +1,111 @@
+"""The append-only table of models: what stands in a .lat file, and the weight file it means.
+
+Numbers are literals and never change their meaning. A retrained encoder keeps its number, because
+a .lat file holds latents and does not need it to be decoded; a retrained coder gets a new one.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dynenc.errors import WeightsError
+
+Network = Literal["encoder", "decoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One weight file, the network it belongs to, and its number in a .lat file."""
+
+    name: str
+    number: int
+    kind: Literal["encoder", "decoder", "coder"]
+    file: str  # in the folder weights/
+    sha256: str
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the network's constructor
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        Model(
+            "nano",
+            1,
+            "encoder",
+            "nano.safetensors",
+            "b3d18de59cae119bae530f91627569eafeb78ad382d466ce9d43322efe59b74b",
+            {"hidden": 24},
+        ),
+        Model(
+            "light",
+            2,
+            "encoder",
+            "light.safetensors",
+            "a9a1f38c9e03a0a04dc1ba2d4e5875d41904418b11c769c6cc8daa2b232cea3f",
+            {"hidden": 1, "width": 72, "blocks": 3},
+        ),
+        Model(
+            "base",
+            3,
+            "encoder",
+            "base.safetensors",
+            "c127c5fe9ccc39ac58ee3b99c8e55ba4370aa3c39966befbbeede8c8a07a2acf",
+            {"hidden": 1, "width": 160, "blocks": 5},
+        ),
+        Model(
+            "embedded",
+            1,
+            "decoder",
+            "embedded.safetensors",
+            "d77f911fcbfebb50797f7711977e652b5c4d9c8c2f4091a57a5a1aad42afffce",
+            {"widths": (128, 64, 32), "blocks": (6, 3, 2)},
+        ),
+        Model(
+            "context",
+            1,
+            "coder",
+            "entropy_1.safetensors",
+            "22cbf385b7ea459a7f6e6924e1ad5ca1ff52a36e87d1544c9f0020ede36f9111",
+        ),
+    )
+}
+
+
+def named(name: str, kind: Literal["encoder", "decoder", "coder"]) -> Model:
+    """The model of that name and kind; raises WeightsError if there is none."""
+    model = MODELS.get(name)
+    if model is None or model.kind != kind:
+        choices = ", ".join(names(kind))
+        raise WeightsError(f"there is no {kind} {name!r}: choose one of {choices}")
+    return model
+
+
+def names(kind: Literal["encoder", "decoder", "coder"]) -> list[str]:
+    """The names of all models of a kind, in the order of their numbers."""
+    return [model.name for model in MODELS.values() if model.kind == kind]
+
+
+def numbered(number: int, kind: Literal["encoder", "coder"]) -> Model | None:
+    """The model that a number in a .lat file stands for; None if this dynenc does not have it."""
+    found = (m for m in MODELS.values() if m.kind == kind and m.number == number)
+    return next(found, None)
+
+
+def folder() -> Path:
+    """The folder of the weight files: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "weights"
+    return inside if inside.is_dir() else package.parent / "weights"
+
+
+def read_file(model: Model) -> bytes:
+    """The bytes of a model's weight file; raises WeightsError if missing or not the pinned file."""
+    path = folder() / model.file
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise WeightsError(f"{path} cannot be read ({exc.strerror}): reinstall dynenc") from exc
+    if hashlib.sha256(data).hexdigest() != model.sha256:
+        raise WeightsError(f"{path} is not the file this dynenc came with: reinstall dynenc")
+    return data

@@ -1,0 +1,340 @@
+"""The training loop that made the shipped weights.
+
+An encoder is first fitted to the teacher's latents (closed-form linear start, then regression), and
+then trained end to end: its latents, with the noise of a random quantiser step, go through frozen
+decoders of SD latents, and the picture that comes out is compared with the picture that went in.
+The embedded decoder is trained on latents of the teacher and of the encoders, with the same noise.
+"""
+
+import json
+import math
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import get_ema_multi_avg_fn as ema
+
+from dynenc import models, weights
+from dynenc.data import Crops, build_cache
+from dynenc.decoder import load_teacher
+from dynenc.encoder import PATCH, Encoder
+from dynenc.errors import OutputExists, UsageError
+from dynenc.evaluate import evaluate
+from dynenc.lpips import LPIPS
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Every default of a training run; written into the metadata of the weights it exports."""
+
+    preset: str  # a name of models.MODELS
+    steps: int = 6000  # optimiser steps in all
+    distill_steps: int = 2000  # of them, the first ones, regress to the teacher's latents alone
+    batch: int = 8  # crops a step
+    crop: int = 128  # px, side of a crop
+    learning_rate: float = 1e-3  # of AdamW, after warm-up; falls to 0 along a cosine
+    warmup_steps: int = 100
+    clip: float = 0.5  # largest norm of the gradient
+    mse: float = 1.0  # weight of the squared error of pixels in [-1, 1]
+    lpips: float = 0.06  # weight of LPIPS
+    tie: float = 0.03  # weight of the absolute distance to the teacher's latents
+    embedded_share: float = 0.5  # of the end-to-end steps that decode with the embedded decoder
+    largest_step: float = 0.4  # quantiser step whose noise is added, drawn from 0 to this
+    ema: float = 0.998  # decay of the average of the weights that is exported
+    seed: int = 0
+
+
+PRESETS = {
+    "nano": TrainConfig("nano", learning_rate=2e-3),
+    "light": TrainConfig("light", learning_rate=2e-3),
+    "base": TrainConfig("base"),
+    "embedded": TrainConfig("embedded", distill_steps=0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPaths:
+    """Where a training run reads and writes."""
+
+    data: tuple[Path, ...]  # folders or tar shards of pictures
+    teacher: Path  # autoencoder of SD latents, in diffusers form
+    lpips: Path  # weights of LPIPS
+    run: Path  # checkpoints, log, caches of the data
+    export: Path  # safetensors to write at the end
+    start: Path | None = None  # weights to start from instead of the linear fit
+    embedded: Path | None = None  # embedded decoder to train an encoder through
+    encoders: tuple[Path, ...] = ()  # encoders to train the embedded decoder on
+    test: Path | None = None  # folder of pictures to measure on at the end, never trained on
+
+
+def linear_start(crops: Crops, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Least-squares map of 8x8 patches to the teacher's latents: weight [4, 3, 8, 8], bias [4]."""
+    gram = torch.zeros(193, 193, dtype=torch.float64)
+    moment = torch.zeros(193, 4, dtype=torch.float64)
+    for _ in range(64):
+        image, target = crops.sample(16, random)
+        rows = F.pixel_unshuffle(image, PATCH).permute(0, 2, 3, 1).reshape(-1, 192).double()
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+        gram += rows.T @ rows
+        moment += rows.T @ target.permute(0, 2, 3, 1).reshape(-1, 4).double()
+    gram += 1e-4 * gram.diagonal().mean() * torch.eye(193, dtype=torch.float64)
+    solution = torch.linalg.solve(gram, moment).float()
+    return solution[:192].T.reshape(4, 3, PATCH, PATCH), solution[192]
+
+
+class Trainer:
+    """One training run: state, steps, checkpoints, export."""
+
+    def __init__(self, config: TrainConfig, paths: TrainPaths, device: torch.device) -> None:
+        self.config, self.paths, self.device = config, paths, device
+        torch.manual_seed(config.seed)
+        self.random = np.random.default_rng(config.seed)
+        teacher_encoder, teacher_decoder = load_teacher(paths.teacher)
+        caches = []
+        for source in paths.data:
+            cache = paths.run / "cache" / source.stem
+            if not cache.exists():
+                build_cache(source, cache, teacher_encoder, config.crop)
+            caches.append(cache)
+        self.crops = Crops(caches, config.crop)
+        self.model: nn.Module = weights.build(models.MODELS[config.preset])
+        self.decoders = [self._frozen(teacher_decoder)]
+        self.teacher_encoder = self._frozen(teacher_encoder)
+        self.encoders: list[nn.Module] = []
+        self.is_encoder = models.MODELS[config.preset].kind == "encoder"
+        if self.is_encoder:
+            if paths.embedded:
+                self.decoders.append(self._frozen(weights.load_path(paths.embedded)))
+            if not paths.start and isinstance(self.model, Encoder):
+                self.model.start_linear(*linear_start(self.crops, self.random))
+        else:
+            self.encoders = [self._frozen(weights.load_path(path)) for path in paths.encoders]
+        if paths.start:
+            self.model.load_state_dict(weights.load_path(paths.start).state_dict())
+        self._placed(self.model)
+        self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
+        self.perceptual = self._frozen(LPIPS(paths.lpips))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), config.learning_rate)
+        self.step = 0
+
+    def _frozen(self, module: nn.Module) -> nn.Module:
+        return self._placed(module.eval().requires_grad_(False))
+
+    def _placed(self, module: nn.Module) -> nn.Module:
+        return module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it
+
+    def learning_rate(self) -> float:
+        """Learning rate of the present step: linear warm-up, then a cosine to 0."""
+        config = self.config
+        rise = min(1.0, (self.step + 1) / config.warmup_steps)
+        return (
+            config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
+        )
+
+    def _loss(self) -> dict[str, Tensor]:
+        """Draw a batch and return the terms of the loss, weighted."""
+        config = self.config
+        image, target = (t.to(self.device) for t in self.crops.sample(config.batch, self.random))
+        terms: dict[str, Tensor] = {}
+        if self.is_encoder:
+            latents = self.model(image)
+            distilling = self.step < config.distill_steps
+            terms["tie"] = F.l1_loss(latents, target) * (1.0 if distilling else config.tie)
+            if distilling:
+                return terms
+            decoder = self.decoders[0]
+            if len(self.decoders) > 1 and self.random.random() < config.embedded_share:
+                decoder = self.decoders[1]
+        else:
+            pick = int(self.random.integers(len(self.encoders) + 1))
+            with torch.no_grad():
+                latents = self.encoders[pick - 1](image) if pick else target
+            decoder = self.model
+        width = config.largest_step * self.random.random((config.batch, 1, 1, 1), np.float32)
+        noise = self.random.random(latents.shape, np.float32) - 0.5
+        noisy = latents + torch.from_numpy(noise * width).to(self.device)
+        decoded = decoder(noisy.contiguous(memory_format=torch.channels_last))
+        terms["mse"] = config.mse * F.mse_loss(decoded, image)
+        terms["lpips"] = config.lpips * self.perceptual(decoded, image).mean()
+        return terms
+
+    def train_step(self) -> dict[str, float]:
+        """Run one optimiser step, skipped if its gradient is not finite; return the loss terms."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        terms = self._loss()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self.average.update_parameters(self.model)
+        self.step += 1
+        return {name: value.item() for name, value in terms.items()}
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state of the run is kept."""
+        return self.paths.run / f"{self.config.preset}.checkpoint"
+
+    def save(self) -> None:
+        """Write the state of the run, so that `resume` goes on exactly as if never stopped."""
+        state = {
+            "config": asdict(self.config),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": json.dumps(self.random.bit_generator.state),
+        }
+        beside = self.checkpoint.with_suffix(".partial")
+        torch.save(state, beside)
+        beside.replace(self.checkpoint)
+
+    def resume(self) -> bool:
+        """Take up the checkpoint if there is one; say whether there was."""
+        if not self.checkpoint.exists():
+            return False
+        state: dict[str, Any] = torch.load(self.checkpoint, self.device, weights_only=True)
+        if TrainConfig(**state["config"]) != self.config:
+            raise OutputExists(
+                f"{self.checkpoint} is of a run with other settings: name another --run"
+            )
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.random.bit_generator.state = json.loads(state["random"])
+        return True
+
+    def figures(self) -> dict[str, float]:
+        """Mean PSNR and LPIPS of the averaged weights on the test pictures; empty without them.
+
+        An encoder is measured through the teacher's decoder, the embedded decoder on latents of the
+        last of its encoders (else of the teacher) rounded to a step of 0.3.
+        """
+        if not self.paths.test:
+            return {}
+        model = self.average.module.eval()
+        if self.is_encoder:
+            encode, decode, step = model, self.decoders[0], 0.0
+        else:
+            encode, decode, step = (self.encoders or [self.teacher_encoder])[-1], model, 0.3
+
+        def reconstruct(image: Tensor) -> Tensor:
+            latents = encode(image.to(self.device))
+            rebuilt: Tensor = decode((latents / step).round() * step if step else latents)
+            return rebuilt.cpu()
+
+        return evaluate(reconstruct, self.paths.test, self.perceptual.cpu())
+
+    def export(self) -> dict[str, float]:
+        """Measure, and write the averaged weights with how they were made; return the figures."""
+        figures = self.figures()
+        weights.save_weights(
+            self.average.module.state_dict(),
+            self.paths.export,
+            {
+                "model": self.config.preset,
+                "config": json.dumps(asdict(self.config)),
+                "data": ", ".join(source.name for source in self.paths.data),
+                "tiles": str(len(self.crops)),
+                "teacher": self.paths.teacher.name,
+                "start": self.paths.start.name if self.paths.start else "linear",
+                "steps": str(self.step),
+                "commit": commit(),
+                "test": self.paths.test.name if self.paths.test else "none",
+                "figures": json.dumps(figures),
+            },
+        )
+        return figures
+
+
+def commit() -> str:
+    """The commit of the source tree, or 'unknown' outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def configure(preset: str, settings: list[str]) -> TrainConfig:
+    """A preset with some fields changed, each as 'name=value'; raises UsageError."""
+    changes: dict[str, int | float] = {}
+    numbers = {f.name: type(getattr(PRESETS[preset], f.name)) for f in fields(TrainConfig)}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        try:
+            if name == "preset":
+                raise KeyError(name)
+            changes[name] = numbers[name](value)
+        except (KeyError, ValueError) as exc:
+            choices = ", ".join(list(numbers)[1:])
+            raise UsageError(
+                f"--set {setting} is not NAME=NUMBER with a name of {choices}"
+            ) from exc
+    return replace(PRESETS[preset], **changes)  # type: ignore[arg-type]  # each value has its field's type
+
+
+def train(
+    config: TrainConfig,
+    paths: TrainPaths,
+    device: torch.device,
+    report: Callable[[int, dict[str, float]], None],
+    save_every: int = 200,
+) -> dict[str, float]:
+    """Run or resume a training run to its end, export it and return its figures.
+
+    `report` gets every step and its loss terms. A checkpoint is written every `save_every` steps,
+    at the end, and when interrupted.
+    """
+    paths.run.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, paths, device)
+    trainer.resume()
+    try:
+        while trainer.step < config.steps:
+            terms = trainer.train_step()
+            report(trainer.step, terms)
+            if trainer.step % save_every == 0:
+                trainer.save()
+    finally:
+        trainer.save()
+    return trainer.export()
+
+
+def train_with_progress(
+    config: TrainConfig, paths: TrainPaths, device: torch.device, *, quiet: bool
+) -> dict[str, float]:
+    """`train` with a progress bar on stderr and a line every 50 steps in the run's log."""
+    paths.run.mkdir(parents=True, exist_ok=True)
+    sums: dict[str, list[float]] = {}
+    with (
+        (paths.run / f"{config.preset}.log").open("a") as log,
+        Progress(
+            *Progress.get_default_columns(), console=Console(stderr=True), disable=quiet
+        ) as bar,
+    ):
+        task = bar.add_task(config.preset, total=config.steps)
+
+        def report(step: int, terms: dict[str, float]) -> None:
+            for name, value in terms.items():
+                sums.setdefault(name, []).append(value)
+            if step % 50 == 0:
+                means = {name: sum(values) / len(values) for name, values in sums.items()}
+                log.write(json.dumps({"step": step, **means}) + "\n")
+                log.flush()
+                sums.clear()
+            bar.update(task, completed=step)
+
+        return train(config, paths, device, report)

@@ -1,0 +1,66 @@
+"""Networks and their weight files: safetensors only, float16 on disk, float32 in memory."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from dynenc import models
+from dynenc.embedded import EmbeddedDecoder
+from dynenc.encoder import Encoder
+from dynenc.errors import WeightsError
+from dynenc.models import Model
+
+
+def build(model: Model) -> Encoder | EmbeddedDecoder:
+    """A fresh network of a model's architecture, float32 on the CPU."""
+    if model.kind == "encoder":
+        return Encoder(**model.arguments)
+    return EmbeddedDecoder(**model.arguments)
+
+
+def load_named(name: str, kind: models.Network) -> nn.Module:
+    """A network with the weights that travel with dynenc, ready to run.
+
+    Raises: WeightsError if there is no such model, or its file is missing or altered.
+    """
+    model = models.named(name, kind)
+    return _filled(build(model), models.read_file(model), model.file)
+
+
+def load_encoder(name: str = "light") -> nn.Module:
+    """An encoder: image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale.
+
+    H and W must be multiples of 8. Raises: WeightsError.
+    """
+    return load_named(name, "encoder")
+
+
+def load_path(path: Path) -> nn.Module:
+    """A network from a file that `save_weights` wrote; raises WeightsError."""
+    try:
+        with safe_open(path, "pt") as file:
+            name = (file.metadata() or {}).get("model", "")
+        data = path.read_bytes()
+    except (OSError, SafetensorError) as exc:
+        raise WeightsError(f"{path} cannot be read as safetensors: {exc}") from exc
+    if name not in models.MODELS:
+        raise WeightsError(f"{path} does not name a model of this dynenc: train it anew")
+    return _filled(build(models.MODELS[name]), data, str(path))
+
+
+def _filled(module: nn.Module, data: bytes, name: str) -> nn.Module:
+    try:
+        module.load_state_dict({key: value.float() for key, value in load(data).items()})
+    except (SafetensorError, RuntimeError) as exc:
+        raise WeightsError(f"{name} does not hold this network's weights: {exc}") from exc
+    module = module.eval().requires_grad_(False)
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it
+
+
+def save_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a state dict as float16 safetensors, with text that says how it was made."""
+    half = {name: t.detach().cpu().to(torch.float16).contiguous() for name, t in state.items()}
+    save_file(half, path, metadata)

@@ -1,0 +1,303 @@
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from dynenc import __version__
+from dynenc.cli import app
+
+runner = CliRunner()
+
+
+def run(*arguments, stdin=None):
+    return runner.invoke(app, [str(a) for a in arguments], input=stdin)
+
+
+@pytest.fixture
+def picture(photo_path, tmp_path):
+    """A 75x50 piece of a photograph, on disk."""
+    path = tmp_path / "photo.png"
+    Image.open(photo_path).crop((100, 60, 175, 110)).save(path)
+    return path
+
+
+@pytest.fixture
+def lat(picture):
+    assert run("encode", picture, "-e", "nano").exit_code == 0
+    return picture.with_suffix(".lat")
+
+
+def test_encode_writes_beside_the_picture(picture):
+    result = run("encode", picture, "--encoder", "nano")
+    target = picture.with_suffix(".lat")
+    assert result.exit_code == 0
+    assert target.read_bytes().startswith(b"\x89LAT")
+    assert str(target) in result.stdout
+    assert f"{target.stat().st_size} bytes" in result.stdout
+
+
+def test_encode_to_a_named_place(picture, tmp_path):
+    target = tmp_path / "other.lat"
+    assert run("encode", picture, "-o", target, "-e", "nano", "-q").stdout == ""
+    assert target.exists()
+
+
+def test_verbose_says_what_is_done(picture, tmp_path):
+    result = run("encode", picture, "-e", "nano", "-v", "--device", "cpu")
+    assert "encoder: nano on cpu" in result.stderr
+
+
+def test_higher_quality_is_larger(picture, tmp_path):
+    sizes = []
+    for quality in (0, 50, 100):
+        target = tmp_path / f"{quality}.lat"
+        run("encode", picture, "-o", target, "--quality", quality)
+        sizes.append(target.stat().st_size)
+    assert sizes == sorted(set(sizes))
+
+
+def test_decode_writes_a_picture_of_the_same_size(lat, tmp_path):
+    result = run("decode", lat, "-o", tmp_path / "out.png", "-d", "embedded")
+    assert result.exit_code == 0
+    assert result.stdout.strip() == str(tmp_path / "out.png")
+    assert result.stderr == ""
+    with Image.open(tmp_path / "out.png") as decoded:
+        assert (decoded.format, decoded.mode, decoded.size) == ("PNG", "RGB", (75, 50))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "tif", "bmp", "PNG"])
+def test_decode_writes_what_the_suffix_says(lat, tmp_path, suffix):
+    target = tmp_path / f"out.{suffix}"
+    assert run("decode", lat, "-o", target, "-d", "embedded").exit_code == 0
+    with Image.open(target) as decoded:
+        assert decoded.size == (75, 50)
+
+
+def test_decode_says_which_decoder_auto_is(lat, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("DYNENC_SD_VAE", raising=False)
+    result = run("decode", lat, "-o", tmp_path / "out.png")
+    assert result.exit_code == 0
+    assert len(result.stderr.splitlines()) == 1
+    assert "embedded" in result.stderr
+    assert "--decoder sd-vae" in result.stderr
+
+
+def test_standard_streams(picture, tmp_path):
+    encoded = run("encode", "-", "-e", "nano", stdin=picture.read_bytes())
+    assert encoded.exit_code == 0
+    assert encoded.stdout_bytes.startswith(b"\x89LAT")
+    decoded = run("decode", "-", "-d", "embedded", stdin=encoded.stdout_bytes)
+    with Image.open(io.BytesIO(decoded.stdout_bytes)) as image:
+        assert image.size == (75, 50)
+    assert list(tmp_path.iterdir()) == [picture]
+
+
+def test_roundtrip_json(picture):
+    result = run("roundtrip", picture, "--json", "-d", "embedded", "--quality", 60)
+    figures = json.loads(result.stdout)
+    assert (figures["width"], figures["height"]) == (75, 50)
+    assert (figures["encoder"], figures["decoder"]) == ("light", "embedded")
+    assert figures["quality"] == 60
+    assert figures["bpp"] == pytest.approx(8 * figures["n_bytes"] / (75 * 50))
+    assert figures["ms_ssim"] is None
+    assert figures["psnr_db"] > 15
+    assert figures["encode_s"] > 0
+    assert figures["decode_s"] > 0
+
+
+def test_roundtrip_of_a_photograph(photo_path, tmp_path):
+    kept = tmp_path / "kept.png"
+    result = run("roundtrip", photo_path, "-o", kept, "-d", "embedded")
+    assert result.exit_code == 0
+    for word in ("PSNR", "MS-SSIM", "bpp", "ms to encode"):
+        assert word in result.stdout
+    with Image.open(kept) as decoded:
+        assert decoded.size == (451, 300)
+
+
+def test_info(lat):
+    fields = json.loads(run("info", lat, "--json").stdout)
+    assert fields["version"] == 1
+    assert (fields["width"], fields["height"], fields["encoder"]) == (75, 50, "nano")
+    assert fields["n_bytes"] == lat.stat().st_size
+    assert "75" in run("info", lat).stdout
+
+
+def test_existing_output_is_kept(picture):
+    (target := picture.with_suffix(".lat")).write_bytes(b"keep")
+    result = run("encode", picture, "-e", "nano")
+    assert (result.exit_code, result.stdout, target.read_bytes()) == (6, "", b"keep")
+    assert "--force" in result.stderr
+    assert run("encode", picture, "-e", "nano", "--force").exit_code == 0
+    assert target.read_bytes() != b"keep"
+
+
+@pytest.mark.parametrize("command", ["decode", "roundtrip"])
+def test_existing_picture_is_kept(command, lat, picture, tmp_path):
+    (target := tmp_path / "out.png").write_bytes(b"keep")
+    source = lat if command == "decode" else picture
+    assert run(command, source, "-o", target, "-d", "embedded").exit_code == 6
+    assert target.read_bytes() == b"keep"
+    assert run(command, source, "-o", target, "-d", "embedded", "-f").exit_code == 0
+    assert target.read_bytes() != b"keep"
+
+
+def sentence(result, code):
+    """The one line on stderr of a command that failed as it should."""
+    assert result.exit_code == code
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("dynenc: ")
+    return lines[0]
+
+
+def test_not_a_picture(tmp_path):
+    (path := tmp_path / "notes.png").write_text("not a picture")
+    assert "notes.png" in sentence(run("encode", path), 3)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_picture(tmp_path):
+    assert "does not exist" in sentence(run("encode", tmp_path / "none.png"), 3)
+    assert "does not exist" in sentence(run("roundtrip", tmp_path / "none.png"), 3)
+
+
+def test_missing_lat(tmp_path):
+    assert "cannot be read" in sentence(run("decode", tmp_path / "none.lat"), 4)
+
+
+def test_a_folder_is_not_a_picture(tmp_path):
+    sentence(run("encode", tmp_path, "-o", tmp_path / "x.lat"), 3)
+
+
+@pytest.mark.parametrize("command", ["decode", "info"])
+@pytest.mark.parametrize("damage", ["empty", "foreign", "truncated", "flipped", "newer", "longer"])
+def test_damaged_files(command, damage, lat, tmp_path):
+    blob = lat.read_bytes()
+    flipped = bytearray(blob)
+    flipped[len(blob) // 2] ^= 16
+    (bad := tmp_path / "bad.lat").write_bytes(
+        {
+            "empty": b"",
+            "foreign": b"GIF89a" + bytes(40),
+            "truncated": blob[:-7],
+            "flipped": bytes(flipped),
+            "newer": blob[:4] + b"\x07" + blob[5:],
+            "longer": blob + b"x",
+        }[damage]
+    )
+    options = [] if command == "info" else ["-o", tmp_path / "out.png"]
+    sentence(run(command, bad, *options), 4)
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_unwritable_picture_format(lat, tmp_path):
+    assert "suffix" in sentence(run("decode", lat, "-o", tmp_path / "x.lat2"), 7)
+
+
+def test_missing_target_folder(picture, tmp_path):
+    sentence(run("encode", picture, "-o", tmp_path / "no" / "x.lat", "-e", "nano"), 7)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_read_only_target(picture, tmp_path):
+    (folder := tmp_path / "closed").mkdir()
+    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    sentence(run("encode", picture, "-o", folder / "x.lat", "-e", "nano"), 7)
+
+
+def test_full_disk_leaves_nothing(picture, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = sentence(run("encode", picture, "-e", "nano"), 7)
+    assert "No space left" in message
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photo.png"]
+
+
+def test_output_that_appears_meanwhile_is_kept(picture, monkeypatch):
+    target = picture.with_suffix(".lat")
+    monkeypatch.setattr("dynenc.files.refuse_existing", lambda *_: target.write_bytes(b"other"))
+    sentence(run("encode", picture, "-e", "nano"), 6)
+    assert target.read_bytes() == b"other"
+
+
+@pytest.mark.parametrize("data", [None, b"altered"])
+def test_missing_or_altered_weights(picture, lat, tmp_path, monkeypatch, data):
+    (folder := tmp_path / "weights").mkdir()
+    monkeypatch.setattr("dynenc.models.folder", lambda: folder)
+    monkeypatch.setattr("dynenc.codec.entropy_model", _uncached_entropy_model())
+    if data:
+        for name in ("nano", "embedded", "entropy_1"):
+            (folder / f"{name}.safetensors").write_bytes(data)
+    assert "reinstall" in sentence(run("encode", picture, "-e", "nano", "-f"), 5)
+    assert "reinstall" in sentence(run("decode", lat, "-f", "-d", "embedded"), 5)
+
+
+def _uncached_entropy_model():
+    from dynenc import codec
+
+    return codec.entropy_model.__wrapped__
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["encode", "x.png", "--encoder", "huge"],
+        ["encode", "x.png", "--quality", "101"],
+        ["encode", "x.png", "--quality", "best"],
+        ["encode", "x.png", "--device", "tpu"],
+        ["encode"],
+        ["encode", "x.png", "--no-such-flag"],
+        ["explode"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+
+
+def test_a_device_that_is_not_there(picture, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "cuda" in sentence(run("encode", picture, "--device", "cuda"), 8)
+
+
+def test_version():
+    assert run("--version").stdout == f"dynenc {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "roundtrip", "info", "train"])
+def test_every_command_has_help(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from dynenc.cli import app;"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0;"
+        "assert not {'torch', 'numpy', 'PIL', 'diffusers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_encode_does_not_import_diffusers(picture):
+    code = (
+        "import sys; from pathlib import Path; from dynenc import cli;"
+        f"cli.encode(Path({str(picture)!r}), encoder='nano');"
+        "assert not {'diffusers', 'huggingface_hub', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

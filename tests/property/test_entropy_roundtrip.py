@@ -1,0 +1,42 @@
+import contextlib
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from dynenc.entropy import LIMIT, EntropyModel
+from dynenc.errors import Corrupt
+
+MODEL = EntropyModel.load(Path(__file__).parents[2] / "weights" / "entropy_1.safetensors")
+sides = st.integers(1, 11)
+steps = st.one_of(st.integers(77, 1229), st.integers(1, 65535))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), height=sides, width=sides, step_q=steps, most=st.sampled_from([1, 9, LIMIT]))
+def test_any_symbols_survive(data, height, width, step_q, most):
+    elements = st.integers(-most, most)
+    symbols = data.draw(hnp.arrays(np.int32, (4, height, width), elements=elements))
+    payload = MODEL.encode(symbols, step_q)
+    assert np.array_equal(MODEL.decode(payload, height, width, step_q), symbols)
+
+
+@settings(max_examples=100, deadline=None)
+@given(junk=st.binary(max_size=400), height=sides, width=sides, step_q=steps)
+def test_any_bytes_decode_or_are_corrupt(junk, height, width, step_q):
+    with contextlib.suppress(Corrupt):
+        symbols = MODEL.decode(junk, height, width, step_q)
+        assert symbols.shape == (4, height, width)
+        assert np.abs(symbols).max() <= LIMIT
+
+
+@settings(max_examples=60, deadline=None)
+@given(bit=st.integers(0), step_q=steps)
+def test_a_flipped_bit_is_corrupt_or_decodes_to_symbols(bit, step_q):
+    symbols = np.random.default_rng(0).integers(-9, 10, (4, 6, 6), np.int32)
+    damaged = bytearray(MODEL.encode(symbols, step_q))
+    damaged[bit // 8 % len(damaged)] ^= 1 << bit % 8
+    with contextlib.suppress(Corrupt):
+        assert np.abs(MODEL.decode(bytes(damaged), 6, 6, step_q)).max() <= LIMIT

@@ -1,0 +1,152 @@
+import contextlib
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dynenc
+from dynenc import bitstream, codec, metrics, models
+from dynenc.codec import Codec
+from dynenc.errors import BitstreamError, Corrupt, ImageError, UnknownModel, WeightsError
+from dynenc.image import to_picture, to_tensor
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return Codec.from_pretrained("nano", decoder="embedded", device="cpu")
+
+
+@pytest.fixture
+def photo(photo_path):
+    return Image.open(photo_path).convert("RGB").crop((100, 60, 199, 141))
+
+
+def test_public_names():
+    assert dynenc.__all__ == [
+        "Codec",
+        "DynamicConv",
+        "DynencError",
+        "HybridDense",
+        "load_decoder",
+        "load_encoder",
+    ]
+    for name in dynenc.__all__:
+        assert getattr(dynenc, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = dynenc.nothing
+
+
+def test_a_photograph_survives(nano, photo):
+    decoded = nano.decode(nano.encode(photo))
+    assert decoded.size == photo.size
+    assert metrics.psnr_db(to_tensor(decoded), to_tensor(photo)) > 18
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (7, 13), (8, 8), (64, 1), (33, 40)])
+def test_any_size(nano, size):
+    picture = Image.effect_noise(size, 40).convert("RGB")
+    assert nano.decode(nano.encode(picture)).size == size
+
+
+def test_tensors_and_pictures_give_the_same_bytes(nano, photo):
+    tensor = to_tensor(photo)
+    blob = nano.encode(photo)
+    assert nano.encode(tensor) == blob
+    assert nano.encode(tensor[0]) == blob
+    decoded = nano.decode_tensor(blob)
+    assert decoded.shape == tensor.shape
+    assert to_picture(decoded).tobytes() == nano.decode(blob).tobytes()
+
+
+def test_encoding_twice_gives_the_same_bytes(nano, photo):
+    assert nano.encode(photo) == nano.encode(photo)
+
+
+def test_grey_and_transparent_pictures(nano, photo):
+    for mode in ("L", "RGBA", "P"):
+        assert nano.decode(nano.encode(photo.convert(mode))).size == photo.size
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 8), (1, 8, 8), (2, 3, 8, 8), (8, 8), (3, 70_000, 1)])
+def test_tensors_that_are_no_picture(nano, shape):
+    with pytest.raises(ImageError):
+        nano.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("quality", [-1, 100.5, float("nan")])
+def test_quality_out_of_range(nano, photo, quality):
+    with pytest.raises(ValueError, match="quality"):
+        nano.encode(photo, quality=quality)
+
+
+def test_values_that_are_not_numbers_do_not_break_the_file(nano):
+    image = torch.full((1, 3, 16, 16), float("nan"))
+    image[..., 8:] = 1e30
+    assert nano.decode(nano.encode(image)).size == (16, 16)
+
+
+def test_unknown_encoder():
+    with pytest.raises(WeightsError, match="nano, light, base"):
+        Codec("huge")
+
+
+def test_foreign_model_numbers(nano, photo):
+    header, payload = bitstream.read(nano.encode(photo))
+    for change in ({"model_id": 200}, {"coder_id": 200}):
+        with pytest.raises(UnknownModel, match=r"200.*update"):
+            nano.decode(bitstream.write(replace(header, **change), payload))
+
+
+def test_a_payload_of_another_size_is_refused(nano, photo):
+    header, payload = bitstream.read(nano.encode(photo))
+    other = replace(header, width=header.width + 80)
+    with pytest.raises(Corrupt):
+        nano.decode(bitstream.write(other, payload))
+
+
+def test_random_payloads_raise_only_bitstream_errors(nano):
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        header = bitstream.Header(*random.integers(1, 300, 3).tolist(), 1, 1)
+        junk = random.bytes(4 * int(random.integers(0, 60)))
+        with contextlib.suppress(BitstreamError):
+            codec.read_latents(bitstream.write(header, junk))
+
+
+@pytest.mark.parametrize("name", models.names("encoder"))
+def test_encoders_are_local(name, photo_path):
+    """A crop aligned to 8 px has the crop of the latents, away from the border."""
+    image = to_tensor(Image.open(photo_path).convert("RGB"))[..., :296, :448]
+    encoder = dynenc.load_encoder(name)
+    with torch.inference_mode():
+        whole = encoder(image)
+        part = encoder(image[..., 64:264, 80:360])
+    margin = 6
+    inner = part[..., margin:-margin, margin:-margin]
+    expected = whole[..., 8 + margin : 33 - margin, 10 + margin : 45 - margin]
+    assert (inner - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("name", models.names("encoder"))
+def test_encoder_shapes(name):
+    with torch.inference_mode():
+        assert dynenc.load_encoder(name)(torch.zeros(2, 3, 16, 24)).shape == (2, 4, 2, 3)
+
+
+def test_picture_formats_do_not_matter(nano, photo):
+    buffer = io.BytesIO()
+    photo.save(buffer, "WEBP", lossless=True)
+    assert nano.encode(Image.open(buffer)) == nano.encode(photo)
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert codec.pick_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert codec.pick_device("auto") == torch.device("cuda")
+    with pytest.raises(dynenc.DynencError, match="mps"):
+        codec.pick_device("mps")

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import numpy as np
+import oracle_entropy
+import pytest
+
+from dynenc.entropy import LIMIT, EntropyModel
+from dynenc.errors import Corrupt, WeightsError
+
+TABLES = Path(__file__).parents[2] / "weights" / "entropy_1.safetensors"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return EntropyModel.load(TABLES)
+
+
+def smooth(height, width, step_q, seed=0):
+    """Symbols of made-up latents whose neighbours resemble each other."""
+    random = np.random.default_rng(seed)
+    noise = random.normal(0, 1, (4, height + 2, width + 2))
+    latents = (noise[:, 1:-1, 1:-1] + noise[:, :-2, 1:-1] + noise[:, 1:-1, :-2]) * 0.6
+    return np.rint(latents * 1024 / step_q).astype(np.int32)
+
+
+@pytest.mark.parametrize("step_q", [1, 77, 307, 1229, 65535])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (5, 6), (32, 48)])
+def test_symbols_survive(model, shape, step_q):
+    symbols = np.clip(smooth(*shape, step_q), -LIMIT, LIMIT)
+    payload = model.encode(symbols, step_q)
+    decoded = model.decode(payload, *shape, step_q)
+    assert decoded.dtype == np.int32
+    assert np.array_equal(decoded, symbols)
+
+
+@pytest.mark.parametrize("value", [-LIMIT, LIMIT, 255, 0])
+def test_extreme_symbols_survive(model, value):
+    symbols = np.full((4, 6, 7), value, np.int32)
+    symbols[2, 3, 4] = -LIMIT
+    for step_q in (1, 307, 65535):
+        payload = model.encode(symbols, step_q)
+        assert np.array_equal(model.decode(payload, 6, 7, step_q), symbols)
+
+
+@pytest.mark.parametrize(("shape", "step_q"), [((1, 1), 307), ((9, 10), 102), ((6, 13), 1024)])
+def test_a_program_written_from_the_specification_agrees(model, shape, step_q):
+    symbols = smooth(*shape, step_q)
+    symbols.flat[3] = 900  # escapes
+    symbols.flat[1] = -LIMIT
+    payload = model.encode(symbols, step_q)
+    tensors = oracle_entropy.read_tensors(TABLES)
+    assert oracle_entropy.decode(tensors, payload, *shape, step_q) == symbols.tolist()
+
+
+def test_a_flat_picture_costs_next_to_nothing(model):
+    zeros = np.zeros((4, 64, 96), np.int32)
+    assert all(len(model.encode(zeros, step_q)) < 100 for step_q in (77, 307, 1229))
+
+
+def test_contexts_save_bits(model):
+    coarse = np.random.default_rng(0).normal(0, 3, (4, 16, 16))
+    symbols = np.rint(np.kron(coarse, np.ones((1, 4, 4)))).astype(np.int32)
+    ideal = 0.0
+    for channel in symbols:
+        _, counts = np.unique(channel, return_counts=True)
+        ideal -= (counts * np.log2(counts / counts.sum())).sum()
+    assert 8 * len(model.encode(symbols, 307)) < 0.8 * ideal
+
+
+def test_known_payload(model):
+    symbols = np.arange(-8, 8, dtype=np.int32).reshape(4, 2, 2)
+    assert model.encode(symbols, 307).hex() == ""
+
+
+def test_impossible_payloads_are_corrupt(model):
+    symbols = smooth(8, 8, 307)
+    payload = model.encode(symbols, 307)
+    for damaged in (payload[:-1], payload + b"\0", payload + bytes(4), payload * 2, payload * 99):
+        with pytest.raises(Corrupt):
+            model.decode(damaged, 8, 8, 307)
+
+
+def test_wrong_tables_are_refused(tmp_path):
+    (tmp_path / "junk").write_bytes(b"junk" * 9)
+    (tmp_path / "short").write_bytes(TABLES.read_bytes()[:99])
+    for name in ("missing", "junk", "short"):
+        with pytest.raises(WeightsError):
+            EntropyModel.load(tmp_path / name)

@@ -1,0 +1,112 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dynenc import image
+from dynenc.errors import ImageError
+
+
+def saved(picture: Image.Image, form: str = "PNG", **options) -> io.BytesIO:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    buffer.seek(0)
+    return buffer
+
+
+@pytest.fixture
+def photo(photo_path):
+    return Image.open(photo_path).convert("RGB")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "YCbCr", "LAB", "HSV", "CMYK"])
+def test_modes_become_rgb(photo, mode):
+    assert image.to_rgb(photo.convert(mode)).mode == "RGB"
+
+
+def test_cmyk_jpeg_looks_the_same(photo):
+    read = image.open_image(saved(photo.convert("CMYK"), "JPEG", quality=95))
+    difference = np.abs(np.asarray(read, int) - np.asarray(photo, int))
+    assert difference.mean() < 6
+
+
+def test_sixteen_bit_grey_is_scaled():
+    ramp = np.array([[0, 257, 32_896, 65_535]], np.uint16)
+    read = image.open_image(saved(Image.fromarray(ramp)))
+    assert np.asarray(read)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_float_grey_is_clipped():
+    values = Image.fromarray(np.array([[-5.0, 100.4, 300.0]], np.float32))
+    assert np.asarray(image.to_rgb(values))[0, :, 0].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_composited_onto_white(mode):
+    picture = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
+    picture.putpixel((1, 0), (0, 0, 0, 0))
+    read = image.open_image(saved(picture.convert(mode)))
+    assert [read.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
+
+
+def test_transparent_palette_is_composited_onto_white():
+    picture = Image.new("P", (1, 1), 3)
+    picture.putpalette([0] * 768)
+    assert image.open_image(saved(picture, transparency=3)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_orientation_is_applied():
+    picture = Image.new("RGB", (20, 10), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    assert image.open_image(saved(picture, "JPEG", exif=exif)).size == (10, 20)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ImageError, match="does not exist"):
+        image.open_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("data", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(30)])
+def test_not_a_picture(tmp_path, data):
+    (path := tmp_path / "x.png").write_bytes(data)
+    with pytest.raises(ImageError, match=r"x\.png cannot be read as a picture"):
+        image.open_image(path)
+
+
+def test_truncated_picture(photo, tmp_path):
+    (path := tmp_path / "x.png").write_bytes(saved(photo).getvalue()[:5000])
+    with pytest.raises(ImageError):
+        image.open_image(path)
+
+
+def test_decompression_bomb(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    (path := tmp_path / "x.png").write_bytes(saved(Image.new("RGB", (20, 20))).getvalue())
+    with pytest.raises(ImageError, match="bomb"):
+        image.open_image(path)
+
+
+def test_tensor_round_trip_is_exact(photo):
+    tensor = image.to_tensor(photo)
+    assert tensor.shape == (1, 3, photo.height, photo.width)
+    assert tensor.dtype == torch.float32
+    assert tensor.abs().max() <= 1
+    assert image.to_picture(tensor).tobytes() == photo.tobytes()
+
+
+def test_to_picture_clamps():
+    tensor = torch.tensor([-3.0, 0.0, 3.0]).view(1, 3, 1, 1)
+    assert image.to_picture(tensor).getpixel((0, 0)) == (0, 128, 255)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 13), (8, 16), (9, 8)])
+def test_pad_repeats_the_edge(height, width):
+    tensor = torch.rand(1, 3, height, width)
+    padded = image.pad(tensor)
+    assert [side % 8 for side in padded.shape[-2:]] == [0, 0]
+    assert torch.equal(padded[..., :height, :width], tensor)
+    assert torch.equal(padded[..., -1, :width], tensor[..., -1, :])
+    assert torch.equal(padded[..., :height, -1], tensor[..., -1])
