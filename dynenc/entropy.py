@@ -171,20 +171,16 @@ class EntropyModel:
         if (counts < 1).any() or (counts.sum(1) != 2**PRECISION).any():
             raise WeightsError("the entropy coder's frequencies do not sum to one")
         # constriction adds 1 to each and scales the rest to 2**24 - n: here by exactly 1.
-        models = tuple(
-            constriction.stream.model.Categorical(row, perfect=False)
-            for row in (counts - 1).astype(np.float64)
-        )
+        rows = (counts - 1).astype(np.float64)
+        models = tuple(constriction.stream.model.Categorical(row, perfect=False) for row in rows)
         levels = np.searchsorted(tensors["thresholds"], np.arange(2**16), side="right")
         return cls(networks, levels.astype(np.int32), counts, models, counts.shape[1] // 2 - 1)
 
-    def contexts(
-        self, planes: Planes, number: int, step_q: int
-    ) -> tuple[Index, Ints, Ints, npt.NDArray[np.bool_]]:
+    def contexts(self, planes: Planes, number: int, step_q: int) -> tuple[Index, Ints, Ints, Ints]:
         """What is known of the symbols of one pass before they are decoded.
 
         Returns: for each of its symbols in order, the index in the flat planes, the table,
-            the expected symbol, and whether the residual's sign is flipped.
+            the expected symbol, and the sign (1 or -1) that the residual is multiplied by.
         """
         level = int(self.levels[step_q])
         known = min(max(level, LEVELS[0]), LEVELS[-1])
@@ -206,25 +202,14 @@ class EntropyModel:
         activity = self.levels[np.minimum(np.maximum(activity >> 4, 32), 65_535)]  # of 2**-13
         scale = (scale + ((activity - level + known) << 13)) >> 15  # quarter octaves, in symbols
         scale = np.minimum(np.maximum(scale, 0), len(self.counts) // VARIANTS - 1)
-        return places[coded], scale * VARIANTS + np.abs(fraction), centre, fraction < 0
+        sign = 1 - 2 * (fraction < 0).astype(np.int32)
+        return places[coded], scale * VARIANTS + np.abs(fraction), centre, sign
 
     def encode(self, symbols: Ints, step_q: int) -> bytes:
         """Compress symbols [4, h, w], each in -LIMIT..LIMIT, rounded with step step_q / 1024."""
         planes = Planes(*symbols.shape[1:])
         planes.symbols[planes.index] = symbols
-        coder = constriction.stream.queue.RangeEncoder()
-        for number in range(PASSES):
-            places, tables, centre, flip = self.contexts(planes, number, step_q)
-            actual = planes.symbols[places]
-            residual = np.where(flip, centre - actual, actual - centre) + self.radius
-            escaped = (residual < 0) | (residual > 2 * self.radius)
-            residual[escaped] = 2 * self.radius + 1
-            for table, group in _groups(tables):
-                coder.encode(residual[group], self.models[table])
-            if escaped.any():
-                coder.encode(actual[escaped] + LIMIT, ESCAPE)
-            planes.values[places] = values_of(actual, step_q)
-        return np.asarray(coder.get_compressed(), WORD).tobytes()
+        return self._code(planes, step_q)
 
     def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Ints:
         """Undo encode(): symbols [4, height, width] int32; raise Corrupt for any other bytes."""
@@ -232,33 +217,36 @@ class EntropyModel:
             raise Corrupt(f"{len(payload)} bytes cannot be {height}x{width} latents")
         planes = Planes(height, width)
         words = np.frombuffer(payload, WORD).astype(np.uint32)
-        coder = constriction.stream.queue.RangeDecoder(words)
-        mirror = constriction.stream.queue.RangeEncoder()  # writes what was read
         try:
-            for number in range(PASSES):
-                places, tables, centre, flip = self.contexts(planes, number, step_q)
-                residual = np.empty(len(tables), np.int32)
-                for table, group in _groups(tables):
-                    found = coder.decode(self.models[table], len(group))
-                    mirror.encode(found, self.models[table])
-                    residual[group] = found
-                escaped = residual > 2 * self.radius
-                residual -= self.radius
-                actual = np.where(flip, centre - residual, centre + residual)
-                if escaped.any():
-                    found = coder.decode(ESCAPE, int(escaped.sum()))
-                    mirror.encode(found, ESCAPE)
-                    actual[escaped] = found - LIMIT
-                planes.symbols[places] = actual
-                planes.values[places] = values_of(actual, step_q)
-        except AssertionError as exc:
-            raise Corrupt("the payload is not one that an encoder writes") from exc
-        if (
-            not np.array_equal(mirror.get_compressed(), words)
-            or np.abs(planes.symbols).max() > LIMIT
-        ):
-            raise Corrupt("the payload does not end with the last symbol")
+            again = self._code(planes, step_q, constriction.stream.queue.RangeDecoder(words))
+        except AssertionError as exc:  # of constriction, for words that no encoder writes
+            raise Corrupt("the payload is damaged") from exc
+        if again != payload or np.abs(planes.symbols).max() > LIMIT:
+            raise Corrupt("the payload is damaged, or does not end with the last symbol")
         return planes.symbols[planes.index]
+
+    def _code(self, planes: Planes, step_q: int, reader: Any = None) -> bytes:
+        """The payload of the planes' symbols, which come from the reader if there is one."""
+        writer = constriction.stream.queue.RangeEncoder()
+        for number in range(PASSES):
+            places, tables, centre, sign = self.contexts(planes, number, step_q)
+            symbols = planes.symbols[places]
+            coded = (symbols - centre) * sign + self.radius
+            coded[(coded < 0) | (coded > 2 * self.radius)] = 2 * self.radius + 1
+            for table, group in _groups(tables):
+                if reader is not None:
+                    coded[group] = reader.decode(self.models[table], len(group))
+                writer.encode(coded[group], self.models[table])
+            if reader is not None:
+                symbols = centre + (coded - self.radius) * sign
+            escaped = np.flatnonzero(coded > 2 * self.radius)
+            if len(escaped):
+                if reader is not None:
+                    symbols[escaped] = reader.decode(ESCAPE, len(escaped)) - LIMIT
+                writer.encode(symbols[escaped] + LIMIT, ESCAPE)
+            planes.symbols[places] = symbols
+            planes.values[places] = values_of(symbols, step_q)
+        return np.asarray(writer.get_compressed(), WORD).tobytes()
 
 
 def _groups(tables: Ints) -> Iterator[tuple[int, Index]]:

@@ -50,7 +50,7 @@ class FitConfig:
     faded: float = 0.06  # share of copies that lose contrast, so that flat pictures are known too
     samples: int = 200_000  # symbols that a network is trained on
     batch: int = 1024
-    iterations: int = 3000
+    iterations: int = 2500
     learning_rate: float = 1.2e-2
     prior: float = 20.0  # symbols' worth of a logistic distribution in every table
 
@@ -166,6 +166,16 @@ class _Trainee(nn.Module):
         expected, scale, activity = self.output(torch.cat([middle, hidden, inputs], 1)).unbind(1)
         return torch.stack([expected, scale + torch.log2(activity.clamp(1 / 256, LARGEST))], 1)
 
+    @torch.no_grad()
+    def limit(self) -> None:
+        """Keep the weights small enough for entropy.Network's exact sums."""
+        for layer in (self.hidden, self.middle, self.output):
+            weight = layer.weight[:, :-1] if layer is not self.middle else layer.weight
+            weight.mul_((12 / weight.abs().sum(1, keepdim=True)).clamp(max=1))
+            layer.bias.clamp_(-8, 8)
+            if layer is not self.middle:
+                layer.weight[:, -1].clamp_(-3, 3)
+
     def bits(self, neighbours: Tensor, target: Tensor, octave: Tensor) -> Tensor:
         """Bits of the targets [N], under a mixture of two Gaussians."""
         step = torch.exp2(octave + (MIDDLE_LEVEL / 16 - 10))
@@ -198,6 +208,7 @@ def _train(
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         schedule.step()
+        network.limit()
     state = {name: array.detach().double().numpy() for name, array in network.named_parameters()}
     hidden, middle, output = (state[f"{name}.weight"] for name in ("hidden", "middle", "output"))
     per_level = [hidden[:, -1], np.zeros(config.middle), output[:, -1]]
@@ -229,11 +240,8 @@ def _counts(
     seen = np.zeros(SCALES * VARIANTS * columns)
     for planes, step_q in pictures:
         for number in range(PASSES):
-            places, tables, centre, flip = model.contexts(planes, number, step_q)
-            residual = (
-                np.where(flip, centre - planes.symbols[places], planes.symbols[places] - centre)
-                + radius
-            )
+            places, tables, centre, sign = model.contexts(planes, number, step_q)
+            residual = (planes.symbols[places] - centre) * sign + radius
             residual[(residual < 0) | (residual > 2 * radius)] = columns - 1
             seen += np.bincount(tables * columns + residual, minlength=len(seen))
     index = np.arange(SCALES * VARIANTS)

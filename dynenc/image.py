@@ -6,7 +6,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dynenc.encoder import PATCH
@@ -22,13 +22,15 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
     8 bits. Raises: ImageError if the file is missing, not a picture, damaged, or a decompression
     bomb by Pillow's limits.
     """
+    name = source if isinstance(source, Path) else "the input"
     try:
         with Image.open(source) as picture:
             return to_rgb(ImageOps.exif_transpose(picture))
     except FileNotFoundError as exc:
-        raise ImageError(f"{source} does not exist") from exc
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
-        name = source if isinstance(source, Path) else "the input"
+        raise ImageError(f"{name} does not exist") from exc
+    except UnidentifiedImageError as exc:
+        raise ImageError(f"{name} cannot be read as a picture: no known format") from exc
+    except Exception as exc:  # Pillow's plugins raise whatever a damaged file makes them trip over
         raise ImageError(f"{name} cannot be read as a picture: {exc}") from exc
 
 

@@ -95,10 +95,9 @@ class DynamicConv(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Convolve: [B, in_channels, H, W] -> [B, out_channels, H', W']."""
-        patches = self._patches(image)
         rows = torch.cat([self.predict.weight[0], self.dynamic, self.static])
         n = len(self.dynamic)
-        z, values, static = (rows @ patches).split([n, n, len(self.static)], dim=1)
+        z, values, static = self._products(rows, image).split([n, n, len(self.static)], dim=1)
         gates = self.norms[0](self.predict.activate(z + self.predict.bias[:, None]))
         gates = self.norms[1](self.refine.columns(gates))
         dynamic = (gates * values).unflatten(1, (-1, self.hidden)).sum(2)
@@ -110,13 +109,19 @@ class DynamicConv(nn.Module):
         image_out: Tensor = out.unflatten(2, (height, width))
         return image_out
 
-    def _patches(self, image: Tensor) -> Tensor:
-        """Cut the image into columns [B, in_channels * kernel_size ** 2, H' * W']."""
-        if self.stride == self.kernel_size and self.padding == 0:
-            height, width = (side // self.stride * self.stride for side in image.shape[-2:])
-            # several times as fast as unfold where patches do not overlap
-            return F.pixel_unshuffle(image[..., :height, :width], self.stride).flatten(2)
-        return F.unfold(image, self.kernel_size, padding=self.padding, stride=self.stride)
+    def _products(self, rows: Tensor, image: Tensor) -> Tensor:
+        """Every row [R, in_channels * kernel_size ** 2] times every patch: [B, R, H' * W']."""
+        k = self.kernel_size
+        if self.stride != k or self.padding:
+            patches = F.unfold(image, k, padding=self.padding, stride=self.stride)
+        else:  # several times as fast: with channels last, a patch is a few runs of memory
+            height, width = (side // k * k for side in image.shape[-2:])
+            pixels = image[..., :height, :width].permute(0, 2, 3, 1)
+            cut = pixels.unflatten(2, (-1, k)).unflatten(1, (-1, k)).transpose(2, 3)
+            patches = cut.flatten(3).flatten(1, 2).transpose(1, 2)
+            rows = rows.unflatten(1, (-1, k, k)).permute(0, 2, 3, 1).flatten(1)
+        products: Tensor = rows @ patches
+        return products
 
 
 class DynamicBlock(nn.Module):
@@ -137,6 +142,9 @@ class DynamicBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Add the block's output to its input: [B, channels, h, w] -> the same."""
-        normed = self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        gates, values = self.gate(self.spatial(normed)).chunk(2, dim=1)
-        return features.add(self.mix(F.relu(gates) * values))
+        rows = self.norm(features.permute(0, 2, 3, 1))  # channels last; 1x1 convolutions are linear
+        rows = self.spatial(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        rows = F.linear(rows, self.gate.weight.flatten(1), self.gate.bias)
+        gates, values = rows.chunk(2, dim=-1)
+        rows = F.linear(F.relu(gates) * values, self.mix.weight.flatten(1), self.mix.bias)
+        return features + rows.permute(0, 3, 1, 2)

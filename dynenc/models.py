@@ -35,7 +35,7 @@ MODELS = {
             "encoder",
             "nano.safetensors",
             "b3d18de59cae119bae530f91627569eafeb78ad382d466ce9d43322efe59b74b",
-            {"hidden": 24},
+            {"hidden": 16},
         ),
         Model(
             "light",
