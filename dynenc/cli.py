@@ -225,12 +225,19 @@ def info(
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Argument(help="nano, light, base or embedded (the decoder).")],
+    preset: Annotated[
+        str,
+        typer.Argument(
+            help="nano, light, base, embedded (the decoder) or context (the entropy coder)."
+        ),
+    ],
     data: Annotated[list[Path], typer.Option(help="Folder or tar of pictures; may be repeated.")],
     teacher: Annotated[Path, typer.Option(help="SD VAE or TAESD in diffusers form.")],
-    lpips: Annotated[Path, typer.Option(help="Weights of LPIPS (AlexNet) as safetensors.")],
     run: Annotated[Path, typer.Option(help="Folder for checkpoints, log and cached data.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="safetensors to write.")],
+    lpips: Annotated[
+        Path | None, typer.Option(help="Weights of LPIPS (AlexNet) as safetensors.")
+    ] = None,
     start: Annotated[Path | None, typer.Option(help="Weights to start from.")] = None,
     embedded: Annotated[
         Path | None, typer.Option(help="Embedded decoder to train an encoder through, too.")
@@ -250,9 +257,9 @@ def train(
     """Train PRESET; run again, the same command goes on where the last one stopped."""
     with reporting(quiet):
         from dynenc.codec import pick_device
-        from dynenc.train import PRESETS, TrainPaths, configure, train_with_progress
+        from dynenc.train import CODER, PRESETS, TrainPaths, configure, train_with_progress
 
-        config = configure(one_of(list(PRESETS))(preset), setting or [])
+        config = configure(one_of([*PRESETS, CODER])(preset), setting or [])
         paths = TrainPaths(
             data=tuple(data),
             teacher=teacher,

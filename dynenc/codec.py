@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from safetensors.numpy import load
 from torch import Tensor, nn
 
 from dynenc import bitstream, image, models, quantize, weights
@@ -46,7 +45,7 @@ def pick_device(name: str = "auto") -> torch.device:
 @cache
 def entropy_model(name: str) -> EntropyModel:
     """The entropy coder of a name in `models.MODELS`; raises WeightsError."""
-    return EntropyModel.of(load(models.read_file(models.named(name, "coder"))))
+    return EntropyModel.load(models.read_file(models.named(name, "coder")))
 
 
 class Codec:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dynenc.encoder import PATCH
+from dynenc.encoder import CHANNELS, PATCH
 from dynenc.errors import ImageError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".jxl", ".tif", ".tiff", ".bmp", ".ppm"}
@@ -97,7 +97,7 @@ class Crops:
         for number, cache in enumerate(caches):
             self._pixels.append(np.memmap(cache / "pixels.u8", np.uint8, "r").reshape(-1, 3))
             codes = np.memmap(cache / "latents.f16", np.float16, "r")
-            self._latents.append(codes.reshape(-1, 4))
+            self._latents.append(codes.reshape(-1, CHANNELS))
             rows = json.loads((cache / "index.json").read_text())
             self._tiles += [(number, Tile(*row)) for row in rows]
         area = np.array([t.height * t.width for _, t in self._tiles], np.float64)
@@ -109,23 +109,40 @@ class Crops:
         """The number of tiles."""
         return len(self._tiles)
 
+    def whole(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every tile: image [1, 3, H, W] float32 in [-1, 1], latents [1, 4, H/8, W/8]."""
+        for number, tile in self._tiles:
+            pixels, latents = self._part(number, tile, 0, 0, tile.height, tile.width)
+            yield _to_tensors(pixels[None], latents[None])
+
     def sample(self, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Draw crops: images [N, 3, S, S] float32 in [-1, 1], latents [N, 4, S/8, S/8]."""
-        side = self.size // PATCH
-        images, latents = [], []
+        crops = []
         for pick in random.choice(len(self._tiles), count, p=self._chance):
             number, tile = self._tiles[pick]
-            rows, columns = tile.height // PATCH, tile.width // PATCH
-            top = int(random.integers(rows - side + 1))
-            left = int(random.integers(columns - side + 1))
-            area = tile.height * tile.width
-            pixels = self._pixels[number][tile.start : tile.start + area]
-            pixels = pixels.reshape(tile.height, tile.width, 3)
-            y, x = top * PATCH, left * PATCH
-            images.append(pixels[y : y + self.size, x : x + self.size])
-            first = tile.start // PATCH**2
-            codes = self._latents[number][first : first + rows * columns].reshape(rows, columns, 4)
-            latents.append(codes[top : top + side, left : left + side])
-        image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        target = torch.from_numpy(np.stack(latents)).permute(0, 3, 1, 2).float()
-        return image.contiguous(memory_format=torch.channels_last), target
+            top = PATCH * int(random.integers((tile.height - self.size) // PATCH + 1))
+            left = PATCH * int(random.integers((tile.width - self.size) // PATCH + 1))
+            crops.append(self._part(number, tile, top, left, self.size, self.size))
+        pixels, latents = zip(*crops, strict=True)
+        return _to_tensors(np.stack(pixels), np.stack(latents))
+
+    def _part(
+        self, number: int, tile: Tile, top: int, left: int, height: int, width: int
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]]:
+        """Pixels and latents of a rectangle of a tile, all of it in multiples of 8 px."""
+        pixels = self._pixels[number][tile.start : tile.start + tile.height * tile.width]
+        pixels = pixels.reshape(tile.height, tile.width, 3)
+        start, stop = (p // PATCH**2 for p in (tile.start, tile.start + tile.height * tile.width))
+        latents = self._latents[number][start:stop]
+        latents = latents.reshape(tile.height // PATCH, tile.width // PATCH, CHANNELS)
+        rows = slice(top // PATCH, (top + height) // PATCH)
+        columns = slice(left // PATCH, (left + width) // PATCH)
+        return pixels[top : top + height, left : left + width], latents[rows, columns]
+
+
+def _to_tensors(
+    pixels: npt.NDArray[np.uint8], latents: npt.NDArray[np.float16]
+) -> tuple[Tensor, Tensor]:
+    """NHWC arrays as they are kept -> image in [-1, 1] and latents, NCHW float32."""
+    image = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return image, torch.from_numpy(latents.copy()).permute(0, 3, 1, 2).float().contiguous()

@@ -10,14 +10,13 @@ exact: all machines and thread counts agree.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import constriction  # type: ignore[import-untyped]  # it ships no stubs
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from dynenc.errors import Corrupt, WeightsError
 
@@ -153,12 +152,12 @@ class EntropyModel:
     radius: int  # R: residuals from -R to R have a place in the tables; others escape
 
     @classmethod
-    def load(cls, path: Path) -> "EntropyModel":
-        """Read a .safetensors file made by entropy_fit; raise WeightsError if it is not one."""
+    def load(cls, data: bytes) -> "EntropyModel":
+        """Read the bytes of a .safetensors file made by entropy_fit; raise WeightsError if not."""
         try:
-            return cls.of(load_file(path))
-        except (OSError, SafetensorError, KeyError, ValueError, IndexError) as exc:
-            raise WeightsError(f"{path} does not hold an entropy coder: {exc}") from exc
+            return cls.of(load(data))
+        except (SafetensorError, KeyError, ValueError, IndexError) as exc:
+            raise WeightsError(f"the file does not hold an entropy coder: {exc}") from exc
 
     @classmethod
     def of(cls, tensors: Tensors) -> "EntropyModel":

@@ -5,7 +5,7 @@ integers, and run as the codec runs them; what they then see of the training lat
 tables of frequencies, so nothing is lost between the training and the codec but the rounding.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from dynenc.entropy import (
     values_of,
 )
 
+NETWORKS = CHANNELS * len(STAGES)
 VARIANTS = FRACTIONS // 2 + 1
 SCALES = 30  # quarter octaves of the standard deviation, in symbols ...
 SMALLEST_OCTAVE = -3.5  # ... from here up
@@ -56,12 +57,16 @@ class FitConfig:
 
 
 def fit(
-    latents: Iterable[npt.NDArray[np.floating]], config: FitConfig | None = None
+    latents: Iterable[npt.NDArray[np.floating]],
+    config: FitConfig | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> dict[str, npt.NDArray[np.generic]]:
     """Fit an entropy model; the same input gives the same output on one machine.
 
     Args:
         latents: arrays [4, h, w] in SD scale, unquantised.
+        config: settings; the defaults if None.
+        report: called with the number of networks done, of NETWORKS.
     Returns: integer tensors, as EntropyModel.of() takes them.
     """
     config = config or FitConfig()
@@ -85,6 +90,8 @@ def fit(
             samples = _samples(pictures, stage, channel, padded, random, config)
             samples[0][:, len(rows) :] = 0
             networks.append((padded.astype(np.int8), *_train(*samples, len(rows), config)))
+            if report:
+                report(CHANNELS * stage + channel + 1)
         for name, parts in zip(names, zip(*networks, strict=True), strict=True):
             tensors[f"{stage}.{name}"] = np.stack(parts)
     tensors["counts"] = _counts(EntropyModel.of(tensors), pictures, config)

@@ -34,7 +34,7 @@ MODELS = {
             1,
             "encoder",
             "nano.safetensors",
-            "b3d18de59cae119bae530f91627569eafeb78ad382d466ce9d43322efe59b74b",
+            "a7e25389e6339ded0b8e83fa4fa2f9aa2f7878d455861e7de8d6ab8a13ea39cf",
             {"hidden": 16},
         ),
         Model(
@@ -66,7 +66,7 @@ MODELS = {
             1,
             "coder",
             "entropy_1.safetensors",
-            "22cbf385b7ea459a7f6e6924e1ad5ca1ff52a36e87d1544c9f0020ede36f9111",
+            "5af1cfe6e6e0ca63d904782f864e247148f80897cbfb168be6231ea71d812918",
         ),
     )
 }

@@ -3,33 +3,41 @@
 An encoder is first fitted to the teacher's latents (closed-form linear start, then regression), and
 then trained end to end: its latents, with the noise of a random quantiser step, go through frozen
 decoders of SD latents, and the picture that comes out is compared with the picture that went in.
-The embedded decoder is trained on latents of the teacher and of the encoders, with the same noise.
+The embedded decoder is trained on latents of the teacher and of the encoders, with the same noise;
+the entropy coder's tables are fitted to them.
 """
 
 import json
 import math
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import Progress
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.optim.swa_utils import get_ema_multi_avg_fn as ema
 
 from dynenc import models, weights
-from dynenc.data import Crops, build_cache
+from dynenc.data import Crops, build_cache, iter_images
 from dynenc.decoder import load_teacher
 from dynenc.encoder import PATCH, Encoder
+from dynenc.entropy import EntropyModel
+from dynenc.entropy_fit import NETWORKS, FitConfig, fit
 from dynenc.errors import OutputExists, UsageError
 from dynenc.evaluate import evaluate
+from dynenc.image import pad, to_tensor
 from dynenc.lpips import LPIPS
+from dynenc.metrics import bpp
+from dynenc.quantize import STEP_UNIT, to_symbols
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,8 @@ PRESETS = {
     "base": TrainConfig("base"),
     "embedded": TrainConfig("embedded", distill_steps=0),
 }
+CODER = "context"  # the preset that fits the entropy coder's tables
+TEST_STEP = 0.3  # of the quantiser, for figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,7 @@ class TrainPaths:
 
     data: tuple[Path, ...]  # folders or tar shards of pictures
     teacher: Path  # autoencoder of SD latents, in diffusers form
-    lpips: Path  # weights of LPIPS
+    lpips: Path | None  # weights of LPIPS; the entropy coder needs none
     run: Path  # checkpoints, log, caches of the data
     export: Path  # safetensors to write at the end
     start: Path | None = None  # weights to start from instead of the linear fit
@@ -98,14 +108,10 @@ class Trainer:
         self.config, self.paths, self.device = config, paths, device
         torch.manual_seed(config.seed)
         self.random = np.random.default_rng(config.seed)
+        if paths.lpips is None:
+            raise UsageError(f"training {config.preset} needs the weights of LPIPS: give --lpips")
         teacher_encoder, teacher_decoder = load_teacher(paths.teacher)
-        caches = []
-        for source in paths.data:
-            cache = paths.run / "cache" / source.stem
-            if not cache.exists():
-                build_cache(source, cache, teacher_encoder, config.crop)
-            caches.append(cache)
-        self.crops = Crops(caches, config.crop)
+        self.crops = open_crops(paths, teacher_encoder, config.crop)
         self.model: nn.Module = weights.build(models.MODELS[config.preset])
         self.decoders = [self._frozen(teacher_decoder)]
         self.teacher_encoder = self._frozen(teacher_encoder)
@@ -220,7 +226,7 @@ class Trainer:
         """Mean PSNR and LPIPS of the averaged weights on the test pictures; empty without them.
 
         An encoder is measured through the teacher's decoder, the embedded decoder on latents of the
-        last of its encoders (else of the teacher) rounded to a step of 0.3.
+        last of its encoders (else of the teacher) rounded to TEST_STEP.
         """
         if not self.paths.test:
             return {}
@@ -228,7 +234,7 @@ class Trainer:
         if self.is_encoder:
             encode, decode, step = model, self.decoders[0], 0.0
         else:
-            encode, decode, step = (self.encoders or [self.teacher_encoder])[-1], model, 0.3
+            encode, decode, step = (self.encoders or [self.teacher_encoder])[-1], model, TEST_STEP
 
         def reconstruct(image: Tensor) -> Tensor:
             latents = encode(image.to(self.device))
@@ -245,18 +251,38 @@ class Trainer:
             self.paths.export,
             {
                 "model": self.config.preset,
-                "config": json.dumps(asdict(self.config)),
-                "data": ", ".join(source.name for source in self.paths.data),
-                "tiles": str(len(self.crops)),
-                "teacher": self.paths.teacher.name,
                 "start": self.paths.start.name if self.paths.start else "linear",
                 "steps": str(self.step),
-                "commit": commit(),
-                "test": self.paths.test.name if self.paths.test else "none",
-                "figures": json.dumps(figures),
+                **origin(self.config, self.paths, self.crops, figures),
             },
         )
         return figures
+
+
+def open_crops(paths: TrainPaths, teacher: nn.Module, size: int) -> Crops:
+    """The training data, decoded and encoded by the teacher once, then kept beside the run."""
+    caches = []
+    for source in paths.data:
+        cache = paths.run / "cache" / source.stem
+        if not cache.exists():
+            build_cache(source, cache, teacher, size)
+        caches.append(cache)
+    return Crops(caches, size)
+
+
+def origin(
+    config: TrainConfig | FitConfig, paths: TrainPaths, crops: Crops, figures: dict[str, float]
+) -> dict[str, str]:
+    """How weights were made, for the metadata of their file."""
+    return {
+        "config": json.dumps(asdict(config)),
+        "data": ", ".join(source.name for source in paths.data),
+        "tiles": str(len(crops)),
+        "teacher": paths.teacher.name,
+        "commit": commit(),
+        "test": paths.test.name if paths.test else "none",
+        "figures": json.dumps(figures),
+    }
 
 
 def commit() -> str:
@@ -269,22 +295,21 @@ def commit() -> str:
         return "unknown"
 
 
-def configure(preset: str, settings: list[str]) -> TrainConfig:
+def configure(preset: str, settings: list[str]) -> TrainConfig | FitConfig:
     """A preset with some fields changed, each as 'name=value'; raises UsageError."""
     changes: dict[str, int | float] = {}
-    numbers = {f.name: type(getattr(PRESETS[preset], f.name)) for f in fields(TrainConfig)}
+    base = FitConfig() if preset == CODER else PRESETS[preset]
+    numbers = {f.name: type(getattr(base, f.name)) for f in fields(base) if f.name != "preset"}
     for setting in settings:
         name, _, value = setting.partition("=")
         try:
-            if name == "preset":
-                raise KeyError(name)
             changes[name] = numbers[name](value)
         except (KeyError, ValueError) as exc:
-            choices = ", ".join(list(numbers)[1:])
+            choices = ", ".join(numbers)
             raise UsageError(
                 f"--set {setting} is not NAME=NUMBER with a name of {choices}"
             ) from exc
-    return replace(PRESETS[preset], **changes)  # type: ignore[arg-type]  # each value has its field's type
+    return replace(base, **changes)  # type: ignore[arg-type]  # each value has its field's type
 
 
 def train(
@@ -313,18 +338,52 @@ def train(
     return trainer.export()
 
 
-def train_with_progress(
-    config: TrainConfig, paths: TrainPaths, device: torch.device, *, quiet: bool
+def train_coder(
+    config: FitConfig, paths: TrainPaths, report: Callable[[int], None]
 ) -> dict[str, float]:
-    """`train` with a progress bar on stderr and a line every 50 steps in the run's log."""
+    """Fit the entropy coder to latents of the teacher and of the encoders in turn, and export it.
+
+    Returns: `pictures` and the mean `bpp` of the test pictures' payloads, their latents made by the
+    last of the encoders (else by the teacher) and rounded to TEST_STEP; nothing without them.
+    """
+    teacher, _ = load_teacher(paths.teacher)
+    encoders = [weights.load_path(path) for path in paths.encoders]
+    crops = open_crops(paths, teacher, PRESETS["embedded"].crop)
+
+    @torch.inference_mode()
+    def latents() -> Iterator[npt.NDArray[np.float32]]:
+        for number, (image, target) in enumerate(crops.whole()):
+            pick = number % (len(encoders) + 1)
+            yield (encoders[pick - 1](image) if pick else target)[0].numpy()
+
+    tensors = fit(latents(), config, report)
+    figures: dict[str, float] = {}
+    if paths.test:
+        coder, step_q = EntropyModel.of(tensors), round(TEST_STEP * STEP_UNIT)
+        rates = []
+        for _, picture in iter_images(paths.test):
+            with torch.inference_mode():
+                encoded = [teacher, *encoders][-1](pad(to_tensor(picture)))
+            payload = coder.encode(to_symbols(encoded, step_q), step_q)
+            rates.append(bpp(len(payload), *picture.size))
+        figures = {"pictures": len(rates), "bpp": sum(rates) / len(rates)}
+    save_file(tensors, paths.export, {"model": CODER, **origin(config, paths, crops, figures)})
+    return figures
+
+
+def train_with_progress(
+    config: TrainConfig | FitConfig, paths: TrainPaths, device: torch.device, *, quiet: bool
+) -> dict[str, float]:
+    """Train with a progress bar on stderr and a line every 50 steps in the run's log."""
     paths.run.mkdir(parents=True, exist_ok=True)
+    columns = Progress.get_default_columns()
+    bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
+    if isinstance(config, FitConfig):
+        with bar:
+            coder_task = bar.add_task(CODER, total=NETWORKS)
+            return train_coder(config, paths, lambda done: bar.update(coder_task, completed=done))
     sums: dict[str, list[float]] = {}
-    with (
-        (paths.run / f"{config.preset}.log").open("a") as log,
-        Progress(
-            *Progress.get_default_columns(), console=Console(stderr=True), disable=quiet
-        ) as bar,
-    ):
+    with (paths.run / f"{config.preset}.log").open("a") as log, bar:
         task = bar.add_task(config.preset, total=config.steps)
 
         def report(step: int, terms: dict[str, float]) -> None:

@@ -8,7 +8,6 @@ import bisect
 import json
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 
 Tensor = tuple[list[int], list[int]]  # shape, values in C order
 
@@ -24,9 +23,8 @@ WORD = 2**32
 STATE = 2**64
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(blob: bytes) -> dict[str, Tensor]:
     """The integer tensors of a safetensors file."""
-    blob = path.read_bytes()
     (length,) = struct.unpack_from("<Q", blob)
     data = blob[8 + length :]
     tensors = {}

@@ -1,15 +1,15 @@
 import contextlib
-from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from dynenc import models
 from dynenc.entropy import LIMIT, EntropyModel
 from dynenc.errors import Corrupt
 
-MODEL = EntropyModel.load(Path(__file__).parents[2] / "weights" / "entropy_1.safetensors")
+MODEL = EntropyModel.load(models.read_file(models.MODELS["context"]))
 sides = st.integers(1, 11)
 steps = st.one_of(st.integers(77, 1229), st.integers(1, 65535))
 

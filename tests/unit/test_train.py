@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from dynenc.cli import app
 from dynenc.data import Crops, build_cache, iter_images
+from dynenc.entropy import EntropyModel
 from dynenc.errors import ImageError, UsageError, WeightsError
 from dynenc.lpips import LPIPS
-from dynenc.train import PRESETS, TrainConfig, TrainPaths, configure, train
+from dynenc.train import PRESETS, TrainConfig, TrainPaths, configure, train, train_with_progress
 
 CPU = torch.device("cpu")
 
@@ -144,6 +145,33 @@ def test_command(folder, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["pictures"] == 4
     assert (tmp_path / "nano.safetensors").exists()
+
+
+def test_coder_is_fitted_to_teacher_and_encoders(folder, tmp_path):
+    encoder = paths(folder, tmp_path / "encoder")
+    train(replace(PRESETS["nano"], **SMALL), encoder, CPU, nothing)
+    config = configure("context", ["samples=300", "iterations=3", "batch=64", "copies=1"])
+    changes = {"encoders": (encoder.export,), "test": folder / "pictures", "lpips": None}
+    where = paths(folder, tmp_path, **changes, data=(large_pictures(tmp_path / "large"),))
+    figures = train_with_progress(config, where, CPU, quiet=True)
+    assert figures["pictures"] == 4
+    assert 0 < figures["bpp"] < 10
+    model = EntropyModel.load(where.export.read_bytes())
+    symbols = np.ones((4, 3, 5), np.int32)
+    assert np.array_equal(model.decode(model.encode(symbols, 307), 3, 5, 307), symbols)
+
+
+def large_pictures(folder):
+    """Pictures of the size that crops for training must have."""
+    folder.mkdir()
+    for i in range(2):
+        Image.effect_noise((136, 128), 60).convert("RGB").save(folder / f"{i}.png")
+    return folder
+
+
+def test_networks_need_lpips(folder, tmp_path):
+    with pytest.raises(UsageError, match="--lpips"):
+        train(PRESETS["nano"], paths(folder, tmp_path, lpips=None), CPU, nothing)
 
 
 def test_settings():
