@@ -196,7 +196,7 @@ def load_decoder(name: str | Choice = "auto", device: torch.device | str = "cpu"
             "in vae/: name another decoder"
         )
     decoder = _decoder(choice.name, _load(path, choice.name, PARTS[2:]))
-    return decoder.to(device, _fastest(device))
+    return decoder.to(device, fast_dtype(device))
 
 
 def load_teacher(path: Path | str) -> tuple[nn.Module, nn.Module]:
@@ -238,7 +238,7 @@ def _decoder(name: str, vae: Any) -> Decoder:
     return Decoder(name, network, scale=scale, shift=shift, tile=tile)
 
 
-def _fastest(device: torch.device) -> torch.dtype:
+def fast_dtype(device: torch.device) -> torch.dtype:
     """The dtype in which a big decoder is fast on a device; elsewhere bfloat16 is emulated."""
     if device.type in ("cuda", "mps"):
         return torch.float16

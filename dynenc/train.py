@@ -28,7 +28,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn as ema
 
 from dynenc import models, weights
 from dynenc.data import Crops, build_cache, iter_images
-from dynenc.decoder import load_teacher
+from dynenc.decoder import fast_dtype, load_teacher
 from dynenc.encoder import PATCH, Encoder
 from dynenc.entropy import EntropyModel
 from dynenc.entropy_fit import NETWORKS, FitConfig, fit
@@ -130,6 +130,7 @@ class Trainer:
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
         self.perceptual = self._frozen(LPIPS(paths.lpips))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), config.learning_rate)
+        self.half = fast_dtype(device) != torch.float32  # decoders only: encoders stay exact
         self.step = 0
 
     def _frozen(self, module: nn.Module) -> nn.Module:
@@ -168,7 +169,9 @@ class Trainer:
         width = config.largest_step * self.random.random((config.batch, 1, 1, 1), np.float32)
         noise = self.random.random(latents.shape, np.float32) - 0.5
         noisy = latents + torch.from_numpy(noise * width).to(self.device)
-        decoded = decoder(noisy.contiguous(memory_format=torch.channels_last))
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            decoded = decoder(noisy).float()
         terms["mse"] = config.mse * F.mse_loss(decoded, image)
         terms["lpips"] = config.lpips * self.perceptual(decoded, image).mean()
         return terms
