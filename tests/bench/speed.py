@@ -1,18 +1,17 @@
 """The README's table of speed: `python tests/bench/speed.py [SIZE ...]`.
 
-Every figure is a ratio against its peer in the same run: the two take turns, each is warm, and the
-medians are compared. Weights do not matter for time, so the peers' are random. Prints Markdown.
+Every figure is a ratio against a peer in the same run: all take turns, each is warm, and medians
+are compared. Weights do not matter for time, so the peers' are random. Prints Markdown.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from dynenc import load_decoder, load_encoder
+from dynenc import load_decoder, load_encoder, models
 
 SD_VAE = {  # the architecture of SD 1.x
     "block_out_channels": (128, 256, 512, 512),
@@ -23,20 +22,22 @@ SD_VAE = {  # the architecture of SD 1.x
 }
 
 
-def peers() -> dict[str, tuple[nn.Module, nn.Module]]:
-    """Encoder and decoder of the SD VAE and of TAESD, with random weights."""
+def networks() -> dict[str, tuple[nn.Module, nn.Module | None]]:
+    """Encoders and decoders to compare: the peers with random weights, then dynenc's."""
     from diffusers import AutoencoderKL, AutoencoderTiny
 
     big, tiny = AutoencoderKL(**SD_VAE), AutoencoderTiny()
-    models = {"SD VAE": (big.encoder, big.decoder), "TAESD": (tiny.encoder, tiny.decoder)}
-    for pair in models.values():
-        for half in pair:
-            half.eval().to(memory_format=torch.channels_last)
-    return models
+    return {
+        "SD VAE": (big.encoder, big.decoder),
+        "TAESD": (tiny.encoder, tiny.decoder),
+        **{name: (load_encoder(name), None) for name in models.names("encoder")},
+        "embedded": (nn.Identity(), load_decoder("embedded")),
+    }
 
 
-def seconds(run: Callable[[Tensor], Tensor], tensor: Tensor, at_least: float = 0.2) -> float:
-    """Mean time of one call, over as many calls as fill `at_least` seconds."""
+def seconds(run: nn.Module, tensor: Tensor, at_least: float = 0.3) -> float:
+    """Mean time of one call, after one to warm up, over calls that fill `at_least` seconds."""
+    run(tensor)
     count, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < at_least:
         run(tensor)
@@ -45,26 +46,25 @@ def seconds(run: Callable[[Tensor], Tensor], tensor: Tensor, at_least: float = 0
 
 
 @torch.inference_mode()
-def compare(rounds: int, size: int) -> None:
-    """Print the ratios for square pictures of one size."""
+def compare(size: int, rounds: int) -> None:
+    """Print the ratios for square pictures of one size; everything takes turns in every round."""
     torch.manual_seed(0)
     image = (torch.rand(1, 3, size, size) * 2 - 1).to(memory_format=torch.channels_last)
     latents = torch.randn(1, 4, size // 8, size // 8)
-    others = peers()
-    ours = {
-        **{name: (load_encoder(name), 0, image) for name in ("nano", "light", "base")},
-        "embedded decoder": (load_decoder("embedded"), 1, latents),
-    }
-    for name, (network, half, tensor) in ours.items():
-        network(tensor)
-        times: dict[str, list[float]] = {key: [] for key in ("ours", *others)}
-        for _ in range(rounds):
-            times["ours"].append(seconds(network, tensor))
-            for key, pair in others.items():
-                times[key].append(seconds(pair[half], tensor))
-        medians = {key: statistics.median(values) for key, values in times.items()}
-        ratios = " | ".join(f"{medians[key] / medians['ours']:.0f}x" for key in others)
-        print(f"| {size}x{size} | {name} | {1e3 * medians['ours']:.2f} ms | {ratios} |", flush=True)
+    runs = {}
+    for name, (encoder, decoder) in networks().items():
+        for kind, network, tensor in (("encoder", encoder, image), ("decoder", decoder, latents)):
+            if network is not None and not isinstance(network, nn.Identity):
+                network = network.eval().to(memory_format=torch.channels_last)
+                runs[kind, name] = network, tensor
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    for _ in range(rounds):
+        for key, (network, tensor) in runs.items():
+            times[key].append(seconds(network, tensor))
+    medians = {key: statistics.median(values) for key, values in times.items()}
+    for (kind, name), median in medians.items():
+        ratios = " | ".join(f"{medians[kind, peer] / median:,.1f}x" for peer in ("SD VAE", "TAESD"))
+        print(f"| {size}x{size} | {name} {kind} | {1e3 * median:,.2f} ms | {ratios} |", flush=True)
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
     print("| picture | network | time | faster than SD VAE's | faster than TAESD's |")
     print("|---|---|---|---|---|")
     for size in arguments.sizes:
-        compare(arguments.rounds, size)
+        compare(size, arguments.rounds)
 
 
 if __name__ == "__main__":
