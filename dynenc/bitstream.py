@@ -21,6 +21,7 @@ VERSION = 1
 HAS_CHUNKS = 1  # the one flag of version 1
 MAX_PIXELS = 178_956_970  # as Pillow's limit against decompression bombs, unless raised
 MAX_SIDE = 65_535  # px
+MAX_BYTES = 2**30  # of a file; a picture of MAX_PIXELS pixels takes 67 MB at the very most
 PREFIX, LENGTH, CRC = struct.Struct("<4sB"), struct.Struct("<I"), struct.Struct("<I")
 TAG = struct.Struct("<4sI")
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,8 +79,9 @@ MaxPixels = Annotated[
 def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     """Show the library's log on stderr; turn expected errors into one line and their exit code.
 
-    Bugs keep their traceback.
+    Bugs keep their traceback. SIGTERM is taken as Ctrl-C is, so that nothing half-written stays.
     """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("dynenc: %(message)s"))
     logger = logging.getLogger("dynenc")
@@ -95,6 +97,7 @@ def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
         raise typer.Exit(130) from None
     finally:
         logger.removeHandler(handler)
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_version(wanted: bool) -> None:
@@ -221,6 +224,27 @@ def info(
                 typer.echo(
                     f"{name:8} {value:.4g}" if isinstance(value, float) else f"{name:8} {value}"
                 )
+
+
+@app.command()
+def verify(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files or folders.")],
+    max_pixels: MaxPixels = MAX_PIXELS,
+    quiet: Quiet = False,
+) -> None:
+    """Check .lat files, and all those in folders, without decoding pixels; name the bad ones."""
+    with reporting():
+        from dynenc import files
+
+        faults = []
+        for path, fault in files.verify(paths, max_pixels=max_pixels):
+            faults.append(fault)
+            if fault:
+                typer.echo(f"{path}: {fault}")
+        if bad := sum(map(bool, faults)):
+            raise DynencError(f"{bad} of {len(faults)} failed: restore them from a copy")
+        if not quiet:
+            typer.echo(f"all is well: {len(faults)} checked")
 
 
 @app.command()

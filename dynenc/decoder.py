@@ -384,15 +384,17 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 def _architecture(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
     """The config of a file without one, from the shapes of its tensors."""
-    if (first := state.get("decoder.layers.0.weight")) is not None:
-        return {"_class_name": "AutoencoderTiny", "latent_channels": first.shape[1]}
     try:
+        if (first := state.get("decoder.layers.0.weight")) is not None:
+            return {"_class_name": "AutoencoderTiny", "latent_channels": first.shape[1]}
         widths = [len(state[f"decoder.up_blocks.{i}.resnets.0.conv1.bias"]) for i in (3, 2, 1, 0)]
         channels = state["decoder.conv_in.weight"].shape[1]
     except KeyError as exc:
         raise WeightsError(
             f"{file} is not an autoencoder in diffusers' or CompVis' naming: no {exc.args[0]}"
         ) from exc
+    except (IndexError, TypeError) as exc:  # of a tensor with fewer dimensions
+        raise WeightsError(f"{file} is not an autoencoder: a weight has no shape") from exc
     return {
         "_class_name": "AutoencoderKL",
         "block_out_channels": widths,

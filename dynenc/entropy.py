@@ -212,7 +212,10 @@ class EntropyModel:
 
     def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Ints:
         """Undo encode(): symbols [4, height, width] int32; raise Corrupt for any other bytes."""
-        if len(payload) % WORD.itemsize or len(payload) > 6 * CHANNELS * height * width + 8:
+        n_symbols = CHANNELS * height * width
+        cheapest = PRECISION - float(np.log2(self.counts.max()))  # bits; no symbol costs less
+        least = n_symbols * cheapest / 8 - WORD.itemsize  # so that a few bytes cannot claim much
+        if len(payload) % WORD.itemsize or not least < len(payload) <= 6 * n_symbols + 8:
             raise Corrupt(f"{len(payload)} bytes cannot be {height}x{width} latents")
         planes = Planes(height, width)
         words = np.frombuffer(payload, WORD).astype(np.uint32)

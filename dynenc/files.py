@@ -1,10 +1,12 @@
 """Paths: one picture to one .lat file and back, never half-written, never overwritten unasked."""
 
+import contextlib
 import io
 import os
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from PIL import Image
 
 from dynenc import bitstream, image, metrics
 from dynenc.codec import Codec, read_latents
-from dynenc.errors import BitstreamError, OutputError, OutputExists
+from dynenc.errors import BitstreamError, OutputError, OutputExists, TooLarge
 
 STREAM = Path("-")  # stdin or stdout
 SUFFIX = ".lat"
@@ -130,17 +132,55 @@ def info_file(source: Path, *, max_pixels: int) -> tuple[bitstream.Header, int]:
     return header, len(blob)
 
 
+def verify(paths: list[Path], *, max_pixels: int) -> Iterator[tuple[Path, str]]:
+    """Check .lat files, and all those in folders, whole but without decoding pixels.
+
+    Yields: each file and what is wrong with it, empty if nothing is. A folder that cannot be read
+        or holds no .lat file is wrong, too: what was not checked must not pass for good.
+    """
+    for path in paths:
+        if not path.is_dir():
+            yield path, _fault(path, max_pixels)
+            continue
+        unread: list[OSError] = []
+        walk = list(os.walk(path, onerror=unread.append))
+        yield from ((Path(e.filename), f"cannot be read: {e.strerror}") for e in unread)
+        names = (Path(folder, name) for folder, _, files in walk for name in files)
+        found = sorted(name for name in names if name.suffix.lower() == SUFFIX)
+        for file in found:
+            yield file, _fault(file, max_pixels) if file.is_file() else "is not a file"
+        if not found and not unread:
+            yield path, f"holds no {SUFFIX} file"
+
+
+def _fault(source: Path, max_pixels: int) -> str:
+    try:
+        info_file(source, max_pixels=max_pixels)
+    except BitstreamError as exc:
+        return str(exc).removeprefix(f"{source} ")
+    return ""
+
+
 def beside(source: Path, suffix: str) -> Path:
     """Where the output goes when none is named: beside the input, or stdout for stdin."""
     return STREAM if source == STREAM else source.with_suffix(suffix)
 
 
 def read_bytes(source: Path) -> bytes:
-    """The bytes of a .lat file, or of stdin for '-'; raises BitstreamError."""
+    """The bytes of a .lat file, or of stdin for '-'; raises BitstreamError.
+
+    Of a file that does not begin like one, however long, only the beginning.
+    """
     if source == STREAM:
         return sys.stdin.buffer.read()
     try:
-        return source.read_bytes()
+        with source.open("rb") as file:
+            start = file.read(len(bitstream.MAGIC))
+            if start != bitstream.MAGIC:
+                return start
+            if os.fstat(file.fileno()).st_size > bitstream.MAX_BYTES:
+                raise TooLarge(f"{source} is larger than any .lat file: it is not read")
+            return start + file.read()
     except OSError as exc:
         raise BitstreamError(f"{source} cannot be read: {exc.strerror}") from exc
 
@@ -181,7 +221,7 @@ def write_atomically(target: Path, data: bytes, overwrite: bool) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    partial = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.partial")
+    partial = target.with_name(f".dynenc-{secrets.token_hex(8)}.partial")
     try:
         with partial.open("xb") as file:
             file.write(data)
@@ -193,7 +233,8 @@ def write_atomically(target: Path, data: bytes, overwrite: bool) -> None:
     except OSError as exc:
         raise OutputError(f"{target} cannot be written: {exc.strerror or exc}") from exc
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone with its folder, or never there
+            partial.unlink()
 
 
 def publish(partial: Path, target: Path, overwrite: bool) -> None:

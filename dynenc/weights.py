@@ -46,7 +46,7 @@ def load_path(path: Path) -> nn.Module:
         data = path.read_bytes()
     except (OSError, SafetensorError) as exc:
         raise WeightsError(f"{path} cannot be read as safetensors: {exc}") from exc
-    if name not in models.MODELS:
+    if name not in models.names("encoder") + models.names("decoder"):
         raise WeightsError(f"{path} does not name a model of this dynenc: train it anew")
     return _filled(build(models.MODELS[name]), data, str(path))
 

@@ -1,11 +1,45 @@
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 PHOTO = Path(__file__).parent / "images" / "chelsea.png"
+NOBODY = 65_534
 
 
 @pytest.fixture
 def photo_path() -> Path:
     """A real photograph, 451x300 RGB."""
     return PHOTO
+
+
+class UsersFolder(type(Path())):  # type: ignore[misc]
+    """A folder in which `rights()` are those of its owner: for root, of a user without any."""
+
+    @contextlib.contextmanager
+    def rights(self) -> Iterator[None]:
+        """Give root's rights up for a while."""
+        root = os.geteuid() == 0
+        if root:
+            for path in (self, *self.rglob("*")):
+                os.chown(path, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        try:
+            yield
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[UsersFolder]:
+    """A folder to test permissions in, which do not bind root."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("no permissions of this kind here")
+    folder = UsersFolder(tempfile.mkdtemp())
+    yield folder
+    shutil.rmtree(folder)

@@ -278,7 +278,7 @@ def test_version():
     assert run("--version").stdout == f"dynenc {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["encode", "decode", "roundtrip", "info", "train"])
+@pytest.mark.parametrize("command", ["encode", "decode", "roundtrip", "info", "verify", "train"])
 def test_every_command_has_help(command):
     result = run(command, "--help")
     assert result.exit_code == 0

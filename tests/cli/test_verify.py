@@ -1,0 +1,111 @@
+import os
+
+import hostile
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dynenc import codec, files
+from dynenc.bitstream import MAGIC, MAX_PIXELS
+from dynenc.cli import app
+from dynenc.errors import TooLarge
+
+runner = CliRunner()
+
+
+def run(*arguments, stdin=None):
+    return runner.invoke(app, ["verify", *map(str, arguments)], input=stdin)
+
+
+@pytest.fixture(scope="module")
+def sound():
+    """The bytes of a sound file of one black patch."""
+    return hostile.made(codec.entropy_model("context").encode(np.zeros((4, 1, 1), np.int32), 307))
+
+
+@pytest.fixture
+def folder(tmp_path, sound):
+    """Three sound files, one in a folder below, and a picture."""
+    (tmp_path / "below").mkdir()
+    for name in ("a.lat", "b.LAT", "below/c.lat"):
+        (tmp_path / name).write_bytes(sound)
+    (tmp_path / "photo.png").write_bytes(b"not to be checked")
+    return tmp_path
+
+
+def test_sound_files(folder, sound):
+    for arguments, count in (
+        ([folder], 3),
+        ([folder / "a.lat"], 1),
+        ([folder / "a.lat", folder / "below"], 2),
+    ):
+        result = run(*arguments)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert result.stdout == f"all is well: {count} checked\n"
+    assert run("-", stdin=sound).exit_code == 0
+    assert run(folder, "-q").stdout == ""
+
+
+def test_a_line_per_bad_file(folder, sound):
+    (folder / "a.lat").write_bytes(sound[:-1])
+    (folder / "below" / "c.lat").write_bytes(b"GIF89a")
+    (folder / "z.lat").write_bytes(hostile.made(sound[14:-4], width=9, coder_id=7))
+    result = run(folder, folder / "none.lat")
+    assert result.exit_code == 1
+    assert [line.split(": ")[0] for line in result.stdout.splitlines()] == [
+        str(folder / name) for name in ("a.lat", "below/c.lat", "z.lat", "none.lat")
+    ]
+    assert "checksum" in result.stdout
+    assert f"{folder / 'none.lat'}: cannot be read: No such file or directory" in result.stdout
+    assert result.stderr == "dynenc: 4 of 5 failed: restore them from a copy\n"
+    assert run(folder, folder / "none.lat", "-q").stdout == result.stdout
+
+
+def test_every_hostile_file_is_named(tmp_path, sound):
+    blobs = hostile.files(sound[14:-4])
+    for number, blob in enumerate(blobs.values()):
+        (tmp_path / f"{number:02}.lat").write_bytes(blob)
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == len(blobs)
+
+
+def test_nothing_to_check_is_not_well(tmp_path):
+    result = run(tmp_path)
+    assert result.exit_code == 1
+    assert result.stdout == f"{tmp_path}: holds no .lat file\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_what_is_no_file_is_named_not_waited_for(folder):
+    os.mkfifo(folder / "pipe.lat")
+    (folder / "broken.lat").symlink_to("nowhere")
+    (folder / "directory.lat").mkdir()
+    result = run(folder)
+    assert result.stdout.splitlines() == [
+        f"{folder / name}: is not a file" for name in ("broken.lat", "pipe.lat")
+    ]
+
+
+def test_folders_that_cannot_be_read_are_named(folder, as_nobody):
+    closed = as_nobody / "closed"
+    closed.mkdir(0o300)
+    (as_nobody / "a.lat").write_bytes((folder / "a.lat").read_bytes())
+    (as_nobody / "b.lat").touch(0o200)
+    with as_nobody.rights():
+        result = run(as_nobody)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        f"{closed}: cannot be read: Permission denied",
+        f"{as_nobody / 'b.lat'}: cannot be read: Permission denied",
+    ]
+
+
+def test_long_files_that_are_not_lat_files_are_not_read(tmp_path):
+    (path := tmp_path / "x.lat").write_bytes(b"PK\3\4" + bytes(99))
+    assert files.read_bytes(path) == b"PK\3\4"
+    with path.open("wb") as file:
+        file.write(MAGIC)
+        file.truncate(2**40)  # takes no space on the disk
+    with pytest.raises(TooLarge):
+        files.info_file(path, max_pixels=MAX_PIXELS)

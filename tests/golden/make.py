@@ -1,0 +1,133 @@
+"""Add golden files to this folder, or to the one named: `python tests/golden/make.py [FOLDER]`.
+
+Files are added and never rewritten: what is there already stays as it is, whatever this dynenc
+would make of it now. Run it after adding a case below, and commit what it wrote.
+"""
+
+import hashlib
+import platform
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import dynenc
+from dynenc import bitstream, codec, quantize
+from dynenc.bitstream import HAS_CHUNKS, Header
+from dynenc.codec import Codec
+
+HERE = Path(__file__).parent
+PHOTO = HERE.parent / "images" / "chelsea.png"
+Case = tuple[str, Callable[[], bytes]]  # how a file is made, in words and by code
+
+
+def encoded(picture: Image.Image, encoder: str, quality: float) -> bytes:
+    """The file of a picture."""
+    return Codec(encoder, device="cpu").encode(picture, quality=quality)
+
+
+def crop(width: int, height: int) -> Image.Image:
+    """A piece of the photograph, from (100, 60) on."""
+    return Image.open(PHOTO).convert("RGB").crop((100, 60, 100 + width, 60 + height))
+
+
+def noise(width: int, height: int) -> Image.Image:
+    """Every pixel by chance, the same each time."""
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def of_symbols(symbols: np.ndarray, step_q: int) -> bytes:
+    """The file of latents that no encoder made."""
+    payload = codec.entropy_model("context").encode(symbols, step_q)
+    height, width = (8 * side for side in symbols.shape[1:])
+    return bitstream.write(Header(width, height, step_q, model_id=2, coder_id=1), payload)
+
+
+def ramp(most: int) -> np.ndarray:
+    """Symbols [4, 5, 6] from -most to most in leaps."""
+    return np.linspace(-most, most, 120).round().astype(np.int32).reshape(5, 6, 4).T.swapaxes(1, 2)
+
+
+def with_chunks(blob: bytes) -> bytes:
+    """The same file with two chunks that no version defines and every reader skips."""
+    header, payload = bitstream.read(blob)
+    chunks = b"xone" + struct.pack("<I", 3) + b"abc" + b"xtwo" + struct.pack("<I", 0)
+    body = struct.pack("<I", len(payload)) + payload + chunks
+    plain = bitstream.write(replace(header, flags=HAS_CHUNKS), body)[:-4]
+    return plain + struct.pack("<I", zlib.crc32(plain))
+
+
+def cases() -> dict[str, Case]:
+    """Every golden file of format version 1, by name."""
+    found: dict[str, Case] = {}
+    for encoder in ("nano", "light", "base"):
+        for quality in (0, 50, 100):
+            found[f"v1_{encoder}_q{quality}"] = (
+                f"crop of the photograph, 64x48, `{encoder}`, quality {quality}",
+                lambda e=encoder, q=quality: encoded(crop(64, 48), e, q),
+            )
+    for width, height in ((1, 1), (1, 9), (9, 1), (7, 13), (8, 8), (15, 17), (33, 40), (200, 3)):
+        found[f"v1_light_{width}x{height}"] = (
+            f"crop of the photograph, {width}x{height}, `light`, quality 50",
+            lambda w=width, h=height: encoded(crop(w, h), "light", 50),
+        )
+    photo = "the photograph whole, 451x300"
+    found["v1_light_photo"] = (
+        f"{photo}, `light`, quality 50",
+        lambda: encoded(Image.open(PHOTO), "light", 50),
+    )
+    found["v1_light_noise"] = (
+        "noise, 40x40, `light`, quality 100",
+        lambda: encoded(noise(40, 40), "light", 100),
+    )
+    found["v1_light_flat"] = (
+        "one colour, 256x256, `light`, quality 50",
+        lambda: encoded(Image.new("RGB", (256, 256), (90, 120, 40)), "light", 50),
+    )
+    for most, step_q in ((90, 1), (255, 307), (32_767, 77), (32_767, 65_535), (3, 1229)):
+        found[f"v1_symbols_{most}_step_{step_q}"] = (
+            f"symbols -{most} to {most} in leaps, step {step_q}/1024, no encoder",
+            lambda m=most, s=step_q: of_symbols(ramp(m), s),
+        )
+    found["v1_chunks"] = (
+        "crop of the photograph, 33x40, `light`, quality 50, with two chunks to be skipped",
+        lambda: with_chunks(encoded(crop(33, 40), "light", 50)),
+    )
+    return found
+
+
+def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
+    """Make the cases that the folder does not hold yet; return their names."""
+    decoder = Codec(decoder="embedded", device="cpu")
+    added = []
+    for name, (how, make) in wanted.items():
+        lat = folder / f"{name}.lat"
+        if lat.exists():
+            continue
+        blob = make()
+        header, latents = codec.read_latents(blob)
+        symbols = quantize.to_symbols(latents, header.step_q).astype(np.int16)
+        with lat.open("xb") as file:
+            file.write(blob)
+        with lat.with_suffix(".npy").open("xb") as file:
+            np.save(file, symbols, allow_pickle=False)
+        with lat.with_suffix(".png").open("xb") as file:
+            decoder.decode(blob).save(file, "PNG", optimize=True)
+        with (folder / "README.md").open("a", encoding="utf-8") as file:
+            digest = hashlib.sha256(blob).hexdigest()
+            by = f"dynenc {dynenc.__version__}, torch {torch.__version__}, {platform.machine()}"
+            file.write(f"| `{name}` | {how} | {by} | `{digest}` |\n")
+        added.append(name)
+    return added
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(*add(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE, cases()), sep="\n")

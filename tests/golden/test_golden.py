@@ -1,0 +1,108 @@
+"""Files of every version decode for ever; damage to any of them is noticed."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden import make
+from PIL import Image
+
+from dynenc import bitstream, codec, metrics, quantize
+from dynenc.codec import Codec
+from dynenc.errors import BitstreamError
+from dynenc.image import to_tensor
+
+FOLDER = Path(__file__).parent
+LEAST_DB = 50.0  # the README's promise
+CASES = {name: case for name, case in make.cases().items() if name in ("v1_nano_q0", "v1_chunks")}
+
+every_golden = pytest.mark.parametrize("lat", sorted(FOLDER.glob("*.lat")), ids=lambda p: p.stem)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return Codec(decoder="embedded", device="cpu")
+
+
+def check_symbols(lat):
+    """The symbols are those stored, and are coded to the payload of the file."""
+    blob, expected = lat.read_bytes(), np.load(lat.with_suffix(".npy"), allow_pickle=False)
+    header, latents = codec.read_latents(blob)
+    symbols = quantize.to_symbols(latents, header.step_q)
+    assert np.array_equal(symbols, expected)
+    model = codec.entropy_model("context")
+    assert model.encode(expected.astype(np.int32), header.step_q) == bitstream.read(blob)[1]
+
+
+def check_pixels(lat, decoder):
+    """The pixels are within the promised distance of those stored."""
+    decoded = decoder.decode(lat.read_bytes())
+    with Image.open(lat.with_suffix(".png")) as stored:
+        psnr_db = metrics.psnr_db(to_tensor(decoded), to_tensor(stored))
+    print(f"{psnr_db:.1f} dB")  # pytest -rP shows it
+    assert psnr_db >= LEAST_DB
+
+
+def check_row(lat):
+    """The README says how the file was made, and of which bytes it is."""
+    readme = (lat.parent / "README.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| `{lat.stem}` \| .+ \| dynenc .+ \| `(\w+)` \|$", readme, re.MULTILINE)
+    assert row
+    assert row.group(1) == hashlib.sha256(lat.read_bytes()).hexdigest()
+
+
+def check_damage(lat):
+    """Every single-bit flip, every truncation and 500 random bursts are noticed."""
+    blob = lat.read_bytes()
+    random = np.random.default_rng(0)
+    damaged = [blob[:length] for length in range(len(blob))]
+    for bit in range(8 * len(blob)):
+        flipped = bytearray(blob)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for _ in range(500):
+        start, length = random.integers(len(blob)), random.integers(1, 64)
+        burst = random.bytes(len(blob[start : start + length]))
+        if (copy := blob[:start] + burst + blob[start + length :]) != blob:
+            damaged.append(copy)
+    for each in damaged:
+        with pytest.raises(BitstreamError):
+            bitstream.read(each, 2**32)
+    print(f"{8 * len(blob)} flips, {len(blob)} truncations")  # pytest -rP shows it
+
+
+@every_golden
+def test_symbols(lat):
+    check_symbols(lat)
+
+
+@every_golden
+def test_pixels(lat, embedded):
+    check_pixels(lat, embedded)
+
+
+@every_golden
+def test_row_of_the_readme(lat):
+    check_row(lat)
+
+
+@every_golden
+def test_damage(lat):
+    check_damage(lat)
+
+
+def test_files_are_added_and_never_rewritten(tmp_path, embedded):
+    assert make.add(tmp_path, CASES) == list(CASES)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 3 * len(CASES) + 1
+    other = {name: ("otherwise", lambda: b"other bytes") for name in CASES}
+    assert make.add(tmp_path, other) == []
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for name in CASES:
+        lat = tmp_path / f"{name}.lat"
+        check_symbols(lat)
+        check_pixels(lat, embedded)
+        check_row(lat)
+        check_damage(lat)

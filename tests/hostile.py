@@ -1,0 +1,94 @@
+"""Files made by hand to hurt a reader of .lat files: most have a right checksum."""
+
+import struct
+import zlib
+
+import numpy as np
+
+from dynenc import bitstream
+from dynenc.bitstream import FIXED, HAS_CHUNKS, MAGIC, Header
+
+SOUND = {"width": 8, "height": 8, "step_q": 307, "model_id": 2, "coder_id": 1}
+MANY = 3_000_000  # bytes
+
+
+def sealed(body: bytes) -> bytes:
+    """A file with a right checksum."""
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def made(payload: bytes = b"", **fields: int) -> bytes:
+    """A file with these fields of the header."""
+    return bitstream.write(Header(**SOUND | fields), payload)
+
+
+def chunk(tag: bytes, data: bytes, length: int | None = None) -> bytes:
+    """A chunk, with another length than its own if one is given."""
+    return tag + struct.pack("<I", len(data) if length is None else length) + data
+
+
+def with_chunks(payload: bytes, *chunks: bytes, length: int | None = None) -> bytes:
+    """A file with chunks, and with another length of the payload than its own if one is given."""
+    size = struct.pack("<I", len(payload) if length is None else length)
+    return made(size + payload + b"".join(chunks), flags=HAS_CHUNKS)
+
+
+def files(payload: bytes) -> dict[str, bytes]:
+    """Every file, by what is wrong with it, from the payload of a sound 8x8 picture."""
+    sound = made(payload)
+    noise = np.random.default_rng(0).bytes
+    most = 0xFFFF_FFFF
+    return {
+        "empty": b"",
+        "only the signature": MAGIC,
+        "only the start": sound[:FIXED],
+        "shorter than a header, sealed": sealed(MAGIC + b"\1"),
+        "another format": b"\x89PNG\r\n\x1a\n" + sound[8:],
+        "version 0": sealed(MAGIC + b"\0" + sound[5:-4]),
+        "version 255": sealed(MAGIC + b"\xff" + sound[5:-4]),
+        "no checksum": sound[:-4],
+        "checksum of another file": sound[:-4] + made(payload, width=9)[-4:],
+        "checksum twice": sealed(sound),
+        "a file behind the file": sound + sound,
+        "width 0": made(payload, width=0),
+        "height 0": made(payload, height=0),
+        "step 0": made(payload, step_q=0),
+        "all fields at most": made(payload, **dict.fromkeys(SOUND, 255) | {"width": 65_535}),
+        "largest sides": made(payload, width=65_535, height=65_535),
+        "a pixel beyond the limit": made(payload, width=65_535, height=2731),
+        "largest side, one row": made(payload, width=65_535, height=1),
+        "169 megapixels in 4 bytes": made(payload, width=13_000, height=13_000),
+        "169 megapixels in no bytes": made(width=13_000, height=13_000),
+        "169 megapixels in 4000 zeros": made(bytes(4000), width=13_000, height=13_000),
+        "169 megapixels in noise": made(noise(12_000), width=13_000, height=13_000),
+        "unknown encoder": made(payload, model_id=0),
+        "unknown coder": made(payload, coder_id=255),
+        "unknown flags": made(payload, flags=0xFE),
+        "payload missing": made(),
+        "payload a word short": made(payload[:-4]),
+        "payload not in words": made(payload + b"\0"),
+        "payload a word longer": made(payload + bytes(4)),
+        "payload twice": made(payload * 2),
+        "payload of a bomb": made(bytes(MANY)),
+        "payload of ones": made(b"\xff" * len(payload)),
+        "payload of noise": made(noise(20)),
+        "noise for half a megapixel": made(noise(4000), width=800, height=600),
+        "no length of the payload": made(b"\0\0", flags=HAS_CHUNKS),
+        "payload past the end": with_chunks(payload, length=len(payload) + 1),
+        "payload of 4 GiB": with_chunks(payload, length=most),
+        "chunk past the end": with_chunks(payload, chunk(b"exif", b"abc", length=4)),
+        "chunk of 4 GiB": with_chunks(payload, chunk(b"exif", b"abc", length=most)),
+        "chunk that runs back to itself": with_chunks(
+            payload, chunk(b"exif", b"", length=most - 7)
+        ),
+        "half a chunk": with_chunks(payload, b"exi"),
+        "tag of no letters": with_chunks(payload, chunk(b"\0\xff\r\n", b"abc")),
+        "unknown critical chunk": with_chunks(payload, chunk(b"Need", b"abc")),
+        "critical chunk behind others": with_chunks(
+            payload, *[chunk(b"exif", b"")] * 99, chunk(b"Need", b"")
+        ),
+        "100,000 chunks, the last cut": with_chunks(
+            payload, *[chunk(b"exif", b"")] * 100_000, b"e"
+        ),
+        "nested files, the outer one cut": with_chunks(payload, chunk(b"file", sound)[:-1]),
+    }
