@@ -19,7 +19,7 @@ import hashlib, sys
 from pathlib import Path
 from dynenc import bitstream, models
 from dynenc.entropy import EntropyModel
-model = EntropyModel.load(models.folder() / models.named("context", "coder").file)
+model = EntropyModel.load(models.read_file(models.named("context", "coder")))
 header, payload = bitstream.read(Path(sys.argv[1]).read_bytes())
 symbols = model.decode(payload, -(-header.height // 8), -(-header.width // 8), header.step_q)
 print(hashlib.sha256(symbols.astype("<i4").tobytes()).hexdigest())
