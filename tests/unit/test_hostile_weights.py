@@ -13,7 +13,11 @@ from dynenc.decoder import load_decoder
 from dynenc.entropy import EntropyModel
 from dynenc.errors import WeightsError
 
-LOADERS = [weights.load_path, EntropyModel.load, lambda path: load_decoder(str(path))]
+LOADERS = [
+    weights.load_path,
+    lambda path: EntropyModel.load(path.read_bytes()),
+    lambda path: load_decoder(str(path)),
+]
 
 
 class Trap:
