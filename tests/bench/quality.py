@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dynenc import Codec, image, load_encoder, metrics, models
+from dynenc import Codec, image, load_encoder, metrics, models, quantize
 from dynenc.codec import read_latents
 from dynenc.data import iter_images
 from dynenc.decoder import load_teacher
@@ -58,24 +58,26 @@ def whole_files(arguments: argparse.Namespace, perceptual: LPIPS) -> None:
     print("|---|---|---|---|---|")
     _, decode = load_teacher(arguments.teacher)
     pictures = [picture for _, picture in iter_images(arguments.pictures)]
-    for name in models.names("encoder"):
+    names = models.names("encoder")
+    points = [(name, quantize.DEFAULT_QUALITY) for name in names]
+    points += [(names[-1], quality) for quality in arguments.quality]
+    for name, quality in points:
         codec = Codec(name, "embedded", "cpu")
-        for quality in arguments.quality:
-            rows = []
-            for picture in pictures:
-                original = image.to_tensor(picture)
-                blob = codec.encode(picture, quality=quality)
-                _, latents = read_latents(blob)
-                row = [metrics.bpp(len(blob), *picture.size)]
-                for decoder in (codec.decoder, decode):
-                    row += measure(decoder(latents), original, perceptual)
-                rows.append(row)
-            bpp, *ours, psnr, _, lpips = torch.tensor(rows).mean(0).tolist()
-            print(
-                f"| {name} | {quality:g} | {bpp:.3f} | {ours[0]:.2f} / {ours[1]:.3f} / "
-                f"{ours[2]:.3f} | {psnr:.2f} / {lpips:.3f} |",
-                flush=True,
-            )
+        rows = []
+        for picture in pictures:
+            original = image.to_tensor(picture)
+            blob = codec.encode(picture, quality=quality)
+            _, latents = read_latents(blob)
+            row = [metrics.bpp(len(blob), *picture.size)]
+            for decoder in (codec.decoder, decode):
+                row += measure(decoder(latents), original, perceptual)
+            rows.append(row)
+        bpp, *ours, psnr, _, lpips = torch.tensor(rows).mean(0).tolist()
+        print(
+            f"| {name} | {quality:g} | {bpp:.3f} | {ours[0]:.2f} / {ours[1]:.3f} / "
+            f"{ours[2]:.3f} | {psnr:.2f} / {lpips:.3f} |",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -83,7 +85,7 @@ def main() -> None:
     parser.add_argument("pictures", type=Path)
     parser.add_argument("teacher", type=Path)
     parser.add_argument("lpips", type=Path)
-    parser.add_argument("--quality", type=float, nargs="+", default=[20, 35, 50, 65])
+    parser.add_argument("--quality", type=float, nargs="+", default=[20, 35, 65, 80])
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     if arguments.threads:
