@@ -18,7 +18,8 @@ FOLDER = Path(__file__).parent
 LEAST_DB = 50.0  # the README's promise
 CASES = {name: case for name, case in make.cases().items() if name in ("v1_nano_q0", "v1_chunks")}
 
-every_golden = pytest.mark.parametrize("lat", sorted(FOLDER.glob("*.lat")), ids=lambda p: p.stem)
+GOLDENS = [pytest.param(path, id=path.stem) for path in sorted(FOLDER.glob("*.lat"))]
+every_golden = pytest.mark.parametrize("lat", GOLDENS)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,132 @@
+"""Coverage-guided fuzzing with Atheris; runs until something is found, or an option stops it.
+
+    python tests/fuzz/fuzz.py TARGET [OPTION OF LIBFUZZER]... NEW_INPUTS_FOLDER tests/golden
+
+TARGET is one of
+    parser    a file as it is, and with a right checksum
+    payload   the same through the entropy decoder; what decodes must be coded to the same bytes
+    weights   a safetensors file for a network, for the entropy coder and for a foreign decoder
+Anything but the documented errors is a crash, and so is an input that takes over LIMIT_S.
+"""
+
+import contextlib
+import logging
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["dynenc"]):
+    from dynenc import bitstream, models
+    from dynenc.entropy import EntropyModel
+    from dynenc.errors import BitstreamError, WeightsError
+
+LIMIT_S = 0.5  # of processor time, for files of at most MAX_BYTES that declare MAX_PIXELS
+MAX_BYTES, MAX_PIXELS = 4096, 96 * 96
+OPTIONS = [f"-max_len={MAX_BYTES}", "-rss_limit_mb=2048", "-timeout=30", "-print_final_stats=1"]
+
+
+def sealed(data: bytes) -> bytes:
+    """Any bytes as the fields and the payload of a file with a right checksum."""
+    body = bitstream.PREFIX.pack(bitstream.MAGIC, bitstream.VERSION)
+    body += data[bitstream.PREFIX.size : -bitstream.CRC.size]
+    return body + bitstream.CRC.pack(zlib.crc32(body))
+
+
+def parser() -> Callable[[bytes], None]:
+    """A target: bytes -> nothing, or an error that is a bug."""
+
+    def run(data: bytes) -> None:
+        for blob in (data, sealed(data)):
+            with contextlib.suppress(BitstreamError):
+                header, payload = bitstream.read(blob)
+                if not header.flags:
+                    assert bitstream.write(header, payload) == blob
+
+    return run
+
+
+def payload() -> Callable[[bytes], None]:
+    """A target, as above."""
+    model = EntropyModel.load(models.read_file(models.named("context", "coder")))
+
+    def run(data: bytes) -> None:
+        with contextlib.suppress(BitstreamError):
+            header, coded = bitstream.read(sealed(data), MAX_PIXELS)
+            height, width = -(-header.height // 8), -(-header.width // 8)
+            symbols = model.decode(coded, height, width, header.step_q)
+            assert model.encode(symbols, header.step_q) == coded
+
+    return run
+
+
+def weights() -> Callable[[bytes], None]:
+    """A target, as above; half of the inputs choose names and shapes for a valid file."""
+    with atheris.instrument_imports(include=["dynenc"]):
+        import numpy as np
+        from safetensors.numpy import save
+
+        from dynenc import decoder
+        from dynenc import weights as networks
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    path = Path(tempfile.mkdtemp(), "x.safetensors")
+    names = [
+        *networks.build(models.MODELS["nano"]).state_dict(),
+        *(f"{stage}.{part}" for stage in (0, 5) for part in ("neighbours", "hidden", "bias")),
+        *("counts", "thresholds", "decoder.layers.0.weight", "decoder.conv_in.weight"),
+        *("vae.decoder.conv_in.weight", "first_stage_model.decoder.up.0.block.0.conv1.weight"),
+        *(f"decoder.up_blocks.{i}.resnets.0.conv1.bias" for i in range(4)),
+    ]
+    types = ["float16", "float32", "int8", "int64", "bool"]
+
+    def file(choices: atheris.FuzzedDataProvider) -> bytes:
+        tensors = {}
+        for _ in range(choices.ConsumeIntInRange(0, 12)):
+            shape = [
+                choices.ConsumeIntInRange(0, 9) for _ in range(choices.ConsumeIntInRange(0, 4))
+            ]
+            kind = types[choices.ConsumeIntInRange(0, len(types) - 1)]
+            tensors[names[choices.ConsumeIntInRange(0, len(names) - 1)]] = np.zeros(shape, kind)
+        kinds = [*models.MODELS, "none"]
+        return save(tensors, {"model": kinds[choices.ConsumeIntInRange(0, len(kinds) - 1)]})
+
+    def run(data: bytes) -> None:
+        made = file(atheris.FuzzedDataProvider(data[1:])) if data[:1] < b"\x80" else data[1:]
+        path.write_bytes(made)
+        for load, source in (
+            (networks.load_path, path),
+            (EntropyModel.load, made),
+            (decoder.load_decoder, str(path)),
+        ):
+            with contextlib.suppress(WeightsError):
+                load(source)
+
+    return run
+
+
+def main() -> None:
+    """Fuzz the target that is named."""
+    run = {"parser": parser, "payload": payload, "weights": weights}[sys.argv[1]]()
+    slowest = 0.0
+
+    def timed(data: bytes) -> None:
+        nonlocal slowest
+        start = time.process_time()
+        run(data)
+        seconds = time.process_time() - start
+        if seconds > 1.2 * slowest:
+            slowest = seconds
+            print(f"slowest input so far: {1e3 * seconds:.1f} ms", file=sys.stderr)
+        assert seconds <= LIMIT_S, f"{seconds:.2f} s for {len(data)} bytes"
+
+    run(b"")  # what the first use imports does not count
+    atheris.Setup([sys.argv[0], *OPTIONS, *sys.argv[2:]], timed)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
