@@ -42,7 +42,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "a9a1f38c9e03a0a04dc1ba2d4e5875d41904418b11c769c6cc8daa2b232cea3f",
+            "a3caa36fb25abe4be0c326c4a5bd6d038a092b36f85f80290ab257c5a1d02a1a",
             {"hidden": 1, "width": 72, "blocks": 3},
         ),
         Model(
