@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import dynenc
-from dynenc import bitstream, codec, quantize
+from dynenc import bitstream, codec, models, quantize
 from dynenc.bitstream import HAS_CHUNKS, Header
 from dynenc.codec import Codec
 
@@ -119,7 +120,9 @@ def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
         with lat.with_suffix(".npy").open("xb") as file:
             np.save(file, symbols, allow_pickle=False)
         with lat.with_suffix(".png").open("xb") as file:
-            decoder.decode(blob).save(file, "PNG", optimize=True)
+            info = PngInfo()
+            info.add_text("decoder", models.MODELS["embedded"].sha256)
+            decoder.decode(blob).save(file, "PNG", optimize=True, pnginfo=info)
         with (folder / "README.md").open("a", encoding="utf-8") as file:
             digest = hashlib.sha256(blob).hexdigest()
             by = f"dynenc {dynenc.__version__}, torch {torch.__version__}, {platform.machine()}"
