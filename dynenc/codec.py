@@ -75,12 +75,14 @@ class Codec:
         return codec
 
     @cached_property
+    @torch.inference_mode(False)  # first used within it, too, they are networks as any other
     def encoder(self) -> nn.Module:
         """Image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale."""
         logger.debug("encoder: %s on %s", self.model.name, self.device)
         return weights.load_named(self.model.name, "encoder").to(self.device)
 
     @cached_property
+    @torch.inference_mode(False)
     def decoder(self) -> Decoder:
         """Latents [B, 4, h, w] in SD scale -> image [B, 3, 8h, 8w], about [-1, 1]."""
         from dynenc.decoder import load_decoder
