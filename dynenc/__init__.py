@@ -6,8 +6,8 @@ from dynenc.errors import DynencError
 
 if TYPE_CHECKING:
     from dynenc.codec import Codec
-    from dynenc.convert import convert
     from dynenc.decoder import load_decoder
+    from dynenc.folders import convert
     from dynenc.layers import DynamicConv, HybridDense
     from dynenc.weights import load_encoder
 
@@ -28,7 +28,7 @@ _HOMES = {
     "Codec": "codec",
     "DynamicConv": "layers",
     "HybridDense": "layers",
-    "convert": "convert",
+    "convert": "folders",
     "load_decoder": "decoder",
     "load_encoder": "weights",
 }

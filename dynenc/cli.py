@@ -184,7 +184,7 @@ def run(
         options: arguments of `convert`.
     """
     with reporting(quiet, verbose):
-        from dynenc.convert import convert
+        from dynenc.folders import convert
         from dynenc.report import Reporter
 
         wanted = [existing for flag, existing in choices if flag]

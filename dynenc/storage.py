@@ -151,12 +151,22 @@ def walk(folder: str, recursive: bool, leave_out: str | None = None) -> Iterator
             relative = f"{below}/{entry.name}" if below else entry.name
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                if recursive and os.path.realpath(entry.path) != avoid:
-                    folders.append(relative)
-            elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):  # noqa: PTH110
+            kind = _kind(entry)
+            if kind == "folder" and recursive and os.path.realpath(entry.path) != avoid:
+                folders.append(relative)
+            elif kind == "file":
                 yield entry.path, relative
         stack += reversed(folders)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Whether it is a folder, a file (or a link that leads nowhere, which fails later), or else."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        return "file" if entry.is_file() or not Path(entry.path).exists() else "other"
+    except OSError:  # a link to itself
+        return "file"
 
 
 def _walk_url(folder: str, recursive: bool) -> Iterator[tuple[str, str]]:
@@ -261,7 +271,7 @@ def _upload(partial: Path, target: str, overwrite: bool) -> None:
     fs, path = filesystem(target)
     with translated(target, OutputError):
         if not overwrite and fs.exists(path):
-            raise FileExistsError(target)
+            raise OutputExists(f"{target} appeared while it was being made: it is kept")
         protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
         if protocols & WHOLE:
             fs.put_file(str(partial), path)
