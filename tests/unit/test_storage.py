@@ -1,4 +1,3 @@
-import contextlib
 import errno
 import os
 import socket
@@ -67,9 +66,14 @@ def test_a_folder_that_cannot_be_read(tree, monkeypatch):
 
 def test_writing_is_all_or_nothing(tmp_path):
     target = tmp_path / "a.lat"
-    with contextlib.suppress(ZeroDivisionError), storage.writing(str(target), False) as file:
-        file.write(b"half")
-        1 // 0
+
+    def fail():
+        with storage.writing(str(target), False) as file:
+            file.write(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert list(tmp_path.iterdir()) == []
     with storage.writing(str(target), False) as file:
         file.write(b"whole")
