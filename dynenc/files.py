@@ -7,7 +7,9 @@ import io
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -36,6 +38,7 @@ from dynenc.storage import STREAM
 
 FATAL = (WeightsError, DeviceError, UsageError, DiskFull)  # all other files would fail as well
 GPU_BATCH = 16  # pictures in one pass; on a CPU one at a time is as fast and needs less memory
+WRITERS = 4  # threads that write; most of the time they wait for the disk
 BATCH_PIXELS = 64_000_000  # in one pass
 SOFTWARE = 0x0131  # EXIF tag: which decoder made a picture
 
@@ -90,17 +93,26 @@ class Converter:
         self.batch_size = settings.batch_size or (
             1 if self.codec.device.type == "cpu" else GPU_BATCH
         )
-        self.window = 1 if self.batch_size == 1 else 2 * self.batch_size  # files read at a time
+        self.window = 2 * self.batch_size if self.batch_size > 1 else 1  # files read at a time
+        self.writers = ThreadPoolExecutor(WRITERS)
         self.warm = False
+        self.note = ""  # which decoder "auto" is, for the user
+        if settings.task != "encode" and settings.decoder == "auto":
+            choice = decoder.resolve(settings.decoder)
+            self.note = f"decoder: {choice.name}, {choice.note}"
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, list[Result]]]:
         """Convert; yield each job with a result for every picture of it."""
         jobs = list(jobs)
         inputs = {Input(job.source, job.target): job for job in jobs if not job.is_shard}
+        under_way: deque[tuple[Input, Future[Made | DynencError]]] = deque()
         for item, made in self._convert(inputs):
-            if isinstance(made, Made) and item.target:
-                made = self._attempt(self._write, item, made)
-            yield inputs[item], [self._result(item, made)]
+            under_way.append((item, self.writers.submit(self._attempt, self._write, item, made)))
+            if len(under_way) > WRITERS:
+                item, future = under_way.popleft()
+                yield inputs[item], [self._result(item, future.result())]
+        for item, future in under_way:
+            yield inputs[item], [self._result(item, future.result())]
         for job in jobs:
             if job.is_shard:
                 outcome = self._attempt(self._shard, job)
@@ -264,7 +276,9 @@ class Converter:
             raise OutputError(f"{name} cannot be written as {form}: {exc}") from exc
         return Made(buffer.getvalue(), picture.width, picture.height, one.n_bytes, n_lat, figures)
 
-    def _write(self, item: Input, made: Made) -> Made:
+    def _write(self, item: Input, made: Made | DynencError) -> Made | DynencError:
+        if isinstance(made, DynencError) or not item.target:
+            return made
         with storage.writing(item.target, self.settings.overwrite) as file:
             file.write(made.data)
         return made

@@ -6,6 +6,7 @@ crash in a decoder of pictures, the kernel out of memory) another takes its plac
 killed two is given up.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -27,8 +28,11 @@ from dynenc.errors import DynencError
 from dynenc.plan import Job
 from dynenc.storage import parent, sweep
 
+logger = logging.getLogger(__name__)
+
 FEW = 8  # pictures for which starting processes does not pay
 GPU_WORKERS = 4  # enough to keep one busy; each takes some 0.5 GB of its memory
+AHEAD = 8  # files that a worker is given at once, so that it writes while it converts
 PATIENCE = 1.0  # s; how long files under way may take to finish after Ctrl-C
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -63,7 +67,7 @@ def _run_here(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]
 
     converter = Converter(settings)
     rest = iter(jobs)
-    while window := list(islice(rest, converter.window)):
+    while window := list(islice(rest, max(AHEAD, converter.window))):
         for _, results in converter.run(window):
             yield results
 
@@ -76,10 +80,11 @@ def _serve(pipe: Connection, settings: Settings, halt: Event) -> None:
     with suppress(EOFError, OSError):  # the parent has closed the pipe, or died
         try:
             converter = Converter(settings)
-            pipe.send((converter.codec.device.type, converter.window))
+            window = max(AHEAD, converter.window)
+            pipe.send((converter.codec.device.type, window, converter.note))
             while True:
                 jobs = [pipe.recv()]
-                while len(jobs) < converter.window and pipe.poll():
+                while len(jobs) < window and pipe.poll():
                     jobs.append(pipe.recv())
                 for answer in converter.run(jobs):
                     pipe.send(answer)
@@ -102,7 +107,7 @@ class _Pool:
 
     def __init__(self, jobs: Sequence[Job], settings: Settings, count: int | None) -> None:
         self.rest: Iterator[Job] = iter(jobs)
-        self.n_jobs = len(jobs)
+        self.n_jobs = self.n_left = len(jobs)
         self.settings, self.count = settings, count
         self.suspects: deque[Job] = deque()  # a worker died over them: they go alone
         self.deaths: dict[Job, str] = {}
@@ -132,7 +137,9 @@ class _Pool:
             del worker.pending[job]
             yield results
         else:
-            device, worker.window = message
+            device, worker.window, note = message
+            if note and len(self.workers) == 1:  # workers have no log that anybody sees
+                logger.info(note)
             if self.count is None:
                 self.count = cores() if device == "cpu" else min(GPU_WORKERS, cores())
             while len(self.workers) < min(self.count, self.n_jobs):
@@ -140,14 +147,17 @@ class _Pool:
         self._feed(worker)
 
     def _feed(self, worker: _Worker) -> None:
+        """Give a worker files to have ahead; fewer when few are left, for all to end together."""
         alone = any(job in self.deaths for job in worker.pending)
-        while not alone and len(worker.pending) < 2 * worker.window:
+        share = max(1, min(2 * worker.window, self.n_left // (2 * (self.count or 1))))
+        while not alone and len(worker.pending) < share:
             if self.suspects:
                 if worker.pending:
                     return  # until it is idle
                 job, alone = self.suspects.popleft(), True
             elif (following := next(self.rest, None)) is not None:
                 job = following
+                self.n_left -= 1
             else:
                 return
             worker.pending[job] = None
@@ -171,6 +181,7 @@ class _Pool:
                 self.suspects.append(job)
             else:
                 self.rest = chain([job], self.rest)
+                self.n_left += 1
         self._start()
 
     def _start(self) -> None:

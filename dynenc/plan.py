@@ -118,7 +118,9 @@ def _target(file: Found, output: str | None, suffix: str) -> str:
     is_tar = TAR.search(file.path) is not None
     if output is None:
         if is_tar:
-            raise UsageError(f"{file.path} is a tar: name the folder for its output with -o")
+            raise UsageError(
+                f"{file.path} is a tar: name the folder for its output with -o, or --exclude it"
+            )
         if file.path == STREAM:
             return STREAM
         if file.path.startswith("http") and is_url(file.path):

@@ -208,6 +208,15 @@ def test_roundtrip_prints_a_table_and_the_means(photos, tmp_path):
     assert tree(tmp_path / "kept") == ["a.png", "b.png", "sub/c.png"]
 
 
+def test_workers_say_which_decoder_auto_is(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("DYNENC_SD_VAE", raising=False)
+    encode(photos, "-r", "-o", tmp_path / "lat")
+    result = run("decode", tmp_path / "lat", "-r", "-o", tmp_path / "back", "-j", 2)
+    assert "decoder: embedded" in result.stderr.splitlines()[0]
+    assert "3 done" in result.stderr
+
+
 # tar shards
 
 
@@ -345,12 +354,8 @@ def test_names_that_are_not_utf8(photos, tmp_path):
     name = os.fsdecode(b"\xff\xfe.png")
     (photos / "a.png").rename(photos / name)
     report = tmp_path / "report.csv"
-    result = subprocess.run(
-        [sys.executable, "-m", "dynenc", "encode", photos, "-e", "nano", "--report", report],
-        capture_output=True,
-        check=True,
-    )
-    assert b"\xff\xfe.lat" in result.stdout
+    result = encode(photos, "--report", report)
+    assert b"\xff\xfe.lat" in result.stdout_bytes
     assert b"\xff\xfe.lat" in report.read_bytes()
     assert (photos / os.fsdecode(b"\xff\xfe.lat")).exists()
 
