@@ -7,6 +7,7 @@ from dynenc.errors import DynencError
 if TYPE_CHECKING:
     from dynenc.codec import Codec
     from dynenc.decoder import load_decoder
+    from dynenc.folders import convert
     from dynenc.layers import DynamicConv, HybridDense
     from dynenc.weights import load_encoder
 
@@ -17,6 +18,7 @@ __all__ = [
     "DynamicConv",
     "DynencError",
     "HybridDense",
+    "convert",
     "load_decoder",
     "load_encoder",
 ]
@@ -26,6 +28,7 @@ _HOMES = {
     "Codec": "codec",
     "DynamicConv": "layers",
     "HybridDense": "layers",
+    "convert": "folders",
     "load_decoder": "decoder",
     "load_encoder": "weights",
 }

@@ -1,20 +1,21 @@
 """The `dynenc` command: parse, call the library, print. Results on stdout, words on stderr."""
 
+import io
 import json
 import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dynenc import __version__, models
+from dynenc.batch import Existing, Task
 from dynenc.bitstream import MAX_PIXELS
-from dynenc.errors import DynencError
+from dynenc.errors import DynencError, UsageError
 
 # torch takes seconds to import, and --help must not pay: the library is imported inside commands
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 ENCODERS = models.names("encoder")
 DEVICES = ["auto", "cpu", "cuda", "mps"]
+ENGINES = ["local", "ray"]
 
 
 def one_of(choices: list[str]) -> Callable[[str], str]:
@@ -40,10 +42,57 @@ def one_of(choices: list[str]) -> Callable[[str], str]:
     return check
 
 
+SOURCES = "folders, tar shards, patterns or URLs; '-' is standard input."
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Where to write; '-' is standard output.")
+    str | None,
+    typer.Option(
+        "--output", "-o", help="Where to write: a folder, or of one file a file or '-' (stdout)."
+    ),
 ]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite an existing output.")]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Take sub-folders too, and keep them.")
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(help="Pattern of names to take, '*.png' or 'cats/*'; may be repeated."),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Pattern of names to leave out; may be repeated.")
+]
+Suffix = Annotated[str | None, typer.Option(help="Of the outputs, such as .jpg.")]
+ShardSize = Annotated[
+    int | None, typer.Option(min=1, help="Pack outputs into tar shards of so many pictures.")
+]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite existing outputs.")]
+Update = Annotated[
+    bool,
+    typer.Option(
+        "--update",
+        "-u",
+        help="Overwrite outputs that are older than the input or made with other settings.",
+    ),
+]
+SkipExisting = Annotated[
+    bool, typer.Option(help="Leave existing outputs alone; several files do that by default.")
+]
+DryRun = Annotated[bool, typer.Option(help="Only print what would become of which file.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Worker processes.")]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Pictures of equal size computed together.")
+]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="|".join(ENGINES),
+        callback=one_of(ENGINES),
+        help="Where to run: this machine, or a Ray cluster.",
+    ),
+]
+Address = Annotated[
+    str | None, typer.Option(help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
+]
+Report = Annotated[str | None, typer.Option(help="Write a line for each picture: .csv or .jsonl.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what is done.")]
 Device = Annotated[
@@ -87,13 +136,15 @@ def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     logger = logging.getLogger("dynenc")
     logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     logger.addHandler(handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     try:
         yield
     except DynencError as exc:
         typer.echo(f"dynenc: {exc}", err=True)
         raise typer.Exit(exc.exit_code) from exc
     except KeyboardInterrupt:
-        typer.echo("dynenc: interrupted", err=True)
+        typer.echo("dynenc: interrupted; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
     finally:
         logger.removeHandler(handler)
@@ -117,88 +168,189 @@ def main(
     """Compress pictures to Stable Diffusion latents with a tiny encoder, and rebuild them."""
 
 
+def run(
+    task: Task,
+    inputs: list[str],
+    output: str | None,
+    choices: list[tuple[bool, Existing]],
+    *,
+    quiet: bool,
+    verbose: bool = False,
+    as_json: bool = False,
+    report: str | None,
+    **options: Any,
+) -> None:
+    """Convert, and show what comes of it; leave with code 1 if some of several files failed.
+
+    Args:
+        choices: flags that say what to do about existing outputs, of which one may be given.
+        options: arguments of `convert`.
+    """
+    with reporting(quiet, verbose):
+        from dynenc.folders import convert
+        from dynenc.report import Reporter
+
+        wanted = [existing for flag, existing in choices if flag]
+        if len(wanted) > 1:
+            raise UsageError("--force, --update and --skip-existing exclude each other: choose one")
+        options["existing"] = wanted[0] if wanted else None
+        with Reporter(task, quiet=quiet, as_json=as_json, report=report) as reporter:
+            summary = convert(task, inputs, output, on_result=reporter.add, **options)
+            reporter.finish(summary)
+        if summary.failed:
+            raise typer.Exit(DynencError.exit_code)
+
+
 @app.command()
 def encode(
-    image: Annotated[Path, typer.Argument(help="A picture; '-' is standard input.")],
+    images: Annotated[list[str], typer.Argument(help=f"Pictures, {SOURCES}")],
     output: Output = None,
     encoder: EncoderName = "light",
     quality: Quality = 50,
     device: Device = "auto",
+    recursive: Recursive = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    suffix: Suffix = None,
+    shard_size: ShardSize = None,
     force: Force = False,
+    update: Update = False,
+    skip_existing: SkipExisting = False,
+    dry_run: DryRun = False,
+    jobs: Jobs = None,
+    batch_size: BatchSize = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    report: Report = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compress IMAGE to a .lat file, beside the picture unless -o names another place."""
-    with reporting(quiet, verbose):
-        from dynenc import files
-        from dynenc.codec import Codec
-
-        codec = Codec(encoder, device=device)
-        done = files.encode_file(image, output, codec, quality=quality, overwrite=force)
-        if not quiet:
-            line = f"{done.path}  {done.n_bytes} bytes  {done.bpp:.3f} bpp"
-            typer.echo(line, err=done.path == files.STREAM)
+    """Compress IMAGES to .lat files, beside the pictures unless -o names another place."""
+    run(
+        "encode",
+        images,
+        output,
+        [(force, "force"), (update, "update"), (skip_existing, "skip")],
+        quiet=quiet,
+        verbose=verbose,
+        report=report,
+        encoder=encoder,
+        quality=quality,
+        device=device,
+        recursive=recursive,
+        include=include or (),
+        exclude=exclude or (),
+        suffix=suffix,
+        shard_size=shard_size,
+        dry_run=dry_run,
+        jobs=jobs,
+        batch_size=batch_size,
+        engine=engine,
+        address=address,
+    )
 
 
 @app.command()
 def decode(
-    lat: Annotated[Path, typer.Argument(help="A .lat file; '-' is standard input.")],
+    lats: Annotated[list[str], typer.Argument(help=f".lat files, {SOURCES}")],
     output: Output = None,
     decoder: DecoderName = "auto",
     device: Device = "auto",
     max_pixels: MaxPixels = MAX_PIXELS,
+    recursive: Recursive = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    suffix: Suffix = None,
+    shard_size: ShardSize = None,
     force: Force = False,
+    update: Update = False,
+    skip_existing: SkipExisting = False,
+    dry_run: DryRun = False,
+    jobs: Jobs = None,
+    batch_size: BatchSize = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    report: Report = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Rebuild the picture of LAT as PNG, or as whatever the suffix of -o stands for."""
-    with reporting(quiet, verbose):
-        from dynenc import files
-        from dynenc.codec import Codec
-
-        codec = Codec(decoder=decoder, device=device)
-        path = files.decode_file(lat, output, codec, max_pixels=max_pixels, overwrite=force)
-        if not quiet:
-            typer.echo(path, err=path == files.STREAM)
+    """Rebuild the pictures of LATS as PNG, or as what the suffix of -o, or --suffix, stands for."""
+    run(
+        "decode",
+        lats,
+        output,
+        [(force, "force"), (update, "update"), (skip_existing, "skip")],
+        quiet=quiet,
+        verbose=verbose,
+        report=report,
+        decoder=decoder,
+        device=device,
+        max_pixels=max_pixels,
+        recursive=recursive,
+        include=include or (),
+        exclude=exclude or (),
+        suffix=suffix,
+        shard_size=shard_size,
+        dry_run=dry_run,
+        jobs=jobs,
+        batch_size=batch_size,
+        engine=engine,
+        address=address,
+    )
 
 
 @app.command()
 def roundtrip(
-    image: Annotated[Path, typer.Argument(help="A picture.")],
+    images: Annotated[list[str], typer.Argument(help=f"Pictures, {SOURCES}")],
     output: Output = None,
     encoder: EncoderName = "light",
     decoder: DecoderName = "auto",
     quality: Quality = 50,
     device: Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object for each picture.")
+    ] = False,
+    recursive: Recursive = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    suffix: Suffix = None,
     force: Force = False,
+    update: Update = False,
+    skip_existing: SkipExisting = False,
+    dry_run: DryRun = False,
+    jobs: Jobs = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    report: Report = None,
     quiet: Quiet = False,
 ) -> None:
-    """Encode and decode IMAGE in memory and print PSNR, MS-SSIM, size and time; -o keeps it."""
-    with reporting(quiet):
-        from dynenc import files
-        from dynenc.codec import Codec
-
-        codec = Codec(encoder, decoder, device)
-        done = files.roundtrip_file(image, output, codec, quality=quality, overwrite=force)
-        if as_json:
-            typer.echo(json.dumps(asdict(done)))
-        elif not quiet:
-            similarity = "-" if done.ms_ssim is None else f"{done.ms_ssim:.4f}"
-            typer.echo(
-                f"{done.image}  {done.width}x{done.height}  {done.encoder} -> {done.decoder}\n"
-                f"PSNR      {done.psnr_db:.2f} dB\n"
-                f"MS-SSIM   {similarity}\n"
-                f"size      {done.n_bytes} bytes, {done.bpp:.3f} bpp, 1:{done.ratio_raw:.0f} of the"
-                f" pixels, 1:{done.ratio_file:.1f} of the input file\n"
-                f"time      {1e3 * done.encode_s:.1f} ms to encode, {1e3 * done.decode_s:.1f} ms to"
-                " decode"
-            )
+    """Encode and decode IMAGES in memory and print PSNR, MS-SSIM, size and time; -o keeps them."""
+    run(
+        "roundtrip",
+        images,
+        output,
+        [(force, "force"), (update, "update"), (skip_existing, "skip")],
+        quiet=quiet,
+        as_json=as_json,
+        report=report,
+        encoder=encoder,
+        decoder=decoder,
+        quality=quality,
+        device=device,
+        recursive=recursive,
+        include=include or (),
+        exclude=exclude or (),
+        suffix=suffix,
+        dry_run=dry_run,
+        jobs=jobs,
+        engine=engine,
+        address=address,
+    )
 
 
 @app.command()
 def info(
-    lat: Annotated[Path, typer.Argument(help="A .lat file; '-' is standard input.")],
+    lat: Annotated[str, typer.Argument(help="A .lat file or URL; '-' is standard input.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
@@ -228,7 +380,7 @@ def info(
 
 @app.command()
 def verify(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files or folders.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files or folders.")],
     max_pixels: MaxPixels = MAX_PIXELS,
     quiet: Quiet = False,
 ) -> None:

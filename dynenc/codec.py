@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
@@ -101,15 +102,28 @@ class Codec:
         Raises: ImageError if a side is 0 or above 65,535 px or the tensor has another shape,
             ValueError if the quality is out of range.
         """
+        return self.encode_batch([picture], quality=quality)[0]
+
+    @torch.inference_mode()
+    def encode_batch(
+        self,
+        pictures: Sequence[Image.Image | Tensor],
+        *,
+        quality: float = quantize.DEFAULT_QUALITY,
+    ) -> list[bytes]:
+        """As `encode`, for pictures that are equally large once padded, in one pass."""
         step_q = quantize.quality_to_step(quality)
-        tensor = as_tensor(picture)
-        height, width = tensor.shape[-2:]
-        latents = self.encoder(image.pad(tensor.to(self.device)))
-        symbols = quantize.to_symbols(latents, step_q)
-        payload = entropy_model(CODER).encode(symbols, step_q)
+        tensors = [as_tensor(picture) for picture in pictures]
+        padded = torch.cat([image.pad(tensor.to(self.device)) for tensor in tensors])
         coder = models.named(CODER, "coder")
-        header = Header(width, height, step_q, self.model.number, coder.number)
-        return bitstream.write(header, payload)
+        blobs = []
+        for tensor, latents in zip(tensors, self.encoder(padded).split(1), strict=True):
+            height, width = tensor.shape[-2:]
+            symbols = quantize.to_symbols(latents, step_q)
+            payload = entropy_model(CODER).encode(symbols, step_q)
+            header = Header(width, height, step_q, self.model.number, coder.number)
+            blobs.append(bitstream.write(header, payload))
+        return blobs
 
     def decode(self, blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> Image.Image:
         """Rebuild the RGB picture of a .lat file; raises BitstreamError or WeightsError."""
@@ -119,8 +133,16 @@ class Codec:
     def decode_tensor(self, blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> Tensor:
         """As `decode`, but to [1, 3, H, W] float32 in [-1, 1] on the codec's device."""
         header, latents = read_latents(blob, max_pixels=max_pixels)
-        decoded: Tensor = self.decoder(latents.to(self.device))
-        return decoded[..., : header.height, : header.width].float().clamp(-1, 1)
+        return self.decode_latents([(header, latents)])[0]
+
+    @torch.inference_mode()
+    def decode_latents(self, read: Sequence[tuple[Header, Tensor]]) -> list[Tensor]:
+        """What `read_latents` gave, latents of one shape, in one pass; as `decode_tensor`."""
+        decoded = self.decoder(torch.cat([latents for _, latents in read]).to(self.device))
+        return [
+            picture[..., : header.height, : header.width].float().clamp(-1, 1)
+            for (header, _), picture in zip(read, decoded.split(1), strict=True)
+        ]
 
 
 def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tuple[Header, Tensor]:

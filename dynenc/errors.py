@@ -12,7 +12,9 @@ DynencError             1   (also: some files of a batch failed)
 ├── WeightsError        5   weights are missing, altered, or not for these latents
 ├── OutputExists        6   refused to overwrite; --force allows it
 ├── OutputError         7   the output cannot be written
-└── DeviceError         8   the device is not there
+│   └── DiskFull            no space, or read-only: no other output could be written either
+├── DeviceError         8   the device is not there
+└── EngineError         9   the cluster is not there, or what it needs is not installed
 """
 
 
@@ -78,7 +80,17 @@ class OutputError(DynencError):
     exit_code = 7
 
 
+class DiskFull(OutputError):
+    """No space is left, or the disk is read-only: no other output could be written either."""
+
+
 class DeviceError(DynencError):
     """The device that was asked for is not there."""
 
     exit_code = 8
+
+
+class EngineError(DynencError):
+    """The cluster is not there, or what it needs is not installed."""
+
+    exit_code = 9

@@ -1,159 +1,392 @@
-"""Paths: one picture to one .lat file and back, never half-written, never overwritten unasked."""
+"""Files: a picture to a .lat file and back, one by one or the members of a tar shard.
 
-import contextlib
+The way of a file is: read, convert (files of equal size together), write.
+"""
+
 import io
 import os
-import secrets
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
+import torch
 from PIL import Image
 
-from dynenc import bitstream, image, metrics
-from dynenc.codec import Codec, read_latents
-from dynenc.errors import BitstreamError, OutputError, OutputExists, TooLarge
+from dynenc import bitstream, decoder, image, metrics, models, quantize, shards, storage
+from dynenc.batch import Result, Roundtrip, Settings
+from dynenc.codec import CODER, Codec, read_latents
+from dynenc.encoder import PATCH
+from dynenc.errors import (
+    BitstreamError,
+    DeviceError,
+    DiskFull,
+    DynencError,
+    OutputError,
+    OutputExists,
+    TooLarge,
+    UsageError,
+    WeightsError,
+)
+from dynenc.plan import Job, input_suffixes, suffix_of, with_suffix
+from dynenc.storage import STREAM
 
-STREAM = Path("-")  # stdin or stdout
-SUFFIX = ".lat"
+FATAL = (WeightsError, DeviceError, UsageError, DiskFull)  # all other files would fail as well
+GPU_BATCH = 16  # pictures in one pass; on a CPU one at a time is as fast and needs less memory
+WRITERS = 4  # threads that write; most of the time they wait for the disk
+BATCH_PIXELS = 64_000_000  # in one pass
+SOFTWARE = 0x0131  # EXIF tag: which decoder made a picture
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """What `encode_file` wrote."""
+class Input:
+    """A file to convert, or to copy as it is."""
 
-    path: Path
-    n_bytes: int
-    width: int
-    height: int
-
-    @property
-    def bpp(self) -> float:
-        """Bits per pixel of the whole file."""
-        return metrics.bpp(self.n_bytes, self.width, self.height)
+    source: str
+    target: str
+    data: bytes | None = None  # None: read it from `source`
+    member: str = ""  # name of the output in a shard
+    mtime: float = 0  # of the member it is made of, s
+    convert: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Roundtrip:
-    """The figures of one picture encoded and decoded; the fields of `roundtrip --json`."""
+class Loaded:
+    """An input, read and understood."""
 
-    image: str
+    value: Any  # Pillow image; of a .lat file what `read_latents` gives
+    n_bytes: int  # of the input
+    shape: tuple[int, ...]  # equal ones may share a pass of the network
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An output that is not written yet."""
+
+    data: bytes
     width: int  # px
     height: int  # px
-    encoder: str
-    decoder: str
-    quality: float
-    n_bytes: int  # of the whole .lat file
-    bpp: float
-    ratio_raw: float  # bytes of the RGB pixels / n_bytes
-    ratio_file: float  # bytes of the input file / n_bytes
-    psnr_db: float
-    ms_ssim: float | None  # None below 161 px
-    encode_s: float  # pixels -> .lat bytes, networks loaded and warm
-    decode_s: float  # .lat bytes -> pixels
+    n_bytes_in: int
+    n_lat: int  # bytes of the .lat file
+    figures: Roundtrip | None = None
 
 
-def encode_file(
-    source: Path, target: Path | None, codec: Codec, *, quality: float, overwrite: bool = False
-) -> Encoded:
-    """Compress a picture file; '-' is stdin or stdout, no target is beside the source.
+class Converter:
+    """Converts files with networks that are loaded once, when first used.
 
-    Raises: ImageError, OutputExists, OutputError.
+    Raises: WeightsError, DeviceError, UsageError or DiskFull at any time if all files would fail;
+    the errors of one file become its result.
     """
-    target = target or beside(source, SUFFIX)
-    refuse_existing(target, overwrite)
-    picture = image.open_image(sys.stdin.buffer if source == STREAM else source)
-    blob = codec.encode(picture, quality=quality)
-    write_atomically(target, blob, overwrite)
-    return Encoded(target, len(blob), *picture.size)
 
+    def __init__(self, settings: Settings) -> None:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.codec = Codec(settings.encoder, settings.decoder, settings.device)
+        self.batch_size = settings.batch_size or (
+            1 if self.codec.device.type == "cpu" else GPU_BATCH
+        )
+        self.window = 2 * self.batch_size if self.batch_size > 1 else 1  # files read at a time
+        self.writers = ThreadPoolExecutor(WRITERS)
+        self.warm = False
+        self.note = ""  # which decoder "auto" is, for the user
+        if settings.task != "encode" and settings.decoder == "auto":
+            choice = decoder.resolve(settings.decoder)
+            self.note = f"decoder: {choice.name}, {choice.note}"
 
-def decode_file(
-    source: Path, target: Path | None, codec: Codec, *, max_pixels: int, overwrite: bool = False
-) -> Path:
-    """Rebuild a picture file, PNG unless the target's suffix says otherwise; return its path.
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, list[Result]]]:
+        """Convert; yield each job with a result for every picture of it."""
+        jobs = list(jobs)
+        inputs = {Input(job.source, job.target): job for job in jobs if not job.is_shard}
+        under_way: deque[tuple[Input, Future[Made | DynencError]]] = deque()
+        for item, made in self._convert(inputs):
+            under_way.append((item, self.writers.submit(self._attempt, self._write, item, made)))
+            if len(under_way) > WRITERS:
+                item, future = under_way.popleft()
+                yield inputs[item], [self._result(item, future.result())]
+        for item, future in under_way:
+            yield inputs[item], [self._result(item, future.result())]
+        for job in jobs:
+            if job.is_shard:
+                outcome = self._attempt(self._shard, job)
+                if isinstance(outcome, DynencError):
+                    outcome = [self._result(Input(job.source or job.target, job.target), outcome)]
+                yield job, outcome
 
-    Raises: BitstreamError, WeightsError, OutputExists, OutputError.
-    """
-    target = target or beside(source, ".png")
-    form = picture_format(target)
-    refuse_existing(target, overwrite)
-    picture = codec.decode(read_bytes(source), max_pixels=max_pixels)
-    write_picture(target, picture, form, overwrite)
-    return target
-
-
-def roundtrip_file(
-    source: Path, target: Path | None, codec: Codec, *, quality: float, overwrite: bool = False
-) -> Roundtrip:
-    """Encode and decode a picture in memory and measure; keep the picture if there is a target.
-
-    The networks run once before the clock starts, so that loading is not counted.
-    Raises: ImageError, WeightsError, OutputExists, OutputError.
-    """
-    form = picture_format(target) if target else ""
-    if target:
+    def _shard(self, job: Job) -> list[Result]:
+        """Convert the members of a shard, or pack pictures into one; other members are copied."""
+        results: list[Result] = []
+        target, overwrite = job.target, self.settings.overwrite
         refuse_existing(target, overwrite)
-    picture = image.open_image(source)
-    codec.decode(codec.encode(picture.crop((0, 0, 64, 64)), quality=quality))
-    start = time.perf_counter()
-    blob = codec.encode(picture, quality=quality)
-    encoded = time.perf_counter()
-    decoded = codec.decode(blob, max_pixels=sys.maxsize)
-    done = time.perf_counter()
-    if target:
-        write_picture(target, decoded, form, overwrite)
-    one, two = image.to_tensor(decoded), image.to_tensor(picture)
-    width, height = picture.size
-    return Roundtrip(
-        image=str(source),
-        width=width,
-        height=height,
-        encoder=codec.model.name,
-        decoder=codec.decoder.name,
-        quality=quality,
-        n_bytes=len(blob),
-        bpp=metrics.bpp(len(blob), width, height),
-        ratio_raw=width * height * 3 / len(blob),
-        ratio_file=source.stat().st_size / len(blob),
-        psnr_db=metrics.psnr_db(one, two),
-        ms_ssim=metrics.ms_ssim(one, two),
-        encode_s=encoded - start,
-        decode_s=done - encoded,
-    )
+        with storage.writing(target, overwrite) if target else nullcontext() as file:
+            writer = shards.Writer(file) if file else None
+            for item, made in self._convert(self._members(job)):
+                if isinstance(made, Made) and writer:
+                    made = self._attempt(writer.add, item.member, made.data, item.mtime) or made
+                if item.convert:
+                    where = f"{target}/{item.member}" if target else ""
+                    results.append(self._result(Input(item.source, where), made))
+            if writer:
+                writer.close()
+        return results
+
+    def _members(self, job: Job) -> Iterator[Input]:
+        if job.members:
+            yield from (Input(source, job.target, member=name) for source, name in job.members)
+            return
+        suffixes = input_suffixes(self.settings.task)
+        with storage.reading(job.source) as file:
+            for info, data in shards.members(file, job.source):
+                convert = suffix_of(info.name).lower() in suffixes
+                member = with_suffix(info.name, self.settings.suffix) if convert else info.name
+                source = f"{job.source}/{info.name}"
+                yield Input(source, job.target, data, member, info.mtime, convert)
+
+    def _convert(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, Made | DynencError]]:
+        """Read, convert in groups of one shape, and yield in the order of the inputs."""
+        rest = iter(inputs)
+        while window := list(islice(rest, self.window)):
+            outcome: dict[int, Made | DynencError] = {}
+            groups: dict[tuple[int, ...], list[tuple[int, Loaded]]] = {}
+            for i, item in enumerate(window):
+                if not item.convert:
+                    outcome[i] = Made(item.data or b"", 0, 0, 0, 0)
+                    continue
+                loaded = self._attempt(self._load, item)
+                if isinstance(loaded, DynencError):
+                    outcome[i] = loaded
+                else:
+                    groups.setdefault(loaded.shape, []).append((i, loaded))
+            for shape, group in groups.items():
+                size = max(1, min(self.batch_size, BATCH_PIXELS // (shape[0] * shape[1])))
+                for start in range(0, len(group), size):
+                    part = group[start : start + size]
+                    made = self._make([window[i] for i, _ in part], [one for _, one in part])
+                    outcome.update(zip([i for i, _ in part], made, strict=True))
+            yield from ((item, outcome[i]) for i, item in enumerate(window))
+
+    def _load(self, item: Input) -> Loaded:
+        task, blob = self.settings.task, item.data
+        if not item.member:
+            if task != "encode" and item.target:
+                picture_format(item.target)
+            refuse_existing(item.target, self.settings.overwrite)
+        if blob is None and (item.source == STREAM or storage.is_url(item.source)):
+            with storage.reading(item.source) as file:
+                blob = file.read()
+        if task == "decode":
+            blob = read_bytes(item.source) if blob is None else blob
+            read = read_latents(blob, max_pixels=self.settings.max_pixels)
+            height, width = read[1].shape[-2:]
+            return Loaded(read, len(blob), (PATCH * height, PATCH * width))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on metadata
+            picture = image.open_image(
+                Path(item.source) if blob is None else NamedBytes(blob, item.source)
+            )
+        width, height = (-(-side // PATCH) * PATCH for side in picture.size)
+        n_bytes = Path(item.source).stat().st_size if blob is None else len(blob)
+        return Loaded(picture, n_bytes, (height, width))
+
+    def _make(self, items: list[Input], group: list[Loaded]) -> Sequence[Made | DynencError]:
+        """The outputs of files of one shape; one by one if they fail together."""
+        tasks = {"encode": self._encode, "decode": self._decode, "roundtrip": self._roundtrip}
+        made = self._attempt(tasks[self.settings.task], items, group)
+        if not isinstance(made, DynencError):
+            return made
+        if len(group) == 1:
+            return [made]
+        return [self._make([item], [one])[0] for item, one in zip(items, group, strict=True)]
+
+    def _encode(self, _: list[Input], group: list[Loaded]) -> list[Made]:
+        blobs = self.codec.encode_batch([one.value for one in group], quality=self.settings.quality)
+        return [
+            Made(blob, one.value.width, one.value.height, one.n_bytes, len(blob))
+            for blob, one in zip(blobs, group, strict=True)
+        ]
+
+    def _decode(self, items: list[Input], group: list[Loaded]) -> list[Made]:
+        tensors = self.codec.decode_latents([one.value for one in group])
+        return [
+            self._saved(item, image.to_picture(tensor), one, one.n_bytes)
+            for item, tensor, one in zip(items, tensors, group, strict=True)
+        ]
+
+    def _roundtrip(self, items: list[Input], group: list[Loaded]) -> list[Made]:
+        return [self._measure(item, one) for item, one in zip(items, group, strict=True)]
+
+    def _measure(self, item: Input, one: Loaded) -> Made:
+        """Encode and decode one picture; the networks run once before the clock starts."""
+        picture: Image.Image = one.value
+        codec, quality = self.codec, self.settings.quality
+        if not self.warm:
+            codec.decode(codec.encode(picture.crop((0, 0, 64, 64)), quality=quality))
+            self.warm = True
+        start = time.perf_counter()
+        blob = codec.encode(picture, quality=quality)
+        encoded = time.perf_counter()
+        decoded = codec.decode(blob, max_pixels=sys.maxsize)
+        done = time.perf_counter()
+        tensors = image.to_tensor(decoded), image.to_tensor(picture)
+        width, height = picture.size
+        figures = Roundtrip(
+            image=item.source,
+            width=width,
+            height=height,
+            encoder=codec.model.name,
+            decoder=codec.decoder.name,
+            quality=quality,
+            n_bytes=len(blob),
+            bpp=metrics.bpp(len(blob), width, height),
+            ratio_raw=width * height * 3 / len(blob),
+            ratio_file=one.n_bytes / len(blob),
+            psnr_db=metrics.psnr_db(*tensors),
+            ms_ssim=metrics.ms_ssim(*tensors),
+            encode_s=encoded - start,
+            decode_s=done - encoded,
+        )
+        if not item.target:
+            return Made(b"", width, height, one.n_bytes, len(blob), figures)
+        return self._saved(item, decoded, one, len(blob), figures)
+
+    def _saved(
+        self,
+        item: Input,
+        picture: Image.Image,
+        one: Loaded,
+        n_lat: int,
+        figures: Roundtrip | None = None,
+    ) -> Made:
+        """A picture as the bytes of a file that says which decoder made it."""
+        name = item.member or item.target
+        form = picture_format(name)
+        exif = Image.Exif()
+        exif[SOFTWARE] = software(self.codec.decoder.name)
+        buffer = io.BytesIO()
+        try:
+            picture.save(buffer, form, exif=exif)
+        except (OSError, ValueError) as exc:
+            raise OutputError(f"{name} cannot be written as {form}: {exc}") from exc
+        return Made(buffer.getvalue(), picture.width, picture.height, one.n_bytes, n_lat, figures)
+
+    def _write(self, item: Input, made: Made | DynencError) -> Made | DynencError:
+        if isinstance(made, DynencError) or not item.target:
+            return made
+        with storage.writing(item.target, self.settings.overwrite) as file:
+            file.write(made.data)
+        return made
+
+    def _result(self, item: Input, made: Made | DynencError) -> Result:
+        if isinstance(made, OutputExists) and self.settings.existing == "skip":
+            return Result(item.source, item.target, "skipped", error=made)
+        if isinstance(made, DynencError):
+            return Result(item.source, item.target, "failed", error=made)
+        return Result(
+            item.source,
+            item.target,
+            "done",
+            n_bytes_in=made.n_bytes_in,
+            n_bytes_out=len(made.data),
+            width=made.width,
+            height=made.height,
+            bpp=metrics.bpp(made.n_lat, made.width, made.height),
+            figures=made.figures,
+        )
+
+    def _attempt(self, function: Callable[..., T], *arguments: Any) -> T | DynencError:
+        """Call; return the error that concerns one file only, and raise any other."""
+        try:
+            return function(*arguments)
+        except FATAL:
+            raise
+        except DynencError as exc:
+            return exc
+        except Exception as exc:
+            if self.settings.strict:
+                raise
+            return DynencError(f"it fails with {type(exc).__name__}: {exc}")
 
 
-def info_file(source: Path, *, max_pixels: int) -> tuple[bitstream.Header, int]:
+def is_current(job: Job, settings: Settings) -> bool:
+    """Whether an existing output is what this job would write: newer, and of the same settings.
+
+    Of a shard the first converted member is looked at. BMP and other formats without metadata do
+    not tell which decoder made them, and count as made by another.
+    """
+    sources = [source for source, _ in job.members] or [job.source]
+    written = storage.modified(job.target)
+    for source in sources:
+        changed = storage.modified(source)
+        if written is not None and changed is not None and changed > written:
+            return False
+    try:
+        with storage.reading(job.target) as file:
+            if not job.is_shard:
+                return _is_made_so(file.read(), settings)
+            for info, data in shards.members(file, job.target):
+                if suffix_of(info.name).lower() == settings.suffix.lower():
+                    return _is_made_so(data, settings)
+    except (OSError, DynencError):
+        pass
+    return False
+
+
+def _is_made_so(data: bytes, settings: Settings) -> bool:
+    if settings.task == "encode":
+        header, _ = bitstream.read(data, sys.maxsize)
+        return (header.model_id, header.step_q, header.coder_id) == (
+            models.named(settings.encoder, "encoder").number,
+            quantize.quality_to_step(settings.quality),
+            models.named(CODER, "coder").number,
+        )
+    with Image.open(io.BytesIO(data)) as picture:
+        made_by: str | None = picture.getexif().get(SOFTWARE)
+    return made_by == software(decoder.resolve(settings.decoder).name)
+
+
+def software(decoder_name: str) -> str:
+    """The EXIF "Software" of a picture that this decoder made; of a path only the last part."""
+    return f"dynenc, decoder {Path(decoder_name).name}"
+
+
+def info_file(source: str, *, max_pixels: int) -> tuple[bitstream.Header, int]:
     """The header of a .lat file and the file's size in bytes; the payload is read and checked."""
     blob = read_bytes(source)
     header, _ = read_latents(blob, max_pixels=max_pixels)
     return header, len(blob)
 
 
-def verify(paths: list[Path], *, max_pixels: int) -> Iterator[tuple[Path, str]]:
+def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, str]]:
     """Check .lat files, and all those in folders, whole but without decoding pixels.
 
     Yields: each file and what is wrong with it, empty if nothing is. A folder that cannot be read
         or holds no .lat file is wrong, too: what was not checked must not pass for good.
     """
     for path in paths:
-        if not path.is_dir():
+        if not Path(path).is_dir():
             yield path, _fault(path, max_pixels)
             continue
         unread: list[OSError] = []
         walk = list(os.walk(path, onerror=unread.append))
-        yield from ((Path(e.filename), f"cannot be read: {e.strerror}") for e in unread)
+        yield from ((e.filename, f"cannot be read: {e.strerror}") for e in unread)
         names = (Path(folder, name) for folder, _, files in walk for name in files)
-        found = sorted(name for name in names if name.suffix.lower() == SUFFIX)
-        for file in found:
-            yield file, _fault(file, max_pixels) if file.is_file() else "is not a file"
+        for file in (found := sorted(name for name in names if name.suffix.lower() == ".lat")):
+            fault = _fault(str(file), max_pixels) if file.is_file() else "is not a file"
+            yield str(file), fault
         if not found and not unread:
-            yield path, f"holds no {SUFFIX} file"
+            yield path, "holds no .lat file"
 
 
-def _fault(source: Path, max_pixels: int) -> str:
+def _fault(source: str, max_pixels: int) -> str:
     try:
         info_file(source, max_pixels=max_pixels)
     except BitstreamError as exc:
@@ -161,92 +394,47 @@ def _fault(source: Path, max_pixels: int) -> str:
     return ""
 
 
-def beside(source: Path, suffix: str) -> Path:
-    """Where the output goes when none is named: beside the input, or stdout for stdin."""
-    return STREAM if source == STREAM else source.with_suffix(suffix)
-
-
-def read_bytes(source: Path) -> bytes:
-    """The bytes of a .lat file, or of stdin for '-'; raises BitstreamError.
+def read_bytes(source: str) -> bytes:
+    """The bytes of a .lat file, of a URL, or of stdin for '-'; raises BitstreamError.
 
     Of a file that does not begin like one, however long, only the beginning.
     """
-    if source == STREAM:
-        return sys.stdin.buffer.read()
     try:
-        with source.open("rb") as file:
+        with storage.reading(source) as file:
             start = file.read(len(bitstream.MAGIC))
             if start != bitstream.MAGIC:
                 return start
-            if os.fstat(file.fileno()).st_size > bitstream.MAX_BYTES:
-                raise TooLarge(f"{source} is larger than any .lat file: it is not read")
+            if file.seekable():
+                if file.seek(0, os.SEEK_END) > bitstream.MAX_BYTES:
+                    raise TooLarge(f"{source} is larger than any .lat file: it is not read")
+                file.seek(len(start))
             return start + file.read()
     except OSError as exc:
         raise BitstreamError(f"{source} cannot be read: {exc.strerror}") from exc
 
 
-def picture_format(target: Path) -> str:
+def picture_format(target: str) -> str:
     """Pillow's name of the format that a suffix stands for; PNG for stdout."""
     if target == STREAM:
         return "PNG"
-    form = Image.registered_extensions().get(target.suffix.lower(), "")
+    form = Image.registered_extensions().get(suffix_of(target).lower(), "")
     if form not in Image.SAVE:
         raise OutputError(f"{target} has no suffix of a picture format that can be written")
     return form
 
 
-def refuse_existing(target: Path, overwrite: bool) -> None:
+def refuse_existing(target: str, overwrite: bool) -> None:
     """Raise OutputExists if the target exists and may not be overwritten."""
-    if target != STREAM and not overwrite and os.path.lexists(target):
+    if target not in ("", STREAM) and not overwrite and storage.exists(target):
         raise OutputExists(f"{target} exists: name another with -o, or overwrite it with --force")
 
 
-def write_picture(target: Path, picture: Image.Image, form: str, overwrite: bool) -> None:
-    """Write a picture whole or not at all."""
-    buffer = io.BytesIO()
-    try:
-        picture.save(buffer, form)
-    except (OSError, ValueError) as exc:
-        raise OutputError(f"{target} cannot be written as {form}: {exc}") from exc
-    write_atomically(target, buffer.getvalue(), overwrite)
+class NamedBytes(io.BytesIO):
+    """A file in memory that error messages can name."""
 
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self.source = name
 
-def write_atomically(target: Path, data: bytes, overwrite: bool) -> None:
-    """Write a file beside its final name and rename it; '-' is stdout.
-
-    Raises: OutputError if it cannot be written, OutputExists if it appeared meanwhile and may not
-    be overwritten. In both cases nothing is left behind.
-    """
-    if target == STREAM:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    partial = target.with_name(f".dynenc-{secrets.token_hex(8)}.partial")
-    try:
-        with partial.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(partial, target, overwrite)
-    except FileExistsError as exc:
-        raise OutputExists(f"{target} appeared while it was being made: it is kept") from exc
-    except OSError as exc:
-        raise OutputError(f"{target} cannot be written: {exc.strerror or exc}") from exc
-    finally:
-        with contextlib.suppress(OSError):  # gone with its folder, or never there
-            partial.unlink()
-
-
-def publish(partial: Path, target: Path, overwrite: bool) -> None:
-    """Give a finished file its name; raises FileExistsError rather than overwrite unasked."""
-    if not overwrite:
-        try:
-            os.link(partial, target)  # unlike a rename, fails if the target exists
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links
-            if os.path.lexists(target):
-                raise FileExistsError(target) from None
-        else:
-            return
-    partial.replace(target)
+    def __repr__(self) -> str:
+        return self.source

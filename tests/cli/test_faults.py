@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dynenc import codec, files
+from dynenc import codec, files, storage
 from dynenc.bitstream import MAX_PIXELS
 from dynenc.cli import app
 from dynenc.errors import BitstreamError, OutputError, OutputExists
@@ -26,19 +26,25 @@ OLD, NEW = b"old" * 30_000, b"new" * 40_000
 
 WRITER = """
 import sys
-from pathlib import Path
-from dynenc.files import write_atomically
-target, data = Path(sys.argv[1]), [b"old" * 30_000, b"new" * 40_000]
+from dynenc.storage import writing
+target, data = sys.argv[1], [b"old" * 30_000, b"new" * 40_000]
 print("ready", flush=True)
 while True:
     for each in data:
-        write_atomically(target, each, overwrite=True)
+        with writing(target, overwrite=True) as file:
+            file.write(each)
 """
 ENCODER = [sys.executable, "-m", "dynenc", "encode", "-e", "nano", "--device", "cpu"]
 
 
 def run(*arguments):
     return runner.invoke(app, [str(a) for a in arguments])
+
+
+def write(target, data, overwrite):
+    """Write a file the way the commands do."""
+    with storage.writing(str(target), overwrite) as file:
+        file.write(data)
 
 
 def sentence(result, code):
@@ -115,12 +121,13 @@ def test_a_stopped_encode_keeps_what_was_there(picture, tmp_path, sign):
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_writing_leaves_nothing(picture, tmp_path, monkeypatch, sign):
+def test_a_signal_while_writing_leaves_a_whole_file_or_none(picture, tmp_path, monkeypatch, sign):
     monkeypatch.setattr(os, "fsync", lambda _: signal.raise_signal(sign))
     before = signal.getsignal(signal.SIGTERM)
     assert "interrupted" in sentence(run("encode", picture, "-e", "nano"), 130)
-    assert list(tmp_path.iterdir()) == [picture]
     assert signal.getsignal(signal.SIGTERM) == before
+    for path in set(tmp_path.iterdir()) - {picture}:  # a writer that could still finish has done so
+        assert files.info_file(str(path), max_pixels=MAX_PIXELS)[0].width == 75
 
 
 @pytest.fixture
@@ -169,7 +176,7 @@ def test_the_target_folder_vanishes_while_written(tmp_path, monkeypatch, overwri
     (folder := tmp_path / "folder").mkdir()
     monkeypatch.setattr(os, "fsync", lambda _: shutil.rmtree(folder))
     with pytest.raises(OutputError, match="No such file"):
-        files.write_atomically(folder / "x.lat", NEW, overwrite)
+        write(folder / "x.lat", NEW, overwrite)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -181,15 +188,15 @@ def test_a_file_in_the_place_of_the_target_folder(tmp_path, monkeypatch):
     (folder := tmp_path / "folder").mkdir()
     monkeypatch.setattr(os, "fsync", replace)
     with pytest.raises(OutputError, match="Not a directory"):
-        files.write_atomically(folder / "x.lat", NEW, overwrite=True)
+        write(folder / "x.lat", NEW, overwrite=True)
     assert folder.read_bytes() == b"kept"
 
 
 def test_the_longest_names(tmp_path):
     for name in ("n" * 251, "ü" * 125):
-        files.write_atomically(tmp_path / f"{name}.lat", NEW, overwrite=False)
+        write(tmp_path / f"{name}.lat", NEW, overwrite=False)
     with pytest.raises(OutputError, match="name too long"):
-        files.write_atomically(tmp_path / ("n" * 256), NEW, overwrite=False)
+        write(tmp_path / ("n" * 256), NEW, overwrite=False)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -216,7 +223,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
     try:
         for _ in range(300):
             with contextlib.suppress(BitstreamError):
-                header, n_bytes = files.info_file(path, max_pixels=MAX_PIXELS)
+                header, n_bytes = files.info_file(str(path), max_pixels=MAX_PIXELS)
                 assert n_bytes == len(blobs[header.height // 64 - 1])
     finally:
         done.set()
@@ -234,17 +241,17 @@ def writers(target, overwrite, count=16):
     """Many write one target at once; what each of them wrote or was told."""
     barrier, results = threading.Barrier(count), {}
 
-    def write(number):
+    def write_one(number):
         data = bytes([number]) * 50_000
         barrier.wait()
         try:
-            files.write_atomically(target, data, overwrite)
+            write(target, data, overwrite)
         except OutputExists as exc:
             results[number] = exc
         else:
             results[number] = data
 
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(count)]
+    threads = [threading.Thread(target=write_one, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -272,5 +279,5 @@ def test_two_commands_with_one_output(picture, tmp_path):
     words = [process.communicate()[1] for process in commands]
     assert sorted(process.returncode for process in commands) == [0, 6]
     assert sorted(map(len, map(bytes.splitlines, words))) == [0, 1]
-    assert files.info_file(target, max_pixels=MAX_PIXELS)[0].width == 75
+    assert files.info_file(str(target), max_pixels=MAX_PIXELS)[0].width == 75
     assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "out.lat"}

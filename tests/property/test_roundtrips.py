@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from dynenc import codec, files, image, models, quantize, weights
+from dynenc import codec, files, image, models, quantize, storage, weights
 from dynenc.codec import Codec
 from dynenc.entropy import LIMIT
 
@@ -64,9 +64,11 @@ def test_a_picture_keeps_its_size_and_its_latents_their_values(picture, quality)
 def test_bytes_survive_the_disk(data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.lat")
-        files.write_atomically(path, b"\x89LAT" + data, overwrite=False)
-        assert files.read_bytes(path) == b"\x89LAT" + data
-        files.write_atomically(path, data, overwrite=True)
+        with storage.writing(str(path), overwrite=False) as file:
+            file.write(b"\x89LAT" + data)
+        assert files.read_bytes(str(path)) == b"\x89LAT" + data
+        with storage.writing(str(path), overwrite=True) as file:
+            file.write(data)
         assert path.read_bytes() == data
 
 

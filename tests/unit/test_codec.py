@@ -30,6 +30,7 @@ def test_public_names():
         "DynamicConv",
         "DynencError",
         "HybridDense",
+        "convert",
         "load_decoder",
         "load_encoder",
     ]

@@ -1,0 +1,94 @@
+"""Folders against a loop of API calls and against WebP: `python tests/bench/folders.py TILES`.
+
+The three take turns on the same files, each a process of its own, start and import included.
+Prints pictures a second by the clock and seconds of CPU a picture, the latter because it tells
+what happens on a machine that is busy with other things.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import io
+import multiprocessing
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ARMS = ("dynenc.convert", "API loop", "API loop, one thread", "WebP, two processes")
+
+
+def webp(path: Path) -> None:
+    """Pillow's WebP, method 4, as `cwebp -m 4`."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(buffer, "WEBP", method=4, quality=50)
+    (Path(os.environ["OUT"]) / f"{path.stem}.webp").write_bytes(buffer.getvalue())
+
+
+def work(arm: str, files: list[Path], encoder: str) -> None:
+    """Convert all files in the way of one arm."""
+    out = Path(os.environ["OUT"])
+    if arm == ARMS[0]:
+        import dynenc
+
+        dynenc.convert("encode", files, out, encoder=encoder, device="cpu", jobs=2)
+    elif arm == ARMS[3]:
+        with multiprocessing.Pool(2) as pool:
+            pool.map(webp, files, chunksize=4)
+    else:
+        import torch
+        from PIL import Image
+
+        import dynenc
+
+        if "one thread" in arm:
+            torch.set_num_threads(1)
+        codec = dynenc.Codec(encoder, device="cpu")
+        for path in files:
+            (out / f"{path.stem}.lat").write_bytes(codec.encode(Image.open(path)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tiles", type=Path)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--encoder", default="light")
+    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    files = sorted(arguments.tiles.iterdir())[: arguments.count]
+    if arguments.arm:
+        work(arguments.arm, files, arguments.encoder)
+        return
+    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: count the CPU of grandchildren, too
+    figures: dict[str, list[tuple[float, float]]] = {arm: [] for arm in ARMS}
+    for _ in range(arguments.rounds):
+        for arm in ARMS:
+            with tempfile.TemporaryDirectory() as out:
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                start = time.perf_counter()
+                command = [sys.executable, *sys.argv, "--arm", arm]
+                subprocess.run(command, check=True, env={**os.environ, "OUT": out})
+                seconds = time.perf_counter() - start
+                with contextlib.suppress(ChildProcessError):
+                    while True:
+                        os.wait()
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                assert len(list(Path(out).iterdir())) == len(files)
+            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            figures[arm].append((len(files) / seconds, cpu / len(files)))
+    print("| | pictures/s | CPU a picture |\n|---|---|---|")
+    for arm, pairs in figures.items():
+        rate, cpu = (statistics.median(values) for values in zip(*pairs, strict=True))
+        print(f"| {arm} | {rate:.1f} | {1e3 * cpu:.1f} ms |")
+
+
+if __name__ == "__main__":
+    main()
