@@ -220,15 +220,19 @@ class EntropyModel:
         planes = Planes(height, width)
         words = np.frombuffer(payload, WORD).astype(np.uint32)
         try:
-            again = self._code(planes, step_q, constriction.stream.queue.RangeDecoder(words))
+            reader = constriction.stream.queue.RangeDecoder(words)
+            again = self._code(planes, step_q, reader, len(words))
         except AssertionError as exc:  # of constriction, for words that no encoder writes
             raise Corrupt("the payload is damaged") from exc
         if again != payload or np.abs(planes.symbols).max() > LIMIT:
             raise Corrupt("the payload is damaged, or does not end with the last symbol")
         return planes.symbols[planes.index]
 
-    def _code(self, planes: Planes, step_q: int, reader: Any = None) -> bytes:
-        """The payload of the planes' symbols, which come from the reader if there is one."""
+    def _code(self, planes: Planes, step_q: int, reader: Any = None, n_words: int = 0) -> bytes:
+        """The payload of the planes' symbols, which come from the reader if there is one.
+
+        A reader goes on for ever: its symbols end early once they do not fit into its n_words.
+        """
         writer = constriction.stream.queue.RangeEncoder()
         for number in range(PASSES):
             places, tables, centre, sign = self.contexts(planes, number, step_q)
@@ -248,6 +252,8 @@ class EntropyModel:
                 writer.encode(symbols[escaped] + LIMIT, ESCAPE)
             planes.symbols[places] = symbols
             planes.values[places] = values_of(symbols, step_q)
+            if reader is not None and writer.num_words() > n_words + 1:  # the last two may join
+                break
         return np.asarray(writer.get_compressed(), WORD).tobytes()
 
 

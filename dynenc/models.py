@@ -34,7 +34,7 @@ MODELS = {
             1,
             "encoder",
             "nano.safetensors",
-            "a7e25389e6339ded0b8e83fa4fa2f9aa2f7878d455861e7de8d6ab8a13ea39cf",
+            "176fc90b639bba1367c1abc958486ade9eabca4e800a0aaf939b93a2396057aa",
             {"hidden": 16},
         ),
         Model(

@@ -60,7 +60,7 @@ def files(payload: bytes) -> dict[str, bytes]:
         "169 megapixels in 4 bytes": made(payload, width=13_000, height=13_000),
         "169 megapixels in no bytes": made(width=13_000, height=13_000),
         "169 megapixels in 4000 zeros": made(bytes(4000), width=13_000, height=13_000),
-        "169 megapixels in noise": made(noise(12_000), width=13_000, height=13_000),
+        "169 megapixels in noise": made(noise(4000), width=13_000, height=13_000),
         "unknown encoder": made(payload, model_id=0),
         "unknown coder": made(payload, coder_id=255),
         "unknown flags": made(payload, flags=0xFE),
