@@ -6,7 +6,9 @@ refused, nothing is lost or doubled. Names of files must mean the same on every 
 """
 
 import logging
+import os
 import pickle
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +19,7 @@ from dynenc.plan import Job
 
 BLOCK = 64  # jobs that are lost at most with a node, and handed out at a time
 CPUS = 1  # of an actor
+CONNECT = 5.0  # s
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ def run(
     Raises: EngineError if Ray is not installed or the cluster is not there or breaks down, and what
         the local engine raises.
     """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it prints past all loggers
     try:
         import ray
         from ray import data
@@ -67,6 +71,7 @@ def run(
     ours = not ray.is_initialized()
     try:
         if ours:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as exc:
         where = address or "this machine"
@@ -82,6 +87,13 @@ def run(
             ray.shutdown()
 
 
+def _knock(address: str | None) -> None:
+    """Raise OSError at once if nobody listens at HOST:PORT, where Ray would wait for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=CONNECT).close()
+
+
 def _run(
     ray: Any, data: Any, jobs: Sequence[Job], settings: Settings, actors: int | None
 ) -> Iterator[list[Result]]:
@@ -91,7 +103,7 @@ def _run(
     logger.info("ray: up to %d actors, one for each %s", most, "GPU" if gpu else "CPU")
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     window = max(1, min(BLOCK, len(jobs) // (4 * most)))
     rows = data.from_items(
         [{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=-(-len(jobs) // window)
