@@ -44,6 +44,8 @@ WRITERS = 4  # threads that write; most of the time they wait for the disk
 BATCH_PIXELS = 64_000_000  # in one pass
 SOFTWARE = 0x0131  # EXIF tag: which decoder made a picture
 
+LOSSY, LOSSY_QUALITY = ("JPEG", "WEBP", "AVIF"), 95  # Pillow's default loses too much again
+
 T = TypeVar("T")
 
 
@@ -273,7 +275,8 @@ class Converter:
         exif[SOFTWARE] = software(self.codec.decoder.name)
         buffer = io.BytesIO()
         try:
-            picture.save(buffer, form, exif=exif)
+            options = {"quality": LOSSY_QUALITY} if form in LOSSY else {}
+            picture.save(buffer, form, exif=exif, **options)
         except (OSError, ValueError) as exc:
             raise OutputError(f"{name} cannot be written as {form}: {exc}") from exc
         return Made(buffer.getvalue(), picture.width, picture.height, one.n_bytes, n_lat, figures)

@@ -50,7 +50,7 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "c127c5fe9ccc39ac58ee3b99c8e55ba4370aa3c39966befbbeede8c8a07a2acf",
+            "b8ec8d4d17723e11805a5179c0f10b4d9038c7f50f29c9b3d26884a8e65efe67",
             {"hidden": 1, "width": 160, "blocks": 5},
         ),
         Model(
@@ -66,7 +66,7 @@ MODELS = {
             1,
             "coder",
             "entropy_1.safetensors",
-            "5af1cfe6e6e0ca63d904782f864e247148f80897cbfb168be6231ea71d812918",
+            "6a322cd3e26bd9be886abbe06a6de44218bcc2205cbe742a7094521eec639203",
         ),
     )
 }

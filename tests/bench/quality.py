@@ -1,5 +1,6 @@
-"""The README's table of quality: `python tests/bench/quality.py PICTURES TEACHER LPIPS`.
+"""The README's tables: `python tests/bench/quality.py encoders|files PICTURES TEACHER LPIPS`.
 
+`encoders` measures latents, not quantised, through the teacher's decoder; `files` whole files.
 PICTURES is a folder (Kodak's 24 for the README), TEACHER a TAESD or SD VAE in diffusers form, LPIPS
 the weights that `dynenc train --lpips` takes. Prints Markdown.
 """
@@ -54,7 +55,7 @@ def measure(decoded: Tensor, original: Tensor, perceptual: LPIPS) -> tuple[float
 @torch.inference_mode()
 def whole_files(arguments: argparse.Namespace, perceptual: LPIPS) -> None:
     """Whole .lat files, through the embedded and the teacher's decoder."""
-    print("\n| encoder | quality | bpp | embedded decoder: PSNR / MS-SSIM / LPIPS | teacher's |")
+    print("| encoder | quality | bpp | embedded decoder: PSNR / MS-SSIM / LPIPS | teacher's |")
     print("|---|---|---|---|---|")
     _, decode = load_teacher(arguments.teacher)
     pictures = [picture for _, picture in iter_images(arguments.pictures)]
@@ -82,17 +83,17 @@ def whole_files(arguments: argparse.Namespace, perceptual: LPIPS) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", choices=["encoders", "files"])
     parser.add_argument("pictures", type=Path)
     parser.add_argument("teacher", type=Path)
     parser.add_argument("lpips", type=Path)
-    parser.add_argument("--quality", type=float, nargs="+", default=[20, 35, 65, 80])
+    parser.add_argument("--quality", type=float, nargs="+", default=[20, 80])
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     perceptual = LPIPS(arguments.lpips)
-    through_teacher(arguments, perceptual)
-    whole_files(arguments, perceptual)
+    (through_teacher if arguments.table == "encoders" else whole_files)(arguments, perceptual)
 
 
 if __name__ == "__main__":
