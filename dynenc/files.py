@@ -133,8 +133,11 @@ class Converter:
             writer = shards.Writer(file) if file else None
             for item, made in self._convert(self._members(job)):
                 if isinstance(made, Made) and writer:
-                    made = self._attempt(writer.add, item.member, made.data, item.mtime) or made
-                if item.convert:
+                    try:
+                        writer.add(item.member, made.data, item.mtime)
+                    except OutputError as exc:  # only this one: OSError ends the shard
+                        made = exc
+                if item.convert or isinstance(made, DynencError):
                     where = f"{target}/{item.member}" if target else ""
                     results.append(self._result(Input(item.source, where), made))
             if writer:

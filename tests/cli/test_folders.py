@@ -267,6 +267,26 @@ def test_a_folder_is_packed_into_shards(photos, tmp_path):
     assert "2 finished before" in again.stderr
 
 
+def test_a_name_that_comes_twice_in_a_shard_is_left_out_and_named(photos, tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name in ("a.png", "a.jpg", "a.cls", "a.cls"):
+            tar.add(photos / "a.png", name)
+    result = encode(tmp_path / "s.tar", "-o", tmp_path / "out", code=1)
+    assert members(tmp_path / "out" / "s.tar") == ["a.lat", "a.cls"]
+    assert "1 done, 2 failed" in result.stderr
+    assert "s.tar/a.jpg: the shard holds a a.lat already" in result.stderr
+
+
+def test_a_disk_that_is_full_within_a_shard_ends_the_run(shard, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
+    result = encode(shard, "-o", tmp_path / "out", code=7)
+    assert "No space left" in result.stderr
+    assert tree(tmp_path / "out") == []
+
+
 def test_a_damaged_shard_leaves_nothing(shard, tmp_path):
     shard.write_bytes(shard.read_bytes()[:3000])
     result = encode(shard, "-o", tmp_path / "out", code=1)
