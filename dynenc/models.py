@@ -58,7 +58,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "d77f911fcbfebb50797f7711977e652b5c4d9c8c2f4091a57a5a1aad42afffce",
+            "40420c35e4e976215b4eb16db8198579fd5b962348729cbfe6105ba6bce30ddb",
             {"widths": (128, 64, 32), "blocks": (6, 3, 2)},
         ),
         Model(
