@@ -34,7 +34,7 @@ MODELS = {
             1,
             "encoder",
             "nano.safetensors",
-            "176fc90b639bba1367c1abc958486ade9eabca4e800a0aaf939b93a2396057aa",
+            "729e56be090f3052d52ac0e24cf39eaf9f20f84450de1aefff79c7717958038d",
             {"hidden": 16},
         ),
         Model(
