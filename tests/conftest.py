@@ -1,14 +1,23 @@
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dynenc import models
+
 PHOTO = Path(__file__).parent / "images" / "chelsea.png"
 NOBODY = 65_534
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Ctrl-C works, also where a shell started the tests in the background, with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -41,5 +50,8 @@ def as_nobody() -> Iterator[UsersFolder]:
     if not hasattr(os, "geteuid"):
         pytest.skip("no permissions of this kind here")
     folder = UsersFolder(tempfile.mkdtemp())
+    with folder.rights():
+        if not os.access(models.folder(), os.R_OK, effective_ids=True):
+            pytest.skip("dynenc is installed where only root may read")
     yield folder
     shutil.rmtree(folder)

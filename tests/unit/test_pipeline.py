@@ -1,10 +1,9 @@
 """Worker processes that crash, hang or are killed; the networks play no part here."""
 
-import os
-import signal
 import time
 
 import pytest
+from crashing import CrashingServe
 from PIL import Image
 
 import dynenc
@@ -76,33 +75,6 @@ def crashing(monkeypatch, tmp_path):
         monkeypatch.setattr(pipeline, "_serve", CrashingServe(str(tmp_path)))
 
     return install
-
-
-class CrashingServe:
-    """Stands in for `_serve`; a class of a module, so that it can be sent to a worker."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __call__(self, pipe, settings, halt):
-        from pathlib import Path
-
-        from dynenc import files
-
-        real = files.Converter._load
-
-        def load(converter, item):
-            left = Path(self.folder, f"deaths-n{Path(item.source).stem}")
-            if left.exists() and (n := int(left.read_text())):
-                left.write_text(str(n - 1))
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(converter, item)
-
-        files.Converter._load = load
-        real_serve(pipe, settings, halt)
-
-
-real_serve = pipeline._serve
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
