@@ -10,7 +10,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -110,13 +110,18 @@ class Converter:
         jobs = list(jobs)
         inputs = {Input(job.source, job.target): job for job in jobs if not job.is_shard}
         under_way: deque[tuple[Input, Future[Made | DynencError]]] = deque()
-        for item, made in self._convert(inputs):
-            under_way.append((item, self.writers.submit(self._attempt, self._write, item, made)))
-            if len(under_way) > WRITERS:
+        try:
+            for item, made in self._convert(inputs):
+                task = self.writers.submit(self._attempt, self._write, item, made)
+                under_way.append((item, task))
+                if len(under_way) > WRITERS:
+                    item, future = under_way.popleft()
+                    yield inputs[item], [self._result(item, future.result())]
+            while under_way:
                 item, future = under_way.popleft()
                 yield inputs[item], [self._result(item, future.result())]
-        for item, future in under_way:
-            yield inputs[item], [self._result(item, future.result())]
+        finally:  # however it ends, no file is left half-written
+            wait([future for _, future in under_way])
         for job in jobs:
             if job.is_shard:
                 outcome = self._attempt(self._shard, job)

@@ -1,10 +1,12 @@
 import csv
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -326,7 +328,12 @@ def test_an_unreadable_sub_folder(photos, tmp_path, monkeypatch):
 
 
 def test_no_space_left_ends_the_run(photos, tmp_path, monkeypatch):
+    numbers, both_write = itertools.count(), threading.Barrier(2)
+
     def full(_):
+        number = next(numbers)
+        both_write.wait(60)
+        time.sleep(0.3 * number)  # the second is still at it when the first has failed
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
