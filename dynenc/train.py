@@ -56,6 +56,7 @@ class TrainConfig:
     lpips: float = 0.06  # weight of LPIPS
     tie: float = 0.03  # weight of the absolute distance to the teacher's latents
     embedded_share: float = 0.5  # of the end-to-end steps that decode with the embedded decoder
+    joint: int = 0  # 1: the embedded decoder learns with the encoder, and is exported beside it
     largest_step: float = 0.4  # quantiser step whose noise is added, drawn from 0 to this
     ema: float = 0.998  # decay of the average of the weights that is exported
     seed: int = 0
@@ -67,6 +68,7 @@ PRESETS = {
     "base": TrainConfig("base"),
     "embedded": TrainConfig("embedded", distill_steps=0),
 }
+DECODER = "embedded"  # the preset that trains the embedded decoder
 CODER = "context"  # the preset that fits the entropy coder's tables
 TEST_STEP = 0.3  # of the quantiser, for figures
 
@@ -112,7 +114,7 @@ class Trainer:
             raise UsageError(f"training {config.preset} needs the weights of LPIPS: give --lpips")
         teacher_encoder, teacher_decoder = load_teacher(paths.teacher)
         self.crops = open_crops(paths, teacher_encoder, config.crop)
-        self.model: nn.Module = weights.build(models.MODELS[config.preset])
+        model = weights.build(models.MODELS[config.preset])
         self.decoders = [self._frozen(teacher_decoder)]
         self.teacher_encoder = self._frozen(teacher_encoder)
         self.encoders: list[nn.Module] = []
@@ -120,13 +122,17 @@ class Trainer:
         if self.is_encoder:
             if paths.embedded:
                 self.decoders.append(self._frozen(weights.load_path(paths.embedded)))
-            if not paths.start and isinstance(self.model, Encoder):
-                self.model.start_linear(*linear_start(self.crops, self.random))
+            if not paths.start and isinstance(model, Encoder):
+                model.start_linear(*linear_start(self.crops, self.random))
         else:
             self.encoders = [self._frozen(weights.load_path(path)) for path in paths.encoders]
         if paths.start:
-            self.model.load_state_dict(weights.load_path(paths.start).state_dict())
-        self._placed(self.model)
+            model.load_state_dict(weights.load_path(paths.start).state_dict())
+        self.model = nn.ModuleDict({config.preset: self._placed(model)})
+        if config.joint:
+            if len(self.decoders) < 2:
+                raise UsageError("joint training needs an embedded decoder: give --embedded")
+            self.model[DECODER] = self.decoders[1].requires_grad_(True)
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
         self.perceptual = self._frozen(LPIPS(paths.lpips))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), config.learning_rate)
@@ -153,7 +159,7 @@ class Trainer:
         image, target = (t.to(self.device) for t in self.crops.sample(config.batch, self.random))
         terms: dict[str, Tensor] = {}
         if self.is_encoder:
-            latents = self.model(image)
+            latents = self.model[config.preset](image)
             distilling = self.step < config.distill_steps
             terms["tie"] = F.l1_loss(latents, target) * (1.0 if distilling else config.tie)
             if distilling:
@@ -161,12 +167,16 @@ class Trainer:
             decoder = self.decoders[0]
             if len(self.decoders) > 1 and self.random.random() < config.embedded_share:
                 decoder = self.decoders[1]
+                if config.joint:  # it must not forget latents of others
+                    some = config.batch // 2
+                    image = torch.cat([image, image[:some]])
+                    latents = torch.cat([latents, target[:some]])
         else:
             pick = int(self.random.integers(len(self.encoders) + 1))
             with torch.no_grad():
                 latents = self.encoders[pick - 1](image) if pick else target
-            decoder = self.model
-        width = config.largest_step * self.random.random((config.batch, 1, 1, 1), np.float32)
+            decoder = self.model[config.preset]
+        width = config.largest_step * self.random.random((len(latents), 1, 1, 1), np.float32)
         noise = self.random.random(latents.shape, np.float32) - 0.5
         noisy = latents + torch.from_numpy(noise * width).to(self.device)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
@@ -225,19 +235,27 @@ class Trainer:
         self.random.bit_generator.state = json.loads(state["random"])
         return True
 
-    def figures(self) -> dict[str, float]:
-        """Mean PSNR and LPIPS of the averaged weights on the test pictures; empty without them.
+    @property
+    def averaged(self) -> dict[str, nn.Module]:
+        """The networks with averaged weights, by the name of their preset."""
+        return dict(self.average.module.eval().named_children())
+
+    def figures(self, name: str) -> dict[str, float]:
+        """Mean PSNR and LPIPS of averaged weights on the test pictures; empty without them.
 
         An encoder is measured through the teacher's decoder, the embedded decoder on latents of the
-        last of its encoders (else of the teacher) rounded to TEST_STEP.
+        encoder it is trained with, else the last of its encoders, else the teacher, rounded to
+        TEST_STEP.
         """
         if not self.paths.test:
             return {}
-        model = self.average.module.eval()
+        trained = self.averaged
+        encode = (self.encoders or [self.teacher_encoder])[-1]
+        decode, step = self.decoders[0], 0.0
         if self.is_encoder:
-            encode, decode, step = model, self.decoders[0], 0.0
-        else:
-            encode, decode, step = (self.encoders or [self.teacher_encoder])[-1], model, TEST_STEP
+            encode = trained[self.config.preset]
+        if name == DECODER:
+            decode, step = trained[name], TEST_STEP
 
         def reconstruct(image: Tensor) -> Tensor:
             latents = encode(image.to(self.device))
@@ -248,18 +266,20 @@ class Trainer:
 
     def export(self) -> dict[str, float]:
         """Measure, and write the averaged weights with how they were made; return the figures."""
-        figures = self.figures()
-        weights.save_weights(
-            self.average.module.state_dict(),
-            self.paths.export,
-            {
-                "model": self.config.preset,
-                "start": self.paths.start.name if self.paths.start else "linear",
-                "steps": str(self.step),
-                **origin(self.config, self.paths, self.crops, figures),
-            },
-        )
-        return figures
+        figures = {name: self.figures(name) for name in self.averaged}
+        for name, model in self.averaged.items():
+            path = self.paths.export
+            weights.save_weights(
+                model.state_dict(),
+                path if name == self.config.preset else path.with_name(f"{name}.safetensors"),
+                {
+                    "model": name,
+                    "start": self.paths.start.name if self.paths.start else "linear",
+                    "steps": str(self.step),
+                    **origin(self.config, self.paths, self.crops, figures[name]),
+                },
+            )
+        return figures[self.config.preset]
 
 
 def open_crops(paths: TrainPaths, teacher: nn.Module, size: int) -> Crops:

@@ -123,6 +123,22 @@ def test_embedded_decoder_learns_from_teacher_and_encoders(folder, tmp_path):
     assert through.export.exists()
 
 
+def test_encoder_and_decoder_learn_together(folder, tmp_path):
+    decoder = paths(folder, tmp_path / "decoder")
+    small = SMALL | {"distill_steps": 0}
+    train(replace(PRESETS["embedded"], **small), decoder, CPU, nothing)
+    where = paths(folder, tmp_path / "both", embedded=decoder.export, test=folder / "pictures")
+    config = replace(PRESETS["nano"], **small, joint=1, embedded_share=1.0)
+    train(config, where, CPU, nothing)
+    before, after = load_file(decoder.export), load_file(tmp_path / "both" / "embedded.safetensors")
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["layers.0.weight"], after["layers.0.weight"])
+    with safe_open(where.export, "pt") as file:
+        assert file.metadata()["model"] == "nano"
+    with pytest.raises(UsageError, match="--embedded"):
+        train(config, paths(folder, tmp_path / "alone"), CPU, nothing)
+
+
 def test_training_lowers_the_distance_to_the_teacher(folder, tmp_path):
     settings = SMALL | {"steps": 60, "distill_steps": 60, "batch": 4}
     seen = []
