@@ -105,14 +105,16 @@ def convert(
     if dry_run:
         tell(Result(job.source or job.target, job.target, "planned") for job in todo)
         return summary
-    if not single:
-        for folder in sorted({storage.parent(job.target) for job in todo if job.target}):
-            storage.make_folder(folder)
-            storage.sweep(folder)
+    folders = {storage.parent(job.target) for job in todo if job.target and not single}
+    for folder in sorted(folders):
+        storage.make_folder(folder)
+        storage.sweep(folder)
     with closing(_start(todo, settings, jobs, engine, address)) as stream:
         for results in stream:
             summary.finished += 1
             tell(results)
+    for folder in folders:  # of killed processes that had not quite ended when the run began
+        storage.sweep(folder)
     if single and summary.failures and (error := summary.failures[0].error):
         raise error
     return summary

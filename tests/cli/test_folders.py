@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import dynenc
+from dynenc import storage
 from dynenc.cli import app
 
 runner = CliRunner()
@@ -340,6 +342,19 @@ def test_no_space_left_ends_the_run(photos, tmp_path, monkeypatch):
     result = encode(photos, "-o", tmp_path / "out", code=7)
     assert result.stderr.count("No space left") == 1
     assert tree(tmp_path / "out") == []
+
+
+def test_a_run_removes_what_killed_ones_left(photos, tmp_path):
+    child = subprocess.Popen(["sleep", "600"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / storage.partial_name(child.pid)).write_bytes(b"half")
+
+    def die_late(_, summary):  # it was alive when the run began
+        child.kill()
+        child.wait()
+
+    dynenc.convert("encode", photos, tmp_path / "out", encoder="nano", jobs=1, on_result=die_late)
+    assert tree(tmp_path / "out") == ["a.lat", "b.lat"]
 
 
 def test_an_output_inside_the_input_is_no_input(photos):
