@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dynenc.errors import DynencError
+from dynenc.rate import Goal
 
 Task = Literal["encode", "decode", "roundtrip"]
 Existing = Literal["refuse", "skip", "update", "force"]
@@ -19,7 +20,7 @@ class Settings:
     task: Task
     encoder: str = "light"
     decoder: str = "auto"
-    quality: float = 50.0  # 0..100
+    goal: Goal = field(default_factory=Goal)  # of a .lat file that is written
     device: str = "auto"
     max_pixels: int = 0  # of a .lat file that may be decoded
     suffix: str = ".lat"  # of the outputs; decides the format of pictures
@@ -43,7 +44,7 @@ class Roundtrip:
     height: int  # px
     encoder: str
     decoder: str
-    quality: float
+    quality: float | None  # None if a target was given
     n_bytes: int  # of the whole .lat file
     bpp: float
     ratio_raw: float  # bytes of the RGB pixels / n_bytes
@@ -68,6 +69,7 @@ class Result:
     bpp: float = 0.0  # bits per pixel of the .lat file
     figures: Roundtrip | None = None  # of a roundtrip
     error: DynencError | None = None  # why it failed
+    note: str = ""  # what to tell the user of one that is done
 
     @property
     def reason(self) -> str:

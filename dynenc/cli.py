@@ -109,7 +109,23 @@ EncoderName = Annotated[
     ),
 ]
 Quality = Annotated[
-    float, typer.Option("--quality", "-Q", min=0, max=100, help="Higher is better and larger.")
+    float | None,
+    typer.Option(
+        "--quality",
+        "-Q",
+        min=0,
+        max=100,
+        help="Higher is better and larger; 50 unless a target is given.",
+    ),
+]
+TargetBpp = Annotated[
+    float | None, typer.Option(help="Largest file of at most so many bits per pixel.")
+]
+TargetSize = Annotated[
+    str | None, typer.Option(help="Largest file of at most so many bytes, such as 5KB.")
+]
+TargetPsnr = Annotated[
+    float | None, typer.Option(help="Smallest file that is decoded with so many dB.")
 ]
 DecoderName = Annotated[
     str,
@@ -118,6 +134,9 @@ DecoderName = Annotated[
         "-d",
         help="auto, embedded, sd-vae, a hub id, or a path to an SD VAE or TAESD.",
     ),
+]
+TuneFor = Annotated[
+    str, typer.Option(help="Decoder that --target-psnr means: any that --decoder takes.")
 ]
 MaxPixels = Annotated[
     int, typer.Option(min=1, help="Refuse .lat files that declare more pixels than this.")
@@ -206,7 +225,11 @@ def encode(
     images: Annotated[list[str], typer.Argument(help=f"Pictures, {SOURCES}")],
     output: Output = None,
     encoder: EncoderName = "light",
-    quality: Quality = 50,
+    quality: Quality = None,
+    target_bpp: TargetBpp = None,
+    target_size: TargetSize = None,
+    target_psnr: TargetPsnr = None,
+    tune_for: TuneFor = "embedded",
     device: Device = "auto",
     recursive: Recursive = False,
     include: Include = None,
@@ -236,6 +259,10 @@ def encode(
         report=report,
         encoder=encoder,
         quality=quality,
+        target_bpp=target_bpp,
+        target_size=target_size,
+        target_psnr=target_psnr,
+        tune_for=tune_for,
         device=device,
         recursive=recursive,
         include=include or (),
@@ -305,7 +332,10 @@ def roundtrip(
     output: Output = None,
     encoder: EncoderName = "light",
     decoder: DecoderName = "auto",
-    quality: Quality = 50,
+    quality: Quality = None,
+    target_bpp: TargetBpp = None,
+    target_size: TargetSize = None,
+    target_psnr: TargetPsnr = None,
     device: Device = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object for each picture.")
@@ -336,6 +366,9 @@ def roundtrip(
         encoder=encoder,
         decoder=decoder,
         quality=quality,
+        target_bpp=target_bpp,
+        target_size=target_size,
+        target_psnr=target_psnr,
         device=device,
         recursive=recursive,
         include=include or (),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
@@ -11,11 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dynenc import bitstream, image, models, quantize, weights
+from dynenc import bitstream, image, metrics, models, quantize, rate, weights
 from dynenc.bitstream import Header
 from dynenc.encoder import PATCH
 from dynenc.entropy import EntropyModel
 from dynenc.errors import DeviceError, ImageError, UnknownModel
+from dynenc.rate import Goal
 
 if TYPE_CHECKING:
     from dynenc.decoder import Decoder
@@ -47,6 +50,14 @@ def pick_device(name: str = "auto") -> torch.device:
 def entropy_model(name: str) -> EntropyModel:
     """The entropy coder of a name in `models.MODELS`; raises WeightsError."""
     return EntropyModel.load(models.read_file(models.named(name, "coder")))
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A .lat file, and what its maker should know."""
+
+    blob: bytes
+    note: str = ""  # that a target was missed
 
 
 class Codec:
@@ -92,38 +103,72 @@ class Codec:
 
     @torch.inference_mode()
     def encode(
-        self, picture: Image.Image | Tensor, *, quality: float = quantize.DEFAULT_QUALITY
+        self,
+        picture: Image.Image | Tensor,
+        *,
+        quality: float | None = None,
+        target_bpp: float | None = None,
+        target_size: int | str | None = None,
+        target_psnr: float | None = None,
     ) -> bytes:
         """Compress one picture to the bytes of a .lat file.
+
+        At most one of the last four is given; without any the quality is 50.
 
         Args:
             picture: Pillow image of any mode, or [1, 3, H, W] (or [3, H, W]) float in [-1, 1].
             quality: 0..100, higher is better and larger; see `quantize.quality_to_step`.
+            target_bpp, target_size: the largest file of at most so many bits per pixel, or bytes
+                ("5KB" does too).
+            target_psnr: the smallest file that the codec's decoder rebuilds with so many dB.
+        A target that cannot be reached is missed by as little as possible, and the log says so.
         Raises: ImageError if a side is 0 or above 65,535 px or the tensor has another shape,
-            ValueError if the quality is out of range.
+            ValueError if the quality is out of range, UsageError if targets make no sense.
         """
-        return self.encode_batch([picture], quality=quality)[0]
+        goal = rate.goal(
+            quality, target_bpp=target_bpp, target_size=target_size, target_psnr=target_psnr
+        )
+        [encoded] = self.encode_batch([picture], goal)
+        if encoded.note:
+            logger.info(encoded.note)
+        return encoded.blob
 
     @torch.inference_mode()
     def encode_batch(
         self,
         pictures: Sequence[Image.Image | Tensor],
-        *,
-        quality: float = quantize.DEFAULT_QUALITY,
-    ) -> list[bytes]:
+        goal: Goal,
+    ) -> list[Encoded]:
         """As `encode`, for pictures that are equally large once padded, in one pass."""
-        step_q = quantize.quality_to_step(quality)
         tensors = [as_tensor(picture) for picture in pictures]
         padded = torch.cat([image.pad(tensor.to(self.device)) for tensor in tensors])
+        latents = self.encoder(padded).split(1)
+        return [self._encoded(*pair, goal) for pair in zip(latents, tensors, strict=True)]
+
+    def _encoded(self, latents: Tensor, picture: Tensor, goal: Goal) -> Encoded:
+        """The file of one picture [1, 3, H, W] and its latents that comes nearest to a goal."""
+        height, width = picture.shape[-2:]
+        if goal.kind == "quality":
+            step_q = quantize.quality_to_step(goal.value)
+            return Encoded(self._file(latents, step_q, height, width))
+
+        def measure(step_q: int) -> float:
+            blob = self._file(latents, step_q, height, width)
+            if goal.kind == "dB":
+                rebuilt = image.to_picture(self.decode_tensor(blob, max_pixels=sys.maxsize))
+                return metrics.psnr_db(image.to_tensor(rebuilt), picture.cpu())
+            return metrics.bpp(len(blob), width, height) if goal.kind == "bpp" else len(blob)
+
+        step_q, reached = rate.search(measure, goal.value, at_most=goal.kind != "dB")
+        return Encoded(self._file(latents, step_q, height, width), goal.note(reached))
+
+    def _file(self, latents: Tensor, step_q: int, height: int, width: int) -> bytes:
+        """Latents [1, 4, h, w] rounded with a step, as the bytes of a .lat file."""
+        symbols = quantize.to_symbols(latents, step_q)
+        payload = entropy_model(CODER).encode(symbols, step_q)
         coder = models.named(CODER, "coder")
-        blobs = []
-        for tensor, latents in zip(tensors, self.encoder(padded).split(1), strict=True):
-            height, width = tensor.shape[-2:]
-            symbols = quantize.to_symbols(latents, step_q)
-            payload = entropy_model(CODER).encode(symbols, step_q)
-            header = Header(width, height, step_q, self.model.number, coder.number)
-            blobs.append(bitstream.write(header, payload))
-        return blobs
+        header = Header(width, height, step_q, self.model.number, coder.number)
+        return bitstream.write(header, payload)
 
     def decode(self, blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> Image.Image:
         """Rebuild the RGB picture of a .lat file; raises BitstreamError or WeightsError."""

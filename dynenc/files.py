@@ -36,6 +36,7 @@ from dynenc.errors import (
     WeightsError,
 )
 from dynenc.plan import Job, input_suffixes, suffix_of, with_suffix
+from dynenc.rate import Goal
 from dynenc.storage import STREAM
 
 FATAL = (WeightsError, DeviceError, UsageError, DiskFull)  # all other files would fail as well
@@ -80,6 +81,7 @@ class Made:
     n_bytes_in: int
     n_lat: int  # bytes of the .lat file
     figures: Roundtrip | None = None
+    note: str = ""  # for the user
 
 
 class Converter:
@@ -218,10 +220,17 @@ class Converter:
         return [self._make([item], [one])[0] for item, one in zip(items, group, strict=True)]
 
     def _encode(self, _: list[Input], group: list[Loaded]) -> list[Made]:
-        blobs = self.codec.encode_batch([one.value for one in group], quality=self.settings.quality)
+        made = self.codec.encode_batch([one.value for one in group], self.settings.goal)
         return [
-            Made(blob, one.value.width, one.value.height, one.n_bytes, len(blob))
-            for blob, one in zip(blobs, group, strict=True)
+            Made(
+                encoded.blob,
+                one.value.width,
+                one.value.height,
+                one.n_bytes,
+                len(encoded.blob),
+                note=encoded.note,
+            )
+            for encoded, one in zip(made, group, strict=True)
         ]
 
     def _decode(self, items: list[Input], group: list[Loaded]) -> list[Made]:
@@ -237,13 +246,13 @@ class Converter:
     def _measure(self, item: Input, one: Loaded) -> Made:
         """Encode and decode one picture; the networks run once before the clock starts."""
         picture: Image.Image = one.value
-        codec, quality = self.codec, self.settings.quality
+        codec, goal = self.codec, self.settings.goal
         if not self.warm:
-            codec.decode(codec.encode(picture.crop((0, 0, 64, 64)), quality=quality))
+            codec.decode(codec.encode(picture.crop((0, 0, 64, 64))))
             self.warm = True
         start = time.perf_counter()
-        blob = codec.encode(picture, quality=quality)
-        encoded = time.perf_counter()
+        [encoded] = codec.encode_batch([picture], goal)
+        blob, middle = encoded.blob, time.perf_counter()
         decoded = codec.decode(blob, max_pixels=sys.maxsize)
         done = time.perf_counter()
         tensors = image.to_tensor(decoded), image.to_tensor(picture)
@@ -254,19 +263,19 @@ class Converter:
             height=height,
             encoder=codec.model.name,
             decoder=codec.decoder.name,
-            quality=quality,
+            quality=goal.value if goal.kind == "quality" else None,
             n_bytes=len(blob),
             bpp=metrics.bpp(len(blob), width, height),
             ratio_raw=width * height * 3 / len(blob),
             ratio_file=one.n_bytes / len(blob),
             psnr_db=metrics.psnr_db(*tensors),
             ms_ssim=metrics.ms_ssim(*tensors),
-            encode_s=encoded - start,
-            decode_s=done - encoded,
+            encode_s=middle - start,
+            decode_s=done - middle,
         )
         if not item.target:
-            return Made(b"", width, height, one.n_bytes, len(blob), figures)
-        return self._saved(item, decoded, one, len(blob), figures)
+            return Made(b"", width, height, one.n_bytes, len(blob), figures, encoded.note)
+        return self._saved(item, decoded, one, len(blob), figures, encoded.note)
 
     def _saved(
         self,
@@ -275,6 +284,7 @@ class Converter:
         one: Loaded,
         n_lat: int,
         figures: Roundtrip | None = None,
+        note: str = "",
     ) -> Made:
         """A picture as the bytes of a file that says which decoder made it."""
         name = item.member or item.target
@@ -287,7 +297,9 @@ class Converter:
             picture.save(buffer, form, exif=exif, **options)
         except (OSError, ValueError) as exc:
             raise OutputError(f"{name} cannot be written as {form}: {exc}") from exc
-        return Made(buffer.getvalue(), picture.width, picture.height, one.n_bytes, n_lat, figures)
+        return Made(
+            buffer.getvalue(), picture.width, picture.height, one.n_bytes, n_lat, figures, note
+        )
 
     def _write(self, item: Input, made: Made | DynencError) -> Made | DynencError:
         if isinstance(made, DynencError) or not item.target:
@@ -311,6 +323,7 @@ class Converter:
             height=made.height,
             bpp=metrics.bpp(made.n_lat, made.width, made.height),
             figures=made.figures,
+            note=made.note,
         )
 
     def _attempt(self, function: Callable[..., T], *arguments: Any) -> T | DynencError:
@@ -354,14 +367,24 @@ def is_current(job: Job, settings: Settings) -> bool:
 def _is_made_so(data: bytes, settings: Settings) -> bool:
     if settings.task == "encode":
         header, _ = bitstream.read(data, sys.maxsize)
-        return (header.model_id, header.step_q, header.coder_id) == (
+        numbers = (
             models.named(settings.encoder, "encoder").number,
-            quantize.quality_to_step(settings.quality),
             models.named(CODER, "coder").number,
+        )
+        return (header.model_id, header.coder_id) == numbers and _meets(
+            settings.goal, header, len(data)
         )
     with Image.open(io.BytesIO(data)) as picture:
         made_by: str | None = picture.getexif().get(SOFTWARE)
     return made_by == software(decoder.resolve(settings.decoder).name)
+
+
+def _meets(goal: Goal, header: bitstream.Header, n_bytes: int) -> bool:
+    """Whether a file is as asked for, as far as it tells: only decoding would tell its PSNR."""
+    if goal.kind == "quality":
+        return header.step_q == quantize.quality_to_step(goal.value)
+    bpp = metrics.bpp(n_bytes, header.width, header.height)
+    return goal.kind != "dB" and not goal.note(bpp if goal.kind == "bpp" else n_bytes)
 
 
 def software(decoder_name: str) -> str:

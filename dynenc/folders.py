@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dynenc import pipeline, storage
+from dynenc import pipeline, rate, storage
 from dynenc.batch import Existing, Result, Settings, Summary, Task
 from dynenc.bitstream import MAX_PIXELS
 from dynenc.errors import BitstreamError, ImageError, OutputError, UsageError
@@ -34,7 +34,11 @@ def convert(
     dry_run: bool = False,
     encoder: str = "light",
     decoder: str = "auto",
-    quality: float = 50,
+    quality: float | None = None,
+    target_bpp: float | None = None,
+    target_size: int | str | None = None,
+    target_psnr: float | None = None,
+    tune_for: str = "embedded",
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
     jobs: int | None = None,
@@ -61,6 +65,8 @@ def convert(
             than the input or made with other settings, "force" writes it again, "refuse" fails.
             None is "refuse" for a single file, else "skip".
         dry_run: only tell what would be done.
+        quality, target_bpp, target_size, target_psnr: as of `Codec.encode`.
+        tune_for: decoder that `target_psnr` means when encoding; a roundtrip tunes for `decoder`.
         jobs: worker processes, with Ray actors; None chooses.
         batch_size: pictures of equal size in one pass of the network; None chooses.
         engine: "local", or "ray" for a cluster at `address`; see `ray_engine`.
@@ -70,7 +76,12 @@ def convert(
         to convert, and what would make every file fail: WeightsError, DeviceError, EngineError,
         OutputError if a folder cannot be written, DiskFull. What is finished stays.
     """
-    _check(task, existing, quality, engine)
+    _check(task, existing, engine)
+    goal = rate.goal(
+        quality, target_bpp=target_bpp, target_size=target_size, target_psnr=target_psnr
+    )
+    if goal.kind == "quality" and not 0 <= goal.value <= 100:
+        raise UsageError(f"quality {quality} is not within 0..100")
     suffix = SUFFIXES[task] if suffix is None else "." + suffix.removeprefix(".")
     target = None if output is None else storage.plain(output)
     names = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
@@ -82,8 +93,8 @@ def convert(
     settings = Settings(
         task,
         encoder,
-        decoder,
-        quality,
+        tune_for if task == "encode" else decoder,
+        goal,
         device,
         max_pixels,
         suffix,
@@ -120,13 +131,11 @@ def convert(
     return summary
 
 
-def _check(task: str, existing: str | None, quality: float, engine: str) -> None:
+def _check(task: str, existing: str | None, engine: str) -> None:
     if task not in SUFFIXES:
         raise UsageError(f"there is no task {task!r}: choose one of {', '.join(SUFFIXES)}")
     if existing not in (None, "refuse", "skip", "update", "force"):
         raise UsageError(f"existing cannot be {existing!r}: choose refuse, skip, update or force")
-    if not 0 <= quality <= 100:
-        raise UsageError(f"quality {quality} is not within 0..100")
     if engine not in ("local", "ray"):
         raise UsageError(f"there is no engine {engine!r}: choose local or ray")
 

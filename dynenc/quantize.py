@@ -8,7 +8,6 @@ from torch import Tensor
 from dynenc.entropy import LIMIT
 
 STEP_UNIT = 1024  # a .lat file stores round(step * 1024)
-DEFAULT_QUALITY = 50.0
 
 
 def quality_to_step(quality: float) -> int:

@@ -69,6 +69,9 @@ class Reporter:
             self._record(result, self.file)
         if result.status == "failed" and not summary.single:
             typer.echo(f"dynenc: {result.reason}", err=True)
+        if result.note and not self.quiet:
+            name = "" if summary.single else f"{result.source}: "
+            typer.echo(f"dynenc: {name}{result.note}", err=True)
         if result.status in ("done", "planned"):
             self._print(result, summary)
         if not (self.quiet or summary.single or result.status == "planned"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dynenc import Codec, image, load_encoder, metrics, models, quantize
+from dynenc import Codec, image, load_encoder, metrics, models, rate
 from dynenc.codec import read_latents
 from dynenc.data import iter_images
 from dynenc.decoder import load_teacher
@@ -60,7 +60,7 @@ def whole_files(arguments: argparse.Namespace, perceptual: LPIPS) -> None:
     _, decode = load_teacher(arguments.teacher)
     pictures = [picture for _, picture in iter_images(arguments.pictures)]
     names = models.names("encoder")
-    points = [(name, quantize.DEFAULT_QUALITY) for name in names]
+    points = [(name, rate.DEFAULT_QUALITY) for name in names]
     points += [(names[-1], quality) for quality in arguments.quality]
     for name, quality in points:
         codec = Codec(name, "embedded", "cpu")

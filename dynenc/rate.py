@@ -1,0 +1,99 @@
+"""Rate control: what a file is asked to be, and the quantiser step at which it is that."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from dynenc.errors import UsageError
+
+START, FINEST, COARSEST = 307, 16, 65_535  # step_q; finer ones cost bits and change no pixel
+CLOSE = 0.005  # of the target: near enough to stop searching
+MISS = 0.03  # of the target: far enough to say so
+UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+DEFAULT_QUALITY = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a file is asked to be: of a quality, a size, or a PSNR."""
+
+    kind: Literal["quality", "bpp", "bytes", "dB"] = "quality"
+    value: float = DEFAULT_QUALITY
+
+    def note(self, reached: float) -> str:
+        """A word for the user if the goal was missed, else ""."""
+        short = self.kind == "dB" and reached < self.value
+        if self.kind == "quality" or not (short or abs(reached - self.value) > MISS * self.value):
+            return ""
+        return f"asked for {self.value:.5g} {self.kind}, the nearest reachable is {reached:.5g}"
+
+
+def goal(
+    quality: float | None = None,
+    *,
+    target_bpp: float | None = None,
+    target_size: int | str | None = None,
+    target_psnr: float | None = None,
+) -> Goal:
+    """The goal of the one argument that is given; quality 50 if none is.
+
+    Args:
+        quality: 0..100; see `quantize.quality_to_step`, which checks the range.
+        target_bpp: bits per pixel, of the whole file.
+        target_size: bytes of the whole file, or a text such as "5KB"; see `parse_size`.
+        target_psnr: dB, of the decoded picture.
+    Raises: UsageError if several are given, or a target is not positive and finite.
+    """
+    goals = [
+        Goal("quality", quality) if quality is not None else None,
+        Goal("bpp", target_bpp) if target_bpp is not None else None,
+        Goal("bytes", parse_size(target_size)) if target_size is not None else None,
+        Goal("dB", target_psnr) if target_psnr is not None else None,
+    ]
+    given = [one for one in goals if one is not None]
+    if len(given) > 1:
+        raise UsageError(
+            "--quality, --target-bpp, --target-size and --target-psnr exclude each other: "
+            "choose one"
+        )
+    chosen = given[0] if given else Goal()
+    if chosen.kind != "quality" and not 0 < chosen.value < math.inf:
+        raise UsageError(f"a target of {chosen.value:g} {chosen.kind} makes no sense")
+    return chosen
+
+
+def parse_size(text: int | str) -> int:
+    """Bytes of "5000", "5KB" (5,000), "5KiB" (5,120) or "1.5 MB"; raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) *([KMG]?I?B|)", str(text).strip(), re.I)
+    if match is None or match[2].upper() not in UNITS:
+        raise UsageError(f"{text!r} is no size: write bytes, or a number with KB, KiB, MB or MiB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def search(measure: Callable[[int], float], target: float, *, at_most: bool) -> tuple[int, float]:
+    """The quantiser step whose measure is nearest to a target, on the right side of it.
+
+    Args:
+        measure: of step_q in FINEST..COARSEST, and falling with it: the size, or the PSNR.
+        at_most: the measure may not exceed the target; else it may not fall below.
+    Returns: step_q and its measure; if none is on the right side, the one that comes nearest.
+    """
+    tried: dict[int, float] = {}
+    low = high = 0  # the bracket: the coarsest step above the target, the finest below; 0: unknown
+    step = START
+    while step not in tried:
+        tried[step] = reached = measure(step)
+        gap = target - reached if at_most else reached - target
+        if 0 <= gap <= CLOSE * target:
+            return step, reached
+        if reached > target:
+            low = step
+        else:
+            high = step
+        step = round(math.sqrt(low * high)) if low and high else 2 * low or high // 2
+        step = min(max(step, FINEST), COARSEST)
+    right = [s for s in tried if (tried[s] <= target if at_most else tried[s] >= target)]
+    step = min(right or tried, key=lambda s: (abs(tried[s] - target), s if at_most else -s))
+    return step, tried[step]

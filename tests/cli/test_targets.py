@@ -1,0 +1,77 @@
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from dynenc.cli import app
+
+runner = CliRunner()
+
+
+def run(*arguments):
+    return runner.invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def picture(photo_path, tmp_path):
+    """A 160x120 piece of a photograph, on disk."""
+    path = tmp_path / "photo.png"
+    Image.open(photo_path).crop((100, 60, 260, 180)).save(path)
+    return path
+
+
+def test_encode_to_a_size(picture):
+    result = run("encode", picture, "-e", "nano", "--target-size", "0.4KB")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert 388 <= picture.with_suffix(".lat").stat().st_size <= 400
+
+
+def test_roundtrip_to_a_psnr(picture):
+    result = run(
+        "roundtrip", picture, "-e", "nano", "-d", "embedded", "--target-psnr", 21, "--json"
+    )
+    figures = json.loads(result.stdout)
+    assert 21 <= figures["psnr_db"] <= 21.3
+    assert figures["quality"] is None
+
+
+def test_a_missed_target_is_told_and_no_failure(picture):
+    result = run("encode", picture, "-e", "nano", "--target-size", "3")
+    assert result.exit_code == 0
+    assert result.stderr == "dynenc: asked for 3 bytes, the nearest reachable is 22\n"
+    assert run("encode", picture, "-e", "nano", "-f", "-q", "--target-size", "3").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--quality", "50", "--target-bpp", "0.1"], "exclude each other"),
+        (["--target-psnr", "25", "--target-size", "5KB"], "exclude each other"),
+        (["--target-size", "big"], "is no size"),
+        (["--target-bpp", "0"], "makes no sense"),
+        (["--target-psnr", "nan"], "makes no sense"),
+    ],
+)
+def test_targets_that_make_no_sense(picture, options, words):
+    result = run("encode", picture, *options)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert not picture.with_suffix(".lat").exists()
+
+
+def test_folders_meet_targets_too(picture):
+    for name in ("a", "b"):
+        Image.open(picture).save(picture.parent / f"{name}.png")
+    latents = picture.parent / "latents"
+    arguments = ("encode", picture.parent, "-o", latents, "-e", "nano", "--update", "--target-bpp")
+    first = run(*arguments, 0.2)
+    assert first.exit_code == 0
+    sizes = [path.stat().st_size for path in sorted(latents.iterdir())]
+    assert all(0.97 * 480 <= size <= 480 for size in sizes)
+    assert "0 done" in run(*arguments, 0.2).stderr
+    assert "3 done" in run(*arguments, 0.1).stderr
+    missed = run(*arguments, 1e-4)
+    assert missed.stderr.count("the nearest reachable") == 3
+    assert "a.png: asked for" in missed.stderr
