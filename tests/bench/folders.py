@@ -3,6 +3,9 @@
 The three take turns on the same files, each a process of its own, start and import included.
 Prints pictures a second by the clock and seconds of CPU a picture, the latter because it tells
 what happens on a machine that is busy with other things.
+
+`--ray` measures the Ray engine instead: the same files on clusters of one and of two nodes with a
+CPU each, which share this machine, against local workers. The clock starts when the cluster is up.
 """
 
 import argparse
@@ -20,6 +23,7 @@ import time
 from pathlib import Path
 
 ARMS = ("dynenc.convert", "API loop", "API loop, one thread", "WebP, two processes")
+RAY_ARMS = ("one worker", "two workers", "Ray, one node", "Ray, two nodes")
 
 
 def webp(path: Path) -> None:
@@ -55,28 +59,53 @@ def work(arm: str, files: list[Path], encoder: str) -> None:
             (out / f"{path.stem}.lat").write_bytes(codec.encode(Image.open(path)))
 
 
+def work_on_ray(arm: str, files: list[Path], encoder: str) -> float:
+    """As `work`, for RAY_ARMS; seconds of the conversion."""
+    import dynenc
+
+    options = {"encoder": encoder, "device": "cpu"}
+    out, count = os.environ["OUT"], 1 + RAY_ARMS.index(arm) % 2
+    if not arm.startswith("Ray"):
+        return dynenc.convert("encode", files, out, jobs=count, **options).seconds
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    if count == 2:
+        cluster.add_node(num_cpus=1)
+    options |= {"engine": "ray", "address": cluster.address}
+    seconds = dynenc.convert("encode", files, out, **options).seconds
+    cluster.shutdown()
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tiles", type=Path)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--encoder", default="light")
-    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--arm", choices=ARMS + RAY_ARMS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     files = sorted(arguments.tiles.iterdir())[: arguments.count]
+    if arguments.arm in RAY_ARMS:
+        print(work_on_ray(arguments.arm, files, arguments.encoder))
+        return
     if arguments.arm:
         work(arguments.arm, files, arguments.encoder)
         return
     ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: count the CPU of grandchildren, too
-    figures: dict[str, list[tuple[float, float]]] = {arm: [] for arm in ARMS}
+    arms = RAY_ARMS if arguments.ray else ARMS
+    figures: dict[str, list[tuple[float, float]]] = {arm: [] for arm in arms}
     for _ in range(arguments.rounds):
-        for arm in ARMS:
+        for arm in arms:
             with tempfile.TemporaryDirectory() as out:
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
                 start = time.perf_counter()
                 command = [sys.executable, *sys.argv, "--arm", arm]
-                subprocess.run(command, check=True, env={**os.environ, "OUT": out})
-                seconds = time.perf_counter() - start
+                environment = {**os.environ, "OUT": out}
+                said = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE)
+                seconds = float(said.stdout or time.perf_counter() - start)
                 with contextlib.suppress(ChildProcessError):
                     while True:
                         os.wait()
