@@ -36,7 +36,7 @@ class Encoder(nn.Module):
         """Begin training from a linear map: weight [4, 3, 8, 8], bias [4]; the rest adds ~0."""
         if self.linear is None:
             self.stem.static.copy_(weight.flatten(1))
-            self.stem.bias.copy_(bias)
+            self.stem.get_parameter("bias").copy_(bias)
             self.stem.dynamic.mul_(0.1)
         else:
             self.linear.load_state_dict({"weight": weight, "bias": bias})

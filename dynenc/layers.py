@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Pair = int | tuple[int, int]  # one number for both, or (down, right)
 EPSILON = 1e-8  # the paper's code adds it before the power
 
 
@@ -53,35 +54,50 @@ class HybridDense(nn.Module):
 
     def activate(self, z: Tensor) -> Tensor:
         """Raise z = W x + bias, [B, out_features, N], to the learned power; NaN becomes 0."""
+        wide = z.float() if z.dtype.itemsize < 4 else z  # float16 has no 1e-8
         # exp(power * log(.)) is three times as fast as pow on a CPU
-        logarithm = (F.relu(z) + EPSILON).log() * self.power[:, None]
-        return torch.copysign(logarithm.exp() * self.scale[:, None], z).nan_to_num(nan=0.0)
+        logarithm = (F.relu(wide) + EPSILON).log() * self.power[:, None]
+        y = torch.copysign(logarithm.exp() * self.scale[:, None], wide).nan_to_num(nan=0.0)
+        return y.to(z.dtype)
 
 
 class DynamicConv(nn.Module):
     """Convolution whose kernel is predicted from the very patch it is applied to.
 
     Every output channel has a predictor of its own: two `HybridDense` layers of `hidden` features,
-    each followed by batch normalisation if asked for, and a linear map to the kernel.
+    each followed by batch normalisation if asked for, and a linear map to the kernel. As [U; V; b]
+    are rows that meet every patch, they are one plain convolution: neither kernels nor patches are
+    ever in memory, only 2 * hidden + 1 numbers for every value of the output.
+
+    The other arguments are those of `nn.Conv2d`: a number or a pair each, 'same' or 'valid' for
+    the padding, which is with zeros.
 
     Shapes: [B, in_channels, H, W] -> [B, out_channels, H', W'], H' and W' as for `nn.Conv2d`.
+    Raises: ValueError as `nn.Conv2d` does.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 3,
-        stride: int = 1,
-        padding: int = 0,
+        kernel_size: Pair = 3,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
         *,
         hidden: int = 8,
         batch_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-        self.hidden = hidden
-        size = in_channels * kernel_size**2
+        # checks the arguments, and says what a plain convolution of them would do
+        like = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, device="meta"
+        )
+        self.kernel_size, self.stride, self.dilation = like.kernel_size, like.stride, like.dilation
+        self.padding, self.groups, self.hidden = like.padding, groups, hidden
+        size = like.weight[0].numel()
         width = out_channels * hidden
         self.predict = HybridDense(size, width)
         self.refine = HybridDense(width, width, groups=out_channels)
@@ -91,36 +107,40 @@ class DynamicConv(nn.Module):
         bound = size**-0.5
         self.dynamic = nn.Parameter(torch.empty(width, size).uniform_(-bound, bound) / hidden**0.5)
         self.static = nn.Parameter(torch.empty(out_channels, size).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def forward(self, image: Tensor) -> Tensor:
         """Convolve: [B, in_channels, H, W] -> [B, out_channels, H', W']."""
-        rows = torch.cat([self.predict.weight[0], self.dynamic, self.static])
-        n = len(self.dynamic)
-        z, values, static = self._products(rows, image).split([n, n, len(self.static)], dim=1)
+        parts = [self.predict.weight[0], self.dynamic, self.static]
+        rows = torch.cat([part.unflatten(0, (self.groups, -1)) for part in parts], dim=1)
+        products = self._products(rows.flatten(0, 1), image)
+        counts = [len(part) // self.groups for part in parts]
+        split = products.flatten(2).unflatten(1, (self.groups, -1)).split(counts, dim=2)
+        z, values, out = (part.flatten(1, 2) for part in split)
         gates = self.norms[0](self.predict.activate(z + self.predict.bias[:, None]))
         gates = self.norms[1](self.refine.columns(gates))
-        dynamic = (gates * values).unflatten(1, (-1, self.hidden)).sum(2)
-        out = dynamic + static + self.bias[:, None]
-        height, width = (
-            (side + 2 * self.padding - self.kernel_size) // self.stride + 1
-            for side in image.shape[-2:]
-        )
-        image_out: Tensor = out.unflatten(2, (height, width))
+        out = out + (gates * values).unflatten(1, (-1, self.hidden)).sum(2)
+        if self.bias is not None:
+            out = out + self.bias[:, None]
+        image_out: Tensor = out.unflatten(2, products.shape[2:])
         return image_out
 
     def _products(self, rows: Tensor, image: Tensor) -> Tensor:
-        """Every row [R, in_channels * kernel_size ** 2] times every patch: [B, R, H' * W']."""
-        k = self.kernel_size
-        if self.stride != k or self.padding:
-            patches = F.unfold(image, k, padding=self.padding, stride=self.stride)
-        else:  # several times as fast: with channels last, a patch is a few runs of memory
-            height, width = (side // k * k for side in image.shape[-2:])
-            pixels = image[..., :height, :width].permute(0, 2, 3, 1)
-            cut = pixels.unflatten(2, (-1, k)).unflatten(1, (-1, k)).transpose(2, 3)
-            patches = cut.flatten(3).flatten(1, 2).transpose(1, 2)
-            rows = rows.unflatten(1, (-1, k, k)).permute(0, 2, 3, 1).flatten(1)
-        products: Tensor = rows @ patches
+        """Rows [R, in_channels / groups * kernel area] times every patch: [B, R, H', W']."""
+        k, width = self.kernel_size
+        apart = self.stride == self.kernel_size and self.groups == 1 and self.dilation == (1, 1)
+        if self.padding != (0, 0) or not apart or not rows.is_cpu:
+            kernels = rows.unflatten(1, (-1, k, width))
+            return F.conv2d(
+                image, kernels, None, self.stride, self.padding, self.dilation, self.groups
+            )
+        # several times as fast on a CPU: with channels last, a patch is a few runs of memory
+        down, right = image.shape[2] // k, image.shape[3] // width
+        pixels = image[..., : down * k, : right * width].permute(0, 2, 3, 1)
+        cut = pixels.unflatten(2, (-1, width)).unflatten(1, (-1, k)).transpose(2, 3)
+        patches = cut.flatten(3).flatten(1, 2).transpose(1, 2)
+        rows = rows.unflatten(1, (-1, k, width)).permute(0, 2, 3, 1).flatten(1)
+        products: Tensor = (rows @ patches).unflatten(2, (down, right))
         return products
 
 

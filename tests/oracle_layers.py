@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynenc.layers import DynamicConv
 
@@ -11,13 +11,40 @@ def materialised(layer: DynamicConv, image: Tensor) -> Tensor:
     """What `layer` must compute, with the kernels [patches, out_channels, size] in memory.
 
     The predictor's last layer is Linear(hidden -> size) with weight W = V^T * size and no bias; the
-    static kernel is the paper's `similar_conv`.
+    static kernel is the paper's `similar_conv`. With groups, an output sees its group's channels.
     """
     out_channels, size = layer.static.shape
-    hidden = layer.hidden
-    patches = F.unfold(image, layer.kernel_size, padding=layer.padding, stride=layer.stride)
-    rows = patches.transpose(1, 2).reshape(-1, size)
-    features = layer.predict(rows)
+    hidden, groups = layer.hidden, layer.groups
+    like = nn.Conv2d(
+        image.shape[1],
+        out_channels,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        groups,
+        bias=layer.bias is not None,
+        dtype=image.dtype,
+    )
+    with torch.no_grad():
+        like.weight.copy_(layer.static.reshape(like.weight.shape))
+        if layer.bias is not None:
+            like.bias.copy_(layer.bias)
+    static = like(image)
+    if layer.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        down, right = totals
+        image = F.pad(image, (right // 2, right - right // 2, down // 2, down - down // 2))
+        padding = 0
+    else:
+        padding = 0 if layer.padding == "valid" else layer.padding
+    patches = F.unfold(image, layer.kernel_size, layer.dilation, padding, layer.stride)
+    rows = patches.transpose(1, 2).reshape(-1, groups, size)
+    per_group = out_channels // groups
+    features = torch.stack(
+        [layer.predict(rows[:, channel // per_group]) for channel in range(out_channels)]
+    ).unflatten(2, (out_channels, hidden))
+    features = torch.cat([features[i, :, i] for i in range(out_channels)], dim=1)
     features = layer.refine(layer.norms[0](features.T[None])[0].T)
     features = layer.norms[1](features.T[None])[0].T
     outputs = []
@@ -25,12 +52,6 @@ def materialised(layer: DynamicConv, image: Tensor) -> Tensor:
         part = slice(channel * hidden, (channel + 1) * hidden)
         weight = layer.dynamic[part].T * size  # [size, hidden]
         kernels = features[:, part] @ weight.T  # [patches, size]
-        outputs.append((kernels * rows).mean(dim=1))
-    dynamic = torch.stack(outputs, dim=1)
-    rows_out, columns_out = (
-        (side + 2 * layer.padding - layer.kernel_size) // layer.stride + 1
-        for side in image.shape[-2:]
-    )
-    dynamic = dynamic.reshape(len(image), rows_out, columns_out, out_channels).permute(0, 3, 1, 2)
-    weight = layer.static.reshape(out_channels, -1, layer.kernel_size, layer.kernel_size)
-    return dynamic + F.conv2d(image, weight, layer.bias, layer.stride, layer.padding)
+        outputs.append((kernels * rows[:, channel // per_group]).mean(dim=1))
+    dynamic = torch.stack(outputs, dim=1).unflatten(0, (len(image), -1))
+    return dynamic.transpose(1, 2).reshape(static.shape) + static

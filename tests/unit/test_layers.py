@@ -3,30 +3,40 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle_layers import materialised
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynenc import DynamicConv, HybridDense
 from dynenc.layers import DynamicBlock
 
-LAYERS = st.fixed_dictionaries(
-    {
-        "in_channels": st.integers(1, 4),
-        "out_channels": st.integers(1, 5),
-        "kernel_size": st.integers(1, 5),
-        "stride": st.integers(1, 5),
-        "padding": st.integers(0, 2),
-        "hidden": st.integers(1, 7),
-        "batch_norm": st.booleans(),
+PAIR = st.integers(1, 3) | st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@st.composite
+def layers(draw):
+    groups = draw(st.integers(1, 3))
+    stride = draw(PAIR)
+    paddings = ["valid", 0, 1, (0, 2)] + (["same"] if stride in (1, (1, 1)) else [])
+    return {
+        "in_channels": groups * draw(st.integers(1, 2)),
+        "out_channels": groups * draw(st.integers(1, 3)),
+        "kernel_size": draw(PAIR),
+        "stride": stride,
+        "padding": draw(st.sampled_from(paddings)),
+        "dilation": draw(PAIR),
+        "groups": groups,
+        "bias": draw(st.booleans()),
+        "hidden": draw(st.integers(1, 7)),
+        "batch_norm": draw(st.booleans()),
     }
-)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @settings(deadline=None, max_examples=30)
 @given(
-    layer=LAYERS,
+    layer=layers(),
     batch=st.integers(1, 3),
-    height=st.integers(5, 17),
-    width=st.integers(5, 17),
+    height=st.integers(7, 17),
+    width=st.integers(7, 17),
     seed=st.integers(0, 1000),
 )
 def test_factorised_equals_materialised_kernels(
@@ -64,9 +74,76 @@ def test_defaults_are_those_of_a_3x3_convolution():
     assert DynamicConv(3, 5)(torch.rand(1, 3, 10, 12)).shape == (1, 5, 8, 10)
 
 
-def test_memory_does_not_hold_the_kernels():
-    conv = DynamicConv(16, 64, 8, 8, hidden=1)
-    assert max(p.numel() for p in conv.parameters()) == 64 * 16 * 64
+def test_wrong_arguments_are_refused_as_conv2d_refuses_them():
+    for arguments in ({"groups": 2}, {"padding": "same", "stride": 2}, {"padding": "other"}):
+        with pytest.raises(ValueError, match="groups|padding|Invalid"):
+            DynamicConv(3, 4, **arguments)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any result held."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.untyped_storage().nbytes() // 4)
+        return result
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (7, 1), (8, 8)])
+def test_memory_grows_with_neither_kernels_nor_patches(kernel_size, stride):
+    conv = DynamicConv(16, 32, kernel_size, stride, hidden=2).eval()
+    image = torch.rand(1, 16, 64, 64)
+    with torch.no_grad(), Largest() as largest:
+        positions = conv(image)[0, 0].numel()
+    rows = 32 * (2 * 2 + 1)
+    parameters = rows * 16 * kernel_size**2
+    assert largest.numbers <= max(rows * positions, parameters, image.numel())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_close_and_has_finite_gradients(dtype):
+    torch.manual_seed(0)
+    conv = DynamicConv(3, 8, 3, padding="same", batch_norm=False)
+    image = torch.rand(2, 3, 12, 12) * 2 - 1
+    exact = conv(image)
+    half = conv.to(dtype)(image.to(dtype))
+    assert half.dtype == dtype
+    assert (half.float() - exact).abs().max() < 0.05
+    half.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in conv.parameters())
+
+
+def test_channels_last_gives_the_same():
+    conv = DynamicConv(3, 8, 3, padding=1).eval()
+    image = torch.rand(2, 3, 12, 12)
+    with torch.no_grad():
+        expected = conv(image)
+        last = conv.to(memory_format=torch.channels_last)
+        assert torch.allclose(
+            last(image.to(memory_format=torch.channels_last)), expected, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (4, 4)])
+def test_export_takes_other_sizes(kernel_size, stride):
+    conv = DynamicConv(3, 4, kernel_size, stride).eval()
+    sides = {2: 4 * torch.export.Dim("h", min=2), 3: 4 * torch.export.Dim("w", min=2)}
+    program = torch.export.export(conv, (torch.rand(1, 3, 16, 24),), dynamic_shapes=(sides,))
+    image = torch.rand(1, 3, 32, 20)
+    with torch.no_grad():
+        assert torch.allclose(program.module()(image), conv(image), atol=1e-6)
+
+
+def test_compile_sees_one_graph():
+    conv = DynamicConv(3, 4, 3, padding=1).eval()
+    image = torch.rand(1, 3, 16, 24)
+    with torch.no_grad():
+        whole = torch.compile(conv, fullgraph=True, backend="aot_eager")
+        assert torch.allclose(whole(image), conv(image), atol=1e-6)
 
 
 def test_hybrid_dense_is_the_papers_formula():
@@ -103,11 +180,25 @@ def test_groups_must_divide():
         HybridDense(5, 4, groups=2)
 
 
-def test_gradients_are_right():
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kernel_size": 2, "stride": 2, "hidden": 2, "batch_norm": False},
+        {"kernel_size": 3, "padding": "same", "groups": 2, "hidden": 1},
+        {"kernel_size": (1, 2), "dilation": (1, 2), "hidden": 2},
+    ],
+)
+def test_gradients_are_right(arguments):
     torch.manual_seed(0)
-    conv = DynamicConv(2, 2, 2, 2, hidden=2, batch_norm=False).double()
+    conv = DynamicConv(2, 2, **arguments).double()
     image = torch.rand(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(conv, (image,))
+    names = [name for name, _ in conv.named_parameters()]
+
+    def run(image, *parameters):
+        state = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(conv, state, (image,))
+
+    assert torch.autograd.gradcheck(run, (image, *conv.parameters()))
 
 
 def test_block_keeps_the_shape():
