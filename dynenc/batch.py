@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dynenc.bitstream import MAX_PIXELS
 from dynenc.errors import DynencError
 from dynenc.rate import Goal
 
@@ -22,7 +23,7 @@ class Settings:
     decoder: str = "auto"
     goal: Goal = field(default_factory=Goal)  # of a .lat file that is written
     device: str = "auto"
-    max_pixels: int = 0  # of a .lat file that may be decoded
+    max_pixels: int = MAX_PIXELS  # of a picture or .lat file that is read
     suffix: str = ".lat"  # of the outputs; decides the format of pictures
     batch_size: int | None = None  # pictures in one pass of the network; None chooses
     existing: Existing = "refuse"  # what to do about an output that is there

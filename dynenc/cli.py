@@ -139,7 +139,7 @@ TuneFor = Annotated[
     str, typer.Option(help="Decoder that --target-psnr means: any that --decoder takes.")
 ]
 MaxPixels = Annotated[
-    int, typer.Option(min=1, help="Refuse .lat files that declare more pixels than this.")
+    int, typer.Option(min=1, help="Refuse files that declare more pixels than this.")
 ]
 
 
@@ -231,6 +231,7 @@ def encode(
     target_psnr: TargetPsnr = None,
     tune_for: TuneFor = "embedded",
     device: Device = "auto",
+    max_pixels: MaxPixels = MAX_PIXELS,
     recursive: Recursive = False,
     include: Include = None,
     exclude: Exclude = None,
@@ -264,6 +265,7 @@ def encode(
         target_psnr=target_psnr,
         tune_for=tune_for,
         device=device,
+        max_pixels=max_pixels,
         recursive=recursive,
         include=include or (),
         exclude=exclude or (),
@@ -337,6 +339,7 @@ def roundtrip(
     target_size: TargetSize = None,
     target_psnr: TargetPsnr = None,
     device: Device = "auto",
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object for each picture.")
     ] = False,
@@ -370,6 +373,7 @@ def roundtrip(
         target_size=target_size,
         target_psnr=target_psnr,
         device=device,
+        max_pixels=max_pixels,
         recursive=recursive,
         include=include or (),
         exclude=exclude or (),

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynenc import bitstream, image, metrics, models, quantize, rate, weights
 from dynenc.bitstream import Header
-from dynenc.encoder import PATCH
+from dynenc.encoder import PATCH, Encoder
 from dynenc.entropy import EntropyModel
-from dynenc.errors import DeviceError, ImageError, UnknownModel
+from dynenc.errors import DeviceError, UnknownModel
+from dynenc.image import Picture
 from dynenc.rate import Goal
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 CODER = "context"  # the entropy coder that new files are written with
 DEFAULT_ENCODER = "light"
+BAND = 2**17  # patches of a picture that are encoded at a time; bounds the memory that takes
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -88,7 +90,7 @@ class Codec:
 
     @cached_property
     @torch.inference_mode(False)  # first used within it, too, they are networks as any other
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> Encoder:
         """Image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale."""
         logger.debug("encoder: %s on %s", self.model.name, self.device)
         return weights.load_named(self.model.name, "encoder").to(self.device)
@@ -104,7 +106,7 @@ class Codec:
     @torch.inference_mode()
     def encode(
         self,
-        picture: Image.Image | Tensor,
+        picture: Picture,
         *,
         quality: float | None = None,
         target_bpp: float | None = None,
@@ -116,13 +118,14 @@ class Codec:
         At most one of the last four is given; without any the quality is 50.
 
         Args:
-            picture: Pillow image of any mode, or [1, 3, H, W] (or [3, H, W]) float in [-1, 1].
+            picture: Pillow image of any mode, array [H, W, 3] uint8, or tensor [1, 3, H, W] (or
+                [3, H, W]), uint8, or float in [-1, 1].
             quality: 0..100, higher is better and larger; see `quantize.quality_to_step`.
             target_bpp, target_size: the largest file of at most so many bits per pixel, or bytes
                 ("5KB" does too).
             target_psnr: the smallest file that the codec's decoder rebuilds with so many dB.
         A target that cannot be reached is missed by as little as possible, and the log says so.
-        Raises: ImageError if a side is 0 or above 65,535 px or the tensor has another shape,
+        Raises: ImageError if a side is 0 or above 65,535 px or the picture has another shape,
             ValueError if the quality is out of range, UsageError if targets make no sense.
         """
         goal = rate.goal(
@@ -136,18 +139,17 @@ class Codec:
     @torch.inference_mode()
     def encode_batch(
         self,
-        pictures: Sequence[Image.Image | Tensor],
+        pictures: Sequence[Picture],
         goal: Goal,
     ) -> list[Encoded]:
         """As `encode`, for pictures that are equally large once padded, in one pass."""
-        tensors = [as_tensor(picture) for picture in pictures]
-        padded = torch.cat([image.pad(tensor.to(self.device)) for tensor in tensors])
-        latents = self.encoder(padded).split(1)
-        return [self._encoded(*pair, goal) for pair in zip(latents, tensors, strict=True)]
+        checked = [image.checked(picture) for picture in pictures]
+        latents = self._latents(checked).split(1)
+        return [self._encoded(*pair, goal) for pair in zip(latents, checked, strict=True)]
 
-    def _encoded(self, latents: Tensor, picture: Tensor, goal: Goal) -> Encoded:
-        """The file of one picture [1, 3, H, W] and its latents that comes nearest to a goal."""
-        height, width = picture.shape[-2:]
+    def _encoded(self, latents: Tensor, picture: Image.Image | Tensor, goal: Goal) -> Encoded:
+        """The file of one checked picture and its latents that comes nearest to a goal."""
+        height, width = image.size_of(picture)
         if goal.kind == "quality":
             step_q = quantize.quality_to_step(goal.value)
             return Encoded(self._file(latents, step_q, height, width))
@@ -155,8 +157,8 @@ class Codec:
         def measure(step_q: int) -> float:
             blob = self._file(latents, step_q, height, width)
             if goal.kind == "dB":
-                rebuilt = image.to_picture(self.decode_tensor(blob, max_pixels=sys.maxsize))
-                return metrics.psnr_db(image.to_tensor(rebuilt), picture.cpu())
+                rebuilt = self.decode(blob, max_pixels=sys.maxsize)
+                return metrics.psnr_db(image.to_tensor(rebuilt), image.to_tensor(picture).cpu())
             return metrics.bpp(len(blob), width, height) if goal.kind == "bpp" else len(blob)
 
         step_q, reached = rate.search(measure, goal.value, at_most=goal.kind != "dB")
@@ -170,24 +172,48 @@ class Codec:
         header = Header(width, height, step_q, self.model.number, coder.number)
         return bitstream.write(header, payload)
 
+    def _latents(self, pictures: list[Image.Image | Tensor]) -> Tensor:
+        """Latents [B, 4, h, w] of equally large pictures, in bands if they are large.
+
+        A band is read with the rows around it that its latents depend on, and equals the same rows
+        of the whole.
+        """
+        height, width = (-(-side // PATCH) for side in image.size_of(pictures[0]))
+        size = max(1, BAND // (width * len(pictures)))
+        bands = []
+        for top in range(0, height, size):
+            first = max(0, top - self.encoder.reach)
+            last = top + size + self.encoder.reach
+            rows = [image.rows_of(p, first * PATCH, last * PATCH) for p in pictures]
+            band = rows[0] if len(rows) == 1 else torch.cat(rows)
+            latents = self.encoder(band.to(self.device))
+            bands.append(latents[:, :, top - first : top - first + size])
+        return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
+
     def decode(self, blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> Image.Image:
         """Rebuild the RGB picture of a .lat file; raises BitstreamError or WeightsError."""
-        return image.to_picture(self.decode_tensor(blob, max_pixels=max_pixels))
+        return self.decode_batch([read_latents(blob, max_pixels=max_pixels)])[0]
+
+    @torch.inference_mode()
+    def decode_batch(self, read: Sequence[tuple[Header, Tensor]]) -> list[Image.Image]:
+        """Rebuild the pictures of what `read_latents` gave, latents of one shape, in one pass.
+
+        Only a band of a large picture is there as floats at any time.
+        """
+        pictures = [Image.new("RGB", (header.width, header.height)) for header, _ in read]
+        top = 0
+        for band in self.decoder.bands(torch.cat([latents for _, latents in read])):
+            for picture, rows in zip(pictures, band.split(1), strict=True):
+                picture.paste(image.to_picture(rows), (0, top))  # the padding falls off
+            top += band.shape[2]
+        return pictures
 
     @torch.inference_mode()
     def decode_tensor(self, blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> Tensor:
         """As `decode`, but to [1, 3, H, W] float32 in [-1, 1] on the codec's device."""
         header, latents = read_latents(blob, max_pixels=max_pixels)
-        return self.decode_latents([(header, latents)])[0]
-
-    @torch.inference_mode()
-    def decode_latents(self, read: Sequence[tuple[Header, Tensor]]) -> list[Tensor]:
-        """What `read_latents` gave, latents of one shape, in one pass; as `decode_tensor`."""
-        decoded = self.decoder(torch.cat([latents for _, latents in read]).to(self.device))
-        return [
-            picture[..., : header.height, : header.width].float().clamp(-1, 1)
-            for (header, _), picture in zip(read, decoded.split(1), strict=True)
-        ]
+        decoded: Tensor = self.decoder(latents)
+        return decoded[..., : header.height, : header.width].clamp(-1, 1)
 
 
 def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tuple[Header, Tensor]:
@@ -209,20 +235,3 @@ def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tupl
     height, width = -(-header.height // PATCH), -(-header.width // PATCH)
     symbols = entropy_model(coder.name).decode(payload, height, width, header.step_q)
     return header, quantize.from_symbols(symbols, header.step_q)
-
-
-def as_tensor(picture: Image.Image | Tensor) -> Tensor:
-    """A picture in any accepted form as [1, 3, H, W] float32; raises ImageError."""
-    tensor = image.to_tensor(image.to_rgb(picture)) if isinstance(picture, Image.Image) else picture
-    if tensor.dim() == 3:
-        tensor = tensor[None]
-    if tensor.dim() != 4 or tensor.shape[:2] != (1, 3):
-        raise ImageError(
-            f"a tensor of shape {list(tensor.shape)} is not one RGB picture [1, 3, H, W]"
-        )
-    height, width = tensor.shape[-2:]
-    if not (0 < height <= bitstream.MAX_SIDE and 0 < width <= bitstream.MAX_SIDE):
-        raise ImageError(
-            f"the picture is {width}x{height} px; its sides must be 1 to {bitstream.MAX_SIDE}"
-        )
-    return tensor.float()

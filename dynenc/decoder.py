@@ -14,13 +14,14 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -62,6 +63,16 @@ class Decoder(nn.Module):
 
     Shapes: [B, 4, h, w] in SD scale, any device and dtype -> [B, 3, 8h, 8w] float32, about [-1, 1],
     on the network's device. Gradient flows through it.
+
+    Args:
+        name: for messages and reports.
+        network: what decodes a tile, [B, 4, h, w] -> [B, 3, 8h, 8w].
+        scale, shift: of its own latents, times SD's.
+        tile: side of a tile, in latents, more than 2 * margin + 1.
+        margin: latents at a tile's inner edges that are not used, as padding spoils them: tiles
+            equal the whole if no pixel depends on latents farther away.
+        overlap: latents that neighbouring tiles share, more than 2 * margin; they blend linearly
+            over the rest.
     """
 
     def __init__(
@@ -72,69 +83,76 @@ class Decoder(nn.Module):
         scale: float = 1.0,
         shift: float = 0.0,
         tile: int = LARGE_TILE,
+        margin: int = MARGIN,
+        overlap: int = OVERLAP,
     ) -> None:
         super().__init__()
         self.name, self.network = name, network
-        self.scale, self.shift, self.tile = scale, shift, tile
+        self.scale, self.shift = scale, shift
+        self.tile, self.margin, self.overlap = tile, margin, overlap
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
         self.eval().requires_grad_(False)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Decode: [B, 4, h, w] in SD scale -> [B, 3, 8h, 8w], about [-1, 1].
+        """Decode: [B, 4, h, w] in SD scale -> [B, 3, 8h, 8w], about [-1, 1]."""
+        bands = list(self.bands(latents))
+        return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
+
+    def bands(self, latents: Tensor) -> Iterator[Tensor]:
+        """As `forward`, but bands [B, 3, rows, 8w] from top to bottom, one in memory at a time.
+
+        Tiles are equally large, overlap, and are blended linearly: diffusers' own tiling leaves a
+        narrow strip as the last tile, whose statistics are its own.
+        """
+        rows, columns = (
+            _spans(side, self.tile, self.margin, self.overlap) for side in latents.shape[-2:]
+        )
+        if len(rows) == len(columns) == 1:
+            yield self._decode(latents)
+            return
+        like = next(self.network.parameters())
+        batch, width = len(latents), latents.shape[3] * PIXELS
+        begun = torch.zeros(batch, 3, 0, width, device=like.device)
+        for i, (top, bottom, weight_y) in enumerate(rows):
+            height = (bottom - top) * PIXELS
+            band = F.pad(begun, (0, 0, 0, height - begun.shape[2]))
+            for left, right, weight_x in columns:
+                weight = weight_y.to(band.device)[:, None] * weight_x.to(band.device)
+                part = self._decode(latents[..., top:bottom, left:right])
+                band[..., left * PIXELS : right * PIXELS] += part * weight
+            done = (rows[i + 1][0] - top) * PIXELS if i + 1 < len(rows) else height
+            begun = band[:, :, done:].clone()
+            yield band[:, :, :done]
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Decode one tile.
 
         If the result is not finite in half precision, the network stays in float32 from then on.
         """
-        image = self._decode(latents)
-        half = next(self.network.parameters()).dtype != torch.float32
-        if half and not image.isfinite().all():
+        like = next(self.network.parameters())
+        inputs = latents.to(like.device, torch.float32) / self.scale + self.shift
+        inputs = inputs.to(like.dtype, memory_format=torch.channels_last)
+        image: Tensor = self.network(inputs).float()
+        if like.dtype != torch.float32 and not image.isfinite().all():
             with torch.inference_mode(False):  # else no gradient could ever flow through it again
                 self.network.float()
-            image = self._decode(latents)
+            return self._decode(latents)
         return image
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        like = next(self.network.parameters())
-        latents = latents.to(like.device, torch.float32) / self.scale + self.shift
-        latents = latents.to(like.dtype, memory_format=torch.channels_last)
-        return decode_tiled(self.network, latents, self.tile).float()
 
-
-def decode_tiled(decode: Callable[[Tensor], Tensor], latents: Tensor, tile: int) -> Tensor:
-    """Decode in equal, overlapping tiles of at most tile x tile latents and blend them linearly.
-
-    diffusers' own tiling leaves a narrow strip as the last tile, whose statistics are its own.
-
-    Args:
-        decode: [B, 4, h, w] -> [B, 3, 8h, 8w].
-        latents: [B, 4, h, w].
-        tile: in latents, at least 2 * OVERLAP.
-    Returns: [B, 3, 8h, 8w]; float32 if there is more than one tile.
-    """
-    rows, columns = (_spans(side, tile) for side in latents.shape[-2:])
-    if len(rows) == len(columns) == 1:
-        return decode(latents)
-    batch, _, height, width = latents.shape
-    image = latents.new_zeros(batch, 3, height * PIXELS, width * PIXELS, dtype=torch.float32)
-    for top, bottom, weight_y in rows:
-        for left, right, weight_x in columns:
-            weight = weight_y.to(image.device)[:, None] * weight_x.to(image.device)
-            part = decode(latents[..., top:bottom, left:right]).float()
-            y, x = (slice(a * PIXELS, b * PIXELS) for a, b in ((top, bottom), (left, right)))
-            image[..., y, x] += part * weight
-    return image
-
-
-def _spans(length: int, tile: int) -> list[tuple[int, int, Tensor]]:
+def _spans(
+    length: int, tile: int, margin: int = MARGIN, overlap: int = OVERLAP
+) -> list[tuple[int, int, Tensor]]:
     """Tiles along one side: first and last latent, and the weight of each pixel between them.
 
     The weight of a tile is its own ramp less that of the next tile: they sum to 1 everywhere.
     """
-    count = max(1, -(-(length - OVERLAP) // (tile - OVERLAP)))
-    size = -(-(length + (count - 1) * OVERLAP) // count)
+    count = max(1, -(-(length - overlap) // (tile - overlap)))
+    size = -(-(length + (count - 1) * overlap) // count)
     starts = [i * (length - size) // max(1, count - 1) for i in range(count)]
     pixel = torch.arange(length * PIXELS) + 0.5
-    ramp = (OVERLAP - 2 * MARGIN) * PIXELS
-    rises = [((pixel - (start + MARGIN) * PIXELS) / ramp).clamp(0, 1) for start in starts]
+    ramp = (overlap - 2 * margin) * PIXELS
+    rises = [((pixel - (start + margin) * PIXELS) / ramp).clamp(0, 1) for start in starts]
     rises = [torch.ones_like(pixel), *rises[1:], torch.zeros_like(pixel)]
     return [
         (start, start + size, (rises[i] - rises[i + 1])[start * PIXELS : (start + size) * PIXELS])
@@ -187,7 +205,9 @@ def load_decoder(name: str | Choice = "auto", device: torch.device | str = "cpu"
     else:
         logger.debug("decoder: %s on %s", choice.name, device)
     if choice.name == "embedded":
-        return Decoder(choice.name, weights.load_named("embedded", "decoder")).to(device)
+        network = weights.load_named("embedded", "decoder")
+        margin, overlap = network.reach, 2 * network.reach + 1
+        return Decoder(choice.name, network, margin=margin, overlap=overlap).to(device)
     _diffusers(choice.name)
     path = choice.path or _from_hub(choice.name, download=True)
     if path is None:

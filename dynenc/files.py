@@ -203,7 +203,8 @@ class Converter:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on metadata
             picture = image.open_image(
-                Path(item.source) if blob is None else NamedBytes(blob, item.source)
+                Path(item.source) if blob is None else NamedBytes(blob, item.source),
+                max_pixels=self.settings.max_pixels,
             )
         width, height = (-(-side // PATCH) * PATCH for side in picture.size)
         n_bytes = Path(item.source).stat().st_size if blob is None else len(blob)
@@ -234,10 +235,10 @@ class Converter:
         ]
 
     def _decode(self, items: list[Input], group: list[Loaded]) -> list[Made]:
-        tensors = self.codec.decode_latents([one.value for one in group])
+        pictures = self.codec.decode_batch([one.value for one in group])
         return [
-            self._saved(item, image.to_picture(tensor), one, one.n_bytes)
-            for item, tensor, one in zip(items, tensors, group, strict=True)
+            self._saved(item, picture, one, one.n_bytes)
+            for item, picture, one in zip(items, pictures, group, strict=True)
         ]
 
     def _roundtrip(self, items: list[Input], group: list[Loaded]) -> list[Made]:

@@ -1,31 +1,49 @@
-"""Pictures: file or Pillow image <-> tensor, and the padding to whole patches."""
+"""Pictures: file, Pillow image or array <-> tensor, and the padding to whole patches."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from dynenc.bitstream import MAX_PIXELS, MAX_SIDE
 from dynenc.encoder import PATCH
 from dynenc.errors import ImageError
+
+Picture = Image.Image | npt.NDArray[np.uint8] | Tensor  # any mode; [H, W, 3]; [1, 3, H, W]
 
 WIDE_MODES = {"I;16", "I;16B", "I;16L", "I", "F"}  # of more than 8 bits; only grey ones exist
 
 
-def open_image(source: Path | BinaryIO) -> Image.Image:
+def open_image(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture file as RGB, upright.
 
     The EXIF orientation is applied, transparency is composited onto white, 16-bit grey is scaled to
-    8 bits. Raises: ImageError if the file is missing, not a picture, damaged, or a decompression
-    bomb by Pillow's limits.
+    8 bits. Raises: ImageError if the file is missing, not a picture, damaged, or declares more than
+    `max_pixels` pixels.
     """
     name = source if isinstance(source, Path) else "the input"
     try:
-        with Image.open(source) as picture:
-            return to_rgb(ImageOps.exif_transpose(picture))
+        with _pillow_allows(max_pixels), Image.open(source) as picture:
+            if (pixels := picture.width * picture.height) > max_pixels:
+                raise ImageError(
+                    f"{name} declares {pixels} pixels, the limit is {max_pixels}: "
+                    "raise --max-pixels if you trust it"
+                )
+            ImageOps.exif_transpose(picture, in_place=True)
+            return to_rgb(picture)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as exc:
+        raise ImageError(
+            f"{name} declares so many pixels that it may be a decompression bomb: "
+            "raise --max-pixels if you trust it"
+        ) from exc
     except FileNotFoundError as exc:
         raise ImageError(f"{name} does not exist") from exc
     except UnidentifiedImageError as exc:
@@ -34,8 +52,23 @@ def open_image(source: Path | BinaryIO) -> Image.Image:
         raise ImageError(f"{name} cannot be read as a picture: {exc}") from exc
 
 
+@contextmanager
+def _pillow_allows(max_pixels: int) -> Iterator[None]:
+    """Raise Pillow's own limit, a global, for a while; it is left alone unless ours is raised."""
+    before = Image.MAX_IMAGE_PIXELS
+    if max_pixels > MAX_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Convert a Pillow image of any mode to 8-bit RGB, over white where it is transparent."""
+    """A Pillow image of any mode as 8-bit RGB, over white where it is transparent.
+
+    One that is that already comes back as it is, not copied.
+    """
     if picture.mode in WIDE_MODES:
         grey = np.asarray(picture, np.float64)
         if picture.mode != "F":
@@ -45,13 +78,78 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def to_tensor(picture: Image.Image) -> Tensor:
-    """RGB Pillow image -> [1, 3, H, W] float32 in [-1, 1], channels last in memory."""
-    pixels = torch.from_numpy(np.array(picture))
-    return pixels.permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
+def to_tensor(picture: Image.Image | Tensor) -> Tensor:
+    """RGB Pillow image, or uint8 tensor -> [1, 3, H, W] float32 in [-1, 1]; floats stay.
+
+    What comes of a Pillow image has the channels last in memory.
+    """
+    if isinstance(picture, Image.Image):
+        picture = _bytes_of(picture)
+    return picture.float().div_(127.5).sub_(1) if picture.dtype == torch.uint8 else picture
+
+
+def _bytes_of(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+
+
+def checked(picture: Picture) -> Image.Image | Tensor:
+    """A picture in any accepted form as Pillow RGB or [1, 3, H, W], uint8 or float32, not copied.
+
+    Raises: ImageError if it is of another shape or type, or a side is 0 or above 65,535 px.
+    """
+    if isinstance(picture, Image.Image):
+        picture = to_rgb(picture)
+        width, height = picture.size
+    else:
+        if isinstance(picture, np.ndarray):
+            picture = _from_array(picture)
+        if picture.dim() == 3:
+            picture = picture[None]
+        if picture.dim() != 4 or picture.shape[:2] != (1, 3):
+            raise ImageError(
+                f"a tensor of shape {list(picture.shape)} is not one RGB picture [1, 3, H, W]"
+            )
+        if picture.dtype != torch.uint8:
+            picture = picture.float()
+        height, width = picture.shape[-2:]
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        raise ImageError(f"the picture is {width}x{height} px; its sides must be 1 to {MAX_SIDE}")
+    return picture
+
+
+def _from_array(array: npt.NDArray[np.uint8]) -> Tensor:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ImageError(
+            f"an array of {array.dtype} {list(array.shape)} is not one RGB picture: "
+            "give uint8 [H, W, 3]"
+        )
+    if not (array.flags.c_contiguous and array.flags.writeable):  # else torch cannot look at it
+        array = array.copy()
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def size_of(picture: Image.Image | Tensor) -> tuple[int, int]:
+    """Height and width of what `checked` gave, in px."""
+    if isinstance(picture, Image.Image):
+        return picture.height, picture.width
+    return picture.shape[-2], picture.shape[-1]
+
+
+def rows_of(picture: Image.Image | Tensor, top: int, bottom: int) -> Tensor:
+    """Some rows of what `checked` gave: [1, 3, rows, W] uint8 or float32, padded to whole patches.
+
+    Those below the last row are left out. With the channels last in memory, unless a tensor of the
+    user's is not.
+    """
+    if isinstance(picture, Image.Image):
+        bottom = min(bottom, picture.height)
+        if bottom - top < picture.height:
+            picture = picture.crop((0, top, picture.width, bottom))
+        return pad(_bytes_of(picture))
+    return pad(picture[..., top:bottom, :])
 
 
 def to_picture(image: Tensor) -> Image.Image:
@@ -61,6 +159,10 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def pad(image: Tensor) -> Tensor:
-    """Repeat the last row and column until both sides are multiples of 8."""
-    height, width = image.shape[-2:]
-    return F.pad(image, (0, -width % PATCH, 0, -height % PATCH), mode="replicate")
+    """Repeat the last row and column until both sides are multiples of 8; any dtype."""
+    for side in (2, 3):
+        if missing := -image.shape[side] % PATCH:
+            shape = [missing if i == side else -1 for i in range(4)]
+            last = image.narrow(side, image.shape[side] - 1, 1).expand(shape)
+            image = torch.cat([image, last], side)
+    return image

@@ -55,10 +55,10 @@ class HybridDense(nn.Module):
     def activate(self, z: Tensor) -> Tensor:
         """Raise z = W x + bias, [B, out_features, N], to the learned power; NaN becomes 0."""
         wide = z.float() if z.dtype.itemsize < 4 else z  # float16 has no 1e-8
-        # exp(power * log(.)) is three times as fast as pow on a CPU
+        # exp(power * log(.)) is three times as fast as pow on a CPU, and a product than copysign
         logarithm = (F.relu(wide) + EPSILON).log() * self.power[:, None]
-        y = torch.copysign(logarithm.exp() * self.scale[:, None], wide).nan_to_num(nan=0.0)
-        return y.to(z.dtype)
+        signs = wide.sign() * self.scale.abs()[:, None]
+        return (logarithm.exp() * signs).nan_to_num(nan=0.0).to(z.dtype)
 
 
 class DynamicConv(nn.Module):
@@ -111,37 +111,67 @@ class DynamicConv(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Convolve: [B, in_channels, H, W] -> [B, out_channels, H', W']."""
-        parts = [self.predict.weight[0], self.dynamic, self.static]
-        rows = torch.cat([part.unflatten(0, (self.groups, -1)) for part in parts], dim=1)
-        products = self._products(rows.flatten(0, 1), image)
-        counts = [len(part) // self.groups for part in parts]
-        split = products.flatten(2).unflatten(1, (self.groups, -1)).split(counts, dim=2)
-        z, values, out = (part.flatten(1, 2) for part in split)
-        gates = self.norms[0](self.predict.activate(z + self.predict.bias[:, None]))
-        gates = self.norms[1](self.refine.columns(gates))
-        out = out + (gates * values).unflatten(1, (-1, self.hidden)).sum(2)
-        if self.bias is not None:
-            out = out + self.bias[:, None]
-        image_out: Tensor = out.unflatten(2, products.shape[2:])
-        return image_out
+        rows, bias = self.rows()
+        products = self._products(rows, bias, image)
+        out: Tensor = self.gated(products.flatten(2)).unflatten(2, products.shape[2:])
+        return out
 
-    def _products(self, rows: Tensor, image: Tensor) -> Tensor:
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """The rows [U; V; b] that every patch is multiplied by, and their biases: [R, size], [R].
+
+        With groups, R falls into as many equal parts, each with the rows of one group.
+        """
+        bias = torch.zeros_like(self.static[:, 0]) if self.bias is None else self.bias
+        weights = [self.predict.weight[0], self.dynamic, self.static]
+        biases = [self.predict.bias, torch.zeros_like(self.predict.bias), bias]
+        stacked = (
+            torch.cat([part.unflatten(0, (self.groups, -1)) for part in parts], 1).flatten(0, 1)
+            for parts in (weights, biases)
+        )
+        return next(stacked), next(stacked)
+
+    def gated(self, products: Tensor) -> Tensor:
+        """What comes of the products of `rows` and patches: [B, R, N] -> [B, out_channels, N]."""
+        counts = [len(self.dynamic) // self.groups] * 2 + [len(self.static) // self.groups]
+        split = products.unflatten(1, (self.groups, -1)).split(counts, dim=2)
+        z, values, static = (part.flatten(1, 2) for part in split)
+        gates = self.norms[0](self.predict.activate(z))
+        gates = self.norms[1](self.refine.columns(gates))
+        out: Tensor = (gates * values).unflatten(1, (-1, self.hidden)).sum(2) + static
+        return out
+
+    def _products(self, rows: Tensor, bias: Tensor, image: Tensor) -> Tensor:
         """Rows [R, in_channels / groups * kernel area] times every patch: [B, R, H', W']."""
-        k, width = self.kernel_size
-        apart = self.stride == self.kernel_size and self.groups == 1 and self.dilation == (1, 1)
+        size = self.kernel_size
+        apart = self.stride == size and self.groups == 1 and self.dilation == (1, 1)
         if self.padding != (0, 0) or not apart or not rows.is_cpu:
-            kernels = rows.unflatten(1, (-1, k, width))
+            kernels = rows.unflatten(1, (-1, *size))
             return F.conv2d(
-                image, kernels, None, self.stride, self.padding, self.dilation, self.groups
+                image, kernels, bias, self.stride, self.padding, self.dilation, self.groups
             )
-        # several times as fast on a CPU: with channels last, a patch is a few runs of memory
-        down, right = image.shape[2] // k, image.shape[3] // width
-        pixels = image[..., : down * k, : right * width].permute(0, 2, 3, 1)
-        cut = pixels.unflatten(2, (-1, width)).unflatten(1, (-1, k)).transpose(2, 3)
-        patches = cut.flatten(3).flatten(1, 2).transpose(1, 2)
-        rows = rows.unflatten(1, (-1, k, width)).permute(0, 2, 3, 1).flatten(1)
-        products: Tensor = (rows @ patches).unflatten(2, (down, right))
-        return products
+        # several times as fast on a CPU
+        rows = by_position(rows, size).expand(len(image), -1, -1)
+        products = torch.baddbmm(bias[:, None], rows, patches(image, size).transpose(1, 2))
+        by_place: Tensor = products.unflatten(2, (image.shape[2] // size[0], -1))
+        return by_place
+
+
+def patches(image: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Image [B, C, H, W] -> its patches [B, N, size of one * C], in the order y, x, channel.
+
+    With channels last in memory a patch is a few runs of it, so this is a fast copy.
+    """
+    height, width = (side // part * part for side, part in zip(image.shape[-2:], size, strict=True))
+    pixels = image[..., :height, :width].permute(0, 2, 3, 1)
+    cut = pixels.unflatten(2, (-1, size[1])).unflatten(1, (-1, size[0])).transpose(2, 3)
+    rows: Tensor = cut.flatten(3).flatten(1, 2)
+    return rows
+
+
+def by_position(weight: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Rows [R, C * size] of weights, in a convolution's order, in that of `patches`."""
+    rows: Tensor = weight.unflatten(1, (-1, size[0] * size[1])).transpose(1, 2).flatten(1)
+    return rows
 
 
 class DynamicBlock(nn.Module):

@@ -1,6 +1,7 @@
 """Networks and their weight files: safetensors only, float16 on disk, float32 in memory."""
 
 from pathlib import Path
+from typing import Literal, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +14,8 @@ from dynenc.encoder import Encoder
 from dynenc.errors import WeightsError
 from dynenc.models import Model
 
+N = TypeVar("N", bound=nn.Module)
+
 
 def build(model: Model) -> Encoder | EmbeddedDecoder:
     """A fresh network of a model's architecture, float32 on the CPU."""
@@ -21,6 +24,10 @@ def build(model: Model) -> Encoder | EmbeddedDecoder:
     return EmbeddedDecoder(**model.arguments)
 
 
+@overload
+def load_named(name: str, kind: Literal["encoder"]) -> Encoder: ...
+@overload
+def load_named(name: str, kind: Literal["decoder"]) -> EmbeddedDecoder: ...
 def load_named(name: str, kind: models.Network) -> nn.Module:
     """A network with the weights that travel with dynenc, ready to run.
 
@@ -51,7 +58,7 @@ def load_path(path: Path) -> nn.Module:
     return _filled(build(models.MODELS[name]), data, str(path))
 
 
-def _filled(module: nn.Module, data: bytes, name: str) -> nn.Module:
+def _filled(module: N, data: bytes, name: str) -> N:
     try:
         module.load_state_dict({key: value.float() for key, value in load(data).items()})
     except (SafetensorError, RuntimeError) as exc:

@@ -274,6 +274,12 @@ def test_a_device_that_is_not_there(picture, monkeypatch):
     assert "cuda" in sentence(run("encode", picture, "--device", "cuda"), 8)
 
 
+@pytest.mark.parametrize("command", ["encode", "roundtrip"])
+def test_a_picture_beyond_the_limit(picture, command):
+    result = run(command, picture, "-e", "nano", "--max-pixels", "100")
+    assert "the limit is 100: raise --max-pixels" in sentence(result, 3)
+
+
 def test_version():
     assert run("--version").stdout == f"dynenc {__version__}\n"
 
@@ -298,6 +304,7 @@ def test_encode_does_not_import_diffusers(picture):
     code = (
         "import sys; from pathlib import Path; from dynenc import cli;"
         f"cli.encode(Path({str(picture)!r}), encoder='nano');"
-        "assert not {'diffusers', 'huggingface_hub', 'torchvision'} & set(sys.modules)"
+        "heavy = {'diffusers', 'huggingface_hub', 'torchvision', 'matplotlib'};"
+        "assert not heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

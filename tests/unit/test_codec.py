@@ -62,6 +62,36 @@ def test_tensors_and_pictures_give_the_same_bytes(nano, photo):
     assert to_picture(decoded).tobytes() == nano.decode(blob).tobytes()
 
 
+def test_arrays_and_pictures_give_the_same_bytes(nano, photo):
+    array, blob = np.array(photo), nano.encode(photo)
+    assert nano.encode(array) == blob
+    assert nano.encode(np.asarray(photo)) == blob  # which cannot be written to
+    assert nano.encode(torch.from_numpy(array).permute(2, 0, 1)) == blob
+    mirrored = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert nano.encode(array[:, ::-1]) == nano.encode(mirrored)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3))]
+)
+def test_arrays_that_are_no_picture(nano, array):
+    with pytest.raises(ImageError, match="array"):
+        nano.encode(array)
+
+
+@pytest.mark.parametrize("encoder", ["nano", "light", "base"])
+def test_bands_give_the_latents_of_the_whole(photo, encoder, monkeypatch):
+    coder = Codec(encoder, device="cpu")
+    pictures = [photo, torch.rand(1, 3, 81, 99) * 2 - 1]
+    with torch.inference_mode():
+        for picture in pictures:
+            whole = coder._latents([picture])
+            monkeypatch.setattr(codec, "BAND", 40)
+            bands = coder._latents([picture])
+            monkeypatch.undo()
+            torch.testing.assert_close(bands, whole, rtol=1e-4, atol=1e-4)
+
+
 def test_encoding_twice_gives_the_same_bytes(nano, photo):
     assert nano.encode(photo) == nano.encode(photo)
 

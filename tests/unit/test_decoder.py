@@ -446,7 +446,7 @@ def test_precision_follows_the_device(monkeypatch, device, amx, bf16, dtype):
 def test_tiles_cover_everything_once(height):
     network = Enlarge()
     latents = torch.randn(2, 4, height, 70)
-    image = module.decode_tiled(network, latents, tile=64)
+    image = Decoder("fake", network, tile=64)(latents)
     torch.testing.assert_close(image, network(latents))
 
 
@@ -462,17 +462,30 @@ def test_tiles_have_one_size_and_overlap():
 
 
 def test_tiles_that_differ_leave_no_seam():
-    tiles = iter(range(100))
+    class Brighter(Enlarge):
+        """Every tile is one brighter than the tile before it."""
 
-    def decode(latents: Tensor) -> Tensor:
-        brightness = float(next(tiles))  # every tile one brighter than the tile before it
-        return torch.full((1, 3, latents.shape[2] * 8, latents.shape[3] * 8), brightness)
+        def forward(self, latents: Tensor) -> Tensor:
+            return super().forward(latents) + len(self.calls) - 1
 
-    image = module.decode_tiled(decode, torch.zeros(1, 4, 4, 300), tile=64)
+    image = Decoder("fake", Brighter(), tile=64)(torch.zeros(1, 4, 4, 300))
     steps = image.diff(dim=3)
     assert image.max() == 6
     assert steps.min() >= -1e-6
     assert steps.max() <= 1 / 127
+
+
+def test_the_embedded_decoder_in_tiles_equals_the_whole():
+    decoder = load_decoder("embedded")
+    torch.manual_seed(0)
+    latents = torch.randn(1, 4, 50, 47)
+    whole = decoder(latents)
+    decoder.tile = 40
+    bands = list(decoder.bands(latents))
+    assert len(bands) == 2
+    torch.testing.assert_close(torch.cat(bands, 2), whole, rtol=0, atol=1e-4)
+    decoder.margin, decoder.overlap = 1, 3
+    assert (decoder(latents) - whole).abs().max() > 1 / 255  # it does need its margin
 
 
 def test_a_vae_in_tiles_has_no_seam():

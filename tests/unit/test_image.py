@@ -89,6 +89,25 @@ def test_decompression_bomb(tmp_path, monkeypatch):
         image.open_image(path)
 
 
+def test_limit_of_pixels(tmp_path):
+    (path := tmp_path / "x.png").write_bytes(saved(Image.new("RGB", (20, 20))).getvalue())
+    assert image.open_image(path, max_pixels=400).size == (20, 20)
+    with pytest.raises(ImageError, match=r"x\.png declares 400 pixels.*--max-pixels"):
+        image.open_image(path, max_pixels=399)
+
+
+def test_a_raised_limit_of_pixels_raises_pillows_for_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(image, "MAX_PIXELS", 100)
+    (path := tmp_path / "x.png").write_bytes(saved(Image.new("RGB", (20, 20))).getvalue())
+    assert image.open_image(path, max_pixels=400).size == (20, 20)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_a_picture_that_is_rgb_is_not_copied(photo):
+    assert image.to_rgb(photo) is photo
+
+
 def test_tensor_round_trip_is_exact(photo):
     tensor = image.to_tensor(photo)
     assert tensor.shape == (1, 3, photo.height, photo.width)
@@ -104,7 +123,7 @@ def test_to_picture_clamps():
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 13), (8, 16), (9, 8)])
 def test_pad_repeats_the_edge(height, width):
-    tensor = torch.rand(1, 3, height, width)
+    tensor = (torch.rand(1, 3, height, width) * 255).byte()
     padded = image.pad(tensor)
     assert [side % 8 for side in padded.shape[-2:]] == [0, 0]
     assert torch.equal(padded[..., :height, :width], tensor)

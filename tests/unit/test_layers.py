@@ -76,7 +76,7 @@ def test_defaults_are_those_of_a_3x3_convolution():
 
 def test_wrong_arguments_are_refused_as_conv2d_refuses_them():
     for arguments in ({"groups": 2}, {"padding": "same", "stride": 2}, {"padding": "other"}):
-        with pytest.raises(ValueError, match="groups|padding|Invalid"):
+        with pytest.raises(ValueError, match=r"groups|padding|Invalid"):
             DynamicConv(3, 4, **arguments)
 
 
