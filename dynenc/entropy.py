@@ -7,9 +7,7 @@ tables of frequencies. Integers are held in float32 only where every sum stays b
 exact: all machines and thread counts agree.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import constriction  # type: ignore[import-untyped]  # it ships no stubs
@@ -36,6 +34,16 @@ STAGES = (  # planes (row % 4, column % 4) of each stage
     ((1, 0), (1, 2), (3, 0), (3, 2)),
 )
 PASSES = len(STAGES) + CHANNELS - 1
+PASS_OF = np.array(  # of each of the 64 planes, by channel, row and column
+    [
+        number + channel
+        for channel in range(CHANNELS)
+        for place in np.ndindex(4, 4)
+        for number, planes in enumerate(STAGES)
+        if place in planes
+    ]
+)
+BLOCK = 8192  # symbols whose networks are computed together
 MAX_VALUE = 1023  # a neighbour's latent, and a hidden unit, in 1/128; both saturate here
 LEVELS = range(96, 169)  # steps the networks know: 16 * log2(step_q), 0.0625 to 1.4
 MIDDLE_LEVEL = 132
@@ -47,51 +55,79 @@ ESCAPE = constriction.stream.model.Uniform(2 * LIMIT + 2)  # 256 / 2**24 each, e
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
-    """The integer network of one (stage, channel): F neighbours, H hidden, M middle units.
+class Stage:
+    """The integer networks of a stage, one a channel: F neighbours, H hidden, M middle units.
 
-    Weights are integers / 1024, values integers / 128: sums are multiples of 2**-17. Weights are
-    held divided by 1024, which is exact too: sums are then in 2**-7, like values.
+    Weights are integers / 1024, values integers / 128: sums are multiples of 2**-17. Weights that
+    lead to units are held divided by 1024, which is exact too: their sums are in 2**-7, like
+    values. Biases are the weights of one more neighbour, and of one more hidden unit, that are 1.
     """
 
-    places: Index  # [3, F + 1, P]: plane, row, column of the P planes' neighbours and selves
-    first: Floats  # [H + 3, F]: inputs to hidden units, and straight to the outputs
-    second: Floats  # [M + 3, H]: hidden to middle units, and straight to the outputs
-    third: Floats  # [3, M]: middle units to outputs
-    bias: Index  # [H + M + 3, 2] in 2**-17: constant, and per level
+    places: Index  # [3, 4, F + 1, P]: plane, row, column of the P planes' neighbours and selves
+    first: Floats  # [4, H + 1 + 3, F + 1]: neighbours to hidden units, and straight to the outputs
+    second: Floats  # [4, M + 3, H + 1]: hidden to middle units, and straight to the outputs
+    third: Floats  # [4, 3, M]: middle units to outputs
+    bias: Index  # [4, H + M + 3, 2] in 2**-17: constant, and per level
 
     @classmethod
-    def of(cls, tensors: Tensors, stage: int, channel: int) -> "Network":
-        """Check and build one network; raise WeightsError unless all its sums are exact."""
+    def of(cls, tensors: Tensors, number: int) -> "Stage":
+        """Check and build one stage; raise WeightsError unless all its sums are exact."""
         neighbours, hidden, middle, output, bias = (
-            tensors[f"{stage}.{name}"][channel].astype(np.int64)
+            tensors[f"{number}.{name}"].astype(np.int64)
             for name in ("neighbours", "hidden", "middle", "output", "bias")
         )
         far = max(LEVELS[-1] - MIDDLE_LEVEL, MIDDLE_LEVEL - LEVELS[0])
-        weights = np.concatenate([np.abs(layer).sum(1) for layer in (hidden, middle, output)])
+        weights = np.concatenate([np.abs(layer).sum(2) for layer in (hidden, middle, output)], 1)
         sums = weights * MAX_VALUE + np.abs(bias) @ [1, far]
         if sums.max() >= 2**24 or np.abs(neighbours).max() > CHANNELS:
             raise WeightsError("the entropy coder's tables exceed exact arithmetic")
-        places = places_of(stage, np.concatenate([neighbours, [[channel, 0, 0]]]))
-        ends = np.cumsum([len(middle), len(hidden)])
-        third, *direct = np.split(output, ends, axis=1)
-        first, second = np.concatenate([hidden, direct[1]]), np.concatenate([middle, direct[0]])
-        first, second, third = ((w / 1024).astype(np.float32) for w in (first, second, third))
-        return cls(places, first, second, third, bias)
+        places = np.stack([places_of(number, each) for each in neighbours], 1)
+        passes = PASS_OF[places[0]].max(2)  # [4, F]: when the last of a neighbour's is known
+        third, direct, straight = np.split(output, np.cumsum([middle.shape[1], hidden.shape[1]]), 2)
+        used = (hidden != 0).any(1) | (straight != 0).any(1)
+        if (used & (passes >= number + np.arange(CHANNELS)[:, None])).any():
+            raise WeightsError("the entropy coder's tables use what is not known yet")
+        selves = np.stack([places_of(number, np.array([[c, 0, 0]])) for c in range(CHANNELS)], 1)
+        one = np.zeros_like(hidden[:, :1])
+        rows = (hidden / 1024, one, straight), (middle / 1024, direct)
+        first, second = (np.pad(np.concatenate(r, 1), ((0, 0), (0, 0), (0, 1))) for r in rows)
+        first[:, hidden.shape[1], -1] = 1
+        layers = [layer.astype(np.float32) for layer in (first, second, third)]
+        return cls(np.concatenate([places, selves], 2), layers[0], layers[1], layers[2], bias)
 
-    def __call__(self, neighbours: Floats, level: int) -> Ints:
-        """Neighbours [F, N] -> [3, N] in 2**-17: latent units, octaves, latent units."""
-        bias = (self.bias @ [1, level - MIDDLE_LEVEL] / 1024).astype(np.float32)[:, None]
-        split = len(self.first) - 3
-        sums = self.first @ neighbours
-        hidden, output = _saturated(sums[:split], bias[:split]), sums[split:]
-        sums = self.second @ hidden
-        middle = _saturated(sums[:-3], bias[split:-3])
-        output += sums[-3:]
-        output += self.third @ middle
-        output += bias[-3:]
-        output *= 1024
-        return output.astype(np.int32)
+    def __call__(self, planes: "Planes", channels: slice, level: int) -> Ints:
+        """What the networks of some channels say of all their symbols: [C, 3, P * planes.window].
+
+        In 2**-17: latent units, octaves, latent units. Computed in blocks that stay in the cache.
+        """
+        first, second = self._biased(level)
+        first, second, third = first[channels], second[channels], self.third[channels]
+        n_hidden, n_middle = first.shape[1] - 3, third.shape[2]
+        starts = planes.starts(*self.places[:, channels])  # [C, F + 1, P]
+        n_channels, n_inputs, n_planes = starts.shape
+        size = -(-planes.window // -(-n_channels * n_planes * planes.window // BLOCK))
+        outputs = np.empty((n_channels, 3, n_planes, planes.window), np.int32)
+        for start in range(0, planes.window, size):
+            start = min(start, planes.window - size)  # the last block overlaps the one before
+            inputs = planes.windows(size)[starts + start]
+            inputs[:, -1] = 1
+            sums = first @ inputs.reshape(n_channels, n_inputs, -1)
+            output = sums[:, n_hidden:]
+            sums = second @ _saturated(sums[:, :n_hidden])
+            output += sums[:, n_middle:]
+            output += third @ _saturated(sums[:, :n_middle])
+            outputs[..., start : start + size] = output.reshape(n_channels, 3, n_planes, size)
+        return outputs.reshape(n_channels, 3, -1)
+
+    def _biased(self, level: int) -> tuple[Floats, Floats]:
+        """The first and the second layer with their biases."""
+        first, second = self.first.copy(), self.second.copy()
+        n_hidden, n_middle = first.shape[1] - 4, second.shape[1] - 3
+        bias = self.bias @ [1, level - MIDDLE_LEVEL]
+        first[:, :n_hidden, -1] = bias[:, :n_hidden] / 1024
+        first[:, n_hidden + 1 :, -1] = bias[:, n_hidden + n_middle :]
+        second[:, :n_middle, -1] = bias[:, n_hidden : n_hidden + n_middle] / 1024
+        return first, second
 
 
 def places_of(stage: int, neighbours: Index) -> Index:
@@ -102,9 +138,8 @@ def places_of(stage: int, neighbours: Index) -> Index:
     return np.stack([16 * channel + 4 * (down % 4) + right % 4, down // 4 + 1, right // 4 + 1])
 
 
-def _saturated(sums: Floats, bias: Floats) -> Floats:
+def _saturated(sums: Floats) -> Floats:
     """Units of a layer: sums in 2**-7, changed in place, rounded down to 0..MAX_VALUE."""
-    sums += bias
     np.floor(sums, out=sums)
     return np.clip(sums, 0, MAX_VALUE, out=sums)
 
@@ -125,9 +160,13 @@ class Planes:
         self.index = self.starts(plane, y // 4 + 1, x // 4 + 1)  # [4, h, w]
         self.symbols = np.zeros(64 * self.size + self.stride + 2, np.int32)
         self.values = np.zeros(len(self.symbols), np.float32)  # latents in 1/128
-        self.windows = np.lib.stride_tricks.sliding_window_view(self.values, self.window)
         self.inside = np.zeros(len(self.symbols), np.bool_)
         self.inside[self.index] = True
+
+    def windows(self, size: int) -> Floats:
+        """View of the values in which row i begins with value i: [n, size]."""
+        shape, step = (len(self.values) - size + 1, size), self.values.itemsize
+        return np.ndarray(shape, np.float32, self.values, strides=(step, step))
 
     def starts(self, plane: Index, row: Index, column: Index) -> Index:
         """Index in the flat array."""
@@ -145,7 +184,7 @@ def values_of(symbols: Ints, step_q: int) -> Ints:
 class EntropyModel:
     """Tables of one trained entropy coder; build it with EntropyModel.load()."""
 
-    networks: tuple[tuple[Network, ...], ...]  # [stage][channel]
+    stages: tuple[Stage, ...]
     levels: Ints  # [65536]: of every positive integer, 16 * log2, rounded down
     counts: Index  # [scales * (FRACTIONS // 2 + 1), 2 R + 2], rows sum to 2**24
     models: tuple[Any, ...]  # the same as constriction's models
@@ -162,10 +201,7 @@ class EntropyModel:
     @classmethod
     def of(cls, tensors: Tensors) -> "EntropyModel":
         """Build from integer tensors, named as in the README."""
-        networks = tuple(
-            tuple(Network.of(tensors, stage, channel) for channel in range(CHANNELS))
-            for stage in range(len(STAGES))
-        )
+        stages = tuple(Stage.of(tensors, number) for number in range(len(STAGES)))
         counts = tensors["counts"].astype(np.int64) << (PRECISION - 16)
         if (counts < 1).any() or (counts.sum(1) != 2**PRECISION).any():
             raise WeightsError("the entropy coder's frequencies do not sum to one")
@@ -173,28 +209,34 @@ class EntropyModel:
         rows = (counts - 1).astype(np.float64)
         models = tuple(constriction.stream.model.Categorical(row, perfect=False) for row in rows)
         levels = np.searchsorted(tensors["thresholds"], np.arange(2**16), side="right")
-        return cls(networks, levels.astype(np.int32), counts, models, counts.shape[1] // 2 - 1)
+        return cls(stages, levels.astype(np.int32), counts, models, counts.shape[1] // 2 - 1)
 
-    def contexts(self, planes: Planes, number: int, step_q: int) -> tuple[Index, Ints, Ints, Ints]:
-        """What is known of the symbols of one pass before they are decoded.
+    def contexts(
+        self, planes: Planes, passes: range, step_q: int
+    ) -> tuple[Index, Ints, Ints, Ints]:
+        """What is known of the symbols of some passes before they are decoded.
 
-        Returns: for each of its symbols in order, the index in the flat planes, the table,
-            the expected symbol, and the sign (1 or -1) that the residual is multiplied by.
+        Returns: for each of their symbols in order, the index in the flat planes, the table, plus
+            `len(counts)` for each of the passes before its own, the expected symbol, and the sign
+            (1 or -1) that the residual is multiplied by.
         """
         level = int(self.levels[step_q])
         known = min(max(level, LEVELS[0]), LEVELS[-1])
-        outputs, origins = [], []
-        for channel in range(CHANNELS):
-            stage = number - channel
-            if 0 <= stage < len(STAGES):
-                network = self.networks[stage][channel]
-                starts = planes.starts(*network.places)
-                neighbours = planes.windows[starts[:-1]].reshape(len(starts) - 1, -1)
-                outputs.append(network(neighbours, known))
-                origins.append(starts[-1])
-        places = (np.concatenate(origins)[:, None] + np.arange(planes.window)).ravel()
+        by_network, origins = {}, {}
+        for number, stage in enumerate(self.stages):
+            channels = [c for c in range(CHANNELS) if number + c in passes]
+            if channels:
+                some = slice(channels[0], channels[-1] + 1)
+                for channel, output in zip(channels, stage(planes, some, known), strict=True):
+                    key = number + channel, channel  # in the order of the format
+                    by_network[key] = output
+                    origins[key] = planes.starts(*stage.places[:, channel, -1])
+        keys = sorted(by_network)
+        begun = np.concatenate([origins[key] for key in keys])
+        places = (begun[:, None] + np.arange(planes.window)).ravel()
         coded = np.flatnonzero(planes.inside[places])
-        expected, scale, activity = np.concatenate(outputs, 1).take(coded, 1)
+        outputs = np.concatenate([by_network[key] for key in keys], 1)
+        expected, scale, activity = outputs.take(coded, 1)
         eighths = (expected + 8 * step_q) // (16 * step_q)
         centre = (eighths + FRACTIONS // 2) >> 3
         fraction = eighths - FRACTIONS * centre  # -4..3
@@ -202,12 +244,17 @@ class EntropyModel:
         scale = (scale + ((activity - level + known) << 13)) >> 15  # quarter octaves, in symbols
         scale = np.minimum(np.maximum(scale, 0), len(self.counts) // VARIANTS - 1)
         sign = 1 - 2 * (fraction < 0).astype(np.int32)
-        return places[coded], scale * VARIANTS + np.abs(fraction), centre, sign
+        tables = scale * VARIANTS + np.abs(fraction)
+        before = np.array([number - passes[0] for number, _ in keys], np.int32) * len(self.counts)
+        before = np.repeat(before, [by_network[key].shape[1] for key in keys])
+        tables += before.take(coded)
+        return places.take(coded), tables, centre, sign
 
     def encode(self, symbols: Ints, step_q: int) -> bytes:
         """Compress symbols [4, h, w], each in -LIMIT..LIMIT, rounded with step step_q / 1024."""
         planes = Planes(*symbols.shape[1:])
         planes.symbols[planes.index] = symbols
+        planes.values[:] = values_of(planes.symbols, step_q)
         return self._code(planes, step_q)
 
     def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Ints:
@@ -231,36 +278,40 @@ class EntropyModel:
     def _code(self, planes: Planes, step_q: int, reader: Any = None, n_words: int = 0) -> bytes:
         """The payload of the planes' symbols, which come from the reader if there is one.
 
-        A reader goes on for ever: its symbols end early once they do not fit into its n_words.
+        A reader knows the symbols of one pass at a time, and goes on for ever: its symbols end
+        early once they do not fit into its n_words.
         """
         writer = constriction.stream.queue.RangeEncoder()
-        for number in range(PASSES):
-            places, tables, centre, sign = self.contexts(planes, number, step_q)
+        together = PASSES if reader is None else 1
+        for number in range(0, PASSES, together):
+            passes = range(number, number + together)
+            places, tables, centre, sign = self.contexts(planes, passes, step_q)
             symbols = planes.symbols[places]
             coded = (symbols - centre) * sign + self.radius
             coded[(coded < 0) | (coded > 2 * self.radius)] = 2 * self.radius + 1
-            for table, group in _groups(tables):
+            order = np.argsort(tables.astype(np.uint16), kind="stable")
+            n_tables = len(self.models)
+            counts = np.bincount(tables, minlength=together * n_tables)
+            bounds = [0, *np.cumsum(counts).tolist()]
+            coded = coded[order]
+            for first in range(0, len(counts), n_tables):
+                for table, model in enumerate(self.models, first):
+                    group = slice(bounds[table], bounds[table + 1])
+                    if group.start < group.stop:
+                        if reader is not None:
+                            coded[group] = reader.decode(model, group.stop - group.start)
+                        writer.encode(coded[group], model)
+                group = slice(bounds[first], bounds[first + n_tables])
+                escaped = np.sort(order[group][coded[group] > 2 * self.radius])
                 if reader is not None:
-                    coded[group] = reader.decode(self.models[table], len(group))
-                writer.encode(coded[group], self.models[table])
+                    symbols[order] = (coded - self.radius) * sign[order] + centre[order]
+                    if len(escaped):
+                        symbols[escaped] = reader.decode(ESCAPE, len(escaped)) - LIMIT
+                if len(escaped):
+                    writer.encode(symbols[escaped] + LIMIT, ESCAPE)
             if reader is not None:
-                symbols = centre + (coded - self.radius) * sign
-            escaped = np.flatnonzero(coded > 2 * self.radius)
-            if len(escaped):
-                if reader is not None:
-                    symbols[escaped] = reader.decode(ESCAPE, len(escaped)) - LIMIT
-                writer.encode(symbols[escaped] + LIMIT, ESCAPE)
-            planes.symbols[places] = symbols
-            planes.values[places] = values_of(symbols, step_q)
-            if reader is not None and writer.num_words() > n_words + 1:  # the last two may join
-                break
+                planes.symbols[places] = symbols
+                planes.values[places] = values_of(symbols, step_q)
+                if writer.num_words() > n_words + 1:  # the last two may join
+                    break
         return np.asarray(writer.get_compressed(), WORD).tobytes()
-
-
-def _groups(tables: Ints) -> Iterator[tuple[int, Index]]:
-    """Each table in use, ascending, and which symbols use it, in order."""
-    order = np.argsort(tables.astype(np.uint16), kind="stable")
-    stops = np.cumsum(np.bincount(tables)).tolist()
-    for table, (start, stop) in enumerate(pairwise([0, *stops])):
-        if start < stop:
-            yield table, order[start:stop]

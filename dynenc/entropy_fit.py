@@ -143,7 +143,7 @@ def _samples(
         places = (origin[:, None] + np.arange(planes.window)).ravel()
         coded = np.flatnonzero(planes.inside[places])
         pick = random.permutation(coded)[:each]
-        windows = planes.windows[planes.starts(*places_of(stage, neighbours))]
+        windows = planes.windows(planes.window)[planes.starts(*places_of(stage, neighbours))]
         inputs.append(windows.reshape(len(neighbours), -1)[:, pick].T / VALUE)
         targets.append(planes.symbols[places[pick]] * np.float32(step_q / 1024))
         octaves.append(np.full(len(pick), np.log2(step_q) - MIDDLE_LEVEL / 16, np.float32))
@@ -153,7 +153,7 @@ def _samples(
 
 
 class _Trainee(nn.Module):
-    """The float form of entropy.Network: [N, F], [N] -> expected latent and scale octave [N, 2]."""
+    """The float form of entropy.Stage: [N, F], [N] -> expected latent and scale octave [N, 2]."""
 
     def __init__(self, inputs: int, config: FitConfig) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class _Trainee(nn.Module):
 
     @torch.no_grad()
     def limit(self) -> None:
-        """Keep the weights small enough for entropy.Network's exact sums."""
+        """Keep the weights small enough for entropy.Stage's exact sums."""
         for layer in (self.hidden, self.middle, self.output):
             weight = layer.weight[:, :-1] if layer is not self.middle else layer.weight
             weight.mul_((12 / weight.abs().sum(1, keepdim=True)).clamp(max=1))
@@ -247,7 +247,7 @@ def _counts(
     seen = np.zeros(SCALES * VARIANTS * columns)
     for planes, step_q in pictures:
         for number in range(PASSES):
-            places, tables, centre, sign = model.contexts(planes, number, step_q)
+            places, tables, centre, sign = model.contexts(planes, range(number, number + 1), step_q)
             residual = (planes.symbols[places] - centre) * sign + radius
             residual[(residual < 0) | (residual > 2 * radius)] = columns - 1
             seen += np.bincount(tables * columns + residual, minlength=len(seen))
