@@ -23,6 +23,7 @@ class Settings:
     decoder: str = "auto"
     goal: Goal = field(default_factory=Goal)  # of a .lat file that is written
     device: str = "auto"
+    keep_metadata: bool = False  # EXIF, XMP and ICC profile, when encoding
     max_pixels: int = MAX_PIXELS  # of a picture or .lat file that is read
     suffix: str = ".lat"  # of the outputs; decides the format of pictures
     batch_size: int | None = None  # pictures in one pass of the network; None chooses

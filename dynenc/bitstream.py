@@ -7,12 +7,13 @@
 A plain file has no chunks: flag bit 0 is clear and the payload reaches up to the CRC. With the bit
 set, four bytes after the header tell the payload's length and chunks follow it. A reader skips a
 chunk it does not know if the first letter of its tag is small, and refuses the file if it is a
-capital.
+capital. What the chunks mean: extras.py.
 """
 
 import struct
 import zlib
-from dataclasses import astuple, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field, fields, replace
 
 from dynenc.errors import Corrupt, NotALatFile, TooLarge, UnknownModel, UnsupportedVersion
 
@@ -22,8 +23,10 @@ HAS_CHUNKS = 1  # the one flag of version 1
 MAX_PIXELS = 178_956_970  # as Pillow's limit against decompression bombs, unless raised
 MAX_SIDE = 65_535  # px
 MAX_BYTES = 2**30  # of a file; a picture of MAX_PIXELS pixels takes 67 MB at the very most
+MAX_CHUNKS = 1024
 PREFIX, LENGTH, CRC = struct.Struct("<4sB"), struct.Struct("<I"), struct.Struct("<I")
 TAG = struct.Struct("<4sI")
+Chunk = tuple[str, bytes]  # tag, data
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +45,24 @@ HEADER = struct.Struct("<" + "".join(f.metadata["fmt"] for f in fields(Header)))
 FIXED = PREFIX.size + HEADER.size  # bytes before the payload; the CRC makes 18 in all
 
 
-def write(header: Header, payload: bytes) -> bytes:
-    """Join header and payload to the bytes of a .lat file."""
+def write(header: Header, payload: bytes, chunks: Sequence[Chunk] = ()) -> bytes:
+    """Join header, payload and chunks, if there are any, to the bytes of a .lat file."""
+    if chunks:
+        header = replace(header, flags=header.flags | HAS_CHUNKS)
+        packed = [TAG.pack(tag.encode(), len(data)) + data for tag, data in chunks]
+        payload = LENGTH.pack(len(payload)) + payload + b"".join(packed)
     body = PREFIX.pack(MAGIC, VERSION) + HEADER.pack(*astuple(header)) + payload
     return body + CRC.pack(zlib.crc32(body))
 
 
 def read(blob: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, bytes]:
-    """Split a .lat file into its header and its payload.
+    """The header and the payload of a .lat file; as `read_all`."""
+    header, payload, _ = read_all(blob, max_pixels)
+    return header, payload
+
+
+def read_all(blob: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, bytes, list[Chunk]]:
+    """Split a .lat file into its header, its payload and its chunks, as they are.
 
     Args:
         blob: the whole file.
@@ -79,16 +92,19 @@ def read(blob: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, bytes]:
     if header.flags & ~HAS_CHUNKS:
         raise Corrupt(f"the header holds unknown flags {header.flags:#x}")
     rest = blob[FIXED : -CRC.size]
-    return header, _before_chunks(rest) if header.flags & HAS_CHUNKS else rest
+    return header, *(_split(rest) if header.flags & HAS_CHUNKS else (rest, []))
 
 
-def _before_chunks(rest: bytes) -> bytes:
-    """The payload of a file with chunks, once every chunk is known to be whole and skippable."""
+def _split(rest: bytes) -> tuple[bytes, list[Chunk]]:
+    """Payload and chunks of a file that has some, once every one is whole and skippable."""
     if len(rest) < LENGTH.size:
         raise Corrupt("the payload's length is missing")
     start = LENGTH.size
     end = position = start + LENGTH.unpack_from(rest)[0]
+    chunks: list[Chunk] = []
     while position < len(rest):
+        if len(chunks) == MAX_CHUNKS:
+            raise Corrupt(f"the file has more than {MAX_CHUNKS} chunks")
         if position + TAG.size > len(rest):
             raise Corrupt("the file ends within a chunk")
         tag, length = TAG.unpack_from(rest, position)
@@ -96,7 +112,9 @@ def _before_chunks(rest: bytes) -> bytes:
             raise Corrupt("a chunk's tag is not made of letters")
         if tag[:1].isupper():
             raise UnknownModel(f"the file needs chunk {tag.decode()}, unknown here: update dynenc")
-        position += TAG.size + length
+        position += TAG.size
+        chunks.append((tag.decode(), rest[position : position + length]))
+        position += length
     if position != len(rest):
         raise Corrupt("a length in the file points past its end")
-    return rest[start:end]
+    return rest[start:end], chunks

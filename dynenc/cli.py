@@ -127,6 +127,9 @@ TargetSize = Annotated[
 TargetPsnr = Annotated[
     float | None, typer.Option(help="Smallest file that is decoded with so many dB.")
 ]
+KeepMetadata = Annotated[
+    bool, typer.Option("--keep-metadata", help="Keep EXIF, XMP and the ICC profile.")
+]
 DecoderName = Annotated[
     str,
     typer.Option(
@@ -230,6 +233,7 @@ def encode(
     target_size: TargetSize = None,
     target_psnr: TargetPsnr = None,
     tune_for: TuneFor = "embedded",
+    keep_metadata: KeepMetadata = False,
     device: Device = "auto",
     max_pixels: MaxPixels = MAX_PIXELS,
     recursive: Recursive = False,
@@ -264,6 +268,7 @@ def encode(
         target_size=target_size,
         target_psnr=target_psnr,
         tune_for=tune_for,
+        keep_metadata=keep_metadata,
         device=device,
         max_pixels=max_pixels,
         recursive=recursive,
@@ -395,9 +400,9 @@ def info(
     with reporting():
         from dynenc import bitstream, files, metrics, quantize
 
-        header, n_bytes = files.info_file(lat, max_pixels=max_pixels)
+        header, n_bytes, chunks = files.info_file(lat, max_pixels=max_pixels)
         encoder = models.numbered(header.model_id, "encoder")
-        fields = {
+        fields: dict[str, Any] = {
             "version": bitstream.VERSION,
             "width": header.width,
             "height": header.height,
@@ -405,10 +410,13 @@ def info(
             "step": header.step_q / quantize.STEP_UNIT,
             "n_bytes": n_bytes,
             "bpp": metrics.bpp(n_bytes, header.width, header.height),
+            "chunks": {tag: len(data) for tag, data in chunks},
         }
         if as_json:
             typer.echo(json.dumps(fields))
         else:
+            beside = ", ".join(f"{tag} {size} bytes" for tag, size in fields.pop("chunks").items())
+            fields |= {"chunks": beside} if beside else {}
             for name, value in fields.items():
                 typer.echo(
                     f"{name:8} {value:.4g}" if isinstance(value, float) else f"{name:8} {value}"

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dynenc import bitstream, image, metrics, models, quantize, rate, weights
-from dynenc.bitstream import Header
+from dynenc import bitstream, extras, image, metrics, models, quantize, rate, weights
+from dynenc.bitstream import Chunk, Header
 from dynenc.encoder import PATCH, Encoder
 from dynenc.entropy import EntropyModel
 from dynenc.errors import DeviceError, UnknownModel
+from dynenc.extras import Extras
 from dynenc.image import Picture
 from dynenc.rate import Goal
 
@@ -112,10 +113,11 @@ class Codec:
         target_bpp: float | None = None,
         target_size: int | str | None = None,
         target_psnr: float | None = None,
+        keep_metadata: bool = False,
     ) -> bytes:
         """Compress one picture to the bytes of a .lat file.
 
-        At most one of the last four is given; without any the quality is 50.
+        At most one of the next four is given; without any the quality is 50.
 
         Args:
             picture: Pillow image of any mode, array [H, W, 3] uint8, or tensor [1, 3, H, W] (or
@@ -124,14 +126,16 @@ class Codec:
             target_bpp, target_size: the largest file of at most so many bits per pixel, or bytes
                 ("5KB" does too).
             target_psnr: the smallest file that the codec's decoder rebuilds with so many dB.
+            keep_metadata: keep `exif`, `xmp` and `icc_profile` of the image's `info`.
         A target that cannot be reached is missed by as little as possible, and the log says so.
         Raises: ImageError if a side is 0 or above 65,535 px or the picture has another shape,
             ValueError if the quality is out of range, UsageError if targets make no sense.
+        Warns: PictureWarning of what cannot be kept; see `image.to_plain`, `extras.metadata`.
         """
         goal = rate.goal(
             quality, target_bpp=target_bpp, target_size=target_size, target_psnr=target_psnr
         )
-        [encoded] = self.encode_batch([picture], goal)
+        [encoded] = self.encode_batch([picture], goal, keep_metadata=keep_metadata)
         if encoded.note:
             logger.info(encoded.note)
         return encoded.blob
@@ -141,36 +145,49 @@ class Codec:
         self,
         pictures: Sequence[Picture],
         goal: Goal,
+        *,
+        keep_metadata: bool = False,
     ) -> list[Encoded]:
         """As `encode`, for pictures that are equally large once padded, in one pass."""
+        pictures = [image.to_plain(p) if isinstance(p, Image.Image) else p for p in pictures]
+        chunks = [
+            extras.to_chunks(extras.of(picture, keep_metadata=keep_metadata))
+            if isinstance(picture, Image.Image)
+            else []
+            for picture in pictures
+        ]
         checked = [image.checked(picture) for picture in pictures]
         latents = self._latents(checked).split(1)
-        return [self._encoded(*pair, goal) for pair in zip(latents, checked, strict=True)]
+        return [self._encoded(*each, goal) for each in zip(latents, checked, chunks, strict=True)]
 
-    def _encoded(self, latents: Tensor, picture: Image.Image | Tensor, goal: Goal) -> Encoded:
+    def _encoded(
+        self, latents: Tensor, picture: Image.Image | Tensor, chunks: list[Chunk], goal: Goal
+    ) -> Encoded:
         """The file of one checked picture and its latents that comes nearest to a goal."""
         height, width = image.size_of(picture)
         if goal.kind == "quality":
             step_q = quantize.quality_to_step(goal.value)
-            return Encoded(self._file(latents, step_q, height, width))
+            return Encoded(self._file(latents, step_q, height, width, chunks))
 
         def measure(step_q: int) -> float:
-            blob = self._file(latents, step_q, height, width)
+            blob = self._file(latents, step_q, height, width, chunks)
             if goal.kind == "dB":
-                rebuilt = self.decode(blob, max_pixels=sys.maxsize)
+                [rebuilt] = self.decode_batch([read_latents(blob, max_pixels=sys.maxsize)])
                 return metrics.psnr_db(image.to_tensor(rebuilt), image.to_tensor(picture).cpu())
             return metrics.bpp(len(blob), width, height) if goal.kind == "bpp" else len(blob)
 
         step_q, reached = rate.search(measure, goal.value, at_most=goal.kind != "dB")
-        return Encoded(self._file(latents, step_q, height, width), goal.note(reached))
+        return Encoded(self._file(latents, step_q, height, width, chunks), goal.note(reached))
 
-    def _file(self, latents: Tensor, step_q: int, height: int, width: int) -> bytes:
+    def _file(
+        self, latents: Tensor, step_q: int, height: int, width: int, chunks: list[Chunk]
+    ) -> bytes:
         """Latents [1, 4, h, w] rounded with a step, as the bytes of a .lat file."""
         symbols = quantize.to_symbols(latents, step_q)
         payload = entropy_model(CODER).encode(symbols, step_q)
         coder = models.named(CODER, "coder")
         header = Header(width, height, step_q, self.model.number, coder.number)
-        return bitstream.write(header, payload)
+        return bitstream.write(header, payload, chunks)
 
     def _latents(self, pictures: list[Image.Image | Tensor]) -> Tensor:
         """Latents [B, 4, h, w] of equally large pictures, in bands if they are large.
@@ -191,12 +208,17 @@ class Codec:
         return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
 
     def decode(self, blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> Image.Image:
-        """Rebuild the RGB picture of a .lat file; raises BitstreamError or WeightsError."""
-        return self.decode_batch([read_latents(blob, max_pixels=max_pixels)])[0]
+        """Rebuild the picture of a .lat file: RGB, or RGBA, L or LA if it was; 8 bits, sRGB.
+
+        Metadata that was kept is in its `info`; with `icc_profile` the pixels are of that profile.
+        Raises: BitstreamError or WeightsError.
+        """
+        [picture] = self.decode_batch([read_latents(blob, max_pixels=max_pixels)])
+        return extras.restore(picture, read_extras(blob))
 
     @torch.inference_mode()
     def decode_batch(self, read: Sequence[tuple[Header, Tensor]]) -> list[Image.Image]:
-        """Rebuild the pictures of what `read_latents` gave, latents of one shape, in one pass.
+        """The colours of what `read_latents` gave, latents of one shape, in one pass: RGB.
 
         Only a band of a large picture is there as floats at any time.
         """
@@ -210,7 +232,7 @@ class Codec:
 
     @torch.inference_mode()
     def decode_tensor(self, blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> Tensor:
-        """As `decode`, but to [1, 3, H, W] float32 in [-1, 1] on the codec's device."""
+        """The colours alone, as [1, 3, H, W] float32 in [-1, 1] on the codec's device."""
         header, latents = read_latents(blob, max_pixels=max_pixels)
         decoded: Tensor = self.decoder(latents)
         return decoded[..., : header.height, : header.width].clamp(-1, 1)
@@ -235,3 +257,12 @@ def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tupl
     height, width = -(-header.height // PATCH), -(-header.width // PATCH)
     symbols = entropy_model(coder.name).decode(payload, height, width, header.step_q)
     return header, quantize.from_symbols(symbols, header.step_q)
+
+
+def read_extras(blob: bytes) -> Extras:
+    """What the picture of a .lat file that `read_latents` has read has beside its colours.
+
+    Raises: Corrupt if a chunk that this dynenc knows is damaged.
+    """
+    header, _, chunks = bitstream.read_all(blob, sys.maxsize)
+    return extras.from_chunks(chunks, header.width, header.height)

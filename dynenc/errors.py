@@ -15,7 +15,13 @@ DynencError             1   (also: some files of a batch failed)
 │   └── DiskFull            no space, or read-only: no other output could be written either
 ├── DeviceError         8   the device is not there
 └── EngineError         9   the cluster is not there, or what it needs is not installed
+
+PictureWarning, a warning of Python's, tells what of a picture is lost without failing.
 """
+
+
+class PictureWarning(UserWarning):
+    """Something of a picture cannot be kept and is left out; the rest is done."""
 
 
 class DynencError(Exception):

@@ -11,18 +11,19 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from dynenc import bitstream, decoder, image, metrics, models, quantize, shards, storage
+from dynenc import bitstream, decoder, extras, image, metrics, models, quantize, shards, storage
 from dynenc.batch import Result, Roundtrip, Settings
-from dynenc.codec import CODER, Codec, read_latents
+from dynenc.codec import CODER, Codec, read_extras, read_latents
 from dynenc.encoder import PATCH
 from dynenc.errors import (
     BitstreamError,
@@ -31,10 +32,12 @@ from dynenc.errors import (
     DynencError,
     OutputError,
     OutputExists,
+    PictureWarning,
     TooLarge,
     UsageError,
     WeightsError,
 )
+from dynenc.extras import Extras
 from dynenc.plan import Job, input_suffixes, suffix_of, with_suffix
 from dynenc.rate import Goal
 from dynenc.storage import STREAM
@@ -46,6 +49,9 @@ BATCH_PIXELS = 64_000_000  # in one pass
 SOFTWARE = 0x0131  # EXIF tag: which decoder made a picture
 
 LOSSY, LOSSY_QUALITY = ("JPEG", "WEBP", "AVIF"), 95  # Pillow's default loses too much again
+WITH_METADATA = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF")  # formats; of them all but JPEG have alpha
+WITH_ALPHA = (*WITH_METADATA[1:], "JPEG2000", "TGA", "QOI")
+XMP_OF_PNG, XMP_OF_TIFF = "XML:com.adobe.xmp", 0x02BC  # name of a text, tag
 
 T = TypeVar("T")
 
@@ -69,6 +75,8 @@ class Loaded:
     value: Any  # Pillow image; of a .lat file what `read_latents` gives
     n_bytes: int  # of the input
     shape: tuple[int, ...]  # equal ones may share a pass of the network
+    extras: Extras = Extras()  # noqa: RUF009  # frozen
+    note: str = ""  # what of the picture is lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,16 +207,17 @@ class Converter:
             blob = read_bytes(item.source) if blob is None else blob
             read = read_latents(blob, max_pixels=self.settings.max_pixels)
             height, width = read[1].shape[-2:]
-            return Loaded(read, len(blob), (PATCH * height, PATCH * width))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on metadata
+            shape = PATCH * height, PATCH * width
+            return Loaded(read, len(blob), shape, read_extras(blob))
+        with noting() as notes:
             picture = image.open_image(
                 Path(item.source) if blob is None else NamedBytes(blob, item.source),
                 max_pixels=self.settings.max_pixels,
+                keep_metadata=self.settings.keep_metadata,
             )
         width, height = (-(-side // PATCH) * PATCH for side in picture.size)
         n_bytes = Path(item.source).stat().st_size if blob is None else len(blob)
-        return Loaded(picture, n_bytes, (height, width))
+        return Loaded(picture, n_bytes, (height, width), note=joined(*notes))
 
     def _make(self, items: list[Input], group: list[Loaded]) -> Sequence[Made | DynencError]:
         """The outputs of files of one shape; one by one if they fail together."""
@@ -221,7 +230,11 @@ class Converter:
         return [self._make([item], [one])[0] for item, one in zip(items, group, strict=True)]
 
     def _encode(self, _: list[Input], group: list[Loaded]) -> list[Made]:
-        made = self.codec.encode_batch([one.value for one in group], self.settings.goal)
+        made = self.codec.encode_batch(
+            [one.value for one in group],
+            self.settings.goal,
+            keep_metadata=self.settings.keep_metadata,
+        )
         return [
             Made(
                 encoded.blob,
@@ -229,7 +242,7 @@ class Converter:
                 one.value.height,
                 one.n_bytes,
                 len(encoded.blob),
-                note=encoded.note,
+                note=joined(one.note, encoded.note),
             )
             for encoded, one in zip(made, group, strict=True)
         ]
@@ -237,7 +250,7 @@ class Converter:
     def _decode(self, items: list[Input], group: list[Loaded]) -> list[Made]:
         pictures = self.codec.decode_batch([one.value for one in group])
         return [
-            self._saved(item, picture, one, one.n_bytes)
+            self._saved(item, picture, one, one.n_bytes, one.extras)
             for item, picture, one in zip(items, pictures, group, strict=True)
         ]
 
@@ -256,7 +269,7 @@ class Converter:
         blob, middle = encoded.blob, time.perf_counter()
         decoded = codec.decode(blob, max_pixels=sys.maxsize)
         done = time.perf_counter()
-        tensors = image.to_tensor(decoded), image.to_tensor(picture)
+        tensors = [image.to_tensor(image.to_rgb(each)) for each in (decoded, picture)]
         width, height = picture.size
         figures = Roundtrip(
             image=item.source,
@@ -275,8 +288,9 @@ class Converter:
             decode_s=done - middle,
         )
         if not item.target:
-            return Made(b"", width, height, one.n_bytes, len(blob), figures, encoded.note)
-        return self._saved(item, decoded, one, len(blob), figures, encoded.note)
+            note = joined(one.note, encoded.note)
+            return Made(b"", width, height, one.n_bytes, len(blob), figures, note)
+        return self._saved(item, decoded, one, len(blob), figures=figures, note=encoded.note)
 
     def _saved(
         self,
@@ -284,23 +298,27 @@ class Converter:
         picture: Image.Image,
         one: Loaded,
         n_lat: int,
+        beside: Extras = Extras(),  # noqa: B008  # frozen
         figures: Roundtrip | None = None,
         note: str = "",
     ) -> Made:
-        """A picture as the bytes of a file that says which decoder made it."""
+        """A picture with its extras as the bytes of a file that says which decoder made it."""
         name = item.member or item.target
         form = picture_format(name)
-        exif = Image.Exif()
-        exif[SOFTWARE] = software(self.codec.decoder.name)
-        buffer = io.BytesIO()
-        try:
-            options = {"quality": LOSSY_QUALITY} if form in LOSSY else {}
-            picture.save(buffer, form, exif=exif, **options)
-        except (OSError, ValueError) as exc:
-            raise OutputError(f"{name} cannot be written as {form}: {exc}") from exc
-        return Made(
-            buffer.getvalue(), picture.width, picture.height, one.n_bytes, n_lat, figures, note
-        )
+        with noting() as notes:
+            if form not in WITH_METADATA and (beside.exif or beside.xmp or beside.profile):
+                extras.warn(f"{form} has no place for metadata: it is left out")
+                beside = replace(beside, exif=b"", xmp=b"", profile=b"")
+            picture = extras.restore(picture, beside)
+            if picture.mode in ("LA", "RGBA") and form not in WITH_ALPHA:
+                extras.warn(f"{form} has no alpha: what is transparent became white")
+                picture = image.to_rgb(picture)
+            try:
+                data = save(picture, form, software(self.codec.decoder.name))
+            except (OSError, ValueError) as exc:
+                raise OutputError(f"{name} cannot be written as {form}: {exc}") from exc
+        note = joined(one.note, note, *notes)
+        return Made(data, picture.width, picture.height, one.n_bytes, n_lat, figures, note)
 
     def _write(self, item: Input, made: Made | DynencError) -> Made | DynencError:
         if isinstance(made, DynencError) or not item.target:
@@ -393,11 +411,14 @@ def software(decoder_name: str) -> str:
     return f"dynenc, decoder {Path(decoder_name).name}"
 
 
-def info_file(source: str, *, max_pixels: int) -> tuple[bitstream.Header, int]:
-    """The header of a .lat file and the file's size in bytes; the payload is read and checked."""
+def info_file(
+    source: str, *, max_pixels: int
+) -> tuple[bitstream.Header, int, list[bitstream.Chunk]]:
+    """The header of a .lat file, its size in bytes, and its chunks; all of it is checked."""
     blob = read_bytes(source)
     header, _ = read_latents(blob, max_pixels=max_pixels)
-    return header, len(blob)
+    read_extras(blob)
+    return header, len(blob), bitstream.read_all(blob, max_pixels)[2]
 
 
 def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, str]]:
@@ -458,10 +479,62 @@ def picture_format(target: str) -> str:
     return form
 
 
+def save(picture: Image.Image, form: str, made_by: str) -> bytes:
+    """A picture as a file of that format, with the metadata in its `info` and what made it.
+
+    Warns of metadata that does not fit in. Raises: OSError or ValueError if it cannot be written.
+    """
+    info = picture.info
+    try:
+        return _save(picture, form, made_by, info.get("exif", b""), info.get("xmp", b""))
+    except (OSError, ValueError) as exc:
+        if not ("exif" in info or "xmp" in info):
+            raise
+        extras.warn(f"EXIF and XMP are left out: {exc}")
+        return _save(picture, form, made_by)
+
+
+def _save(
+    picture: Image.Image, form: str, made_by: str, exif: bytes = b"", xmp: bytes = b""
+) -> bytes:
+    entries = extras.read_exif(exif) if exif else Image.Exif()
+    entries[SOFTWARE] = made_by
+    options: dict[str, Any] = {"quality": LOSSY_QUALITY} if form in LOSSY else {}
+    if xmp and form == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt(XMP_OF_PNG, xmp.decode())
+    elif xmp and form == "TIFF":
+        entries[XMP_OF_TIFF] = xmp
+    elif xmp:
+        options["xmp"] = xmp
+    buffer = io.BytesIO()
+    profile = picture.info.get("icc_profile")
+    picture.save(buffer, form, exif=entries, icc_profile=profile, **options)
+    return buffer.getvalue()
+
+
 def refuse_existing(target: str, overwrite: bool) -> None:
     """Raise OutputExists if the target exists and may not be overwritten."""
     if target not in ("", STREAM) and not overwrite and storage.exists(target):
         raise OutputExists(f"{target} exists: name another with -o, or overwrite it with --force")
+
+
+@contextmanager
+def noting() -> Iterator[list[str]]:
+    """What is warned of pictures within, each once; other warnings, Pillow's on metadata, go."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", PictureWarning)
+        try:
+            yield notes
+        finally:
+            notes += dict.fromkeys(str(each.message) for each in caught)
+
+
+def joined(*notes: str) -> str:
+    """Several notes as one."""
+    return "; ".join(filter(None, notes))
 
 
 class NamedBytes(io.BytesIO):

@@ -39,6 +39,7 @@ def convert(
     target_size: int | str | None = None,
     target_psnr: float | None = None,
     tune_for: str = "embedded",
+    keep_metadata: bool = False,
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
     jobs: int | None = None,
@@ -61,6 +62,7 @@ def convert(
         include, exclude: patterns of names, or of paths below the folder if they have a slash.
         suffix: of the outputs; ".lat" when encoding, else ".png", and decides the format.
         shard_size: pack the outputs into tar shards of this many pictures.
+        keep_metadata: keep EXIF, XMP and ICC profile of the pictures that are encoded.
         existing: what to do about an output that is there: "skip" it, "update" it if it is older
             than the input or made with other settings, "force" writes it again, "refuse" fails.
             None is "refuse" for a single file, else "skip".
@@ -96,6 +98,7 @@ def convert(
         tune_for if task == "encode" else decoder,
         goal,
         device,
+        keep_metadata,
         max_pixels,
         suffix,
         batch_size,

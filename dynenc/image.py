@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -11,21 +11,27 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from dynenc import colour, extras
 from dynenc.bitstream import MAX_PIXELS, MAX_SIDE
 from dynenc.encoder import PATCH
 from dynenc.errors import ImageError
+from dynenc.extras import SOURCE_PROFILE, warn
 
 Picture = Image.Image | npt.NDArray[np.uint8] | Tensor  # any mode; [H, W, 3]; [1, 3, H, W]
 
 WIDE_MODES = {"I;16", "I;16B", "I;16L", "I", "F"}  # of more than 8 bits; only grey ones exist
+Array = npt.NDArray[Any]
+GREY_MODES = WIDE_MODES | {"1", "L", "LA", "La"}
 
 
-def open_image(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a picture file as RGB, upright.
+def open_image(
+    source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, keep_metadata: bool = False
+) -> Image.Image:
+    """Read a picture file, upright, as `to_plain` gives it.
 
-    The EXIF orientation is applied, transparency is composited onto white, 16-bit grey is scaled to
-    8 bits. Raises: ImageError if the file is missing, not a picture, damaged, or declares more than
-    `max_pixels` pixels.
+    The EXIF orientation is applied. To keep metadata means that `info` holds what is fit to be
+    kept of it, and nothing else. Raises: ImageError if the file is missing, not a picture, damaged,
+    or declares more than `max_pixels` pixels.
     """
     name = source if isinstance(source, Path) else "the input"
     try:
@@ -35,8 +41,16 @@ def open_image(source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Imag
                     f"{name} declares {pixels} pixels, the limit is {max_pixels}: "
                     "raise --max-pixels if you trust it"
                 )
+            if ";16" in str(picture.tile) and picture.mode not in WIDE_MODES:
+                warn("more than 8 bits a channel are reduced to 8")
+            exif = picture.getexif() if keep_metadata and picture.format == "TIFF" else None
             ImageOps.exif_transpose(picture, in_place=True)
-            return to_rgb(picture)
+            if exif is not None:  # where it is all over the file
+                picture.info["exif"] = extras.describing(exif).tobytes()
+            plain = to_plain(picture)
+        if keep_metadata:
+            plain.info = {str(name): data for name, data in extras.metadata(plain).items()}
+        return plain
     except ImageError:
         raise
     except Image.DecompressionBombError as exc:
@@ -64,20 +78,99 @@ def _pillow_allows(max_pixels: int) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """A Pillow image of any mode as 8-bit RGB, over white where it is transparent.
+def to_plain(picture: Image.Image) -> Image.Image:
+    """Convert a Pillow image of any mode to one in sRGB of mode L, LA, RGB or RGBA.
 
-    One that is that already comes back as it is, not copied.
+    Grey stays grey, and alpha is there if a pixel is not opaque; pixels that cannot be seen get the
+    colours around them. More than 8 bits are scaled to 8, with a warning. The pixels of an ICC
+    profile become sRGB, and it goes from `info["icc_profile"]` to `info[SOURCE_PROFILE]`; of one
+    that is damaged or lies about the pixels a warning says that they are taken as sRGB.
     """
+    mode = "L" if picture.mode in GREY_MODES else "RGB"
+    given, info = picture, dict(picture.info)
     if picture.mode in WIDE_MODES:
+        warn("more than 8 bits a channel are reduced to 8")
         grey = np.asarray(picture, np.float64)
         if picture.mode != "F":
             grey = grey / 257  # 65535 -> 255
         picture = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+    alpha = None
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
+        alpha = picture.getchannel("A")
+        picture = picture.convert("RGB").convert(mode)
+    profile = info.get("icc_profile") if picture.mode != "LAB" else None  # which needs none
+    if profile:
+        picture = _managed(picture, profile)
+    if picture.mode != mode:
+        picture = picture.convert("RGB").convert(mode)
+    if alpha and alpha.getextrema() != (255, 255):
+        picture = _filled(picture, alpha)
+        picture.putalpha(alpha)
+    if profile:
+        info[SOURCE_PROFILE] = profile
+    if picture is not given:
+        picture.info = {k: info[k] for k in info if k not in ("icc_profile", "transparency")}
+    return picture
+
+
+def _managed(picture: Image.Image, profile: bytes) -> Image.Image:
+    """An image in sRGB, or as it is if its profile is of no use."""
+    if picture.mode not in ("L", "RGB", "CMYK"):
+        picture = picture.convert("RGB")
+    try:
+        return colour.to_srgb(picture, profile)
+    except ValueError as exc:
+        warn(f"the colour profile is of no use, and the pixels are taken as sRGB: {exc}")
+        return picture
+
+
+def _filled(picture: Image.Image, alpha: Image.Image) -> Image.Image:
+    """An L or RGB image that goes on smoothly where it is transparent, which costs fewest bits."""
+    seen = np.asarray(alpha) > 0
+    colours = np.asarray(picture.convert("RGB"))
+    coarse = _spread(*_reduced(colours * seen[..., None], seen, PATCH))
+    background = Image.fromarray(coarse.round().astype(np.uint8))
+    background = background.resize(picture.size, Image.Resampling.BILINEAR).convert(picture.mode)
+    return Image.composite(picture, background, Image.fromarray(seen))
+
+
+def _spread(colours: Array, seen: Array) -> Array:
+    """Fill what is not seen with the mean colour of what is near, from coarse to fine.
+
+    [h, w, 3] float, 0 where not seen, and [h, w] bool -> [h, w, 3] (the push-pull of Gortler et
+    al., The Lumigraph, 1996).
+    """
+    if seen.all() or seen.size == 1:
+        return colours
+    coarse = _spread(*_reduced(colours, seen, 2))
+    height, width = seen.shape
+    near = coarse.repeat(2, 0).repeat(2, 1)[:height, :width]
+    return np.where(seen[..., None], colours, near)
+
+
+def _reduced(colours: Array, seen: Array, by: int) -> tuple[Array, Array]:
+    """The mean of what is seen in every square of by x by pixels, and whether there is any."""
+
+    def total(values: Array) -> Array:
+        for axis in (0, 1):
+            starts = np.arange(0, values.shape[axis], by)
+            values = np.add.reduceat(values, starts, axis, dtype=np.float64)
+        return values
+
+    count = total(seen)
+    return total(colours) / np.maximum(count, 1)[..., None], count > 0
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A Pillow image of any mode in sRGB, mode RGB, over white where it is transparent.
+
+    One that is that already comes back as it is, not copied.
+    """
+    picture = to_plain(picture)
+    if picture.mode in ("LA", "RGBA"):
         white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
@@ -96,12 +189,14 @@ def _bytes_of(picture: Image.Image) -> Tensor:
 
 
 def checked(picture: Picture) -> Image.Image | Tensor:
-    """A picture in any accepted form as Pillow RGB or [1, 3, H, W], uint8 or float32, not copied.
+    """The colours alone as Pillow RGB or [1, 3, H, W], uint8 or float32, not copied.
 
+    Args:
+        picture: array, tensor, or Pillow image as `to_plain` gives it.
     Raises: ImageError if it is of another shape or type, or a side is 0 or above 65,535 px.
     """
     if isinstance(picture, Image.Image):
-        picture = to_rgb(picture)
+        picture = picture if picture.mode == "RGB" else picture.convert("RGB")
         width, height = picture.size
     else:
         if isinstance(picture, np.ndarray):

@@ -21,7 +21,7 @@ from dynenc.batch import Result, Roundtrip, Summary, Task
 from dynenc.errors import UsageError
 from dynenc.plan import suffix_of
 
-COLUMNS = ("source", "target", "status", "reason")
+COLUMNS = ("source", "target", "status", "reason", "note")
 COUNTS = ("n_bytes_in", "n_bytes_out", "width", "height", "bpp")
 FIGURES = [f.name for f in fields(Roundtrip) if f.name not in ("image", *COUNTS)]
 INTERVAL = 10.0  # s between lines where stderr is not a terminal

@@ -1,5 +1,6 @@
 """Files made by hand to hurt a reader of .lat files: most have a right checksum."""
 
+import lzma
 import struct
 import zlib
 
@@ -31,6 +32,31 @@ def with_chunks(payload: bytes, *chunks: bytes, length: int | None = None) -> by
     """A file with chunks, and with another length of the payload than its own if one is given."""
     size = struct.pack("<I", len(payload) if length is None else length)
     return made(size + payload + b"".join(chunks), flags=HAS_CHUNKS)
+
+
+def packed(data: bytes, **settings: int) -> bytes:
+    """Data as the known chunks hold it, or packed with other settings."""
+    own = {"id": lzma.FILTER_LZMA1, "dict_size": 2**20, "lc": 0, "lp": 0, "pb": 0}
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=[own | settings])
+
+
+BAD_CHUNKS = {  # of an 8x8 picture, each whole, by what is wrong with it
+    "grey with data": [chunk(b"grey", b"1")],
+    "grey twice": [chunk(b"grey", b"")] * 2,
+    "alpha twice": [chunk(b"alph", packed(bytes(64)))] * 2,
+    "alpha empty": [chunk(b"alph", b"")],
+    "alpha of another size": [chunk(b"alph", packed(bytes(63)))],
+    "alpha of a pixel more": [chunk(b"alph", packed(bytes(65)))],
+    "alpha of 100 megapixels": [chunk(b"alph", packed(bytes(100_000_000)))],
+    "alpha not packed": [chunk(b"alph", bytes(range(64)))],
+    "alpha cut short": [chunk(b"alph", packed(bytes(64))[:-3])],
+    "alpha with more behind it": [chunk(b"alph", packed(bytes(64)) + b"x")],
+    "EXIF of 100 MB": [chunk(b"exif", packed(bytes(100_000_000)))],
+    "XMP of noise": [chunk(b"xmpp", np.random.default_rng(2).bytes(3000))],
+    "XMP of other settings": [chunk(b"xmpp", packed(b"some text" * 99, lc=3, pb=2))],
+    "profile of 100 MB": [chunk(b"iccp", packed(bytes(100_000_000)))],
+    "profile twice": [chunk(b"iccp", packed(b"")), chunk(b"skip", b""), chunk(b"iccp", b"")],
+}
 
 
 def files(payload: bytes) -> dict[str, bytes]:
@@ -90,5 +116,7 @@ def files(payload: bytes) -> dict[str, bytes]:
         "100,000 chunks, the last cut": with_chunks(
             payload, *[chunk(b"exif", b"")] * 100_000, b"e"
         ),
+        **{name: with_chunks(payload, *chunks) for name, chunks in BAD_CHUNKS.items()},
+        "a chunk too many": with_chunks(payload, *[chunk(b"skip", b"")] * 1025),
         "nested files, the outer one cut": with_chunks(payload, chunk(b"file", sound)[:-1]),
     }

@@ -4,21 +4,25 @@
 
 TARGET is one of
     parser    a file as it is, and with a right checksum
+    metadata  chunks of a sound file; what is read can be put into every format of pictures
     payload   the same through the entropy decoder; what decodes must be coded to the same bytes
     weights   a safetensors file for a network, for the entropy coder and for a foreign decoder
 Anything but the documented errors is a crash, and so is an input that takes over LIMIT_S.
 """
 
 import contextlib
+import io
 import logging
 import sys
 import tempfile
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import atheris
+from PIL import Image
 
 with atheris.instrument_imports(include=["dynenc"]):
     from dynenc import bitstream, models
@@ -60,6 +64,36 @@ def payload() -> Callable[[bytes], None]:
             height, width = -(-header.height // 8), -(-header.width // 8)
             symbols = model.decode(coded, height, width, header.step_q)
             assert model.encode(symbols, header.step_q) == coded
+
+    return run
+
+
+def metadata() -> Callable[[bytes], None]:
+    """A target, as above: a byte for the chunk, one whether to pack, the rest is its data."""
+    with atheris.instrument_imports(include=["dynenc"]):
+        from dynenc import extras, files, image
+    logging.getLogger("PIL").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    tags = ["grey", "alph", "exif", "xmpp", "iccp", "none"]
+    side = 6
+
+    def run(data: bytes) -> None:
+        if len(data) < 2:
+            return
+        tag, body = tags[data[0] % len(tags)], data[2:]
+        if data[1] % 2:
+            body = extras._pack(body)
+        with contextlib.suppress(BitstreamError):
+            chunks = [("grey", b""), (tag, body)][not data[1] & 2 :]
+            beside = extras.from_chunks(chunks, side, side)
+            picture = extras.restore(Image.new("RGB", (side, side), "teal"), beside)
+            for form in files.WITH_METADATA:
+                try:
+                    shown = image.to_rgb(picture) if form == "JPEG" else picture
+                    saved = files.save(shown, form, "fuzz")
+                except (OSError, ValueError) as exc:  # only where metadata is not to blame
+                    raise AssertionError(form) from exc
+                image.open_image(io.BytesIO(saved), keep_metadata=True)
 
     return run
 
@@ -110,7 +144,8 @@ def weights() -> Callable[[bytes], None]:
 
 def main() -> None:
     """Fuzz the target that is named."""
-    run = {"parser": parser, "payload": payload, "weights": weights}[sys.argv[1]]()
+    targets = {"parser": parser, "metadata": metadata, "payload": payload, "weights": weights}
+    run = targets[sys.argv[1]]()
     slowest = 0.0
 
     def timed(data: bytes) -> None:

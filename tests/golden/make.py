@@ -65,6 +65,22 @@ def with_chunks(blob: bytes) -> bytes:
     return plain + struct.pack("<I", zlib.crc32(plain))
 
 
+def with_alpha(picture: Image.Image) -> Image.Image:
+    """The picture, transparent towards its border."""
+    picture.putalpha(Image.radial_gradient("L").point(lambda v: 255 - v).resize(picture.size))
+    return picture
+
+
+def with_metadata() -> bytes:
+    """A file with EXIF, and with the XMP and the colour profile of the photograph."""
+    picture, photo = crop(33, 40), Image.open(PHOTO)
+    exif = Image.Exif()
+    exif[0x013B] = "the artist"
+    info = {"exif": exif.tobytes(), "xmp": photo.info["xmp"]}
+    picture.info = info | {"icc_profile": photo.info["icc_profile"]}
+    return Codec("light", device="cpu").encode(picture, keep_metadata=True)
+
+
 def cases() -> dict[str, Case]:
     """Every golden file of format version 1, by name."""
     found: dict[str, Case] = {}
@@ -101,6 +117,15 @@ def cases() -> dict[str, Case]:
         "crop of the photograph, 33x40, `light`, quality 50, with two chunks to be skipped",
         lambda: with_chunks(encoded(crop(33, 40), "light", 50)),
     )
+    for name, mode in (("grey", "L"), ("alpha", "RGBA"), ("grey_alpha", "LA")):
+        found[f"v1_light_{name}"] = (
+            f"crop of the photograph, 33x40, {mode}, `light`, quality 50",
+            lambda m=mode: encoded(with_alpha(crop(33, 40)).convert(m), "light", 50),
+        )
+    found["v1_light_metadata"] = (
+        "crop of the photograph, 33x40, `light`, quality 50, with EXIF, XMP and ICC profile",
+        with_metadata,
+    )
     return found
 
 
@@ -122,7 +147,11 @@ def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
         with lat.with_suffix(".png").open("xb") as file:
             info = PngInfo()
             info.add_text("decoder", models.MODELS["embedded"].sha256)
-            decoder.decode(blob).save(file, "PNG", optimize=True, pnginfo=info)
+            picture = decoder.decode(blob)
+            if "xmp" in picture.info:
+                info.add_itxt("XML:com.adobe.xmp", picture.info["xmp"].decode())
+            exif = picture.info.get("exif")
+            picture.save(file, "PNG", optimize=True, pnginfo=info, exif=exif)
         with (folder / "README.md").open("a", encoding="utf-8") as file:
             digest = hashlib.sha256(blob).hexdigest()
             by = f"dynenc {dynenc.__version__}, torch {torch.__version__}, {platform.machine()}"

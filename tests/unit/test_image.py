@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ import torch
 from PIL import Image
 
 from dynenc import image
-from dynenc.errors import ImageError
+from dynenc.errors import ImageError, PictureWarning
 
 
 def saved(picture: Image.Image, form: str = "PNG", **options) -> io.BytesIO:
@@ -18,12 +20,22 @@ def saved(picture: Image.Image, form: str = "PNG", **options) -> io.BytesIO:
 
 @pytest.fixture
 def photo(photo_path):
-    return Image.open(photo_path).convert("RGB")
+    photo = Image.open(photo_path).convert("RGB")
+    photo.info.clear()
+    return photo
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "YCbCr", "LAB", "HSV", "CMYK"])
-def test_modes_become_rgb(photo, mode):
+MODES = {"1": "L", "L": "L"} | dict.fromkeys(("P", "RGB", "YCbCr", "LAB", "HSV", "CMYK"), "RGB")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_become_plain(photo, mode):
+    assert image.to_plain(photo.convert(mode)).mode == MODES[mode]
     assert image.to_rgb(photo.convert(mode)).mode == "RGB"
+
+
+def test_a_plain_picture_is_not_copied(photo):
+    assert image.to_plain(photo) is photo
 
 
 def test_cmyk_jpeg_looks_the_same(photo):
@@ -34,27 +46,71 @@ def test_cmyk_jpeg_looks_the_same(photo):
 
 def test_sixteen_bit_grey_is_scaled():
     ramp = np.array([[0, 257, 32_896, 65_535]], np.uint16)
-    read = image.open_image(saved(Image.fromarray(ramp)))
-    assert np.asarray(read)[0, :, 0].tolist() == [0, 1, 128, 255]
+    with pytest.warns(PictureWarning, match="reduced to 8"):
+        read = image.open_image(saved(Image.fromarray(ramp)))
+    assert read.mode == "L"
+    assert np.asarray(read)[0].tolist() == [0, 1, 128, 255]
+
+
+def test_sixteen_bit_colours_are_told():
+    header = struct.pack(">2I5B", 1, 1, 16, 2, 0, 0, 0)
+    data = zlib.compress(b"\0" + struct.pack(">3H", 65_535, 32_896, 0))
+    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+        for tag, body in chunks
+    )
+    with pytest.warns(PictureWarning, match="reduced to 8"):
+        read = image.open_image(io.BytesIO(png))
+    assert read.getpixel((0, 0)) == (255, 128, 0)
 
 
 def test_float_grey_is_clipped():
     values = Image.fromarray(np.array([[-5.0, 100.4, 300.0]], np.float32))
-    assert np.asarray(image.to_rgb(values))[0, :, 0].tolist() == [0, 100, 255]
+    with pytest.warns(PictureWarning, match="reduced to 8"):
+        assert np.asarray(image.to_plain(values))[0].tolist() == [0, 100, 255]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_is_composited_onto_white(mode):
-    picture = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
-    picture.putpixel((1, 0), (0, 0, 0, 0))
+def test_alpha_is_kept(mode):
+    picture = Image.new("RGBA", (2, 1), (40, 40, 40, 255))
+    picture.putpixel((1, 0), (9, 9, 9, 0))
     read = image.open_image(saved(picture.convert(mode)))
-    assert [read.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
+    assert read.mode == mode
+    assert read.getchannel("A").tobytes() == b"\xff\0"
+    assert image.to_rgb(read).tobytes() == bytes([40] * 3 + [255] * 3)
 
 
-def test_transparent_palette_is_composited_onto_white():
+def test_alpha_of_an_opaque_picture_is_not(photo):
+    assert image.open_image(saved(photo.convert("RGBA"))).tobytes() == photo.tobytes()
+
+
+def test_alpha_of_a_palette_is_kept():
     picture = Image.new("P", (1, 1), 3)
     picture.putpalette([0] * 768)
-    assert image.open_image(saved(picture, transparency=3)).getpixel((0, 0)) == (255, 255, 255)
+    read = image.open_image(saved(picture, transparency=3))
+    assert read.mode == "RGBA"
+    assert image.to_rgb(read).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 1), (37, 50), (64, 48)])
+def test_what_is_transparent_gets_the_colours_around_it(photo, size):
+    photo = photo.crop((100, 60, 100 + size[0], 60 + size[1]))
+    seen = np.zeros(size[::-1], bool)
+    seen[: size[1] // 2 + 1, : size[0] // 2 + 1] = True
+    garbage = np.where(seen[..., None], photo, [0, 255, 0]).astype(np.uint8)
+    picture = Image.fromarray(garbage)
+    picture.putalpha(Image.fromarray(seen))
+    filled = np.asarray(image.to_plain(picture).convert("RGB")).astype(int)
+    assert np.array_equal(filled[seen], np.asarray(photo)[seen])
+    part = np.asarray(photo)[seen]
+    assert filled.min() >= part.min() - 1
+    assert filled.max() <= part.max() + 1
+
+
+def test_a_picture_of_nothing(photo):
+    photo.putalpha(0)
+    assert image.to_plain(photo).getextrema() == ((0, 0),) * 4
 
 
 def test_exif_orientation_is_applied():

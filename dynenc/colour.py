@@ -1,0 +1,89 @@
+"""Colour management: pixels in the space of an ICC profile <-> sRGB, by LittleCMS."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageCms
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+LEAST_CONTRAST = 64  # levels between a profile's black and its white, below which it is nonsense
+MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # colour space of a profile: Pillow's mode
+
+
+def to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
+    """Convert an L, RGB or CMYK image from the space of an ICC profile to an RGB one in sRGB.
+
+    Grey pixels may have a profile for colours. Pixels of a profile that says sRGB in other words
+    stay as they are. Raises: ValueError if the profile is damaged or not one for these pixels.
+    """
+    opened, mode = _open(profile)
+    if picture.mode == "L" and mode == "RGB":
+        picture = picture.convert("RGB")
+    if picture.mode != mode:
+        raise ValueError(f"it is for {mode} pixels and these are {picture.mode}")
+    transform = _transform(opened, SRGB, mode, "RGB")
+    probe = _probe(mode)
+    probed = np.asarray(_apply(probe, transform), np.int16)
+    if probed[0, -1].mean() - probed[0, 0].mean() < LEAST_CONTRAST:
+        raise ValueError("its white is not lighter than its black")
+    if mode != "CMYK" and abs(probed - np.asarray(probe.convert("RGB"), np.int16)).max() <= 1:
+        return picture.convert("RGB")
+    return _apply(picture, transform)
+
+
+def from_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
+    """Undo `to_srgb` but for rounding and colours outside sRGB: L or RGB image to the same mode.
+
+    Raises: ValueError if the profile is damaged, for CMYK, or knows only the way to sRGB.
+    """
+    opened, mode = _open(profile)
+    if mode == "CMYK" or (mode == "L" and picture.mode == "RGB"):
+        raise ValueError(f"it is for {mode} pixels and these are {picture.mode}")
+    rgb = picture.convert("RGB")
+    probe = _probe("RGB")
+    back = _transform(SRGB, opened, "RGB", mode)
+    probed = np.asarray(_apply(probe, back).convert("RGB"), np.int16)
+    if mode == "RGB" and abs(probed - np.asarray(probe, np.int16)).max() <= 1:
+        return picture
+    return _apply(rgb, back).convert(picture.mode)
+
+
+def _open(profile: bytes) -> tuple[ImageCms.ImageCmsProfile, str]:
+    """A profile and the mode of its pixels."""
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = opened.profile.xcolor_space.strip()
+    except (OSError, ValueError, ImageCms.PyCMSError) as exc:
+        raise ValueError("it is damaged") from exc
+    if space not in MODES:
+        raise ValueError(f"it is for {space} pixels")
+    return opened, MODES[space]
+
+
+def _transform(
+    source: ImageCms.ImageCmsProfile, target: ImageCms.ImageCmsProfile, mode: str, target_mode: str
+) -> ImageCms.ImageCmsTransform:
+    try:
+        return ImageCms.buildTransform(source, target, mode, target_mode)
+    except ImageCms.PyCMSError as exc:
+        raise ValueError("it holds no such conversion") from exc
+
+
+def _apply(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    try:
+        converted = ImageCms.applyTransform(picture, transform)
+    except ImageCms.PyCMSError as exc:
+        raise ValueError("its conversion fails") from exc
+    assert converted is not None  # only None if asked to work in place
+    return converted
+
+
+def _probe(mode: str) -> Image.Image:
+    """A row of colours all over the space, from black to white."""
+    if mode == "CMYK":
+        return Image.fromarray(np.array([[[0, 0, 0, 255], [0, 0, 0, 0]]], np.uint8), "CMYK")
+    levels = np.linspace(0, 255, 9).astype(np.uint8)
+    if mode == "L":
+        return Image.fromarray(levels[None])
+    cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1)
+    return Image.fromarray(cube.reshape(1, -1, 3))
