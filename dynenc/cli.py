@@ -14,13 +14,26 @@ import typer
 
 from dynenc import __version__, models
 from dynenc.batch import Existing, Task
-from dynenc.bitstream import MAX_PIXELS
+from dynenc.bitstream import MAX_PIXELS, VERSION
 from dynenc.errors import DynencError, UsageError
 
 # torch takes seconds to import, and --help must not pay: the library is imported inside commands
 
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: lines to copy, as they are."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
 app = typer.Typer(
     no_args_is_help=True,
+    rich_markup_mode=None,
+    epilog=examples(
+        "dynenc encode photo.jpg              makes photo.lat",
+        "dynenc decode photo.lat -o back.png  rebuilds the picture",
+        "dynenc COMMAND --help                tells more, with examples",
+        "dynenc --install-completion          lets the Tab key complete all this",
+    ),
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Compress pictures to Stable Diffusion latents with a tiny encoder, and rebuild them.",
@@ -29,6 +42,7 @@ app = typer.Typer(
 ENCODERS = models.names("encoder")
 DEVICES = ["auto", "cpu", "cuda", "mps"]
 ENGINES = ["local", "ray"]
+KINDS = ("encoder", "coder")  # whose numbers stand in a .lat file
 
 
 def one_of(choices: list[str]) -> Callable[[str], str]:
@@ -73,9 +87,14 @@ Update = Annotated[
     ),
 ]
 SkipExisting = Annotated[
-    bool, typer.Option(help="Leave existing outputs alone; several files do that by default.")
+    bool,
+    typer.Option(
+        "--skip-existing", help="Leave existing outputs alone; several files do that by default."
+    ),
 ]
-DryRun = Annotated[bool, typer.Option(help="Only print what would become of which file.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only print what would become of which file.")
+]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Worker processes.")]
 BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Pictures of equal size computed together.")
@@ -174,9 +193,13 @@ def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
 
 
 def print_version(wanted: bool) -> None:
-    """Print the version and leave."""
+    """Print the version, and what can stand in a .lat file, and leave."""
     if wanted:
+        ids = {kind: [m for m in models.MODELS.values() if m.kind == kind] for kind in KINDS}
+        lists = {kind: ", ".join(f"{m.name} {m.number}" for m in ids[kind]) for kind in KINDS}
         typer.echo(f"dynenc {__version__}")
+        typer.echo(f"format   reads {VERSION}, writes {VERSION}")
+        typer.echo("\n".join(f"{kind:8} {names}" for kind, names in lists.items()))
         raise typer.Exit
 
 
@@ -223,9 +246,18 @@ def run(
             raise typer.Exit(DynencError.exit_code)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "dynenc encode photo.jpg",
+        "dynenc encode photo.jpg -e base --quality 80 -o best.lat",
+        "dynenc encode photo.jpg --keep-metadata --force",
+        "dynenc encode photos/ -r -o latents/ --report report.csv",
+        "dynenc encode photos/ -r -o shards/ --shard-size 1000",
+        "curl -s https://example.org/a.jpg | dynenc encode - -o a.lat",
+    )
+)
 def encode(
-    images: Annotated[list[str], typer.Argument(help=f"Pictures, {SOURCES}")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=f"Pictures, {SOURCES}")],
     output: Output = None,
     encoder: EncoderName = "light",
     quality: Quality = None,
@@ -253,7 +285,10 @@ def encode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compress IMAGES to .lat files, beside the pictures unless -o names another place."""
+    """Compress pictures to .lat files.
+
+    They are written beside the pictures unless -o names another place.
+    """
     run(
         "encode",
         images,
@@ -284,9 +319,16 @@ def encode(
     )
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "dynenc decode photo.lat",
+        "dynenc decode photo.lat -o photo.jpg -d sd-vae",
+        "dynenc decode latents/ -r -o pictures/ --suffix webp",
+        "dynenc decode photo.lat -o - | display -",
+    )
+)
 def decode(
-    lats: Annotated[list[str], typer.Argument(help=f".lat files, {SOURCES}")],
+    lats: Annotated[list[str], typer.Argument(metavar="LAT", help=f".lat files, {SOURCES}")],
     output: Output = None,
     decoder: DecoderName = "auto",
     device: Device = "auto",
@@ -308,7 +350,10 @@ def decode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Rebuild the pictures of LATS as PNG, or as what the suffix of -o, or --suffix, stands for."""
+    """Rebuild the pictures of .lat files.
+
+    They become PNG, or what the suffix of -o, or --suffix, stands for.
+    """
     run(
         "decode",
         lats,
@@ -333,9 +378,15 @@ def decode(
     )
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "dynenc roundtrip photo.jpg",
+        "dynenc roundtrip photo.jpg -Q 20 -o rebuilt.png",
+        "dynenc roundtrip photos/ -r --report figures.csv",
+    )
+)
 def roundtrip(
-    images: Annotated[list[str], typer.Argument(help=f"Pictures, {SOURCES}")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=f"Pictures, {SOURCES}")],
     output: Output = None,
     encoder: EncoderName = "light",
     decoder: DecoderName = "auto",
@@ -362,7 +413,10 @@ def roundtrip(
     report: Report = None,
     quiet: Quiet = False,
 ) -> None:
-    """Encode and decode IMAGES in memory and print PSNR, MS-SSIM, size and time; -o keeps them."""
+    """Encode, decode and measure pictures.
+
+    All happens in memory; PSNR, MS-SSIM, size and time are printed, and -o keeps the pictures.
+    """
     run(
         "roundtrip",
         images,
@@ -390,13 +444,18 @@ def roundtrip(
     )
 
 
-@app.command()
+@app.command(epilog=examples("dynenc info photo.lat", "dynenc info photo.lat --json | jq .bpp"))
 def info(
-    lat: Annotated[str, typer.Argument(help="A .lat file or URL; '-' is standard input.")],
+    lat: Annotated[
+        str, typer.Argument(metavar="LAT", help="A .lat file or URL; '-' is standard input.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
-    """Check LAT whole, without decoding pixels, and print what its header says."""
+    """Check a .lat file and print its header.
+
+    All of it is checked, without decoding pixels.
+    """
     with reporting():
         from dynenc import bitstream, files, metrics, quantize
 
@@ -423,13 +482,18 @@ def info(
                 )
 
 
-@app.command()
+@app.command(
+    epilog=examples("dynenc verify photo.lat", "dynenc verify archive/ -q || echo restore it")
+)
 def verify(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files or folders.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files or folders.")],
     max_pixels: MaxPixels = MAX_PIXELS,
     quiet: Quiet = False,
 ) -> None:
-    """Check .lat files, and all those in folders, without decoding pixels; name the bad ones."""
+    """Check .lat files and folders of them.
+
+    All of each is checked, without decoding pixels, and the bad ones are named.
+    """
     with reporting():
         from dynenc import files
 
@@ -444,12 +508,40 @@ def verify(
             typer.echo(f"all is well: {len(faults)} checked")
 
 
-@app.command()
+@app.command(epilog=examples("dynenc doctor", "dynenc doctor --json > report.json"))
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what dynenc finds on this machine.
+
+    Versions, device, dtype, networks, caches, formats and extras; ends with exit code 1 if
+    something is wrong.
+    """
+    with reporting():
+        from dynenc import doctor
+
+        findings, problems = doctor.examine()
+        if as_json:
+            typer.echo(json.dumps({"findings": findings, "problems": problems}))
+        else:
+            for name, finding in findings.items():
+                typer.echo(f"{name:14} {finding}")
+        if problems:
+            raise DynencError(f"{len(problems)} wrong: {'; '.join(problems)}")
+
+
+@app.command(
+    epilog=examples(
+        "dynenc train light --data photos/ --teacher taesd/ --run runs/light -o light.safetensors",
+        "dynenc train context --data photos/ --teacher taesd/ --run runs/c -o entropy.safetensors",
+    )
+)
 def train(
     preset: Annotated[
         str,
         typer.Argument(
-            help="nano, light, base, embedded (the decoder) or context (the entropy coder)."
+            metavar="PRESET",
+            help="nano, light, base, embedded (the decoder) or context (the entropy coder).",
         ),
     ],
     data: Annotated[list[Path], typer.Option(help="Folder or tar of pictures; may be repeated.")],
@@ -475,7 +567,10 @@ def train(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Train PRESET; run again, the same command goes on where the last one stopped."""
+    """Train a network, or fit the entropy coder.
+
+    Run again, the same command goes on where the last one stopped.
+    """
     with reporting(quiet):
         from dynenc.codec import pick_device
         from dynenc.train import CODER, PRESETS, TrainPaths, configure, train_with_progress

@@ -1,18 +1,21 @@
 import io
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from dynenc import __version__
 from dynenc.cli import app
 
 runner = CliRunner()
+COMMANDS = get_command(app).commands
 
 
 def run(*arguments, stdin=None):
@@ -281,14 +284,58 @@ def test_a_picture_beyond_the_limit(picture, command):
 
 
 def test_version():
-    assert run("--version").stdout == f"dynenc {__version__}\n"
+    assert run("--version").stdout.splitlines() == [
+        f"dynenc {__version__}",
+        "format   reads 1, writes 1",
+        "encoder  nano 1, light 2, base 3",
+        "coder    context 1",
+    ]
 
 
-@pytest.mark.parametrize("command", ["encode", "decode", "roundtrip", "info", "verify", "train"])
-def test_every_command_has_help(command):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_examples_that_parse(command):
     result = run(command, "--help")
     assert result.exit_code == 0
-    assert "Usage" in result.stdout
+    assert result.stdout.startswith(f"Usage: root {command} ")
+    _, _, lines = result.stdout.partition("Examples:\n")
+    examples = [line.split("|") for line in lines.splitlines() if line.strip()]
+    assert examples
+    for parts in examples:
+        [own] = [part for part in parts if "dynenc" in part][:1]
+        words = shlex.split(own.split(">")[0])
+        assert words[:2] == ["dynenc", command]
+        COMMANDS[command].make_context(command, words[2:])
+
+
+def test_completion_knows_the_commands_and_their_options():
+    def complete(line):
+        words = {"COMP_WORDS": line, "COMP_CWORD": str(len(f"{line}x".split()) - 1)}
+        words |= {"_DYNENC_COMPLETE": "complete_bash"}
+        return runner.invoke(app, prog_name="dynenc", env=words).stdout.split()
+
+    assert {"encode", "decode", "doctor"} <= set(complete("dynenc "))
+    assert complete("dynenc ver") == ["verify"]
+    assert "--keep-metadata" in complete("dynenc encode --keep")
+
+
+def test_doctor(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("DYNENC_SD_VAE", raising=False)
+    result = run("doctor")
+    assert result.exit_code == 0
+    for word in ("torch", "float32", "auto is embedded", str(tmp_path / "hub"), "WebP", "ray"):
+        assert word in result.stdout
+
+
+def test_doctor_finds_what_is_wrong(monkeypatch, tmp_path):
+    monkeypatch.setattr("dynenc.models.folder", lambda: tmp_path)
+    monkeypatch.setenv("DYNENC_SD_VAE", str(tmp_path / "none.safetensors"))
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    weights, decoder = json.loads(result.stdout)["problems"]
+    assert "reinstall dynenc" in weights
+    assert "DYNENC_SD_VAE" in decoder
+    assert weights in result.stderr
 
 
 def test_help_does_not_import_torch():
