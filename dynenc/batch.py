@@ -10,7 +10,8 @@ from dynenc.bitstream import MAX_PIXELS
 from dynenc.errors import DynencError
 from dynenc.rate import Goal
 
-Task = Literal["encode", "decode", "roundtrip"]
+Task = Literal["encode", "decode", "roundtrip", "export", "import"]
+LATENT_FORMS = {"safetensors": ".safetensors", "npz": ".npz", "comfy": ".latent", "pt": ".pt"}
 Existing = Literal["refuse", "skip", "update", "force"]
 
 
@@ -22,6 +23,8 @@ class Settings:
     encoder: str = "light"
     decoder: str = "auto"
     goal: Goal = field(default_factory=Goal)  # of a .lat file that is written
+    keep_step: bool = False  # of latents to import that were rounded before
+    scale: float | None = None  # of latents to import; None: as their file says
     device: str = "auto"
     keep_metadata: bool = False  # EXIF, XMP and ICC profile, when encoding
     max_pixels: int = MAX_PIXELS  # of a picture or .lat file that is read

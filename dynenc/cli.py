@@ -5,7 +5,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from dynenc import __version__, models
-from dynenc.batch import Existing, Task
+from dynenc.batch import LATENT_FORMS, Existing, Task
 from dynenc.bitstream import MAX_PIXELS, VERSION
 from dynenc.errors import DynencError, UsageError
 
@@ -45,7 +45,7 @@ ENGINES = ["local", "ray"]
 KINDS = ("encoder", "coder")  # whose numbers stand in a .lat file
 
 
-def one_of(choices: list[str]) -> Callable[[str], str]:
+def one_of(choices: Collection[str]) -> Callable[[str], str]:
     """A check that an option has one of these values."""
 
     def check(value: str) -> str:
@@ -460,7 +460,7 @@ def info(
         from dynenc import bitstream, files, metrics, quantize
 
         header, n_bytes, chunks = files.info_file(lat, max_pixels=max_pixels)
-        encoder = models.numbered(header.model_id, "encoder")
+        encoder = models.maker(header.model_id)
         fields: dict[str, Any] = {
             "version": bitstream.VERSION,
             "width": header.width,
@@ -506,6 +506,110 @@ def verify(
             raise DynencError(f"{bad} of {len(faults)} failed: restore them from a copy")
         if not quiet:
             typer.echo(f"all is well: {len(faults)} checked")
+
+
+@app.command(
+    name="export",
+    epilog=examples(
+        "dynenc export cat.lat --to comfy", "dynenc export lats/ -r --to npz -o cache/"
+    ),
+)
+def export_latents(
+    lats: Annotated[list[str], typer.Argument(help=f".lat files, {SOURCES}")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="|".join(LATENT_FORMS),
+            callback=one_of(LATENT_FORMS),
+            help="Format: npz is kohya's sd-scripts', comfy is ComfyUI's .latent.",
+        ),
+    ],
+    output: Output = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    recursive: Recursive = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    force: Force = False,
+    update: Update = False,
+    skip_existing: SkipExisting = False,
+    dry_run: DryRun = False,
+    jobs: Jobs = None,
+    report: Report = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the latents of LATS, not their pictures, to files that other programs read."""
+    run(
+        "export",
+        lats,
+        output,
+        [(force, "force"), (update, "update"), (skip_existing, "skip")],
+        quiet=quiet,
+        report=report,
+        suffix=LATENT_FORMS[to],
+        max_pixels=max_pixels,
+        recursive=recursive,
+        include=include or (),
+        exclude=exclude or (),
+        dry_run=dry_run,
+        jobs=jobs,
+    )
+
+
+@app.command(
+    name="import",
+    epilog=examples("dynenc import cache/ -r -o lats/", "dynenc import vae.pt --scale 1 -Q 90"),
+)
+def import_latents(
+    files: Annotated[
+        list[str],
+        typer.Argument(help=f"{', '.join(LATENT_FORMS.values())} files of latents, {SOURCES}"),
+    ],
+    output: Output = None,
+    quality: Annotated[
+        float | None,
+        typer.Option(
+            "--quality",
+            "-Q",
+            min=0,
+            max=100,
+            help="Higher is better and larger; 80 if the latents were never rounded.",
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            metavar="1|0.18215",
+            help="1 if the latents are as a VAE gives them, 0.18215 if as a U-Net takes them.",
+        ),
+    ] = None,
+    recursive: Recursive = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    force: Force = False,
+    update: Update = False,
+    skip_existing: SkipExisting = False,
+    dry_run: DryRun = False,
+    jobs: Jobs = None,
+    report: Report = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compress latents of Stable Diffusion 1.x, made by any encoder, to .lat files."""
+    run(
+        "import",
+        files,
+        output,
+        [(force, "force"), (update, "update"), (skip_existing, "skip")],
+        quiet=quiet,
+        report=report,
+        quality=quality,
+        scale=scale,
+        recursive=recursive,
+        include=include or (),
+        exclude=exclude or (),
+        dry_run=dry_run,
+        jobs=jobs,
+    )
 
 
 @app.command(epilog=examples("dynenc doctor", "dynenc doctor --json > report.json"))

@@ -182,12 +182,7 @@ class Codec:
     def _file(
         self, latents: Tensor, step_q: int, height: int, width: int, chunks: list[Chunk]
     ) -> bytes:
-        """Latents [1, 4, h, w] rounded with a step, as the bytes of a .lat file."""
-        symbols = quantize.to_symbols(latents, step_q)
-        payload = entropy_model(CODER).encode(symbols, step_q)
-        coder = models.named(CODER, "coder")
-        header = Header(width, height, step_q, self.model.number, coder.number)
-        return bitstream.write(header, payload, chunks)
+        return write_latents(latents, width, height, step_q, self.model, chunks)
 
     def _latents(self, pictures: list[Image.Image | Tensor]) -> Tensor:
         """Latents [B, 4, h, w] of equally large pictures, in bands if they are large.
@@ -238,6 +233,30 @@ class Codec:
         return decoded[..., : header.height, : header.width].clamp(-1, 1)
 
 
+def write_latents(
+    latents: Tensor,
+    width: int,
+    height: int,
+    step_q: int,
+    made_by: models.Model,
+    chunks: Sequence[Chunk] = (),
+) -> bytes:
+    """The .lat file of latents, which are rounded here.
+
+    Args:
+        latents: [1, 4, h, w] float in SD scale; h and w are the picture's sides / 8, rounded up.
+        width, height: of the picture, px, 1..65535.
+        step_q: quantiser step in 1/1024 of a latent unit, 1..65535.
+        made_by: an encoder of `models.MODELS`, or "imported".
+        chunks: of `extras.to_chunks`.
+    """
+    symbols = quantize.to_symbols(latents, step_q)
+    payload = entropy_model(CODER).encode(symbols, step_q)
+    coder = models.named(CODER, "coder")
+    header = Header(width, height, step_q, made_by.number, coder.number)
+    return bitstream.write(header, payload, chunks)
+
+
 def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tuple[Header, Tensor]:
     """The header and the latents [1, 4, h, w] float32 in SD scale of a .lat file.
 
@@ -245,7 +264,7 @@ def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tupl
     Raises: BitstreamError and nothing else, whatever the bytes.
     """
     header, payload = bitstream.read(blob, max_pixels)
-    if models.numbered(header.model_id, "encoder") is None:
+    if models.maker(header.model_id) is None:
         raise UnknownModel(
             f"the file was written by encoder {header.model_id}, unknown here: update dynenc"
         )

@@ -31,6 +31,8 @@ from dynenc.errors import WeightsError
 logger = logging.getLogger(__name__)
 
 LATENT_SCALE = 0.18215  # SD 1.x VAE config
+SDXL_SCALE = 0.13025
+SDXL_NAME = re.compile("sd[-_]?xl|diffusion-xl", re.IGNORECASE)
 PIXELS = 8  # side of the image that one latent stands for
 OVERLAP = 24  # latents that neighbouring tiles share
 MARGIN = 4  # of them, at each tile's edge, not used: padding spoils them
@@ -432,9 +434,9 @@ def _check(config: dict[str, Any], name: str) -> None:
         raise WeightsError(f"{name} is of class {kind}: name an AutoencoderKL or AutoencoderTiny")
     right = 1.0 if kind == "AutoencoderTiny" else LATENT_SCALE
     scale, channels = config.get("scaling_factor", right), config.get("latent_channels", 4)
-    names = f"{Path(name).name} {config.get('_name_or_path')}".lower()  # taesdxl has no other mark
+    names = f"{Path(name).name} {config.get('_name_or_path')}"  # taesdxl has no other mark
     why = None
-    if scale == 0.13025 or re.search("sd[-_]?xl|diffusion-xl", names):
+    if scale == SDXL_SCALE or SDXL_NAME.search(names):
         why = "is for SDXL latents"
     elif channels != 4:
         why = f"is for latents of {channels} channels, not 4"

@@ -14,7 +14,8 @@ DynencError             1   (also: some files of a batch failed)
 ├── OutputError         7   the output cannot be written
 │   └── DiskFull            no space, or read-only: no other output could be written either
 ├── DeviceError         8   the device is not there
-└── EngineError         9   the cluster is not there, or what it needs is not installed
+├── EngineError         9   the cluster is not there, or what it needs is not installed
+└── LatentsError       10   a file of latents cannot be read, or they are not of SD 1.x
 
 PictureWarning, a warning of Python's, tells what of a picture is lost without failing.
 """
@@ -100,3 +101,9 @@ class EngineError(DynencError):
     """The cluster is not there, or what it needs is not installed."""
 
     exit_code = 9
+
+
+class LatentsError(DynencError):
+    """A file of latents to import cannot be read, or they are not those of SD 1.x."""
+
+    exit_code = 10

@@ -21,15 +21,27 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dynenc import bitstream, decoder, extras, image, metrics, models, quantize, shards, storage
+from dynenc import (
+    bitstream,
+    decoder,
+    extras,
+    image,
+    interchange,
+    metrics,
+    models,
+    quantize,
+    shards,
+    storage,
+)
 from dynenc.batch import Result, Roundtrip, Settings
-from dynenc.codec import CODER, Codec, read_extras, read_latents
+from dynenc.codec import CODER, Codec, read_extras, read_latents, write_latents
 from dynenc.encoder import PATCH
 from dynenc.errors import (
     BitstreamError,
     DeviceError,
     DiskFull,
     DynencError,
+    LatentsError,
     OutputError,
     OutputExists,
     PictureWarning,
@@ -44,6 +56,7 @@ from dynenc.storage import STREAM
 
 FATAL = (WeightsError, DeviceError, UsageError, DiskFull)  # all other files would fail as well
 GPU_BATCH = 16  # pictures in one pass; on a CPU one at a time is as fast and needs less memory
+PICTURE_OUT = ("decode", "roundtrip")  # tasks
 WRITERS = 4  # threads that write; most of the time they wait for the disk
 BATCH_PIXELS = 64_000_000  # in one pass
 SOFTWARE = 0x0131  # EXIF tag: which decoder made a picture
@@ -72,7 +85,7 @@ class Input:
 class Loaded:
     """An input, read and understood."""
 
-    value: Any  # Pillow image; of a .lat file what `read_latents` gives
+    value: Any  # Pillow image; of a .lat file what `read_latents` gives; `interchange.Foreign`
     n_bytes: int  # of the input
     shape: tuple[int, ...]  # equal ones may share a pass of the network
     extras: Extras = Extras()  # noqa: RUF009  # frozen
@@ -111,7 +124,7 @@ class Converter:
         self.writers = ThreadPoolExecutor(WRITERS)
         self.warm = False
         self.note = ""  # which decoder "auto" is, for the user
-        if settings.task != "encode" and settings.decoder == "auto":
+        if settings.task in PICTURE_OUT and settings.decoder == "auto":
             choice = decoder.resolve(settings.decoder)
             self.note = f"decoder: {choice.name}, {choice.note}"
 
@@ -197,13 +210,17 @@ class Converter:
     def _load(self, item: Input) -> Loaded:
         task, blob = self.settings.task, item.data
         if not item.member:
-            if task != "encode" and item.target:
+            if task in PICTURE_OUT and item.target:
                 picture_format(item.target)
             refuse_existing(item.target, self.settings.overwrite)
         if blob is None and (item.source == STREAM or storage.is_url(item.source)):
             with storage.reading(item.source) as file:
                 blob = file.read()
-        if task == "decode":
+        if task == "import":
+            blob = read_foreign(item.source) if blob is None else blob
+            foreign = interchange.read(blob, item.source, self.settings.scale)
+            return Loaded(foreign, len(blob), tuple(foreign.latents.shape[-2:]))
+        if task in ("decode", "export"):
             blob = read_bytes(item.source) if blob is None else blob
             read = read_latents(blob, max_pixels=self.settings.max_pixels)
             height, width = read[1].shape[-2:]
@@ -221,7 +238,13 @@ class Converter:
 
     def _make(self, items: list[Input], group: list[Loaded]) -> Sequence[Made | DynencError]:
         """The outputs of files of one shape; one by one if they fail together."""
-        tasks = {"encode": self._encode, "decode": self._decode, "roundtrip": self._roundtrip}
+        tasks = {
+            "encode": self._encode,
+            "decode": self._decode,
+            "roundtrip": self._roundtrip,
+            "export": self._export,
+            "import": self._import,
+        }
         made = self._attempt(tasks[self.settings.task], items, group)
         if not isinstance(made, DynencError):
             return made
@@ -253,6 +276,37 @@ class Converter:
             self._saved(item, picture, one, one.n_bytes, one.extras)
             for item, picture, one in zip(items, pictures, group, strict=True)
         ]
+
+    def _export(self, _: list[Input], group: list[Loaded]) -> list[Made]:
+        made = []
+        for one in group:
+            header, latents = one.value
+            data = interchange.write(self.settings.suffix, header, latents)
+            note = "its alpha is left out" if one.extras.alpha else ""
+            n_bytes = one.n_bytes
+            made.append(Made(data, header.width, header.height, n_bytes, n_bytes, note=note))
+        return made
+
+    def _import(self, _: list[Input], group: list[Loaded]) -> list[Made]:
+        made = []
+        for one in group:
+            foreign: interchange.Foreign = one.value
+            width, height = foreign.width, foreign.height
+            blob = write_latents(
+                foreign.latents,
+                width,
+                height,
+                self._step_of(foreign),
+                models.MODELS[foreign.encoder],
+            )
+            made.append(Made(blob, width, height, one.n_bytes, len(blob), note=foreign.note))
+        return made
+
+    def _step_of(self, foreign: interchange.Foreign) -> int:
+        """The quantiser step of latents, in 1/1024: rounded as before, they stay as they are."""
+        if self.settings.keep_step and foreign.step_q:
+            return foreign.step_q
+        return quantize.quality_to_step(self.settings.goal.value)
 
     def _roundtrip(self, items: list[Input], group: list[Loaded]) -> list[Made]:
         return [self._measure(item, one) for item, one in zip(items, group, strict=True)]
@@ -384,6 +438,11 @@ def is_current(job: Job, settings: Settings) -> bool:
 
 
 def _is_made_so(data: bytes, settings: Settings) -> bool:
+    if settings.task == "export":
+        return True  # there is nothing to choose but the format, which its name says
+    if settings.task == "import":
+        header, _ = bitstream.read(data, sys.maxsize)
+        return settings.keep_step or _meets(settings.goal, header, len(data))
     if settings.task == "encode":
         header, _ = bitstream.read(data, sys.maxsize)
         numbers = (
@@ -467,6 +526,18 @@ def read_bytes(source: str) -> bytes:
             return start + file.read()
     except OSError as exc:
         raise BitstreamError(f"{source} cannot be read: {exc.strerror}") from exc
+
+
+def read_foreign(source: str) -> bytes:
+    """The bytes of another program's file of latents, a URL or stdin; raises LatentsError."""
+    try:
+        with storage.reading(source) as file:
+            data = file.read(interchange.MAX_BYTES + 1)
+    except OSError as exc:
+        raise LatentsError(f"{source} cannot be read: {exc.strerror}") from exc
+    if len(data) > interchange.MAX_BYTES:
+        raise LatentsError(f"{source} is larger than any file of latents: it is not read")
+    return data
 
 
 def picture_format(target: str) -> str:

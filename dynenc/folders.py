@@ -11,13 +11,19 @@ from typing import Literal
 from dynenc import pipeline, rate, storage
 from dynenc.batch import Existing, Result, Settings, Summary, Task
 from dynenc.bitstream import MAX_PIXELS
-from dynenc.errors import BitstreamError, ImageError, OutputError, UsageError
+from dynenc.errors import BitstreamError, ImageError, LatentsError, OutputError, UsageError
 from dynenc.plan import TAR, Found, Job, folded, input_suffixes, plan, select
 from dynenc.storage import STREAM
 
 Name = str | os.PathLike[str]
 Engine = Literal["local", "ray"]
-SUFFIXES: dict[Task, str] = {"encode": ".lat", "decode": ".png", "roundtrip": ".png"}
+SUFFIXES: dict[Task, str] = {
+    "encode": ".lat",
+    "decode": ".png",
+    "roundtrip": ".png",
+    "export": ".safetensors",
+    "import": ".lat",
+}
 
 
 def convert(
@@ -40,6 +46,7 @@ def convert(
     target_psnr: float | None = None,
     tune_for: str = "embedded",
     keep_metadata: bool = False,
+    scale: float | None = None,
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
     jobs: int | None = None,
@@ -48,7 +55,9 @@ def convert(
     address: str | None = None,
     on_result: Callable[[Result, Summary], None] | None = None,
 ) -> Summary:
-    """Encode, decode or measure files, folders, tar shards, patterns and URLs, like the command.
+    """Encode, decode, measure, export or import files, folders, tar shards, patterns and URLs.
+
+    What the commands of these names do.
 
     One bad file does not stop the others: it is counted in the summary and named in its `failures`.
     Only if a single file is named and nothing else, its error is raised.
@@ -60,28 +69,38 @@ def convert(
             is beside each input.
         recursive: take sub-folders too, and keep them.
         include, exclude: patterns of names, or of paths below the folder if they have a slash.
-        suffix: of the outputs; ".lat" when encoding, else ".png", and decides the format.
+        suffix: of the outputs, and decides the format; ".lat" when encoding or importing, else
+            ".png" or ".safetensors". For the formats of latents see `interchange`.
         shard_size: pack the outputs into tar shards of this many pictures.
         keep_metadata: keep EXIF, XMP and ICC profile of the pictures that are encoded.
         existing: what to do about an output that is there: "skip" it, "update" it if it is older
             than the input or made with other settings, "force" writes it again, "refuse" fails.
             None is "refuse" for a single file, else "skip".
         dry_run: only tell what would be done.
-        quality, target_bpp, target_size, target_psnr: as of `Codec.encode`.
+        quality, target_bpp, target_size, target_psnr: as of `Codec.encode`. Latents to import take
+            a quality only; without one those that were rounded before stay as they are, and others
+            get 80.
         tune_for: decoder that `target_psnr` means when encoding; a roundtrip tunes for `decoder`.
+        scale: what latents to import were multiplied with: 0.18215, or 1 for those that a VAE gave.
+            None is what each file says.
         jobs: worker processes, with Ray actors; None chooses.
         batch_size: pictures of equal size in one pass of the network; None chooses.
         engine: "local", or "ray" for a cluster at `address`; see `ray_engine`.
         on_result: called with each result, in the order they end, and the count so far.
     Returns: the count of all.
-    Raises: UsageError if the plan makes no sense, ImageError or BitstreamError if there is nothing
-        to convert, and what would make every file fail: WeightsError, DeviceError, EngineError,
-        OutputError if a folder cannot be written, DiskFull. What is finished stays.
+    Raises: UsageError if the plan makes no sense, ImageError, BitstreamError or LatentsError if
+        there is nothing to convert, and what would make every file fail: WeightsError,
+        DeviceError, EngineError, OutputError if a folder cannot be written, DiskFull. What is
+        finished stays.
     """
     _check(task, existing, engine)
     goal = rate.goal(
         quality, target_bpp=target_bpp, target_size=target_size, target_psnr=target_psnr
     )
+    if task == "import" and goal.kind != "quality":
+        raise UsageError("latents are imported with a quality, not with a target: give --quality")
+    if task == "import" and quality is None:
+        goal = rate.Goal(value=rate.IMPORT_QUALITY)
     if goal.kind == "quality" and not 0 <= goal.value <= 100:
         raise UsageError(f"quality {quality} is not within 0..100")
     suffix = SUFFIXES[task] if suffix is None else "." + suffix.removeprefix(".")
@@ -97,6 +116,8 @@ def convert(
         encoder,
         tune_for if task == "encode" else decoder,
         goal,
+        quality is None,
+        scale,
         device,
         keep_metadata,
         max_pixels,
@@ -189,13 +210,17 @@ def _select(
 ) -> tuple[list[Found], int]:
     taken, ignored = select(found.files, input_suffixes(task), include, exclude)
     if not taken and not found.unreadable:
-        what = ".lat files" if task == "decode" else "pictures"
+        what = {"import": "latents", "decode": ".lat files", "export": ".lat files"}.get(
+            task, "pictures"
+        )
         raise _nothing(task, f"none of the {ignored} files are {what} to {task}: see --include, -r")
     return taken, ignored
 
 
-def _nothing(task: Task, message: str) -> ImageError | BitstreamError:
-    return BitstreamError(message) if task == "decode" else ImageError(message)
+def _nothing(task: Task, message: str) -> ImageError | BitstreamError | LatentsError:
+    if task == "import":
+        return LatentsError(message)
+    return BitstreamError(message) if task in ("decode", "export") else ImageError(message)
 
 
 def _is_tar(file: Found) -> bool:

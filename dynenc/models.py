@@ -12,6 +12,7 @@ from typing import Any, Literal
 from dynenc.errors import WeightsError
 
 Network = Literal["encoder", "decoder"]
+Kind = Literal["encoder", "decoder", "coder", "foreign"]  # foreign: made outside dynenc
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,10 @@ class Model:
     """One weight file, the network it belongs to, and its number in a .lat file."""
 
     name: str
-    number: int
-    kind: Literal["encoder", "decoder", "coder"]
-    file: str  # in the folder weights/
-    sha256: str
+    number: int  # encoders share theirs with "imported", and no other kind
+    kind: Kind
+    file: str = ""  # in the folder weights/; "" if dynenc has no weights of it
+    sha256: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)  # of the network's constructor
 
 
@@ -68,11 +69,12 @@ MODELS = {
             "entropy_1.safetensors",
             "6a322cd3e26bd9be886abbe06a6de44218bcc2205cbe742a7094521eec639203",
         ),
+        Model("imported", 4, "foreign"),  # latents of any other encoder of SD 1.x
     )
 }
 
 
-def named(name: str, kind: Literal["encoder", "decoder", "coder"]) -> Model:
+def named(name: str, kind: Kind) -> Model:
     """The model of that name and kind; raises WeightsError if there is none."""
     model = MODELS.get(name)
     if model is None or model.kind != kind:
@@ -81,15 +83,20 @@ def named(name: str, kind: Literal["encoder", "decoder", "coder"]) -> Model:
     return model
 
 
-def names(kind: Literal["encoder", "decoder", "coder"]) -> list[str]:
+def names(kind: Kind) -> list[str]:
     """The names of all models of a kind, in the order of their numbers."""
     return [model.name for model in MODELS.values() if model.kind == kind]
 
 
-def numbered(number: int, kind: Literal["encoder", "coder"]) -> Model | None:
+def numbered(number: int, *kinds: Kind) -> Model | None:
     """The model that a number in a .lat file stands for; None if this dynenc does not have it."""
-    found = (m for m in MODELS.values() if m.kind == kind and m.number == number)
+    found = (m for m in MODELS.values() if m.kind in kinds and m.number == number)
     return next(found, None)
+
+
+def maker(number: int) -> Model | None:
+    """What made the latents of a .lat file: an encoder, or "imported" for one of others."""
+    return numbered(number, "encoder", "foreign")
 
 
 def folder() -> Path:

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from PIL import Image
 
-from dynenc.batch import Task
+from dynenc.batch import LATENT_FORMS, Task
 from dynenc.errors import UsageError
 from dynenc.storage import STREAM, base, is_url, join, parent
 
@@ -169,9 +169,11 @@ def folded(name: str) -> str:
 
 
 def input_suffixes(task: Task) -> frozenset[str]:
-    """The suffixes of what a task reads, small letters: .lat, or every picture Pillow decodes."""
-    if task == "decode":
+    """The suffixes of what a task reads, in small letters; of pictures all that Pillow decodes."""
+    if task in ("decode", "export"):
         return frozenset({".lat"})
+    if task == "import":
+        return frozenset(LATENT_FORMS.values())
     Image.init()
     formats = set(Image.OPEN) - NO_PICTURES
     return frozenset(s for s, form in Image.registered_extensions().items() if form in formats)

@@ -13,6 +13,7 @@ CLOSE = 0.005  # of the target: near enough to stop searching
 MISS = 0.03  # of the target: far enough to say so
 UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEFAULT_QUALITY = 50.0
+IMPORT_QUALITY = 80.0  # of latents made elsewhere: people keep them to train on
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ class Reporter:
         elif not self.quiet:
             if result.status == "planned":
                 line = f"{result.source} -> {result.target}" if result.target else result.source
-            elif self.task == "encode":
+            elif self.task in ("encode", "import"):
                 line = f"{result.target}  {result.n_bytes_out} bytes  {result.bpp:.3f} bpp"
             else:
                 line = result.target

@@ -1,0 +1,155 @@
+"""`dynenc export` and `dynenc import`: files, folders, shards, and what users see of bad files."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from dynenc.batch import LATENT_FORMS
+from dynenc.cli import app
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+runner = CliRunner()
+
+
+def run(*arguments, code=0):
+    result = runner.invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+    return result
+
+
+@pytest.fixture
+def lat(tmp_path):
+    """A .lat file of 33x40 px."""
+    path = tmp_path / "a.lat"
+    path.write_bytes((GOLDEN / "v1_light_33x40.lat").read_bytes())
+    return path
+
+
+@pytest.fixture
+def lats(tmp_path):
+    """A folder of .lat files, one of them in a sub-folder."""
+    (tmp_path / "lats" / "sub").mkdir(parents=True)
+    for name, golden in (("a", "v1_light_33x40"), ("b", "v1_nano_q0"), ("sub/c", "v1_base_q100")):
+        data = (GOLDEN / f"{golden}.lat").read_bytes()
+        (tmp_path / "lats" / f"{name}.lat").write_bytes(data)
+    return tmp_path / "lats"
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(("form", "suffix"), LATENT_FORMS.items())
+def test_one_file_there_and_back(lat, form, suffix, tmp_path):
+    there = lat.with_suffix(suffix)
+    assert run("export", lat, "--to", form).stdout == f"{there}\n"
+    back = run("import", there, "-o", tmp_path / "back.lat", "-Q", 50)
+    assert back.stdout.startswith(f"{tmp_path / 'back.lat'}  54 bytes")
+    encoder = "imported" if form == "npz" else "light"
+    fields = json.loads(run("info", tmp_path / "back.lat", "--json").stdout)
+    assert (fields["width"], fields["height"], fields["encoder"]) == (33, 40, encoder)
+    if encoder == "light":
+        assert (tmp_path / "back.lat").read_bytes() == lat.read_bytes()
+
+
+def test_a_folder_there_and_back(lats, tmp_path):
+    run("export", lats, "-r", "--to", "comfy", "-o", tmp_path / "there", "-j", 1)
+    assert sorted(contents(tmp_path / "there")) == ["a.latent", "b.latent", "sub/c.latent"]
+    run("import", tmp_path / "there", "-r", "-o", tmp_path / "back", "-j", 1)
+    assert contents(tmp_path / "back") == contents(lats)
+
+
+def test_workers_tell_what_is_odd(lats, tmp_path):
+    for name in "abc":
+        save_file({"latents": torch.randn(4, 5, 5) * 5}, tmp_path / f"{name}.safetensors")
+    result = run("import", tmp_path, "-o", tmp_path / "out", "--scale", "0.18215", "-j", 2)
+    odd = [line for line in result.stderr.splitlines() if "root mean square" in line]
+    assert len(odd) == 3
+    assert str(tmp_path / "a.safetensors") in "".join(odd)
+    assert "3 done" in result.stderr
+
+
+def test_a_shard(lats, tmp_path):
+    shard = tmp_path / "0.tar"
+    with tarfile.open(shard, "w") as tar:
+        tar.add(lats / "a.lat", "a.lat")
+    run("export", shard, "--to", "npz", "-o", tmp_path / "there")
+    with tarfile.open(tmp_path / "there" / "0.tar") as tar:
+        assert tar.getnames() == ["a.npz"]
+    run("import", tmp_path / "there" / "0.tar", "-o", tmp_path / "back", "-Q", 50)
+    with tarfile.open(tmp_path / "back" / "0.tar") as tar:
+        assert tar.getnames() == ["a.lat"]
+
+
+def test_quality_of_latents_that_were_never_rounded(tmp_path):
+    torch.manual_seed(0)
+    save_file({"latent_tensor": torch.randn(1, 4, 8, 8)}, tmp_path / "a.latent")
+    run("import", tmp_path / "a.latent")
+    assert json.loads(run("info", tmp_path / "a.lat", "--json").stdout)["step"] == 134 / 1024
+    run("import", tmp_path / "a.latent", "-Q", 50, "--force")
+    assert json.loads(run("info", tmp_path / "a.lat", "--json").stdout)["step"] == 307 / 1024
+
+
+def test_update_looks_at_the_quality(lat, tmp_path):
+    run("export", lat, "--to", "pt")
+    for options, status in ((["-Q", 20], "1 done"), (["-Q", 20], "1 finished"), ([], "1 finished")):
+        result = run("import", tmp_path, "-o", tmp_path / "out", "-u", *options)
+        assert status in result.stderr
+    assert "1 finished" in run("export", tmp_path, "--to", "pt", "-u").stderr
+
+
+def test_existing_outputs_are_kept(lat):
+    target = lat.with_suffix(".npz")
+    target.write_bytes(b"keep")
+    assert "--force" in run("export", lat, "--to", "npz", code=6).stderr
+    assert target.read_bytes() == b"keep"
+    run("export", lat, "--to", "npz", "--force")
+    assert np.load(target)["latents_5x5"].shape == (4, 5, 5)
+
+
+def test_streams(lat):
+    result = runner.invoke(app, ["export", "-", "--to", "npz", "-o", "-"], input=lat.read_bytes())
+    assert result.exit_code == 0
+    again = runner.invoke(app, ["import", "-", "-o", "-", "-Q", "50"], input=result.stdout_bytes)
+    assert again.stdout_bytes.startswith(b"\x89LAT")
+
+
+def test_one_bad_file_stops_nothing(lat, tmp_path):
+    run("export", lat, "--to", "pt")
+    (tmp_path / "b.npz").write_bytes(b"PK\3\4 no more of it")
+    result = run("import", tmp_path, "-o", tmp_path / "out", code=1)
+    assert "b.npz cannot be read as latents" in result.stderr
+    assert sorted(contents(tmp_path / "out")) == ["a.lat"]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        (b"", 10, "neither safetensors nor"),
+        (None, 10, "cannot be read: No such file"),
+    ],
+)
+def test_one_file_that_is_no_latents(tmp_path, content, code, words):
+    if content is not None:
+        (tmp_path / "a.pt").write_bytes(content)
+    result = run("import", tmp_path / "a.pt", code=code)
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "a.lat").exists()
+
+
+def test_wrong_usage(lat, tmp_path):
+    assert "'bmp' is not one of" in run("export", lat, "--to", "bmp", code=2).stderr
+    run("export", lat, code=2)
+    run("export", lat, "--to", "pt")
+    assert (
+        "--scale 1 or" in run("import", lat.with_suffix(".pt"), "-f", "--scale", 2, code=2).stderr
+    )
+    run("encode", lat, "-e", "imported", code=2)
+    assert "are latents to import" in run("import", tmp_path, "--exclude", "*.pt", code=10).stderr
