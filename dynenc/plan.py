@@ -175,7 +175,7 @@ def input_suffixes(task: Task) -> frozenset[str]:
     if task == "import":
         return frozenset(LATENT_FORMS.values())
     Image.init()
-    formats = set(Image.OPEN) - NO_PICTURES
+    formats = set(Image.OPEN) - NO_PICTURES - {"LAT"}  # of our own plugin
     return frozenset(s for s, form in Image.registered_extensions().items() if form in formats)
 
 

@@ -1,0 +1,88 @@
+"""A Pillow plugin: after `import dynenc.pillow`, Pillow opens and saves `.lat` files.
+
+    Image.open("a.lat")                                 # size and mode at once, pixels at load()
+    picture.save("a.lat", quality=80, encoder="base")   # both may be left out
+
+torch is imported when pixels are first decoded or encoded, and not before.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from functools import cache
+from typing import IO, TYPE_CHECKING, Any
+
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from dynenc import bitstream, extras
+from dynenc.errors import BitstreamError
+
+if TYPE_CHECKING:
+    from dynenc.codec import Codec
+
+FORMAT, SUFFIX, MIME = "LAT", ".lat", "image/x-lat"
+OPTIONS = ("quality", "target_bpp", "target_size", "target_psnr", "keep_metadata")  # of save
+
+decoder = "embedded"  # for Image.open, which takes no options: any name of `load_decoder`
+
+
+class LatImageFile(ImageFile.ImageFile):
+    """A picture whose .lat file has been read and checked, and is decoded at load()."""
+
+    format = FORMAT
+    format_description = "Stable Diffusion latents"
+
+    def _open(self) -> None:
+        """Read the size; raises UnidentifiedImageError, an OSError, if the file is damaged."""
+        self._blob: bytes | None = self.fp.read() if self.fp else b""
+        try:
+            # Pillow has a limit of its own for the size
+            header, _, chunks = bitstream.read_all(self._blob, sys.maxsize)
+        except BitstreamError as exc:
+            raise UnidentifiedImageError(str(exc)) from exc
+        self._size = header.width, header.height
+        tags = {tag for tag, _ in chunks}
+        self._mode = "L" if extras.GREY in tags else "RGB"
+        if extras.ALPHA in tags:
+            self._mode += "A"
+
+    def load(self) -> Any:
+        """Decode; raises OSError if the payload is damaged, WeightsError as `load_decoder`."""
+        if self._blob is not None:
+            try:
+                picture = _codec(decoder=decoder).decode(self._blob, max_pixels=sys.maxsize)
+            except BitstreamError as exc:
+                raise OSError(str(exc)) from exc
+            self._blob = None
+            if self.fp and self._exclusive_fp:
+                self.fp.close()
+            self._mode = picture.mode  # a profile that was kept may have changed it
+            self.info.update(picture.info)
+            self.fp = io.BytesIO(picture.tobytes())
+            self.tile = [ImageFile._Tile("raw", (0, 0, *picture.size), 0, self.mode)]
+        return super().load()
+
+
+def _save(picture: Image.Image, file: IO[bytes], _: str | bytes) -> None:
+    """Write a picture of any mode; the options are those of `Codec` and its `encode`."""
+    given = picture.encoderinfo
+    options = {key: given[key] for key in OPTIONS if key in given}
+    file.write(_codec(given.get("encoder", "light")).encode(picture, **options))
+
+
+@cache
+def _codec(encoder: str = "light", decoder: str = "embedded") -> Codec:
+    from dynenc.codec import Codec
+
+    return Codec(encoder, decoder)
+
+
+def _accept(start: bytes) -> bool:
+    return start.startswith(bitstream.MAGIC)
+
+
+Image.register_open(FORMAT, LatImageFile, _accept)
+Image.register_save(FORMAT, _save)
+Image.register_extension(FORMAT, SUFFIX)
+Image.register_mime(FORMAT, MIME)
