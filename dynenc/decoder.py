@@ -1,7 +1,7 @@
 """Decoders of SD 1.x latents: the embedded one, and the autoencoders that others trained.
 
-The only module that knows `diffusers`, which is imported when a foreign decoder is loaded and not
-before. A name of a decoder is one of
+With `autoencoder` the only module that knows `diffusers`, which is imported when a foreign decoder
+is loaded and not before. A name of a decoder is one of
 
     auto       an SD VAE that is already on this disk, else the embedded decoder; never downloads
     embedded   the small decoder that travels with dynenc
