@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 from dynenc.errors import DynencError
 
 if TYPE_CHECKING:
+    from dynenc.autoencoder import vae
     from dynenc.codec import Codec
+    from dynenc.dataset import LatentDataset
     from dynenc.decoder import load_decoder
     from dynenc.folders import convert
     from dynenc.layers import DynamicConv, HybridDense
@@ -18,9 +20,11 @@ __all__ = [
     "DynamicConv",
     "DynencError",
     "HybridDense",
+    "LatentDataset",
     "convert",
     "load_decoder",
     "load_encoder",
+    "vae",
 ]
 
 # torch takes seconds to import: what needs it is looked up when first asked for
@@ -28,9 +32,11 @@ _HOMES = {
     "Codec": "codec",
     "DynamicConv": "layers",
     "HybridDense": "layers",
+    "LatentDataset": "dataset",
     "convert": "folders",
     "load_decoder": "decoder",
     "load_encoder": "weights",
+    "vae": "autoencoder",
 }
 
 

@@ -30,9 +30,11 @@ def test_public_names():
         "DynamicConv",
         "DynencError",
         "HybridDense",
+        "LatentDataset",
         "convert",
         "load_decoder",
         "load_encoder",
+        "vae",
     ]
     for name in dynenc.__all__:
         assert getattr(dynenc, name) is not None

@@ -1,0 +1,165 @@
+"""Caches of latents, their size, loss and reading speed: `python tests/bench/latents.py PICTURES`.
+
+PICTURES is a folder or tar of at least --count pictures. Their latents come from --encoder, or from
+--vae, an SD VAE or TAESD in diffusers form, which decodes, too. PSNR of latents is that of all of
+them, their whole range as the peak; that of decoded pictures is against the originals, the mean of
+every tenth. Files are read one after another by one thread, from a warm page cache; of --rounds
+rounds through all formats the median counts. Prints Markdown.
+"""
+
+import argparse
+import itertools
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dynenc import (
+    LatentDataset,
+    codec,
+    image,
+    interchange,
+    load_decoder,
+    load_encoder,
+    metrics,
+    models,
+    quantize,
+)
+from dynenc.bitstream import Header
+from dynenc.data import iter_images
+from dynenc.decoder import load_teacher
+
+EVERY = 10  # pictures of which one is decoded
+
+
+def write_caches(folder: Path, arguments: argparse.Namespace, encode: Callable) -> list[Tensor]:
+    """Write all caches below a folder; return every tenth picture."""
+    kept = []
+    names = [f"lat {quality:g}" for quality in arguments.qualities]
+    for name in ("npz", "gzip", "float16", *names):
+        (folder / name).mkdir()
+    pictures = itertools.islice(iter_images(arguments.pictures), arguments.count)
+    for number, (_, picture) in enumerate(pictures):
+        tensor = image.to_tensor(picture)
+        latents = encode(image.pad(tensor))
+        if number % EVERY == 0:
+            kept.append(tensor)
+        height, width = tensor.shape[-2:]
+        stem = f"{number:06d}"
+        npz = interchange.write(".npz", Header(width, height, 1, 4, 1), latents)
+        (folder / "npz" / f"{stem}.npz").write_bytes(npz)
+        np.savez_compressed(folder / "gzip" / f"{stem}.npz", **np.load(folder / f"npz/{stem}.npz"))
+        half = {"latents": latents[0].half().contiguous()}
+        save_file(half, folder / "float16" / f"{stem}.safetensors")
+        for quality, name in zip(arguments.qualities, names, strict=True):
+            step_q = quantize.quality_to_step(quality)
+            blob = codec.write_latents(latents, width, height, step_q, models.MODELS["imported"])
+            (folder / name / f"{stem}.lat").write_bytes(blob)
+    return kept
+
+
+def read_npz(path: Path) -> Tensor:
+    with np.load(path) as file:
+        key = next(key for key in file.files if key.startswith("latents"))
+        return torch.from_numpy(file[key]) * 0.18215
+
+
+def readers(folder: Path) -> dict[str, list[Callable[[], Tensor]]]:
+    """For each format, what reads each of its files to [4, h, w]."""
+
+    def each(name: str, read: Callable[[Path], Tensor]) -> list[Callable[[], Tensor]]:
+        return [lambda p=path: read(p) for path in sorted((folder / name).iterdir())]
+
+    def samples(source: Path) -> list[Callable[[], Tensor]]:
+        dataset = LatentDataset(source)
+        return [lambda i=index: dataset[i]["latents"] for index in range(len(dataset))]
+
+    found = {
+        "float32 .npz": each("npz", read_npz),
+        "float32 .npz, gzip": each("gzip", read_npz),
+        "float16 .safetensors": each("float16", lambda path: load_file(path)["latents"].float()),
+    }
+    for path in sorted(folder.glob("lat *")):
+        found[".lat, quality " + path.name.removeprefix("lat ")] = samples(path)
+    return found
+
+
+def n_bytes(folder: Path, name: str) -> int:
+    """Bytes of all files of a format."""
+    places = {
+        "float32 .npz": "npz",
+        "float32 .npz, gzip": "gzip",
+        "float16 .safetensors": "float16",
+    }
+    place = places.get(name, f"lat {name.rpartition(' ')[2]}")
+    return sum(path.stat().st_size for path in (folder / place).iterdir())
+
+
+def psnr_of_latents(latents: list[Tensor], exact: list[Tensor]) -> float:
+    error = sum(((a - b) ** 2).sum().item() for a, b in zip(latents, exact, strict=True))
+    span = max(t.max().item() for t in exact) - min(t.min().item() for t in exact)
+    count = sum(t.numel() for t in exact)
+    return 10 * math.log10(span**2 * count / error) if error else math.inf
+
+
+def psnr_of_pictures(latents: list[Tensor], pictures: list[Tensor], decode: Callable) -> float:
+    figures = []
+    for one, picture in zip(latents, pictures, strict=True):
+        decoded = decode(one[None])[..., : picture.shape[-2], : picture.shape[-1]]
+        figures.append(metrics.psnr_db(image.to_tensor(image.to_picture(decoded)), picture))
+    return statistics.mean(figures)
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--qualities", type=float, nargs="+", default=[50, 60, 80])
+    parser.add_argument("--encoder", default="light")
+    parser.add_argument("--vae", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    encode, decode = load_encoder(arguments.encoder), load_decoder("embedded")
+    if arguments.vae:
+        encode, decode = load_teacher(arguments.vae)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        pictures = write_caches(folder, arguments, encode)
+        formats = readers(folder)
+        times: dict[str, list[float]] = {name: [] for name in formats}
+        content: dict[str, list[Tensor]] = {}
+        for _ in range(arguments.rounds):
+            for name, reads in formats.items():
+                start = time.perf_counter()
+                content[name] = [read() for read in reads]
+                times[name].append(time.perf_counter() - start)
+        exact = content["float32 .npz"]
+        whole = n_bytes(folder, "float32 .npz")
+        plain = psnr_of_pictures(exact[::EVERY], pictures, decode)
+        fastest = statistics.median(times["float32 .npz"])
+        print(f"{len(exact)} pictures\n")
+        print("| cache | bytes | smaller | latents' PSNR | pictures' PSNR | loss | latents/s | x |")
+        print("|---|---|---|---|---|---|---|---|")
+        for name, latents in content.items():
+            size, seconds = n_bytes(folder, name), statistics.median(times[name])
+            psnr = psnr_of_pictures(latents[::EVERY], pictures, decode)
+            closeness = psnr_of_latents(latents, exact)
+            print(
+                f"| {name} | {size:,} | {whole / size:.1f}x | {closeness:.1f} dB | {psnr:.2f} dB |"
+                f" {plain - psnr:.3f} dB | {len(latents) / seconds:,.0f} |"
+                f" {fastest / seconds:.2f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

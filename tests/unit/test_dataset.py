@@ -1,0 +1,104 @@
+"""Latents for training loops: folders, shards, workers, damage."""
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from dynenc import Codec, LatentDataset, codec
+from dynenc.errors import BitstreamError, Corrupt, TooLarge, UsageError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+NAMES = {"a": "v1_nano_q0", "b": "v1_light_q50", "sub/c": "v1_base_q100"}  # 64x48 px
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of three .lat files, one of them in a sub-folder, and a text."""
+    (tmp_path / "lats" / "sub").mkdir(parents=True)
+    for name, golden in NAMES.items():
+        shutil.copy(GOLDEN / f"{golden}.lat", tmp_path / "lats" / f"{name}.lat")
+    (tmp_path / "lats" / "a.txt").write_text("a cat")
+    return tmp_path / "lats"
+
+
+@pytest.fixture
+def shard(folder, tmp_path):
+    """The same files in a tar."""
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            tar.add(path, path.relative_to(folder))
+    return tmp_path / "0.tar"
+
+
+def expected(key):
+    return codec.read_latents((GOLDEN / f"{NAMES[key]}.lat").read_bytes())[1][0]
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_folders_and_shards_give_the_same(folder, shard, workers):
+    for source in (folder, str(shard), [folder / "a.lat", shard]):
+        dataset = LatentDataset(source)
+        assert len(dataset) == (4 if isinstance(source, list) else 3)
+        loader = DataLoader(dataset, batch_size=2, num_workers=workers, shuffle=True)
+        seen = 0
+        for batch in loader:
+            for key, latents in zip(batch["key"], batch["latents"], strict=True):
+                assert torch.equal(latents, expected(key))
+                seen += 1
+            assert set(batch["width"].tolist()) == {64}
+        assert seen == len(dataset)
+        if workers:
+            return  # they take long to start
+
+
+def test_pictures(folder):
+    dataset = LatentDataset(folder, pictures=True)
+    blob = (folder / "b.lat").read_bytes()
+    sample = dataset[1]
+    assert torch.equal(sample["picture"], Codec(decoder="embedded").decode_tensor(blob)[0])
+    assert "picture" not in LatentDataset(folder)[1]
+    (sample["picture"] * torch.ones(1, requires_grad=True)).sum().backward()  # may be trained on
+    batch = next(iter(DataLoader(dataset, batch_size=3, num_workers=1)))  # with networks loaded
+    assert batch["picture"].shape == (3, 3, 48, 64)
+
+
+def test_picture_of_any_size(folder):
+    shutil.copy(GOLDEN / "v1_light_7x13.lat", folder / "d.lat")
+    sample = LatentDataset(folder / "d.lat", pictures=True)[0]
+    assert sample["latents"].shape == (4, 2, 1)
+    assert (sample["key"], sample["width"], sample["height"]) == ("d", 7, 13)
+    assert sample["picture"].shape == (3, 13, 7)
+
+
+def test_damage_names_the_file(folder, shard):
+    damaged = bytearray(shard.read_bytes())
+    dataset = LatentDataset(shard)
+    damaged[dataset.places[1][2] + 20] ^= 1
+    shard.write_bytes(damaged)
+    assert torch.equal(dataset[0]["latents"], expected("a"))
+    with pytest.raises(Corrupt, match=r"b of .*0\.tar: the checksum"):
+        dataset[1]
+    dataset = LatentDataset(folder)
+    (folder / "a.lat").unlink()
+    with pytest.raises(BitstreamError, match=r"a\.lat cannot be read"):
+        dataset[0]
+    with pytest.raises(TooLarge):
+        LatentDataset(folder, max_pixels=100)[0]
+
+
+def test_nothing_to_read(tmp_path, shard):
+    with pytest.raises(UsageError, match=r"no \.lat file in"):
+        LatentDataset([])
+    with tarfile.open(tmp_path / "1.tar.gz", "w:gz") as tar:
+        tar.add(shard)
+    with pytest.raises(UsageError, match=r"1\.tar\.gz is no tar that can be read at random"):
+        LatentDataset(tmp_path / "1.tar.gz")
+    with pytest.raises(UsageError, match=r"2\.tar is no tar"):
+        LatentDataset(tmp_path / "2.tar")
