@@ -23,6 +23,7 @@ class Settings:
     encoder: str = "light"
     decoder: str = "auto"
     goal: Goal = field(default_factory=Goal)  # of a .lat file that is written
+    effort: int = 0  # 0..9, of encoding
     keep_step: bool = False  # of latents to import that were rounded before
     scale: float | None = None  # of latents to import; None: as their file says
     device: str = "auto"
@@ -50,6 +51,7 @@ class Roundtrip:
     encoder: str
     decoder: str
     quality: float | None  # None if a target was given
+    effort: int
     n_bytes: int  # of the whole .lat file
     bpp: float
     ratio_raw: float  # bytes of the RGB pixels / n_bytes

@@ -158,7 +158,12 @@ DecoderName = Annotated[
     ),
 ]
 TuneFor = Annotated[
-    str, typer.Option(help="Decoder that --target-psnr means: any that --decoder takes.")
+    str,
+    typer.Option(help="Decoder that --effort and --target-psnr are for: any --decoder takes."),
+]
+Effort = Annotated[
+    int,
+    typer.Option(min=0, max=9, help="Take time for a better picture in no more bytes."),
 ]
 MaxPixels = Annotated[
     int, typer.Option(min=1, help="Refuse files that declare more pixels than this.")
@@ -240,7 +245,9 @@ def run(
             raise UsageError("--force, --update and --skip-existing exclude each other: choose one")
         options["existing"] = wanted[0] if wanted else None
         with Reporter(task, quiet=quiet, as_json=as_json, report=report) as reporter:
-            summary = convert(task, inputs, output, on_result=reporter.add, **options)
+            summary = convert(
+                task, inputs, output, on_result=reporter.add, on_step=reporter.step, **options
+            )
             reporter.finish(summary)
         if summary.failed:
             raise typer.Exit(DynencError.exit_code)
@@ -264,6 +271,7 @@ def encode(
     target_bpp: TargetBpp = None,
     target_size: TargetSize = None,
     target_psnr: TargetPsnr = None,
+    effort: Effort = 0,
     tune_for: TuneFor = "embedded",
     keep_metadata: KeepMetadata = False,
     device: Device = "auto",
@@ -302,6 +310,7 @@ def encode(
         target_bpp=target_bpp,
         target_size=target_size,
         target_psnr=target_psnr,
+        effort=effort,
         tune_for=tune_for,
         keep_metadata=keep_metadata,
         device=device,
@@ -394,6 +403,7 @@ def roundtrip(
     target_bpp: TargetBpp = None,
     target_size: TargetSize = None,
     target_psnr: TargetPsnr = None,
+    effort: Effort = 0,
     device: Device = "auto",
     max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
@@ -431,6 +441,7 @@ def roundtrip(
         target_bpp=target_bpp,
         target_size=target_size,
         target_psnr=target_psnr,
+        effort=effort,
         device=device,
         max_pixels=max_pixels,
         recursive=recursive,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from dynenc.errors import DeviceError, UnknownModel
 from dynenc.extras import Extras
 from dynenc.image import Picture
 from dynenc.rate import Goal
+from dynenc.refine import STAGES, refine
 
 if TYPE_CHECKING:
     from dynenc.decoder import Decoder
@@ -113,6 +115,7 @@ class Codec:
         target_bpp: float | None = None,
         target_size: int | str | None = None,
         target_psnr: float | None = None,
+        effort: int = 0,
         keep_metadata: bool = False,
     ) -> bytes:
         """Compress one picture to the bytes of a .lat file.
@@ -126,16 +129,19 @@ class Codec:
             target_bpp, target_size: the largest file of at most so many bits per pixel, or bytes
                 ("5KB" does too).
             target_psnr: the smallest file that the codec's decoder rebuilds with so many dB.
+            effort: 0..9; above 0 the latents are refined through the codec's decoder, which takes
+                time: a better picture in no more bytes. See `refine`.
             keep_metadata: keep `exif`, `xmp` and `icc_profile` of the image's `info`.
         A target that cannot be reached is missed by as little as possible, and the log says so.
         Raises: ImageError if a side is 0 or above 65,535 px or the picture has another shape,
-            ValueError if the quality is out of range, UsageError if targets make no sense.
+            ValueError if quality or effort is out of range, UsageError if targets make no sense,
+            OutOfMemory if there is too little for the effort.
         Warns: PictureWarning of what cannot be kept; see `image.to_plain`, `extras.metadata`.
         """
         goal = rate.goal(
             quality, target_bpp=target_bpp, target_size=target_size, target_psnr=target_psnr
         )
-        [encoded] = self.encode_batch([picture], goal, keep_metadata=keep_metadata)
+        [encoded] = self.encode_batch([picture], goal, effort, keep_metadata=keep_metadata)
         if encoded.note:
             logger.info(encoded.note)
         return encoded.blob
@@ -145,10 +151,18 @@ class Codec:
         self,
         pictures: Sequence[Picture],
         goal: Goal,
+        effort: int = 0,
         *,
         keep_metadata: bool = False,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> list[Encoded]:
-        """As `encode`, for pictures that are equally large once padded, in one pass."""
+        """As `encode`, for pictures that are equally large once padded, in one pass.
+
+        Args:
+            on_step: called after each step of an effort with its number and that of all.
+        """
+        if not 0 <= effort <= len(STAGES):
+            raise ValueError(f"effort {effort} is not within 0..{len(STAGES)}")
         pictures = [image.to_plain(p) if isinstance(p, Image.Image) else p for p in pictures]
         chunks = [
             extras.to_chunks(extras.of(picture, keep_metadata=keep_metadata))
@@ -158,31 +172,55 @@ class Codec:
         ]
         checked = [image.checked(picture) for picture in pictures]
         latents = self._latents(checked).split(1)
-        return [self._encoded(*each, goal) for each in zip(latents, checked, chunks, strict=True)]
+        return [
+            self._encoded(*each, goal, effort, on_step)
+            for each in zip(latents, checked, chunks, strict=True)
+        ]
 
     def _encoded(
-        self, latents: Tensor, picture: Image.Image | Tensor, chunks: list[Chunk], goal: Goal
+        self,
+        latents: Tensor,
+        picture: Image.Image | Tensor,
+        chunks: list[Chunk],
+        goal: Goal,
+        effort: int,
+        on_step: Callable[[int, int], None] | None,
     ) -> Encoded:
         """The file of one checked picture and its latents that comes nearest to a goal."""
         height, width = image.size_of(picture)
-        if goal.kind == "quality":
-            step_q = quantize.quality_to_step(goal.value)
-            return Encoded(self._file(latents, step_q, height, width, chunks))
+        empty = Header(width, height, 1, 1, 1)
+        other_bytes = len(bitstream.write(empty, b"", chunks))  # beside the payload
 
-        def measure(step_q: int) -> float:
-            blob = self._file(latents, step_q, height, width, chunks)
-            if goal.kind == "dB":
-                [rebuilt] = self.decode_batch([read_latents(blob, max_pixels=sys.maxsize)])
-                return metrics.psnr_db(image.to_tensor(rebuilt), image.to_tensor(picture).cpu())
+        @cache
+        def file(step_q: int, effort: int = 0, most_bytes: float = math.inf) -> bytes:
+            chosen = latents
+            if effort:
+                original = image.to_tensor(picture).to(self.device)
+                coder = entropy_model(CODER)
+                most_payload = most_bytes - other_bytes
+                symbols = refine(
+                    latents, original, step_q, effort, coder, self.decoder, most_payload, on_step
+                )
+                chosen = quantize.from_symbols(symbols, step_q)
+            return write_latents(chosen, width, height, step_q, self.model, chunks)
+
+        def bytes_or_bpp(step_q: int) -> float:
+            blob = file(step_q)
             return metrics.bpp(len(blob), width, height) if goal.kind == "bpp" else len(blob)
 
-        step_q, reached = rate.search(measure, goal.value, at_most=goal.kind != "dB")
-        return Encoded(self._file(latents, step_q, height, width, chunks), goal.note(reached))
+        def psnr_db(step_q: int) -> float:
+            read = read_latents(file(step_q, effort), max_pixels=sys.maxsize)
+            [rebuilt] = self.decode_batch([read])
+            return metrics.psnr_db(image.to_tensor(rebuilt), image.to_tensor(picture).cpu())
 
-    def _file(
-        self, latents: Tensor, step_q: int, height: int, width: int, chunks: list[Chunk]
-    ) -> bytes:
-        return write_latents(latents, width, height, step_q, self.model, chunks)
+        if goal.kind == "quality":
+            return Encoded(file(quantize.quality_to_step(goal.value), effort))
+        if goal.kind == "dB":
+            step_q, reached = rate.search(psnr_db, goal.value, at_most=False)
+            return Encoded(file(step_q, effort), goal.note(reached))
+        step_q, reached = rate.search(bytes_or_bpp, goal.value, at_most=True)
+        most_bytes = goal.value * (height * width / 8 if goal.kind == "bpp" else 1)
+        return Encoded(file(step_q, effort, most_bytes), goal.note(reached))
 
     def _latents(self, pictures: list[Image.Image | Tensor]) -> Tensor:
         """Latents [B, 4, h, w] of equally large pictures, in bands if they are large.

@@ -188,6 +188,7 @@ class EntropyModel:
     levels: Ints  # [65536]: of every positive integer, 16 * log2, rounded down
     counts: Index  # [scales * (FRACTIONS // 2 + 1), 2 R + 2], rows sum to 2**24
     models: tuple[Any, ...]  # the same as constriction's models
+    bits: Floats  # what each of them costs
     radius: int  # R: residuals from -R to R have a place in the tables; others escape
 
     @classmethod
@@ -209,7 +210,9 @@ class EntropyModel:
         rows = (counts - 1).astype(np.float64)
         models = tuple(constriction.stream.model.Categorical(row, perfect=False) for row in rows)
         levels = np.searchsorted(tensors["thresholds"], np.arange(2**16), side="right")
-        return cls(stages, levels.astype(np.int32), counts, models, counts.shape[1] // 2 - 1)
+        bits = (PRECISION - np.log2(counts)).astype(np.float32)
+        radius = counts.shape[1] // 2 - 1
+        return cls(stages, levels.astype(np.int32), counts, models, bits, radius)
 
     def contexts(
         self, planes: Planes, passes: range, step_q: int
@@ -249,6 +252,24 @@ class EntropyModel:
         before = np.repeat(before, [by_network[key].shape[1] for key in keys])
         tables += before.take(coded)
         return places.take(coded), tables, centre, sign
+
+    def bits_near(self, symbols: Ints, step_q: int) -> Floats:
+        """What every symbol, alone one less, and alone one more, costs: [3, 4, h, w] bits.
+
+        In the order less, as it is, more; the contexts are those of the symbols as they are.
+        """
+        planes = Planes(*symbols.shape[1:])
+        planes.symbols[planes.index] = symbols
+        planes.values[:] = values_of(planes.symbols, step_q)
+        costs = np.zeros((3, len(planes.symbols)), np.float32)
+        escape = PRECISION - 8.0  # ESCAPE's own bits
+        places, tables, centre, sign = self.contexts(planes, range(PASSES), step_q)
+        for change in (-1, 0, 1):
+            coded = (planes.symbols[places] + change - centre) * sign + self.radius
+            far = (coded < 0) | (coded > 2 * self.radius)
+            coded[far] = 2 * self.radius + 1
+            costs[change + 1, places] = self.bits[tables % len(self.bits), coded] + escape * far
+        return costs[:, planes.index]
 
     def encode(self, symbols: Ints, step_q: int) -> bytes:
         """Compress symbols [4, h, w], each in -LIMIT..LIMIT, rounded with step step_q / 1024."""

@@ -15,7 +15,8 @@ DynencError             1   (also: some files of a batch failed)
 │   └── DiskFull            no space, or read-only: no other output could be written either
 ├── DeviceError         8   the device is not there
 ├── EngineError         9   the cluster is not there, or what it needs is not installed
-└── LatentsError       10   a file of latents cannot be read, or they are not of SD 1.x
+├── LatentsError       10   a file of latents cannot be read, or they are not of SD 1.x
+└── OutOfMemory        11   the memory does not suffice for what was asked
 
 PictureWarning, a warning of Python's, tells what of a picture is lost without failing.
 """
@@ -107,3 +108,9 @@ class LatentsError(DynencError):
     """A file of latents to import cannot be read, or they are not those of SD 1.x."""
 
     exit_code = 10
+
+
+class OutOfMemory(DynencError):
+    """The memory does not suffice for what was asked."""
+
+    exit_code = 11

@@ -34,7 +34,7 @@ from dynenc import (
     storage,
 )
 from dynenc.batch import Result, Roundtrip, Settings
-from dynenc.codec import CODER, Codec, read_extras, read_latents, write_latents
+from dynenc.codec import CODER, Codec, Encoded, read_extras, read_latents, write_latents
 from dynenc.encoder import PATCH
 from dynenc.errors import (
     BitstreamError,
@@ -112,10 +112,13 @@ class Converter:
     the errors of one file become its result.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, on_step: Callable[[int, int], None] | None = None
+    ) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.settings = settings
+        self.on_step = on_step
         self.codec = Codec(settings.encoder, settings.decoder, settings.device)
         self.batch_size = settings.batch_size or (
             1 if self.codec.device.type == "cpu" else GPU_BATCH
@@ -253,22 +256,28 @@ class Converter:
         return [self._make([item], [one])[0] for item, one in zip(items, group, strict=True)]
 
     def _encode(self, _: list[Input], group: list[Loaded]) -> list[Made]:
-        made = self.codec.encode_batch(
-            [one.value for one in group],
-            self.settings.goal,
-            keep_metadata=self.settings.keep_metadata,
-        )
+        encoded = self._encode_batch([one.value for one in group])
         return [
             Made(
-                encoded.blob,
+                made.blob,
                 one.value.width,
                 one.value.height,
                 one.n_bytes,
-                len(encoded.blob),
-                note=joined(one.note, encoded.note),
+                len(made.blob),
+                note=joined(one.note, made.note),
             )
-            for encoded, one in zip(made, group, strict=True)
+            for made, one in zip(encoded, group, strict=True)
         ]
+
+    def _encode_batch(self, pictures: Sequence[Image.Image]) -> list[Encoded]:
+        settings = self.settings
+        return self.codec.encode_batch(
+            pictures,
+            settings.goal,
+            settings.effort,
+            keep_metadata=settings.keep_metadata,
+            on_step=self.on_step,
+        )
 
     def _decode(self, items: list[Input], group: list[Loaded]) -> list[Made]:
         pictures = self.codec.decode_batch([one.value for one in group])
@@ -319,7 +328,7 @@ class Converter:
             codec.decode(codec.encode(picture.crop((0, 0, 64, 64))))
             self.warm = True
         start = time.perf_counter()
-        [encoded] = codec.encode_batch([picture], goal)
+        [encoded] = self._encode_batch([picture])
         blob, middle = encoded.blob, time.perf_counter()
         decoded = codec.decode(blob, max_pixels=sys.maxsize)
         done = time.perf_counter()
@@ -332,6 +341,7 @@ class Converter:
             encoder=codec.model.name,
             decoder=codec.decoder.name,
             quality=goal.value if goal.kind == "quality" else None,
+            effort=self.settings.effort,
             n_bytes=len(blob),
             bpp=metrics.bpp(len(blob), width, height),
             ratio_raw=width * height * 3 / len(blob),

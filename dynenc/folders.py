@@ -44,6 +44,7 @@ def convert(
     target_bpp: float | None = None,
     target_size: int | str | None = None,
     target_psnr: float | None = None,
+    effort: int = 0,
     tune_for: str = "embedded",
     keep_metadata: bool = False,
     scale: float | None = None,
@@ -54,6 +55,7 @@ def convert(
     engine: Engine = "local",
     address: str | None = None,
     on_result: Callable[[Result, Summary], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Summary:
     """Encode, decode, measure, export or import files, folders, tar shards, patterns and URLs.
 
@@ -77,16 +79,19 @@ def convert(
             than the input or made with other settings, "force" writes it again, "refuse" fails.
             None is "refuse" for a single file, else "skip".
         dry_run: only tell what would be done.
-        quality, target_bpp, target_size, target_psnr: as of `Codec.encode`. Latents to import take
-            a quality only; without one those that were rounded before stay as they are, and others
-            get 80.
-        tune_for: decoder that `target_psnr` means when encoding; a roundtrip tunes for `decoder`.
+        quality, target_bpp, target_size, target_psnr, effort: as of `Codec.encode`. Latents to
+            import take a quality only; without one those that were rounded before stay as they are,
+            and others get 80.
+        tune_for: decoder that `effort` and `target_psnr` are for when encoding; a roundtrip tunes
+            for `decoder`.
         scale: what latents to import were multiplied with: 0.18215, or 1 for those that a VAE gave.
             None is what each file says.
         jobs: worker processes, with Ray actors; None chooses.
         batch_size: pictures of equal size in one pass of the network; None chooses.
         engine: "local", or "ray" for a cluster at `address`; see `ray_engine`.
         on_result: called with each result, in the order they end, and the count so far.
+        on_step: called, where no other processes work, with the number of each step of an effort
+            and of all.
     Returns: the count of all.
     Raises: UsageError if the plan makes no sense, ImageError, BitstreamError or LatentsError if
         there is nothing to convert, and what would make every file fail: WeightsError,
@@ -103,6 +108,8 @@ def convert(
         goal = rate.Goal(value=rate.IMPORT_QUALITY)
     if goal.kind == "quality" and not 0 <= goal.value <= 100:
         raise UsageError(f"quality {quality} is not within 0..100")
+    if not 0 <= effort <= 9:
+        raise UsageError(f"effort {effort} is not within 0..9")
     suffix = SUFFIXES[task] if suffix is None else "." + suffix.removeprefix(".")
     target = None if output is None else storage.plain(output)
     names = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
@@ -116,6 +123,7 @@ def convert(
         encoder,
         tune_for if task == "encode" else decoder,
         goal,
+        effort,
         quality is None,
         scale,
         device,
@@ -144,7 +152,7 @@ def convert(
     for folder in sorted(folders):
         storage.make_folder(folder)
         storage.sweep(folder)
-    with closing(_start(todo, settings, jobs, engine, address)) as stream:
+    with closing(_start(todo, settings, jobs, engine, address, on_step)) as stream:
         for results in stream:
             summary.finished += 1
             tell(results)
@@ -279,7 +287,12 @@ def _unfinished(
 
 
 def _start(
-    jobs: list[Job], settings: Settings, workers: int | None, engine: Engine, address: str | None
+    jobs: list[Job],
+    settings: Settings,
+    workers: int | None,
+    engine: Engine,
+    address: str | None,
+    on_step: Callable[[int, int], None] | None,
 ) -> Generator[list[Result], None, None]:
     if engine == "ray" and jobs:
         from dynenc import ray_engine
@@ -288,4 +301,4 @@ def _start(
     elif jobs:
         # other processes have a memory of their own
         in_memory = any(name.startswith("memory://") for name in (jobs[0].source, jobs[0].target))
-        yield from pipeline.run(jobs, settings, 1 if in_memory else workers)
+        yield from pipeline.run(jobs, settings, 1 if in_memory else workers, on_step)

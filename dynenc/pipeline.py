@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -44,16 +44,22 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def run(jobs: Sequence[Job], settings: Settings, workers: int | None) -> Iterator[list[Result]]:
+def run(
+    jobs: Sequence[Job],
+    settings: Settings,
+    workers: int | None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Iterator[list[Result]]:
     """Convert on this machine; yield the results of each job as it ends, in any order.
 
     Args:
         workers: how many processes; 1 is this very process; None chooses.
+        on_step: as of `folders.convert`.
     Raises: WeightsError, DeviceError, UsageError or DiskFull once all other files would fail too.
     """
     few = len(jobs) == 1 or (len(jobs) <= FEW and not any(job.is_shard for job in jobs))
     if workers == 1 or (workers is None and (few or cores() == 1)):
-        yield from _run_here(jobs, settings)
+        yield from _run_here(jobs, settings, on_step)
     else:
         pool = _Pool(jobs, settings, workers)
         try:
@@ -62,10 +68,12 @@ def run(jobs: Sequence[Job], settings: Settings, workers: int | None) -> Iterato
             pool.close()
 
 
-def _run_here(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]:
+def _run_here(
+    jobs: Sequence[Job], settings: Settings, on_step: Callable[[int, int], None] | None
+) -> Iterator[list[Result]]:
     from dynenc.files import Converter  # imports torch
 
-    converter = Converter(settings)
+    converter = Converter(settings, on_step)
     rest = iter(jobs)
     while window := list(islice(rest, max(AHEAD, converter.window))):
         for _, results in converter.run(window):

@@ -7,14 +7,15 @@ import io
 import json
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from types import TracebackType
 from typing import Any, TextIO
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from dynenc import storage
 from dynenc.batch import Result, Roundtrip, Summary, Task
@@ -41,6 +42,7 @@ class Reporter:
         self.stack = ExitStack()
         self.file: TextIO | None = None
         self.bar: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
         self.told = time.monotonic()
         self.rows: list[Roundtrip] = []
 
@@ -109,23 +111,33 @@ class Reporter:
     def _progress(self, summary: Summary) -> None:
         text = _progress_text(summary)
         if sys.stderr.isatty():
-            if self.bar is None:
-                self.bar = Progress(
-                    BarColumn(),
-                    TextColumn("{task.description}"),
-                    TimeRemainingColumn(),
-                    console=Console(stderr=True),
-                    transient=True,
-                    redirect_stdout=sys.stdout.isatty(),
-                )
-                self.bar.add_task(text, total=summary.jobs)
-                self.bar.start()
-            self.bar.update(self.bar.task_ids[0], completed=summary.finished, description=text)
+            self._show("files", text, summary.finished, summary.jobs)
         elif time.monotonic() - self.told > INTERVAL:
             self.told = time.monotonic()
             rest = summary.jobs - summary.finished
             left = rest * summary.seconds / max(1, summary.finished)
             typer.echo(f"dynenc: {text}, {left:.0f} s left", err=True)
+
+    def step(self, done: int, of: int) -> None:
+        """Show the progress of a picture's refinement, on a terminal."""
+        if sys.stderr.isatty() and not self.quiet:
+            self._show("steps", f"step {done} of {of}", done, of)
+
+    def _show(self, task: str, text: str, done: int, of: int) -> None:
+        """Move one of the bars on."""
+        if self.bar is None:
+            self.bar = Progress(
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+                redirect_stdout=sys.stdout.isatty(),
+            )
+            self.bar.start()
+        if task not in self.tasks:
+            self.tasks[task] = self.bar.add_task(text, total=of)
+        self.bar.update(self.tasks[task], completed=done, total=of, description=text)
 
     def finish(self, summary: Summary) -> None:
         """Show the means of roundtrips, and what became of all files."""
@@ -139,6 +151,18 @@ class Reporter:
             typer.echo(f"dynenc: {_final(summary)}", err=True)
         elif summary.skipped:
             typer.echo("dynenc: the output is there already: skipped", err=True)
+
+
+@contextmanager
+def bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr, if that is a terminal; what is yielded moves it on by one."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    console = Console(stderr=True)
+    with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda: progress.advance(task)
 
 
 def _table(rows: list[Roundtrip], name: str) -> str:

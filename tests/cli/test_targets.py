@@ -75,3 +75,32 @@ def test_folders_meet_targets_too(picture):
     missed = run(*arguments, 1e-4)
     assert missed.stderr.count("the nearest reachable") == 3
     assert "a.png: asked for" in missed.stderr
+
+
+def test_an_effort_gives_another_file_that_is_no_larger(picture):
+    target = picture.with_suffix(".lat")
+    arguments = ("encode", picture, "-e", "nano", "-f", "--effort")
+    assert run(*arguments, 0).exit_code == 0
+    plain = target.read_bytes()
+    result = run(*arguments, 3)
+    assert (result.exit_code, result.stderr) == (0, "")  # no progress bar but on a terminal
+    assert target.read_bytes() != plain
+    assert len(target.read_bytes()) <= len(plain)
+    assert run(*arguments, 10).exit_code == 2
+
+
+def test_an_effort_for_a_decoder_that_is_not_there(picture):
+    result = run("encode", picture, "--effort", 1, "--tune-for", picture.parent / "none")
+    assert result.exit_code == 5
+    assert not picture.with_suffix(".lat").exists()
+
+
+def test_too_little_memory_fails_one_picture_and_not_the_others(picture, monkeypatch):
+    Image.open(picture).crop((0, 0, 8, 8)).save(picture.parent / "small.png")
+    monkeypatch.setattr("dynenc.refine.free_memory", lambda _: 2e6)
+    arguments = ("encode", picture.parent, "-e", "nano", "--effort", 1)
+    result = run(*arguments, "--jobs", 1)
+    assert result.exit_code == 1
+    assert "photo.png: --effort needs about" in result.stderr
+    assert [path.name for path in picture.parent.glob("*.lat")] == ["small.lat"]
+    assert run("encode", picture, "-e", "nano", "--effort", 1).exit_code == 11
