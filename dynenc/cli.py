@@ -706,5 +706,71 @@ def train(
         typer.echo(json.dumps({"path": str(output), **figures}))
 
 
+@app.command(
+    "eval",
+    epilog=examples(
+        "dynenc eval photos/",
+        "dynenc eval photos/ -e base --effort 0 --effort 7 --lpips lpips.safetensors --json",
+    ),
+)
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures.")],
+    encoder: Annotated[
+        list[str] | None, typer.Option("--encoder", "-e", help="May be repeated; light.")
+    ] = None,
+    decoder: Annotated[
+        list[str] | None, typer.Option("--decoder", "-d", help="May be repeated; embedded.")
+    ] = None,
+    quality: Annotated[
+        list[float] | None,
+        typer.Option("--quality", "-Q", min=0, max=100, help="Of dynenc; may be repeated."),
+    ] = None,
+    effort: Annotated[
+        list[int] | None, typer.Option(min=0, max=9, help="Of dynenc; may be repeated; 0.")
+    ] = None,
+    latents_of: Annotated[
+        Path | None, typer.Option(help="SD VAE or TAESD whose own latents are coded, too.")
+    ] = None,
+    others: Annotated[
+        bool, typer.Option(help="Measure JPEG, WebP, AVIF and JPEG XL, where Pillow has them.")
+    ] = True,
+    lpips: Annotated[
+        Path | None, typer.Option(help="Weights of LPIPS (AlexNet) as safetensors.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object for each codec, as CompressAI does.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the curves to this file: .png, .svg or .pdf.")
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Measure rate and distortion over the pictures of FOLDER, of dynenc and of other codecs."""
+    with reporting(quiet):
+        from dynenc import evaluate as evaluation
+        from dynenc.report import bar
+
+        qualities = quality or evaluation.QUALITIES
+        contestants = evaluation.ours(
+            encoder or ["light"], decoder or ["embedded"], effort or [0], qualities, device
+        )
+        if latents_of:
+            contestants.append(evaluation.latents_of(latents_of, qualities, device))
+        draw = evaluation.plotter(plot) if plot else None
+        result = evaluation.run(
+            folder,
+            contestants,
+            evaluation.others() if others else [],
+            lpips=lpips,
+            progress=lambda total: bar("pictures", total, quiet=quiet),
+        )
+        typer.echo(result.as_json() if as_json else result.as_tables())
+        if draw:
+            draw(result)
+        if result.left_out:
+            raise typer.Exit(DynencError.exit_code)
+
+
 if __name__ == "__main__":
     sys.exit(app())

@@ -221,7 +221,7 @@ def load_decoder(name: str | Choice = "auto", device: torch.device | str = "cpu"
     return decoder.to(device, fast_dtype(device))
 
 
-def load_teacher(path: Path | str) -> tuple[nn.Module, nn.Module]:
+def load_teacher(path: Path | str) -> tuple[nn.Module, Decoder]:
     """Load both halves of an autoencoder of SD latents that is on this disk, frozen, in float32.
 
     Returns: encoder, [B, 3, H, W] in [-1, 1] -> [B, 4, H/8, W/8] in SD scale, and `Decoder`.
