@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from dynenc import bitstream, extras, image, metrics, models, quantize, rate, weights
 from dynenc.bitstream import Chunk, Header
-from dynenc.encoder import PATCH, Encoder
+from dynenc.encoder import CHANNELS, PATCH, Encoder
 from dynenc.entropy import EntropyModel
 from dynenc.errors import DeviceError, UnknownModel
 from dynenc.extras import Extras
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 CODER = "context"  # the entropy coder that new files are written with
 DEFAULT_ENCODER = "light"
-BAND = 2**17  # patches of a picture that are encoded at a time; bounds the memory that takes
+TILE = 176  # patches; larger tiles need more memory and, as it is mapped anew, more time
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -223,22 +224,22 @@ class Codec:
         return Encoded(file(step_q, effort, most_bytes), goal.note(reached))
 
     def _latents(self, pictures: list[Image.Image | Tensor]) -> Tensor:
-        """Latents [B, 4, h, w] of equally large pictures, in bands if they are large.
+        """Latents [B, 4, h, w] of equally large pictures, tile by tile.
 
-        A band is read with the rows around it that its latents depend on, and equals the same rows
-        of the whole.
+        A tile is read with the patches around it that its latents depend on, and equals the same
+        part of the whole.
         """
         height, width = (-(-side // PATCH) for side in image.size_of(pictures[0]))
-        size = max(1, BAND // (width * len(pictures)))
-        bands = []
-        for top in range(0, height, size):
-            first = max(0, top - self.encoder.reach)
-            last = top + size + self.encoder.reach
-            rows = [image.rows_of(p, first * PATCH, last * PATCH) for p in pictures]
-            band = rows[0] if len(rows) == 1 else torch.cat(rows)
-            latents = self.encoder(band.to(self.device))
-            bands.append(latents[:, :, top - first : top - first + size])
-        return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
+        latents = torch.empty(len(pictures), CHANNELS, height, width, device=self.device)
+        reach = self.encoder.reach
+        for top, left in product(range(0, height, TILE), range(0, width, TILE)):
+            first, start = max(0, top - reach), max(0, left - reach)
+            edges = start, first, left + TILE + reach, top + TILE + reach
+            box = [PATCH * edge for edge in edges]
+            tiles = torch.cat([image.part_of(picture, *box) for picture in pictures])
+            part = self.encoder(tiles.to(self.device))[:, :, top - first :, left - start :]
+            latents[:, :, top : top + TILE, left : left + TILE] = part[:, :, :TILE, :TILE]
+        return latents
 
     def decode(self, blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> Image.Image:
         """Rebuild the picture of a .lat file: RGB, or RGBA, L or LA if it was; 8 bits, sRGB.

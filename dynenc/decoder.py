@@ -36,6 +36,11 @@ SDXL_NAME = re.compile("sd[-_]?xl|diffusion-xl", re.IGNORECASE)
 PIXELS = 8  # side of the image that one latent stands for
 OVERLAP = 24  # latents that neighbouring tiles share
 MARGIN = 4  # of them, at each tile's edge, not used: padding spoils them
+EMBEDDED_TILES = {  # equal the whole: of its reach of 10 latents the outer 6 change no 8 bits
+    "tile": 112,  # larger ones are slower: glibc maps tensors of over 32 MB anew every time
+    "margin": 4,
+    "overlap": 9,
+}
 LARGE_TILE, SMALL_TILE = 256, 96  # latents, side of a tile of a small and of a big decoder
 
 VARIABLE = "DYNENC_SD_VAE"  # environment: path or hub id of the SD VAE to use
@@ -208,8 +213,7 @@ def load_decoder(name: str | Choice = "auto", device: torch.device | str = "cpu"
         logger.debug("decoder: %s on %s", choice.name, device)
     if choice.name == "embedded":
         network = weights.load_named("embedded", "decoder")
-        margin, overlap = network.reach, 2 * network.reach + 1
-        return Decoder(choice.name, network, margin=margin, overlap=overlap).to(device)
+        return Decoder(choice.name, network, **EMBEDDED_TILES).to(device)
     _diffusers(choice.name)
     path = choice.path or _from_hub(choice.name, download=True)
     if path is None:

@@ -1,7 +1,5 @@
 """The small decoder of SD latents that travels with dynenc."""
 
-import math
-
 from torch import Tensor, nn
 
 from dynenc.layers import DynamicBlock
@@ -15,9 +13,6 @@ class EmbeddedDecoder(nn.Module):
 
     def __init__(self, widths: tuple[int, ...], blocks: tuple[int, ...]) -> None:
         super().__init__()
-        # latents to each side that a pixel depends on: each 3x3 convolution sees 1 place further
-        places = [1 + blocks[0], *blocks[1:-1], blocks[-1] + 1]
-        self.reach = math.ceil(sum(count / 2**i for i, count in enumerate(places)))
         layers: list[nn.Module] = [nn.Conv2d(4, widths[0], 3, padding=1)]
         for width, following, count in zip(widths, (*widths[1:], 3), blocks, strict=True):
             layers += [DynamicBlock(width) for _ in range(count)]

@@ -233,18 +233,18 @@ def size_of(picture: Image.Image | Tensor) -> tuple[int, int]:
     return picture.shape[-2], picture.shape[-1]
 
 
-def rows_of(picture: Image.Image | Tensor, top: int, bottom: int) -> Tensor:
-    """Some rows of what `checked` gave: [1, 3, rows, W] uint8 or float32, padded to whole patches.
+def part_of(picture: Image.Image | Tensor, left: int, top: int, right: int, bottom: int) -> Tensor:
+    """A part of what `checked` gave, in px: [1, 3, h, w] uint8 or float32.
 
-    Those below the last row are left out. With the channels last in memory, unless a tensor of the
-    user's is not.
+    What lies beyond the picture is left out, and its edge repeated up to whole patches. Channels
+    are last in memory, unless a tensor of the user's has them elsewhere.
     """
-    if isinstance(picture, Image.Image):
-        bottom = min(bottom, picture.height)
-        if bottom - top < picture.height:
-            picture = picture.crop((0, top, picture.width, bottom))
-        return pad(_bytes_of(picture))
-    return pad(picture[..., top:bottom, :])
+    if isinstance(picture, Tensor):
+        return pad(picture[..., top:bottom, left:right])
+    box = left, top, min(right, picture.width), min(bottom, picture.height)
+    if box != (0, 0, picture.width, picture.height):
+        picture = picture.crop(box)
+    return pad(_bytes_of(picture))
 
 
 def to_picture(image: Tensor) -> Image.Image:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 Pair = int | tuple[int, int]  # one number for both, or (down, right)
 EPSILON = 1e-8  # the paper's code adds it before the power
+IN_CACHE = 2**18  # numbers of a tensor that a processor's cache holds together with others
 
 
 class HybridDense(nn.Module):
@@ -194,7 +195,12 @@ class DynamicBlock(nn.Module):
         """Add the block's output to its input: [B, channels, h, w] -> the same."""
         rows = self.norm(features.permute(0, 2, 3, 1))  # channels last; 1x1 convolutions are linear
         rows = self.spatial(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        size = max(1, IN_CACHE // features.shape[1])
+        parts = [self._mixed(part) for part in rows.flatten(0, 2).split(size)]
+        return features + torch.cat(parts).view(rows.shape).permute(0, 3, 1, 2)
+
+    def _mixed(self, rows: Tensor) -> Tensor:
+        """The dynamic 1x1 convolution: [N, channels] -> the same."""
         rows = F.linear(rows, self.gate.weight.flatten(1), self.gate.bias)
         gates, values = rows.chunk(2, dim=-1)
-        rows = F.linear(F.relu(gates) * values, self.mix.weight.flatten(1), self.mix.bias)
-        return features + rows.permute(0, 3, 1, 2)
+        return F.linear(F.relu(gates) * values, self.mix.weight.flatten(1), self.mix.bias)

@@ -82,16 +82,16 @@ def test_arrays_that_are_no_picture(nano, array):
 
 
 @pytest.mark.parametrize("encoder", ["nano", "light", "base"])
-def test_bands_give_the_latents_of_the_whole(photo, encoder, monkeypatch):
+def test_tiles_give_the_latents_of_the_whole(photo, encoder, monkeypatch):
     coder = Codec(encoder, device="cpu")
     pictures = [photo, torch.rand(1, 3, 81, 99) * 2 - 1]
     with torch.inference_mode():
         for picture in pictures:
             whole = coder._latents([picture])
-            monkeypatch.setattr(codec, "BAND", 40)
-            bands = coder._latents([picture])
+            monkeypatch.setattr(codec, "TILE", 5)
+            tiles = coder._latents([picture])
             monkeypatch.undo()
-            torch.testing.assert_close(bands, whole, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(tiles, whole, rtol=1e-4, atol=1e-4)
 
 
 def test_encoding_twice_gives_the_same_bytes(nano, photo):

@@ -483,9 +483,9 @@ def test_the_embedded_decoder_in_tiles_equals_the_whole():
     decoder.tile = 40
     bands = list(decoder.bands(latents))
     assert len(bands) == 2
-    torch.testing.assert_close(torch.cat(bands, 2), whole, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.cat(bands, 2), whole, rtol=0, atol=1 / 255)
     decoder.margin, decoder.overlap = 1, 3
-    assert (decoder(latents) - whole).abs().max() > 1 / 255  # it does need its margin
+    assert (decoder(latents) - whole).abs().max() > 2 / 255  # it does need its margin
 
 
 def test_a_vae_in_tiles_has_no_seam():
