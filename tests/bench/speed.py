@@ -1,18 +1,29 @@
-"""The README's table of speed: `python tests/bench/speed.py [SIZE ...]`.
+"""The README's tables of speed: `python tests/bench/speed.py [SIZE|WIDTHxHEIGHT ...] [--keep]`.
 
-Every figure is a ratio against a peer in the same run: all take turns, each is warm, and medians
-are compared. Weights do not matter for time, so the peers' are random. Prints Markdown.
+Every figure is a ratio against a peer in the same run, its time over ours: all take turns, each is
+warm, and medians are compared. Networks are timed alone; codecs from an RGB array to the bytes of a
+file and back, each at the setting that it is known by. Weights do not matter for time, so those of
+others' networks are random. Prints Markdown; --keep writes the run into speed.tsv, as this
+release's.
 """
 
 import argparse
+import csv
+import io
 import statistics
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from PIL import Image, ImageOps, features
 
-from dynenc import load_decoder, load_encoder, models
+from dynenc import Codec, __version__, load_decoder, load_encoder, models
 
+SIZES = ["256", "512", "768x512", "2048"]
+PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
+TABLE = Path(__file__).with_name("speed.tsv")
 SD_VAE = {  # the architecture of SD 1.x
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -20,66 +31,170 @@ SD_VAE = {  # the architecture of SD 1.x
     "layers_per_block": 2,
     "latent_channels": 4,
 }
+SD_VAE_PIXELS = 2**19  # larger pictures take it minutes on a CPU, and tens of GB
+ENCODERS = models.names("encoder")
+PEERS = {  # of each kind of figure
+    "encoder": ["SD VAE", "TAESD"],
+    "decoder": ["SD VAE", "TAESD"],
+    "array to bytes": ["JPEG", "WebP", "AVIF", "JPEG XL"],
+    "bytes to array": ["JPEG", "WebP", "AVIF", "JPEG XL"],
+}
+
+Call = Callable[[], object]
+Key = tuple[str, str]  # kind and name
 
 
-def networks() -> dict[str, tuple[nn.Module, nn.Module | None]]:
-    """Encoders and decoders to compare: the peers with random weights, then dynenc's."""
+def networks(width: int, height: int, device: torch.device) -> dict[Key, Call]:
+    """Encoders and decoders, others' in the layout that suits them best."""
     from diffusers import AutoencoderKL, AutoencoderTiny
 
-    big, tiny = AutoencoderKL(**SD_VAE), AutoencoderTiny()
+    others = {"TAESD": AutoencoderTiny()}
+    if width * height <= SD_VAE_PIXELS or device.type != "cpu":
+        others["SD VAE"] = AutoencoderKL(**SD_VAE)
+    pairs = {("encoder", name): load_encoder(name) for name in ENCODERS}
+    pairs["decoder", "embedded"] = load_decoder("embedded", device)
+    for name, both in others.items():
+        pairs["encoder", name], pairs["decoder", name] = both.encoder, both.decoder
+    inputs = {
+        "encoder": torch.rand(1, 3, height, width, device=device) * 2 - 1,
+        "decoder": torch.randn(1, 4, height // 8, width // 8, device=device),
+    }
+    inputs = {k: tensor.to(memory_format=torch.channels_last) for k, tensor in inputs.items()}
+
+    def call(kind: str, network: torch.nn.Module) -> Call:
+        def run() -> None:
+            network(inputs[kind])
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
     return {
-        "SD VAE": (big.encoder, big.decoder),
-        "TAESD": (tiny.encoder, tiny.decoder),
-        **{name: (load_encoder(name), None) for name in models.names("encoder")},
-        "embedded": (nn.Identity(), load_decoder("embedded")),
+        key: call(key[0], network.eval().to(device, memory_format=torch.channels_last))
+        for key, network in pairs.items()
     }
 
 
-def seconds(run: nn.Module, tensor: Tensor, at_least: float = 0.3) -> float:
+def codecs(width: int, height: int, device: torch.device) -> dict[Key, Call]:
+    """From an RGB array to the bytes of a file, and back."""
+    pixels = photo(width, height)
+    calls: dict[Key, Call] = {}
+    for name in ENCODERS:
+        codec = Codec(name, decoder="embedded", device=device.type)
+        blob = codec.encode(pixels)
+        calls["array to bytes", name] = lambda codec=codec: codec.encode(pixels)
+        back = "bytes to array", f"{name}, embedded"
+        calls[back] = lambda codec=codec, blob=blob: np.asarray(codec.decode(blob))
+    settings = {"JPEG": {"quality": 75}, "WebP": {"method": 4}, "AVIF": {"speed": 6}}
+    try:
+        import pillow_jxl  # noqa: F401 - a plugin of Pillow's
+
+        settings["JPEG XL"] = {"effort": 7, "quality": 75}
+    except ImportError:
+        print("JPEG XL is left out: pip install pillow-jxl-plugin\n")
+    for name, options in settings.items():
+        form = name.upper().replace("JPEG XL", "JXL")
+
+        def write(form: str = form, options: dict[str, int] = options) -> bytes:
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, form, **options)
+            return buffer.getvalue()
+
+        calls["array to bytes", name] = write
+        blob = write()
+        calls["bytes to array", name] = lambda blob=blob: np.asarray(Image.open(io.BytesIO(blob)))
+    return calls
+
+
+def photo(width: int, height: int) -> np.ndarray:
+    """A photograph of any size: mirrored copies beside each other. [H, W, 3] uint8."""
+    with Image.open(PHOTO) as opened:
+        one = opened.convert("RGB")
+    row = np.concatenate([np.asarray(one), np.asarray(ImageOps.mirror(one))], 1)
+    both = np.concatenate([row, row[::-1]], 0)
+    times = -(-height // len(both)), -(-width // both.shape[1]), 1
+    return np.ascontiguousarray(np.tile(both, times)[:height, :width])
+
+
+def seconds(run: Call, at_least: float) -> float:
     """Mean time of one call, after one to warm up, over calls that fill `at_least` seconds."""
-    run(tensor)
+    run()
     count, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < at_least:
-        run(tensor)
+    while (spent := time.perf_counter() - start) < at_least or not count:
+        run()
         count += 1
     return spent / count
 
 
 @torch.inference_mode()
-def compare(size: int, rounds: int) -> None:
-    """Print the ratios for square pictures of one size; everything takes turns in every round."""
+def compare(
+    width: int, height: int, device: torch.device, rounds: int, at_least: float
+) -> list[dict[str, str]]:
+    """Time everything at one size, in turns; a row for each figure, printed too."""
     torch.manual_seed(0)
-    image = (torch.rand(1, 3, size, size) * 2 - 1).to(memory_format=torch.channels_last)
-    latents = torch.randn(1, 4, size // 8, size // 8)
-    runs = {}
-    for name, (encoder, decoder) in networks().items():
-        for kind, network, tensor in (("encoder", encoder, image), ("decoder", decoder, latents)):
-            if network is not None and not isinstance(network, nn.Identity):
-                network = network.eval().to(memory_format=torch.channels_last)
-                runs[kind, name] = network, tensor
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    runs = networks(width, height, device) | codecs(width, height, device)
+    times: dict[Key, list[float]] = {key: [] for key in runs}
     for _ in range(rounds):
-        for key, (network, tensor) in runs.items():
-            times[key].append(seconds(network, tensor))
+        for key, run in runs.items():
+            times[key].append(seconds(run, at_least))
     medians = {key: statistics.median(values) for key, values in times.items()}
-    for (kind, name), median in medians.items():
-        ratios = " | ".join(f"{medians[kind, peer] / median:,.1f}x" for peer in ("SD VAE", "TAESD"))
-        print(f"| {size}x{size} | {name} {kind} | {1e3 * median:,.2f} ms | {ratios} |", flush=True)
+    rows = []
+    for kind, peers in PEERS.items():
+        there = [peer for peer in peers if (kind, peer) in medians]
+        print(
+            f"\n| {width}x{height}, {kind} | ms | " + " | ".join(f"faster than {p}" for p in there)
+        )
+        print("|---" * (2 + len(there)) + "|")
+        for (other, name), median in medians.items():
+            if other != kind:
+                continue
+            ratios = {peer: f"{medians[kind, peer] / median:.3g}" for peer in there}
+            row = {"size": f"{width}x{height}", "kind": kind, "name": name}
+            rows.append(row | {"ms": f"{1e3 * median:.3g}"} | ratios)
+            print(f"| {name} | {1e3 * median:,.2f} | " + "x | ".join(ratios.values()) + "x |")
+    print(flush=True)
+    return rows
+
+
+def keep(rows: list[dict[str, str]], device: str) -> None:
+    """Write a run into the table, in place of the last one of this release on this device."""
+    run = {"release": __version__, "device": device}
+    peers = dict.fromkeys(peer for names in PEERS.values() for peer in names)
+    columns = [*run, "size", "kind", "name", "ms", *peers]
+    before = []
+    if TABLE.exists():
+        with TABLE.open(encoding="utf-8", newline="") as file:
+            before = list(csv.DictReader(file, delimiter="\t"))
+    before = [row for row in before if any(row[key] != value for key, value in run.items())]
+    with TABLE.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*before, *(run | row for row in rows)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sizes", type=int, nargs="*", default=[512])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sizes", nargs="*", default=SIZES)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.2, help="of each, in a round")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--keep", action="store_true", help="write speed.tsv")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| picture | network | time | faster than SD VAE's | faster than TAESD's |")
-    print("|---|---|---|---|---|")
+    device = torch.device(arguments.device)
+    on = f"{torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        on = torch.cuda.get_device_name()
+    print(f"{on}, torch {torch.__version__}, Pillow's AVIF {features.version('avif')}")
+    rows = []
     for size in arguments.sizes:
-        compare(size, arguments.rounds)
+        width, _, height = size.partition("x")
+        sides = int(width), int(height or width)
+        rows += compare(*sides, device, arguments.rounds, arguments.seconds)
+    if arguments.keep:
+        keep(rows, on)
 
 
 if __name__ == "__main__":
