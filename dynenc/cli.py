@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -216,6 +217,8 @@ def main(
     ] = False,
 ) -> None:
     """Compress pictures to Stable Diffusion latents with a tiny encoder, and rebuild them."""
+    # of numpy, for products too small to share: a second pool of threads would slow torch's down
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def run(
