@@ -236,7 +236,7 @@ class Codec:
             first, start = max(0, top - reach), max(0, left - reach)
             edges = start, first, left + TILE + reach, top + TILE + reach
             box = [PATCH * edge for edge in edges]
-            tiles = torch.cat([image.part_of(picture, *box) for picture in pictures])
+            tiles = image.batch([image.part_of(picture, *box) for picture in pictures])
             part = self.encoder(tiles.to(self.device))[:, :, top - first :, left - start :]
             latents[:, :, top : top + TILE, left : left + TILE] = part[:, :, :TILE, :TILE]
         return latents

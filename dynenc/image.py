@@ -254,10 +254,20 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def pad(image: Tensor) -> Tensor:
-    """Repeat the last row and column until both sides are multiples of 8; any dtype."""
-    for side in (2, 3):
-        if missing := -image.shape[side] % PATCH:
-            shape = [missing if i == side else -1 for i in range(4)]
-            last = image.narrow(side, image.shape[side] - 1, 1).expand(shape)
-            image = torch.cat([image, last], side)
-    return image
+    """Repeat the last row and column until both sides are multiples of 8; any dtype.
+
+    What is padded has the channels last in memory.
+    """
+    pixels = image.permute(0, 2, 3, 1)
+    for side in (1, 2):
+        if missing := -pixels.shape[side] % PATCH:
+            last = pixels.narrow(side, pixels.shape[side] - 1, 1)
+            pixels = torch.cat([pixels, last.repeat_interleave(missing, side)], side)
+    return pixels.permute(0, 3, 1, 2)
+
+
+def batch(images: list[Tensor]) -> Tensor:
+    """Images [1, 3, H, W] of one size as [B, 3, H, W], channels last in memory; one as it is."""
+    if len(images) == 1:
+        return images[0]
+    return torch.cat([image.permute(0, 2, 3, 1) for image in images]).permute(0, 3, 1, 2)

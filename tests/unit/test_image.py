@@ -185,3 +185,15 @@ def test_pad_repeats_the_edge(height, width):
     assert torch.equal(padded[..., :height, :width], tensor)
     assert torch.equal(padded[..., -1, :width], tensor[..., -1, :])
     assert torch.equal(padded[..., :height, -1], tensor[..., -1])
+
+
+def test_pixels_stay_beside_each_other_in_memory(photo):
+    """The encoder is several times as fast on them."""
+    height, width = 300, 451
+    parts = [image.part_of(image.checked(photo), 0, 0, 500, 500) for _ in range(2)]
+    for made in (*parts, image.batch(parts), image.batch(parts[:1])):
+        assert made.permute(0, 2, 3, 1).is_contiguous()
+        assert torch.equal(
+            made[:1, :, :height, :width],
+            image.part_of(photo, 0, 0, width, height)[..., :height, :width],
+        )
