@@ -286,7 +286,7 @@ def write_latents(
         latents: [1, 4, h, w] float in SD scale; h and w are the picture's sides / 8, rounded up.
         width, height: of the picture, px, 1..65535.
         step_q: quantiser step in 1/1024 of a latent unit, 1..65535.
-        made_by: an encoder of `models.MODELS`, or "imported".
+        made_by: one of `models.MAKERS`.
         chunks: of `extras.to_chunks`.
     """
     symbols = quantize.to_symbols(latents, step_q)

@@ -306,7 +306,7 @@ class Converter:
                 width,
                 height,
                 self._step_of(foreign),
-                models.MODELS[foreign.encoder],
+                foreign.made_by,
             )
             made.append(Made(blob, width, height, one.n_bytes, len(blob), note=foreign.note))
         return made

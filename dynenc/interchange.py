@@ -38,7 +38,6 @@ from dynenc.encoder import CHANNELS, PATCH
 from dynenc.errors import LatentsError, UsageError
 
 RAW = 1.0  # the scale of latents as the VAE gives them
-IMPORTED = "imported"  # in models.MODELS
 MAX_BYTES = 2**28  # of a file of one picture's latents; the largest picture takes 45 MB
 USUAL = (0.3, 2.0)  # root mean square of a picture's latents in SD scale; raw ones have 2 to 9
 COMFY, MARKER = "latent_tensor", "latent_format_version_0"
@@ -54,7 +53,7 @@ class Foreign:
     latents: Tensor  # [1, 4, h, w] float32 in SD scale
     width: int  # px
     height: int  # px
-    encoder: str = IMPORTED  # of models.MODELS
+    made_by: models.Model = models.IMPORTED
     step_q: int | None = None  # in 1/1024, if they were rounded before
 
     @property
@@ -120,12 +119,12 @@ WRITERS: dict[str, Callable[[Header, Tensor], bytes]] = {
 
 def _facts(header: Header, scale: float) -> dict[str, str]:
     """What a file says beside the latents; text, because safetensors' metadata is."""
-    made_by = models.maker(header.model_id)
+    made_by = models.maker(header.model_id) or models.IMPORTED
     return {
         "scale": str(scale),
         "width": str(header.width),
         "height": str(header.height),
-        "encoder": made_by.name if made_by else IMPORTED,
+        "encoder": made_by.name,
         "step": str(header.step_q / quantize.STEP_UNIT),
     }
 
@@ -277,15 +276,15 @@ def _scale(key: str, tensors: dict[str, Tensor], facts: dict[str, str], name: st
 def _described(latents: Tensor, facts: dict[str, str], sides: Tensor | None) -> Foreign:
     """Latents with the size, encoder and step that a file gives, as far as they can be true."""
     height, width = (min(PATCH * side, MAX_SIDE) for side in latents.shape[-2:])
-    known: dict[str, str | int | None] = {}
+    made_by, step_q = models.IMPORTED, None
     try:
         said = sides.tolist() if sides is not None else (facts["width"], facts["height"])
         wide, high = (int(side) for side in said)
         if (-(-high // PATCH), -(-wide // PATCH)) == latents.shape[-2:]:
             width, height = wide, high
-        encoder, step_q = facts["encoder"], round(float(facts["step"]) * quantize.STEP_UNIT)
-        if encoder in (*models.names("encoder"), IMPORTED) and 0 < step_q < 2**16:
-            known = {"encoder": encoder, "step_q": step_q}
+        [made_by] = [maker for maker in models.MAKERS if maker.name == facts["encoder"]]
+        step = round(float(facts["step"]) * quantize.STEP_UNIT)
+        step_q = step if 0 < step < 2**16 else None
     except (KeyError, ValueError, TypeError, OverflowError):
         pass  # another program's file: its latents are all there is
-    return Foreign(latents, width, height, **known)  # type: ignore[arg-type]
+    return Foreign(latents, width, height, made_by, step_q)

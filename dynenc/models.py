@@ -20,9 +20,9 @@ class Model:
     """One weight file, the network it belongs to, and its number in a .lat file."""
 
     name: str
-    number: int  # encoders share theirs with "imported", and no other kind
+    number: int
     kind: Kind
-    file: str = ""  # in the folder weights/; "" if dynenc has no weights of it
+    file: str = ""  # in the folder weights/; "" only of IMPORTED
     sha256: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)  # of the network's constructor
 
@@ -69,9 +69,12 @@ MODELS = {
             "entropy_1.safetensors",
             "6a322cd3e26bd9be886abbe06a6de44218bcc2205cbe742a7094521eec639203",
         ),
-        Model("imported", 4, "foreign"),  # latents of any other encoder of SD 1.x
     )
 }
+
+
+IMPORTED = Model("imported", 4, "foreign")  # latents of any other encoder of SD 1.x
+MAKERS = (*(m for m in MODELS.values() if m.kind == "encoder"), IMPORTED)  # share their numbers
 
 
 def named(name: str, kind: Kind) -> Model:
@@ -88,15 +91,15 @@ def names(kind: Kind) -> list[str]:
     return [model.name for model in MODELS.values() if model.kind == kind]
 
 
-def numbered(number: int, *kinds: Kind) -> Model | None:
+def numbered(number: int, kind: Kind) -> Model | None:
     """The model that a number in a .lat file stands for; None if this dynenc does not have it."""
-    found = (m for m in MODELS.values() if m.kind in kinds and m.number == number)
+    found = (m for m in MODELS.values() if m.kind == kind and m.number == number)
     return next(found, None)
 
 
 def maker(number: int) -> Model | None:
     """What made the latents of a .lat file: an encoder, or "imported" for one of others."""
-    return numbered(number, "encoder", "foreign")
+    return next((m for m in MAKERS if m.number == number), None)
 
 
 def folder() -> Path:

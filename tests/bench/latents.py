@@ -60,7 +60,7 @@ def write_caches(folder: Path, arguments: argparse.Namespace, encode: Callable) 
         save_file(half, folder / "float16" / f"{stem}.safetensors")
         for quality, name in zip(arguments.qualities, names, strict=True):
             step_q = quantize.quality_to_step(quality)
-            blob = codec.write_latents(latents, width, height, step_q, models.MODELS["imported"])
+            blob = codec.write_latents(latents, width, height, step_q, models.IMPORTED)
             (folder / name / f"{stem}.lat").write_bytes(blob)
     return kept
 
