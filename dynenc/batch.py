@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from dynenc.bitstream import MAX_PIXELS
 from dynenc.errors import DynencError
@@ -33,6 +33,7 @@ class Settings:
     batch_size: int | None = None  # pictures in one pass of the network; None chooses
     existing: Existing = "refuse"  # what to do about an output that is there
     threads: int | None = None  # of torch; None leaves its own choice
+    preview: int = 0  # columns of a terminal to show roundtrips in; 0: not at all
     strict: bool = False  # let errors that nobody expects pass, instead of failing one file
 
     @property
@@ -75,6 +76,7 @@ class Result:
     height: int = 0  # px
     bpp: float = 0.0  # bits per pixel of the .lat file
     figures: Roundtrip | None = None  # of a roundtrip
+    preview: Any = None  # small Pillow image, original and decoded side by side
     error: DynencError | None = None  # why it failed
     note: str = ""  # what to tell the user of one that is done
 

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -230,6 +231,7 @@ def run(
     quiet: bool,
     verbose: bool = False,
     as_json: bool = False,
+    show: bool = False,
     report: str | None,
     **options: Any,
 ) -> None:
@@ -241,12 +243,16 @@ def run(
     """
     with reporting(quiet, verbose):
         from dynenc.folders import convert
-        from dynenc.report import Reporter
+        from dynenc.report import Reporter, shows_colours
 
         wanted = [existing for flag, existing in choices if flag]
         if len(wanted) > 1:
             raise UsageError("--force, --update and --skip-existing exclude each other: choose one")
         options["existing"] = wanted[0] if wanted else None
+        if show and shows_colours():
+            options["preview"] = shutil.get_terminal_size().columns
+        elif show:
+            typer.echo("dynenc: --show needs a terminal with colours: nothing is shown", err=True)
         with Reporter(task, quiet=quiet, as_json=as_json, report=report) as reporter:
             summary = convert(
                 task, inputs, output, on_result=reporter.add, on_step=reporter.step, **options
@@ -394,6 +400,7 @@ def decode(
     epilog=examples(
         "dynenc roundtrip photo.jpg",
         "dynenc roundtrip photo.jpg -Q 20 -o rebuilt.png",
+        "dynenc roundtrip photo.jpg --show",
         "dynenc roundtrip photos/ -r --report figures.csv",
     )
 )
@@ -424,6 +431,9 @@ def roundtrip(
     engine: EngineName = "local",
     address: Address = None,
     report: Report = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show both, small, in a terminal with colours.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Encode, decode and measure pictures.
@@ -437,6 +447,7 @@ def roundtrip(
         [(force, "force"), (update, "update"), (skip_existing, "skip")],
         quiet=quiet,
         as_json=as_json,
+        show=show,
         report=report,
         encoder=encoder,
         decoder=decoder,
@@ -624,6 +635,64 @@ def import_latents(
         dry_run=dry_run,
         jobs=jobs,
     )
+
+
+@app.command(
+    epilog=examples(
+        "dynenc compare photo.png",
+        "dynenc compare photo.png --quality 20 --quality 50 --codec jpeg:30 --codec avif:40",
+        "dynenc compare photo.png photo.lat other.jpg -o page.html",
+        "dynenc compare pictures/ latents/",
+    )
+)
+def compare(
+    original: Annotated[str, typer.Argument(metavar="A", help="A picture, or a folder of them.")],
+    others: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="B", help="Versions of it, .lat or pictures; or folders of them."),
+    ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="The page.")] = "compare.html",
+    quality: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--quality", "-Q", min=0, max=100, help="Code A with it, too; may be repeated."
+        ),
+    ] = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(help="jpeg:QUALITY, webp:QUALITY or avif:QUALITY, too; may be repeated."),
+    ] = None,
+    encoder: EncoderName = "light",
+    decoder: DecoderName = "auto",
+    device: Device = "auto",
+    lpips: Annotated[
+        Path | None, typer.Option(help="Weights of LPIPS (AlexNet) as safetensors.")
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a page to look at pictures beside their coded versions.
+
+    One HTML file that needs no network: a slider between any two versions, zoom, a difference map,
+    and bytes, bpp, PSNR, MS-SSIM and LPIPS of each. Without a version B, --quality or --codec, A is
+    coded with quality 50. Of two folders, files of the same name but for the suffix are compared.
+    """
+    with reporting(quiet):
+        from dynenc import compare, files, storage
+        from dynenc.codec import Codec
+
+        files.refuse_existing(output, force)
+        pairs = compare.pair(original, others or [])
+        qualities = quality or ([] if others or codec else [50.0])
+        request = compare.Request(qualities, codec or [], lpips)
+        with storage.writing(output, force) as file:
+            errors = compare.write(file, pairs, Codec(encoder, decoder, device), request)
+        for error in errors:
+            typer.echo(f"dynenc: {error}", err=True)
+        if not quiet:
+            typer.echo(output, err=output == storage.STREAM)
+        if errors:
+            raise typer.Exit(DynencError.exit_code)
 
 
 @app.command(epilog=examples("dynenc doctor", "dynenc doctor --json > report.json"))

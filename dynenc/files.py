@@ -64,6 +64,7 @@ SOFTWARE = 0x0131  # EXIF tag: which decoder made a picture
 LOSSY, LOSSY_QUALITY = ("JPEG", "WEBP", "AVIF"), 95  # Pillow's default loses too much again
 WITH_METADATA = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF")  # formats; of them all but JPEG have alpha
 WITH_ALPHA = (*WITH_METADATA[1:], "JPEG2000", "TGA", "QOI")
+MAX_LINES = 40  # of a terminal, for a preview
 XMP_OF_PNG, XMP_OF_TIFF = "XML:com.adobe.xmp", 0x02BC  # name of a text, tag
 
 T = TypeVar("T")
@@ -103,6 +104,7 @@ class Made:
     n_lat: int  # bytes of the .lat file
     figures: Roundtrip | None = None
     note: str = ""  # for the user
+    preview: Image.Image | None = None
 
 
 class Converter:
@@ -351,10 +353,14 @@ class Converter:
             encode_s=middle - start,
             decode_s=done - middle,
         )
-        if not item.target:
+        if item.target:
+            made = self._saved(item, decoded, one, len(blob), figures=figures, note=encoded.note)
+        else:
             note = joined(one.note, encoded.note)
-            return Made(b"", width, height, one.n_bytes, len(blob), figures, note)
-        return self._saved(item, decoded, one, len(blob), figures=figures, note=encoded.note)
+            made = Made(b"", width, height, one.n_bytes, len(blob), figures, note)
+        if columns := self.settings.preview:
+            made = replace(made, preview=side_by_side(picture, decoded, columns))
+        return made
 
     def _saved(
         self,
@@ -407,6 +413,7 @@ class Converter:
             bpp=metrics.bpp(made.n_lat, made.width, made.height),
             figures=made.figures,
             note=made.note,
+            preview=made.preview,
         )
 
     def _attempt(self, function: Callable[..., T], *arguments: Any) -> T | DynencError:
@@ -421,6 +428,19 @@ class Converter:
             if self.settings.strict:
                 raise
             return DynencError(f"it fails with {type(exc).__name__}: {exc}")
+
+
+def side_by_side(original: Image.Image, decoded: Image.Image, columns: int) -> Image.Image:
+    """Both pictures, RGB and small, for a terminal: a column is a pixel wide, a line two high."""
+    most = max(1, columns // 2 - 1), 2 * MAX_LINES
+    scale = min(1, most[0] / original.width, most[1] / original.height)
+    width = max(1, round(scale * original.width))
+    height = 2 * max(1, round(scale * original.height / 2))
+    both = Image.new("RGB", (2 * width + 2, height))
+    for number, picture in enumerate((original, decoded)):
+        small = image.to_rgb(picture).resize((width, height), Image.Resampling.BOX)
+        both.paste(small, (number * (width + 2), 0))
+    return both
 
 
 def is_current(job: Job, settings: Settings) -> bool:

@@ -54,6 +54,7 @@ def convert(
     batch_size: int | None = None,
     engine: Engine = "local",
     address: str | None = None,
+    preview: int = 0,
     on_result: Callable[[Result, Summary], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Summary:
@@ -89,6 +90,7 @@ def convert(
         jobs: worker processes, with Ray actors; None chooses.
         batch_size: pictures of equal size in one pass of the network; None chooses.
         engine: "local", or "ray" for a cluster at `address`; see `ray_engine`.
+        preview: add to each roundtrip's result a small image of both, for so many columns.
         on_result: called with each result, in the order they end, and the count so far.
         on_step: called, where no other processes work, with the number of each step of an effort
             and of all.
@@ -132,6 +134,7 @@ def convert(
         suffix,
         batch_size,
         existing,
+        preview=preview,
         strict=single,
     )
     todo, finished = _unfinished(planned, target, settings)

@@ -14,8 +14,10 @@ from types import TracebackType
 from typing import Any, TextIO
 
 import typer
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from dynenc import storage
 from dynenc.batch import Result, Roundtrip, Summary, Task
@@ -76,6 +78,8 @@ class Reporter:
             typer.echo(f"dynenc: {name}{result.note}", err=True)
         if result.status in ("done", "planned"):
             self._print(result, summary)
+        if result.preview and not self.quiet:
+            Console().print(half_blocks(result.preview), end="", no_wrap=True, crop=True)
         if not (self.quiet or summary.single or result.status == "planned"):
             self._progress(summary)
 
@@ -163,6 +167,23 @@ def bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[],
     with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda: progress.advance(task)
+
+
+def shows_colours() -> bool:
+    """Whether stdout is a terminal that shows many colours."""
+    return Console().is_terminal and Console().color_system in ("256", "truecolor", "windows")
+
+
+def half_blocks(picture: Image.Image) -> Text:
+    """An RGB picture of even height as text: a character is two pixels, the upper in front."""
+    text = Text()
+    for y in range(0, picture.height, 2):
+        for x in range(picture.width):
+            upper = picture.getpixel((x, y))
+            lower = picture.getpixel((x, y + 1))
+            text.append("\u2580", f"rgb{upper} on rgb{lower}".replace(", ", ","))
+        text.append("\n")
+    return text
 
 
 def _table(rows: list[Roundtrip], name: str) -> str:
