@@ -44,7 +44,6 @@ app = typer.Typer(
 ENCODERS = models.names("encoder")
 DEVICES = ["auto", "cpu", "cuda", "mps"]
 ENGINES = ["local", "ray"]
-KINDS = ("encoder", "coder")  # whose numbers stand in a .lat file
 
 
 def one_of(choices: Collection[str]) -> Callable[[str], str]:
@@ -202,11 +201,13 @@ def reporting(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
 def print_version(wanted: bool) -> None:
     """Print the version, and what can stand in a .lat file, and leave."""
     if wanted:
-        ids = {kind: [m for m in models.MODELS.values() if m.kind == kind] for kind in KINDS}
-        lists = {kind: ", ".join(f"{m.name} {m.number}" for m in ids[kind]) for kind in KINDS}
         typer.echo(f"dynenc {__version__}")
         typer.echo(f"format   reads {VERSION}, writes {VERSION}")
-        typer.echo("\n".join(f"{kind:8} {names}" for kind, names in lists.items()))
+        numbers = range(256)  # all that can stand in a .lat file
+        makers = [models.maker(number) for number in numbers]
+        coders = [models.numbered(number, "coder") for number in numbers]
+        for name, found in {"encoder": makers, "coder": coders}.items():
+            typer.echo(f"{name:8} " + ", ".join(f"{m.name} {m.number}" for m in found if m))
         raise typer.Exit
 
 

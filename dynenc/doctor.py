@@ -70,9 +70,10 @@ def _dtypes() -> str:
 
 def _weights() -> str:
     """Where they are; every file is read and compared with its pinned hash."""
-    for model in models.MODELS.values():
+    own = [model for model in models.MODELS.values() if model.file]
+    for model in own:
         models.read_file(model)
-    return f"{models.folder()}: {', '.join(models.MODELS)}"
+    return f"{models.folder()}: {', '.join(model.name for model in own)}"
 
 
 def _decoder() -> str:
