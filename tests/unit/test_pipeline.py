@@ -133,10 +133,10 @@ def test_errors_nobody_expects_fail_one_file_only(pictures, tmp_path, monkeypatc
 
     real = image.open_image
 
-    def open_image(source):
+    def open_image(source, **options):
         if source.name == "05.png":
             raise ZeroDivisionError("a bug")
-        return real(source)
+        return real(source, **options)
 
     monkeypatch.setattr(image, "open_image", open_image)
     summary = encode(pictures, tmp_path / "out", jobs=1)

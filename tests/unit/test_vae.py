@@ -83,7 +83,7 @@ def test_slicing_and_tiling(vae, pictures, monkeypatch):
     vae.enable_tiling()
     assert vae.decoder.tile == decoder.SMALL_TILE
     vae.disable_tiling()
-    assert vae.decoder.tile == decoder.LARGE_TILE
+    assert vae.decoder.tile == decoder.EMBEDDED_TILES["tile"]
 
 
 def test_dtype_and_device(pictures):
