@@ -7,6 +7,7 @@ TARGET is one of
     metadata  chunks of a sound file; what is read can be put into every format of pictures
     payload   the same through the entropy decoder; what decodes must be coded to the same bytes
     weights   a safetensors file for a network, for the entropy coder and for a foreign decoder
+    latents   a file of latents to import, and what it says about them
 Anything but the documented errors is a crash, and so is an input that takes over LIMIT_S.
 """
 
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,7 @@ from PIL import Image
 with atheris.instrument_imports(include=["dynenc"]):
     from dynenc import bitstream, models
     from dynenc.entropy import EntropyModel
-    from dynenc.errors import BitstreamError, WeightsError
+    from dynenc.errors import BitstreamError, LatentsError, WeightsError
 
 LIMIT_S = 0.5  # of processor time, for files of at most MAX_BYTES that declare MAX_PIXELS
 MAX_BYTES, MAX_PIXELS = 4096, 96 * 96
@@ -142,10 +144,70 @@ def weights() -> Callable[[bytes], None]:
     return run
 
 
+def latents() -> Callable[[bytes], None]:
+    """A target, as above: files as they are, and those of chosen tensors and texts."""
+    with atheris.instrument_imports(include=["dynenc"]):
+        import numpy as np
+        import torch
+        from safetensors.numpy import save
+
+        from dynenc import interchange
+    names = [
+        *("latents", "latents_2x3", "latents_3x2", "latent_tensor", "latent_format_version_0"),
+        *("original_size_2x3", "original_size", "crop_ltrb_2x3"),
+    ]
+    types = ["float16", "float32", "float64", "int32", "bool"]
+    words = ["scale", "width", "height", "encoder", "step", "prompt", "sdxl", "light", "0.18215"]
+
+    def written(choices: atheris.FuzzedDataProvider, kind: int) -> bytes:
+        tensors = {}
+        for _ in range(choices.ConsumeIntInRange(0, 4)):
+            name = names[choices.ConsumeIntInRange(0, len(names) - 1)]
+            dtype = types[choices.ConsumeIntInRange(0, len(types) - 1)]
+            shape = [(1, 4, 2, 3, 16)[choices.ConsumeIntInRange(0, 4)] for _ in range(3)]
+            values = choices.ConsumeBytes(8 * int(np.prod(shape))).ljust(8 * int(np.prod(shape)))
+            array = np.frombuffer(values, np.uint8)[:: 8 // np.dtype(dtype).itemsize]
+            tensors[name] = np.resize(array, np.prod(shape)).astype(dtype).reshape(shape)
+        texts = {
+            words[choices.ConsumeIntInRange(0, 6)]: (
+                words[choices.ConsumeIntInRange(5, 8)]
+                if choices.ConsumeBool()
+                else choices.ConsumeUnicodeNoSurrogates(9)
+            )
+            for _ in range(choices.ConsumeIntInRange(0, 4))
+        }
+        if kind == 1:
+            return bytes(save(tensors, texts))
+        file = io.BytesIO()
+        if kind == 2:
+            np.savez(file, **tensors)
+        else:
+            torch.save({k: torch.from_numpy(v) for k, v in tensors.items()} | texts, file)
+        return file.getvalue()
+
+    def run(data: bytes) -> None:
+        kind = data[0] % 5 if data else 0
+        blob = data[1:]
+        if kind in (1, 2, 3):
+            blob = written(atheris.FuzzedDataProvider(blob), kind)
+        elif kind == 4:  # a .npy inside a sound archive
+            file = io.BytesIO()
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr("latents_2x3.npy", blob)
+            blob = file.getvalue()
+        with contextlib.suppress(LatentsError):
+            found = interchange.read(blob, "fuzz")
+            assert found.latents.isfinite().all()
+            assert found.latents.shape[:2] == (1, 4)
+            assert found.note is not None
+
+    return run
+
+
 def main() -> None:
     """Fuzz the target that is named."""
-    targets = {"parser": parser, "metadata": metadata, "payload": payload, "weights": weights}
-    run = targets[sys.argv[1]]()
+    targets = (parser, metadata, payload, weights, latents)
+    run = {target.__name__: target for target in targets}[sys.argv[1]]()
     slowest = 0.0
 
     def timed(data: bytes) -> None:
