@@ -151,7 +151,8 @@ def convert(
     if dry_run:
         tell(Result(job.source or job.target, job.target, "planned") for job in todo)
         return summary
-    folders = {storage.parent(job.target) for job in todo if job.target and not single}
+    is_folder = not single or (target or "").endswith(("/", os.sep))
+    folders = {storage.parent(job.target) for job in todo if job.target and is_folder}
     for folder in sorted(folders):
         storage.make_folder(folder)
         storage.sweep(folder)

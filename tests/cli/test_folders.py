@@ -357,6 +357,14 @@ def test_a_run_removes_what_killed_ones_left(photos, tmp_path):
     assert tree(tmp_path / "out") == ["a.lat", "b.lat"]
 
 
+def test_a_name_that_ends_with_a_slash_is_a_folder_to_make(photos, tmp_path):
+    encode(photos / "a.png", "-o", f"{tmp_path}/new/folder/")
+    assert tree(tmp_path / "new") == ["folder/a.lat"]
+    assert "No such file" in sentence(
+        "encode", photos / "a.png", "-o", tmp_path / "n/a.lat", code=7
+    )
+
+
 def test_an_output_inside_the_input_is_no_input(photos):
     for _ in range(2):
         options = ("-d", "embedded", "-e", "nano", "-j", 1, "-r", "-q")
