@@ -14,8 +14,10 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from dynenc import codec, image, weights
-from dynenc.decoder import LATENT_SCALE, SMALL_TILE, load_decoder
+from dynenc import codec, image, models, weights
+from dynenc.decoder import SMALL_TILE, load_decoder
+from dynenc.encoder import LATENT_SCALE
+from dynenc.errors import WeightsError
 
 CONFIG = {  # of the SD 1.x VAE, as far as pipelines ask for it
     "in_channels": 3,
@@ -117,4 +119,6 @@ def vae(
     Raises: WeightsError, DeviceError.
     """
     where = codec.pick_device(device)
+    if encoder in models.names("autoencoder"):
+        raise WeightsError(f"the latents of the {encoder} are not those of Stable Diffusion")
     return Vae(weights.load_encoder(encoder).to(where), load_decoder(decoder, where))

@@ -57,6 +57,11 @@ def one_of(choices: Collection[str]) -> Callable[[str], str]:
     return check
 
 
+def an_encoder(name: str) -> str:
+    """Check that an encoder has one of these names, or is a weight file."""
+    return name if name.endswith(".safetensors") else one_of(ENCODERS)(name)
+
+
 SOURCES = "folders, tar shards, patterns or URLs; '-' is standard input."
 Output = Annotated[
     str | None,
@@ -122,10 +127,12 @@ EncoderName = Annotated[
     str,
     typer.Option(
         "--encoder",
+        "--model",
         "-e",
-        metavar="|".join(ENCODERS),
-        callback=one_of(ENCODERS),
-        help="Which encoder: nano is the fastest, base gives the best picture.",
+        metavar="|".join([*ENCODERS, "FILE"]),
+        callback=an_encoder,
+        help="Which encoder: nano is the fastest, base gives the best picture; FILE is "
+        ".safetensors, trained or imported.",
     ),
 ]
 Quality = Annotated[
@@ -716,6 +723,22 @@ def doctor(
                 typer.echo(f"{name:14} {finding}")
         if problems:
             raise DynencError(f"{len(problems)} wrong: {'; '.join(problems)}")
+
+
+@app.command(epilog=examples("dynenc import-checkpoint lightencoder.pt -o author.safetensors"))
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pt file of the paper's author.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="safetensors to write.")],
+    force: Force = False,
+) -> None:
+    """Convert CHECKPOINT to a file for --encoder; nothing that is pickled in it is executed."""
+    with reporting():
+        from dynenc.published import import_checkpoint
+
+        network = import_checkpoint(checkpoint, output, overwrite=force)
+        parameters = sum(p.numel() for p in network.parameters())
+        kind = type(network).__name__
+        typer.echo(json.dumps({"path": str(output), "network": kind, "parameters": parameters}))
 
 
 @app.command(

@@ -19,9 +19,10 @@ from dynenc import bitstream, extras, image, metrics, models, quantize, rate, we
 from dynenc.bitstream import Chunk, Header
 from dynenc.encoder import CHANNELS, PATCH, Encoder
 from dynenc.entropy import EntropyModel
-from dynenc.errors import DeviceError, UnknownModel
+from dynenc.errors import DeviceError, OtherLatents, UnknownModel
 from dynenc.extras import Extras
 from dynenc.image import Picture
+from dynenc.published import PublishedEncoder
 from dynenc.rate import Goal
 from dynenc.refine import STAGES, refine
 
@@ -70,8 +71,10 @@ class Codec:
     """Picture <-> bytes of a .lat file. Encoder and decoder are loaded when first used.
 
     Args:
-        encoder: a name of `models.names("encoder")`: 'nano', 'light' or 'base'.
+        encoder: a name of `models.names("encoder")`, such as 'light', or a .safetensors file that
+            `weights.load_path` reads.
         decoder: 'auto', 'embedded', 'sd-vae', a hub id or a path; see `decoder.load_decoder`.
+            Files of the autoencoder are decoded by its own, which 'auto' and 'embedded' stand for.
         device: 'auto', 'cpu', 'cuda' or 'mps'.
     Raises: WeightsError if there is no such encoder.
     """
@@ -79,7 +82,8 @@ class Codec:
     def __init__(
         self, encoder: str = DEFAULT_ENCODER, decoder: str = "auto", device: str = "auto"
     ) -> None:
-        self.model = models.named(encoder, "encoder")
+        self.model = models.chosen(encoder)
+        self.encoder_name = encoder
         self.decoder_name = decoder
         self.device = pick_device(device)
 
@@ -89,15 +93,15 @@ class Codec:
     ) -> Codec:
         """A codec with everything loaded, so that a missing part raises WeightsError at once."""
         codec = cls(encoder, decoder, device)
-        _ = codec.encoder, codec.decoder
+        _ = codec.encoder, codec.decoder_of(codec.model)
         return codec
 
     @cached_property
     @torch.inference_mode(False)  # first used within it, too, they are networks as any other
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Encoder | PublishedEncoder:
         """Image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale."""
-        logger.debug("encoder: %s on %s", self.model.name, self.device)
-        return weights.load_named(self.model.name, "encoder").to(self.device)
+        logger.debug("encoder: %s on %s", self.encoder_name, self.device)
+        return weights.load_encoder(self.encoder_name).to(self.device)
 
     @cached_property
     @torch.inference_mode(False)
@@ -106,6 +110,31 @@ class Codec:
         from dynenc.decoder import load_decoder
 
         return load_decoder(self.decoder_name, self.device)
+
+    @cached_property
+    @torch.inference_mode(False)
+    def own_decoder(self) -> Decoder:
+        """The decoder of the autoencoder's latents."""
+        from dynenc.decoder import load_decoder
+
+        return load_decoder("autoencoder", self.device)
+
+    def decoder_of(self, model: models.Model) -> Decoder:
+        """The decoder for the latents of a model; raises OtherLatents if it is not as asked for."""
+        asked = self.decoder_name
+        if model.kind == "autoencoder":
+            if asked not in ("auto", "embedded", model.name):
+                raise OtherLatents(
+                    f"the latents are those of the {model.name}, which decoder {asked} cannot "
+                    "read: leave the decoder to dynenc"
+                )
+            return self.own_decoder
+        if asked in models.names("autoencoder"):
+            raise OtherLatents(
+                f"the latents are those of Stable Diffusion, which the {asked} cannot read: "
+                "leave the decoder to dynenc"
+            )
+        return self.decoder
 
     @torch.inference_mode()
     def encode(
@@ -199,8 +228,9 @@ class Codec:
                 original = image.to_tensor(picture).to(self.device)
                 coder = entropy_model(CODER)
                 most_payload = most_bytes - other_bytes
+                decoder = self.decoder_of(self.model)
                 symbols = refine(
-                    latents, original, step_q, effort, coder, self.decoder, most_payload, on_step
+                    latents, original, step_q, effort, coder, decoder, most_payload, on_step
                 )
                 chosen = quantize.from_symbols(symbols, step_q)
             return write_latents(chosen, width, height, step_q, self.model, chunks)
@@ -252,13 +282,14 @@ class Codec:
 
     @torch.inference_mode()
     def decode_batch(self, read: Sequence[tuple[Header, Tensor]]) -> list[Image.Image]:
-        """The colours of what `read_latents` gave, latents of one shape, in one pass: RGB.
+        """The colours of what `read_latents` gave, of one shape and encoder, in one pass: RGB.
 
         Only a band of a large picture is there as floats at any time.
         """
         pictures = [Image.new("RGB", (header.width, header.height)) for header, _ in read]
         top = 0
-        for band in self.decoder.bands(torch.cat([latents for _, latents in read])):
+        decoder = self.decoder_of(maker(read[0][0]))
+        for band in decoder.bands(torch.cat([latents for _, latents in read])):
             for picture, rows in zip(pictures, band.split(1), strict=True):
                 picture.paste(image.to_picture(rows), (0, top))  # the padding falls off
             top += band.shape[2]
@@ -268,7 +299,7 @@ class Codec:
     def decode_tensor(self, blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> Tensor:
         """The colours alone, as [1, 3, H, W] float32 in [-1, 1] on the codec's device."""
         header, latents = read_latents(blob, max_pixels=max_pixels)
-        decoded: Tensor = self.decoder(latents)
+        decoded: Tensor = self.decoder_of(maker(header))(latents)
         return decoded[..., : header.height, : header.width].clamp(-1, 1)
 
 
@@ -290,8 +321,8 @@ def write_latents(
         chunks: of `extras.to_chunks`.
     """
     symbols = quantize.to_symbols(latents, step_q)
-    payload = entropy_model(CODER).encode(symbols, step_q)
     coder = models.named(CODER, "coder")
+    payload = entropy_model(coder.name).encode(symbols, step_q)
     header = Header(width, height, step_q, made_by.number, coder.number)
     return bitstream.write(header, payload, chunks)
 
@@ -303,10 +334,7 @@ def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tupl
     Raises: BitstreamError and nothing else, whatever the bytes.
     """
     header, payload = bitstream.read(blob, max_pixels)
-    if models.maker(header.model_id) is None:
-        raise UnknownModel(
-            f"the file was written by encoder {header.model_id}, unknown here: update dynenc"
-        )
+    maker(header)
     coder = models.numbered(header.coder_id, "coder")
     if coder is None:
         raise UnknownModel(
@@ -315,6 +343,25 @@ def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tupl
     height, width = -(-header.height // PATCH), -(-header.width // PATCH)
     symbols = entropy_model(coder.name).decode(payload, height, width, header.step_q)
     return header, quantize.from_symbols(symbols, header.step_q)
+
+
+def require_sd(header: Header) -> None:
+    """Raise OtherLatents unless the latents of a file are those of Stable Diffusion."""
+    model = maker(header)
+    if model.kind == "autoencoder":
+        raise OtherLatents(
+            f"the latents are those of the {model.name}, not of Stable Diffusion: decode the file"
+        )
+
+
+def maker(header: Header) -> models.Model:
+    """What made the latents of a file; raises UnknownModel."""
+    model = models.maker(header.model_id)
+    if model is None:
+        raise UnknownModel(
+            f"the file was written by encoder {header.model_id}, unknown here: update dynenc"
+        )
+    return model
 
 
 def read_extras(blob: bytes) -> Extras:

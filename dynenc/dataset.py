@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from dynenc import storage
 from dynenc.bitstream import MAX_PIXELS
-from dynenc.codec import read_latents
+from dynenc.codec import read_latents, require_sd
 from dynenc.decoder import Decoder, load_decoder
 from dynenc.errors import BitstreamError, UsageError
 from dynenc.plan import TAR, suffix_of, with_suffix
@@ -73,6 +73,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
                     stream.seek(start)
                 blob = stream.read(size)
             header, latents = read_latents(blob, max_pixels=self.max_pixels)
+            require_sd(header)
         except OSError as exc:
             raise BitstreamError(f"{file} cannot be read: {exc.strerror}") from exc
         except BitstreamError as exc:

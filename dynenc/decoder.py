@@ -5,6 +5,7 @@ is loaded and not before. A name of a decoder is one of
 
     auto       an SD VAE that is already on this disk, else the embedded decoder; never downloads
     embedded   the small decoder that travels with dynenc
+    autoencoder   that of the autoencoder, for its own latents only
     sd-vae     the SD VAE; downloaded from the Hugging Face hub if it is not on this disk
     anything else: a folder in diffusers form (or with one in `vae/`), a .safetensors file in
                diffusers' or CompVis' naming, or a hub id such as stabilityai/sd-vae-ft-mse
@@ -25,12 +26,12 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dynenc import weights
+from dynenc import models, weights
+from dynenc.encoder import LATENT_SCALE
 from dynenc.errors import WeightsError
 
 logger = logging.getLogger(__name__)
 
-LATENT_SCALE = 0.18215  # SD 1.x VAE config
 SDXL_SCALE = 0.13025
 SDXL_NAME = re.compile("sd[-_]?xl|diffusion-xl", re.IGNORECASE)
 PIXELS = 8  # side of the image that one latent stands for
@@ -172,6 +173,8 @@ def resolve(name: str = "auto") -> Choice:
 
     Raises: WeightsError if the name, or the one in DYNENC_SD_VAE, cannot be a decoder.
     """
+    if name in models.names("autoencoder"):
+        return Choice(name, "as asked")
     if name == "embedded":
         return Choice(name, "as asked; '--decoder sd-vae' gives finer detail")
     if name not in ("auto", "sd-vae"):
@@ -211,8 +214,8 @@ def load_decoder(name: str | Choice = "auto", device: torch.device | str = "cpu"
         logger.info("decoder: %s, %s", choice.name, choice.note)
     else:
         logger.debug("decoder: %s on %s", choice.name, device)
-    if choice.name == "embedded":
-        network = weights.load_named("embedded", "decoder")
+    if choice.name in models.names("decoder"):
+        network = weights.load_named(choice.name, "decoder")
         return Decoder(choice.name, network, **EMBEDDED_TILES).to(device)
     _diffusers(choice.name)
     path = choice.path or _from_hub(choice.name, download=True)

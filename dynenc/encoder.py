@@ -8,6 +8,7 @@ from dynenc.layers import DynamicBlock, DynamicConv, by_position, patches
 
 PATCH = 8  # px; the side of the patch that one latent position stands for
 CHANNELS = 4  # of SD 1.x latents
+LATENT_SCALE = 0.18215  # of SD 1.x latents to those of the VAE; its config says so
 CHUNK = 2048  # patches whose products stay within a processor's cache
 
 

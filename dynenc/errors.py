@@ -7,6 +7,7 @@ DynencError             1   (also: some files of a batch failed)
 │   ├── NotALatFile         its first bytes are not those of a .lat file
 │   ├── UnsupportedVersion  written by a newer dynenc
 │   ├── UnknownModel        names a coder or encoder that this dynenc does not have
+│   ├── OtherLatents        holds latents that the decoder asked for cannot read
 │   ├── TooLarge            more pixels than the limit
 │   └── Corrupt             damaged, cut short, or contradicting itself
 ├── WeightsError        5   weights are missing, altered, or not for these latents
@@ -60,6 +61,10 @@ class UnsupportedVersion(BitstreamError):
 
 class UnknownModel(BitstreamError):
     """The file names a coder or encoder that this dynenc does not have."""
+
+
+class OtherLatents(BitstreamError):
+    """The file holds latents that the decoder asked for cannot read."""
 
 
 class TooLarge(BitstreamError):

@@ -34,7 +34,16 @@ from dynenc import (
     storage,
 )
 from dynenc.batch import Result, Roundtrip, Settings
-from dynenc.codec import CODER, Codec, Encoded, read_extras, read_latents, write_latents
+from dynenc.codec import (
+    CODER,
+    Codec,
+    Encoded,
+    maker,
+    read_extras,
+    read_latents,
+    require_sd,
+    write_latents,
+)
 from dynenc.encoder import PATCH
 from dynenc.errors import (
     BitstreamError,
@@ -129,7 +138,8 @@ class Converter:
         self.writers = ThreadPoolExecutor(WRITERS)
         self.warm = False
         self.note = ""  # which decoder "auto" is, for the user
-        if settings.task in PICTURE_OUT and settings.decoder == "auto":
+        own = settings.task == "roundtrip" and self.codec.model.kind == "autoencoder"
+        if settings.task in PICTURE_OUT and settings.decoder == "auto" and not own:
             choice = decoder.resolve(settings.decoder)
             self.note = f"decoder: {choice.name}, {choice.note}"
 
@@ -229,7 +239,7 @@ class Converter:
             blob = read_bytes(item.source) if blob is None else blob
             read = read_latents(blob, max_pixels=self.settings.max_pixels)
             height, width = read[1].shape[-2:]
-            shape = PATCH * height, PATCH * width
+            shape = PATCH * height, PATCH * width, read[0].model_id
             return Loaded(read, len(blob), shape, read_extras(blob))
         with noting() as notes:
             picture = image.open_image(
@@ -283,8 +293,9 @@ class Converter:
 
     def _decode(self, items: list[Input], group: list[Loaded]) -> list[Made]:
         pictures = self.codec.decode_batch([one.value for one in group])
+        name = self.codec.decoder_of(maker(group[0].value[0])).name
         return [
-            self._saved(item, picture, one, one.n_bytes, one.extras)
+            self._saved(item, picture, one, one.n_bytes, name, one.extras)
             for item, picture, one in zip(items, pictures, group, strict=True)
         ]
 
@@ -292,6 +303,7 @@ class Converter:
         made = []
         for one in group:
             header, latents = one.value
+            require_sd(header)
             data = interchange.write(self.settings.suffix, header, latents)
             note = "its alpha is left out" if one.extras.alpha else ""
             n_bytes = one.n_bytes
@@ -340,8 +352,8 @@ class Converter:
             image=item.source,
             width=width,
             height=height,
-            encoder=codec.model.name,
-            decoder=codec.decoder.name,
+            encoder=codec.encoder_name,
+            decoder=codec.decoder_of(codec.model).name,
             quality=goal.value if goal.kind == "quality" else None,
             effort=self.settings.effort,
             n_bytes=len(blob),
@@ -354,7 +366,9 @@ class Converter:
             decode_s=done - middle,
         )
         if item.target:
-            made = self._saved(item, decoded, one, len(blob), figures=figures, note=encoded.note)
+            made = self._saved(
+                item, decoded, one, len(blob), figures.decoder, figures=figures, note=encoded.note
+            )
         else:
             note = joined(one.note, encoded.note)
             made = Made(b"", width, height, one.n_bytes, len(blob), figures, note)
@@ -368,6 +382,7 @@ class Converter:
         picture: Image.Image,
         one: Loaded,
         n_lat: int,
+        decoder_name: str,
         beside: Extras = Extras(),  # noqa: B008  # frozen
         figures: Roundtrip | None = None,
         note: str = "",
@@ -384,7 +399,7 @@ class Converter:
                 extras.warn(f"{form} has no alpha: what is transparent became white")
                 picture = image.to_rgb(picture)
             try:
-                data = save(picture, form, software(self.codec.decoder.name))
+                data = save(picture, form, software(decoder_name))
             except (OSError, ValueError) as exc:
                 raise OutputError(f"{name} cannot be written as {form}: {exc}") from exc
         note = joined(one.note, note, *notes)
@@ -475,16 +490,15 @@ def _is_made_so(data: bytes, settings: Settings) -> bool:
         return settings.keep_step or _meets(settings.goal, header, len(data))
     if settings.task == "encode":
         header, _ = bitstream.read(data, sys.maxsize)
-        numbers = (
-            models.named(settings.encoder, "encoder").number,
-            models.named(CODER, "coder").number,
-        )
+        model = models.chosen(settings.encoder)
+        numbers = (model.number, models.named(CODER, "coder").number)
         return (header.model_id, header.coder_id) == numbers and _meets(
             settings.goal, header, len(data)
         )
     with Image.open(io.BytesIO(data)) as picture:
         made_by: str | None = picture.getexif().get(SOFTWARE)
-    return made_by == software(decoder.resolve(settings.decoder).name)
+    names = [decoder.resolve(settings.decoder).name, *models.names("autoencoder")]
+    return made_by in [software(name) for name in names]
 
 
 def _meets(goal: Goal, header: bitstream.Header, n_bytes: int) -> bool:

@@ -33,8 +33,8 @@ from torch import Tensor
 from dynenc import models, quantize
 from dynenc.batch import LATENT_FORMS
 from dynenc.bitstream import MAX_SIDE, Header
-from dynenc.decoder import LATENT_SCALE, SDXL_NAME, SDXL_SCALE
-from dynenc.encoder import CHANNELS, PATCH
+from dynenc.decoder import SDXL_NAME, SDXL_SCALE
+from dynenc.encoder import CHANNELS, LATENT_SCALE, PATCH
 from dynenc.errors import LatentsError, UsageError
 
 RAW = 1.0  # the scale of latents as the VAE gives them
@@ -282,7 +282,11 @@ def _described(latents: Tensor, facts: dict[str, str], sides: Tensor | None) -> 
         wide, high = (int(side) for side in said)
         if (-(-high // PATCH), -(-wide // PATCH)) == latents.shape[-2:]:
             width, height = wide, high
-        [made_by] = [maker for maker in models.MAKERS if maker.name == facts["encoder"]]
+        [made_by] = [
+            maker
+            for maker in models.MAKERS
+            if maker.name == facts["encoder"] and maker.kind != "autoencoder"
+        ]
         step = round(float(facts["step"]) * quantize.STEP_UNIT)
         step_q = step if 0 < step < 2**16 else None
     except (KeyError, ValueError, TypeError, OverflowError):

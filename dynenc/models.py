@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from dynenc.errors import WeightsError
 
-Network = Literal["encoder", "decoder"]
-Kind = Literal["encoder", "decoder", "coder", "foreign"]  # foreign: made outside dynenc
+Network = Literal["encoder", "decoder"]  # a file of an autoencoder holds one of each
+Kind = Literal["encoder", "decoder", "autoencoder", "coder", "foreign"]  # foreign: made elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,16 @@ MODELS = {
 
 
 IMPORTED = Model("imported", 4, "foreign")  # latents of any other encoder of SD 1.x
-MAKERS = (*(m for m in MODELS.values() if m.kind == "encoder"), IMPORTED)  # share their numbers
+MAKERS = (  # share their numbers
+    *(m for m in MODELS.values() if m.kind in ("encoder", "autoencoder")),
+    IMPORTED,
+)
 
 
 def named(name: str, kind: Kind) -> Model:
     """The model of that name and kind; raises WeightsError if there is none."""
     model = MODELS.get(name)
-    if model is None or model.kind != kind:
+    if model is None or not _is(model, kind):
         choices = ", ".join(names(kind))
         raise WeightsError(f"there is no {kind} {name!r}: choose one of {choices}")
     return model
@@ -88,13 +91,33 @@ def named(name: str, kind: Kind) -> Model:
 
 def names(kind: Kind) -> list[str]:
     """The names of all models of a kind, in the order of their numbers."""
-    return [model.name for model in MODELS.values() if model.kind == kind]
+    return [model.name for model in MODELS.values() if _is(model, kind)]
+
+
+def sd_encoders() -> list[str]:
+    """The names of the encoders whose latents are those of Stable Diffusion."""
+    return [model.name for model in MODELS.values() if model.kind == "encoder"]
 
 
 def numbered(number: int, kind: Kind) -> Model | None:
     """The model that a number in a .lat file stands for; None if this dynenc does not have it."""
     found = (m for m in MODELS.values() if m.kind == kind and m.number == number)
     return next(found, None)
+
+
+def chosen(encoder: str) -> Model:
+    """What files say made their latents, if an encoder of that name, or of a weight file, does.
+
+    Raises: WeightsError if it is neither a name nor a .safetensors file.
+    """
+    if encoder.endswith(".safetensors"):
+        return IMPORTED
+    return named(encoder, "encoder")
+
+
+def _is(model: Model, kind: Kind) -> bool:
+    """Whether a model is of a kind; an autoencoder is an encoder and a decoder, too."""
+    return model.kind == kind or (model.kind == "autoencoder" and kind in ("encoder", "decoder"))
 
 
 def maker(number: int) -> Model | None:

@@ -8,7 +8,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from dynenc import models
+from dynenc import models, published
+from dynenc.dynamic_autoencoder import Autoencoder
 from dynenc.embedded import EmbeddedDecoder
 from dynenc.encoder import Encoder
 from dynenc.errors import WeightsError
@@ -17,8 +18,10 @@ from dynenc.models import Model
 N = TypeVar("N", bound=nn.Module)
 
 
-def build(model: Model) -> Encoder | EmbeddedDecoder:
+def build(model: Model) -> Encoder | EmbeddedDecoder | Autoencoder:
     """A fresh network of a model's architecture, float32 on the CPU."""
+    if model.kind == "autoencoder":
+        return Autoencoder(**model.arguments)
     if model.kind == "encoder":
         return Encoder(**model.arguments)
     return EmbeddedDecoder(**model.arguments)
@@ -29,31 +32,46 @@ def load_named(name: str, kind: Literal["encoder"]) -> Encoder: ...
 @overload
 def load_named(name: str, kind: Literal["decoder"]) -> EmbeddedDecoder: ...
 def load_named(name: str, kind: models.Network) -> nn.Module:
-    """A network with the weights that travel with dynenc, ready to run.
+    """A network with the weights that travel with dynenc, ready to run; half an autoencoder.
 
     Raises: WeightsError if there is no such model, or its file is missing or altered.
     """
     model = models.named(name, kind)
-    return _filled(build(model), models.read_file(model), model.file)
+    network = _filled(build(model), models.read_file(model), model.file)
+    return network.get_submodule(kind) if isinstance(network, Autoencoder) else network
 
 
-def load_encoder(name: str = "light") -> nn.Module:
+def load_encoder(name: str = "light") -> Encoder | published.PublishedEncoder:
     """An encoder: image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale.
 
+    Args:
+        name: of `models.names("encoder")`, or a .safetensors file as of `load_path`. The latents of
+            "autoencoder" are its own.
     H and W must be multiples of 8. Raises: WeightsError.
     """
-    return load_named(name, "encoder")
+    if models.chosen(name).kind != "foreign":
+        return load_named(name, "encoder")
+    network = load_path(Path(name))
+    if not isinstance(network, Encoder | published.PublishedEncoder):
+        raise WeightsError(f"{name} holds no encoder of SD latents: name another file")
+    return network
 
 
 def load_path(path: Path) -> nn.Module:
-    """A network from a file that `save_weights` wrote; raises WeightsError."""
+    """A network from a file that `save_weights` or `dynenc import-checkpoint` wrote.
+
+    Raises: WeightsError.
+    """
     try:
         with safe_open(path, "pt") as file:
-            name = (file.metadata() or {}).get("model", "")
+            metadata = file.metadata() or {}
+            name = metadata.get("model", "")
         data = path.read_bytes()
     except (OSError, SafetensorError) as exc:
         raise WeightsError(f"{path} cannot be read as safetensors: {exc}") from exc
-    if name not in models.names("encoder") + models.names("decoder"):
+    if name == published.MODEL:
+        return published.load_imported(data, metadata, str(path))
+    if name not in [*models.names("encoder"), *models.names("decoder")]:
         raise WeightsError(f"{path} does not name a model of this dynenc: train it anew")
     return _filled(build(models.MODELS[name]), data, str(path))
 

@@ -1,0 +1,319 @@
+"""The README's chapter on the paper: `python tests/bench/paper.py PICTURES TEACHER LPIPS AUTHOR`.
+
+PICTURES is a folder (Kodak's 24 for the README), TEACHER a TAESD in diffusers form, LPIPS the
+weights that `dynenc train --lpips` takes, AUTHOR a folder of the author's checkpoints (.pt). With
+--train CACHE, which `dynenc train` keeps beside its run, the ablation is trained and measured, too.
+--pictures N measures the first N only, --part names one of the tables. Prints Markdown.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.append(str(Path(__file__).parents[1]))
+from oracle_published import materialised
+
+from dynenc import Codec, image, load_encoder, metrics, models, published
+from dynenc.codec import read_latents
+from dynenc.data import Crops, iter_images
+from dynenc.decoder import load_teacher
+from dynenc.encoder import LATENT_SCALE, Encoder
+from dynenc.lpips import LPIPS
+from dynenc.train import linear_start
+
+SIDE = 512  # px, of the picture that is timed
+STEPS, BATCH, CROP, RATE = 600, 8, 128, 2e-3  # of the ablation
+SEEDS = (0, 1, 2)
+
+
+class Row(NamedTuple):
+    """One line of the first table."""
+
+    name: str
+    encode: Callable[[Tensor], Tensor]  # [1, 3, H, W] in [-1, 1] -> latents in SD scale
+    network: nn.Module
+    n_bytes: int  # of the weights as they are published
+    unit: bool = False  # takes pictures in [0, 1], and so are those its latents stand for
+    measured: bool = True  # not where the function is that of the row above
+    pixels: bool = False  # takes pictures as uint8 with the channels last, as the codec gives them
+
+
+def author(folder: Path) -> dict[str, tuple[int, published.Published]]:
+    """The author's networks by the name of their checkpoint, with its bytes."""
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in sorted(folder.glob("*.pt")):
+            target = Path(scratch) / "weights.safetensors"
+            network = published.import_checkpoint(path, target, overwrite=True)
+            found[path.stem] = path.stat().st_size, network
+    return found
+
+
+def as_published(network: published.PublishedEncoder) -> Callable[[Tensor], Tensor]:
+    """The author's encoder as its code runs: with every kernel in memory."""
+
+    def encode(picture: Tensor) -> Tensor:
+        features = picture
+        for number, layer in enumerate(network.layers):
+            if number:
+                pooled = F.max_pool2d(picture, picture.shape[-1] // features.shape[-1])
+                features = torch.cat([features, pooled], dim=1)
+            features = materialised(layer, features)
+        return LATENT_SCALE * features
+
+    return encode
+
+
+def picture_for(row: Row) -> Tensor:
+    """A picture to be timed with, in the form that the encoder is fastest with."""
+    if row.pixels:
+        pixels = torch.randint(0, 256, (1, 3, SIDE, SIDE), dtype=torch.uint8)
+        return pixels.contiguous(memory_format=torch.channels_last)
+    return torch.rand(1, 3, SIDE, SIDE) * 2 - 1
+
+
+def timed(rows: list[Row], rounds: int) -> list[float]:
+    """Median seconds of a core for one picture, in turn, so that all meet the same machine."""
+    pictures = [picture_for(row) for row in rows]
+    times: list[list[float]] = [[] for _ in rows]
+    for number in range(rounds + 1):
+        for row, picture, spent in zip(rows, pictures, times, strict=True):
+            if number > 3 and spent[0] > 1:  # the slow ones vary little
+                continue
+            start = time.process_time()
+            row.encode(picture)
+            if number:  # the first round warms up
+                spent.append(time.process_time() - start)
+    return [statistics.median(spent) for spent in times]
+
+
+def peak_bytes(row: Row) -> int:
+    """What the process grows by, at most, while it encodes one picture for the first time."""
+
+    def grow(pipe: multiprocessing.connection.Connection) -> None:
+        picture = picture_for(row)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        with torch.inference_mode():
+            row.encode(picture)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        pipe.send(peak - pages * os.sysconf("SC_PAGE_SIZE"))
+
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=grow, args=(theirs,))
+    process.start()
+    grown: int = ours.recv()
+    process.join()
+    return grown
+
+
+def mac_per_pixel(encode: Callable[[Tensor], Tensor]) -> float:
+    """Multiplications of all matrix products and convolutions, for a pixel."""
+    with FlopCounterMode(display=False) as counter:
+        encode(torch.rand(1, 3, SIDE, SIDE) * 2 - 1)
+    return counter.get_total_flops() / 2 / SIDE**2
+
+
+def fidelity(
+    encode: Callable[[Tensor], Tensor], decode: nn.Module, arguments: argparse.Namespace, unit: bool
+) -> tuple[float, float]:
+    """Mean PSNR in dB and LPIPS of the pictures, through an encoder and a decoder."""
+    figures = []
+    for _, picture in list(iter_images(arguments.pictures))[: arguments.count]:
+        original = image.to_tensor(picture)
+        padded = image.pad(original)
+        rebuilt = decode(encode((padded + 1) / 2 if unit else padded))
+        rebuilt = rebuilt.clamp(0, 1) * 2 - 1 if unit else rebuilt
+        figures.append(measured(rebuilt, original, arguments.perceptual))
+    psnr, lpips = torch.tensor(figures).mean(0).tolist()
+    return psnr, lpips
+
+
+def measured(rebuilt: Tensor, original: Tensor, perceptual: LPIPS) -> tuple[float, float]:
+    """PSNR and LPIPS of one picture, rounded to 8 bits and cropped."""
+    height, width = original.shape[-2:]
+    exact = image.to_tensor(image.to_picture(rebuilt[..., :height, :width]))
+    return metrics.psnr_db(exact, original), perceptual(exact, original).item()
+
+
+@torch.inference_mode()
+def encoders(arguments: argparse.Namespace) -> None:
+    """All encoders of SD latents through the same decoder."""
+    from diffusers import AutoencoderKL
+
+    teacher, decode = load_teacher(arguments.teacher)
+    rows = []
+    for name, (n_bytes, network) in author(arguments.author).items():
+        if isinstance(network, published.PublishedEncoder):
+            rows.append(Row(f"author's {name}", as_published(network), network, n_bytes))
+            rows.append(Row("the same, fed [0, 1]", as_published(network), network, n_bytes, True))
+            rows.append(Row("the same, factorised", network, network, n_bytes, measured=False))
+    for name in models.sd_encoders():
+        network = load_encoder(name)
+        rows.append(
+            Row(name, network, network, len(models.read_file(models.MODELS[name])), pixels=True)
+        )
+    count = sum(p.numel() for p in teacher.parameters())
+    rows.append(Row("TAESD's", teacher, teacher, 4 * count))
+    full = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=2,
+    ).encoder.eval()
+    size = 4 * sum(p.numel() for p in full.parameters())
+    rows.append(Row("the SD VAE's (random weights)", full, full, size, measured=False))
+    times = timed(rows, arguments.rounds)
+    print("| encoder | parameters | bytes | MAC per pixel | time | memory | PSNR | LPIPS |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row, spent in zip(rows, times, strict=True):
+        parameters = sum(p.numel() for p in row.network.parameters())
+        quality = ("", "")
+        if row.measured:
+            psnr, lpips = fidelity(row.encode, decode, arguments, row.unit)
+            quality = f"{psnr:.2f} dB", f"{lpips:.3f}"
+        print(
+            f"| {row.name} | {parameters:,} | {row.n_bytes:,} | {mac_per_pixel(row.encode):,.0f} | "
+            f"{1000 * spent:.1f} ms | "
+            f"{peak_bytes(row) / 2**20:.0f} MiB | {quality[0]} | {quality[1]} |",
+            flush=True,
+        )
+
+
+@torch.inference_mode()
+def autoencoders(arguments: argparse.Namespace) -> None:
+    """The author's autoencoder, and ours in whole files."""
+    print("| autoencoder | parameters | bytes | bpp | PSNR | LPIPS |")
+    print("|---|---|---|---|---|---|")
+    for name, (n_bytes, network) in author(arguments.author).items():
+        if isinstance(network, published.PublishedAutoencoder):
+            psnr, lpips = fidelity(network, nn.Identity(), arguments, unit=False)
+            count = sum(p.numel() for p in network.parameters())
+            print(
+                f"| author's {name}, not quantised | {count:,} | {n_bytes:,} | "
+                f"(float latents) | {psnr:.2f} dB | {lpips:.3f} |",
+                flush=True,
+            )
+    codec = Codec("autoencoder", device="cpu")
+    n_bytes = len(models.read_file(codec.model))
+    count = sum(p.numel() for half in (codec.encoder, codec.own_decoder) for p in half.parameters())
+    for quality in (25, 50, 75):
+        rows = []
+        for _, picture in list(iter_images(arguments.pictures))[: arguments.count]:
+            blob = codec.encode(picture, quality=quality)
+            rebuilt = codec.own_decoder(read_latents(blob)[1])
+            figures = measured(rebuilt, image.to_tensor(picture), arguments.perceptual)
+            rows.append((metrics.bpp(len(blob), *picture.size), *figures))
+        bpp, psnr, lpips = torch.tensor(rows).mean(0).tolist()
+        print(
+            f"| `autoencoder`, quality {quality} | {count:,} | {n_bytes:,} | {bpp:.3f} | "
+            f"{psnr:.2f} dB | {lpips:.3f} |",
+            flush=True,
+        )
+
+
+class Plain(nn.Module):
+    """What `Encoder(hidden=16)` is without its dynamic part: a convolution of the patch.
+
+    With `width`, a second one with a ReLU is added that gives it as many parameters.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(3, 4, 8, 8)
+        layers = [nn.Conv2d(3, width, 8, 8), nn.ReLU(), nn.Conv2d(width, 4, 1)] if width else []
+        self.rest = nn.Sequential(*layers)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> [B, 4, H/8, W/8]."""
+        latents: Tensor = self.linear(picture)
+        return latents + self.rest(picture) if len(self.rest) else latents
+
+
+def fitted(variant: str, seed: int, crops: Crops) -> nn.Module:
+    """A small encoder regressed to the teacher's latents; the same for all but the network."""
+    torch.manual_seed(seed)
+    random = np.random.default_rng(seed)
+    weight, bias = linear_start(crops, random)
+    model: nn.Module
+    if variant == "dynamic":
+        model = Encoder(hidden=16)
+        model.start_linear(weight, bias)
+    else:
+        model = Plain(132 if variant == "plain, as many parameters" else 0)
+        model.linear.load_state_dict({"weight": weight, "bias": bias})
+        with torch.no_grad():
+            for parameter in model.rest[2:].parameters():
+                parameter.mul_(0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for _ in range(STEPS):
+        picture, target = crops.sample(BATCH, random)
+        loss = F.l1_loss(model(picture), target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def ablation(arguments: argparse.Namespace) -> None:
+    """The dynamic part off and on: same size, same training, several seeds."""
+    if not arguments.train:
+        return
+    _, decode = load_teacher(arguments.teacher)
+    crops = Crops(arguments.train, CROP)
+    print("| encoder | parameters | L1 to the teacher's latents | PSNR, mean of seeds | spread |")
+    print("|---|---|---|---|---|")
+    for variant in ("plain convolution", "plain, as many parameters", "dynamic"):
+        distances, figures = [], []
+        for seed in SEEDS:
+            model = fitted(variant, seed, crops)
+            with torch.inference_mode():
+                samples = [crops.sample(16, np.random.default_rng(99 + i)) for i in range(8)]
+                distances += [F.l1_loss(model(one), two).item() for one, two in samples]
+                figures.append(fidelity(model, decode, arguments, unit=False)[0])
+        count = sum(p.numel() for p in model.parameters())
+        print(
+            f"| {variant} | {count:,} | {statistics.mean(distances):.4f} | "
+            f"{statistics.mean(figures):.2f} dB | {min(figures):.2f} to {max(figures):.2f} |",
+            flush=True,
+        )
+
+
+PARTS = {"encoders": encoders, "autoencoders": autoencoders, "ablation": ablation}
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("pictures", "teacher", "lpips", "author"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--train", type=Path, action="append", default=[])
+    parser.add_argument("--part", choices=PARTS, action="append")
+    parser.add_argument("--count", type=int, help="of pictures")
+    parser.add_argument("--rounds", type=int, default=15, help="of timing")
+    arguments = parser.parse_args()
+    arguments.perceptual = LPIPS(arguments.lpips)
+    torch.set_num_threads(1)
+    for part in arguments.part or PARTS:
+        PARTS[part](arguments)
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    main()
