@@ -131,8 +131,8 @@ EncoderName = Annotated[
         "-e",
         metavar="|".join([*ENCODERS, "FILE"]),
         callback=an_encoder,
-        help="Which encoder: nano is the fastest, base gives the best picture; FILE is "
-        ".safetensors, trained or imported.",
+        help="Which encoder: nano is the fastest, base gives the best picture; autoencoder has "
+        "latents of its own; FILE is .safetensors, trained or imported.",
     ),
 ]
 Quality = Annotated[
@@ -162,7 +162,8 @@ DecoderName = Annotated[
     typer.Option(
         "--decoder",
         "-d",
-        help="auto, embedded, sd-vae, a hub id, or a path to an SD VAE or TAESD.",
+        help="auto, embedded, sd-vae, a hub id, or a path to an SD VAE or TAESD. Files of the "
+        "autoencoder have their own.",
     ),
 ]
 TuneFor = Annotated[
@@ -752,7 +753,8 @@ def train(
         str,
         typer.Argument(
             metavar="PRESET",
-            help="nano, light, base, embedded (the decoder) or context (the entropy coder).",
+            help="nano, light, base, autoencoder, embedded (the decoder) or context (the entropy "
+            "coder).",
         ),
     ],
     data: Annotated[list[Path], typer.Option(help="Folder or tar of pictures; may be repeated.")],

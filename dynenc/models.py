@@ -55,6 +55,18 @@ MODELS = {
             {"hidden": 1, "width": 160, "blocks": 5},
         ),
         Model(
+            "autoencoder",
+            5,
+            "autoencoder",
+            "autoencoder.safetensors",
+            "f481c62b4949d18c9e1cfe56d2c1fff0180de018200dec979cc561e5d2b9e1e9",
+            {
+                "encoder": {"hidden": 1, "width": 64, "blocks": 2},
+                "widths": (88, 44, 24),
+                "blocks": (2, 2, 2),
+            },
+        ),
+        Model(
             "embedded",
             1,
             "decoder",

@@ -3,6 +3,7 @@
 An encoder is first fitted to the teacher's latents (closed-form linear start, then regression), and
 then trained end to end: its latents, with the noise of a random quantiser step, go through frozen
 decoders of SD latents, and the picture that comes out is compared with the picture that went in.
+The autoencoder is trained whole, in the same way, with the bits of its latents in the loss.
 The embedded decoder is trained on latents of the teacher and of the encoders, with the same noise;
 the entropy coder's tables are fitted to them.
 """
@@ -29,7 +30,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn as ema
 from dynenc import models, weights
 from dynenc.data import Crops, build_cache, iter_images
 from dynenc.decoder import fast_dtype, load_teacher
-from dynenc.encoder import PATCH, Encoder
+from dynenc.dynamic_autoencoder import Autoencoder
+from dynenc.encoder import CHANNELS, PATCH, Encoder
 from dynenc.entropy import EntropyModel
 from dynenc.entropy_fit import NETWORKS, FitConfig, fit
 from dynenc.errors import OutputExists, UsageError
@@ -55,6 +57,7 @@ class TrainConfig:
     mse: float = 1.0  # weight of the squared error of pixels in [-1, 1]
     lpips: float = 0.06  # weight of LPIPS
     tie: float = 0.03  # weight of the absolute distance to the teacher's latents
+    rate: float = 0.0  # weight of an autoencoder's bits for a latent, times the step squared
     embedded_share: float = 0.5  # of the end-to-end steps that decode with the embedded decoder
     joint: int = 0  # 1: the embedded decoder learns with the encoder, and is exported beside it
     largest_step: float = 0.4  # quantiser step whose noise is added, drawn from 0 to this
@@ -67,6 +70,16 @@ PRESETS = {
     "light": TrainConfig("light", learning_rate=2e-3),
     "base": TrainConfig("base"),
     "embedded": TrainConfig("embedded", distill_steps=0),
+    "autoencoder": TrainConfig(
+        "autoencoder",
+        steps=12000,
+        distill_steps=0,
+        learning_rate=2e-3,
+        lpips=0.01,
+        tie=0.0,
+        rate=0.017,
+        largest_step=0.6,
+    ),
 }
 DECODER = "embedded"  # the preset that trains the embedded decoder
 CODER = "context"  # the preset that fits the entropy coder's tables
@@ -103,6 +116,35 @@ def linear_start(crops: Crops, random: np.random.Generator) -> tuple[Tensor, Ten
     return solution[:192].T.reshape(4, 3, PATCH, PATCH), solution[192]
 
 
+class Prior(nn.Module):
+    """Bits of latents, for training alone: the entropy coder's place is taken by a small network.
+
+    It sees the latents above and to the left of each position, and expects a logistic distribution.
+    """
+
+    RADIUS = 2  # positions
+    HIDDEN = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        side = 2 * self.RADIUS + 1
+        self.context = nn.Conv2d(CHANNELS + 1, self.HIDDEN, side, padding=self.RADIUS)
+        self.output = nn.Conv2d(self.HIDDEN, 2 * CHANNELS, 1)
+        before = torch.arange(side**2).view(side, side) < side**2 // 2
+        self.register_buffer("before", before.float())
+
+    def forward(self, latents: Tensor, step: Tensor) -> Tensor:
+        """Bits of each latent: [B, 4, h, w] in steps of [B, 1, 1, 1] -> [B, 4, h, w]."""
+        inputs = torch.cat([latents, step.expand_as(latents[:, :1])], dim=1)
+        weight = self.context.weight * self.get_buffer("before")
+        features = F.conv2d(inputs, weight, self.context.bias, padding=self.RADIUS)
+        expected, scale = self.output(F.leaky_relu(features)).chunk(2, dim=1)
+        distance, spread = latents - expected, F.softplus(scale) + 0.01
+        upper = torch.sigmoid((distance + step / 2) / spread)
+        lower = torch.sigmoid((distance - step / 2) / spread)
+        return -torch.log2((upper - lower).clamp(min=1e-6))
+
+
 class Trainer:
     """One training run: state, steps, checkpoints, export."""
 
@@ -118,16 +160,18 @@ class Trainer:
         self.decoders = [self._frozen(teacher_decoder)]
         self.teacher_encoder = self._frozen(teacher_encoder)
         self.encoders: list[nn.Module] = []
+        whole = isinstance(model, Autoencoder)
+        self.prior: nn.Module = self._placed(Prior() if whole else nn.Identity())
         self.is_encoder = models.MODELS[config.preset].kind == "encoder"
         if self.is_encoder:
             if paths.embedded:
                 self.decoders.append(self._frozen(weights.load_path(paths.embedded)))
-            if not paths.start and isinstance(model, Encoder):
-                model.start_linear(*linear_start(self.crops, self.random))
         else:
             self.encoders = [self._frozen(weights.load_path(path)) for path in paths.encoders]
         if paths.start:
             model.load_state_dict(weights.load_path(paths.start).state_dict())
+        elif isinstance(encoder := getattr(model, "encoder", model), Encoder):
+            encoder.start_linear(*linear_start(self.crops, self.random))
         self.model = nn.ModuleDict({config.preset: self._placed(model)})
         if config.joint:
             if len(self.decoders) < 2:
@@ -135,8 +179,10 @@ class Trainer:
             self.model[DECODER] = self.decoders[1].requires_grad_(True)
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
         self.perceptual = self._frozen(LPIPS(paths.lpips))
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), config.learning_rate)
-        self.half = fast_dtype(device) != torch.float32  # decoders only: encoders stay exact
+        parameters = [*self.model.parameters(), *self.prior.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, config.learning_rate)
+        # decoders only, as encoders stay exact; and the autoencoder's is too small to gain by it
+        self.half = fast_dtype(device) != torch.float32 and not whole
         self.step = 0
 
     def _frozen(self, module: nn.Module) -> nn.Module:
@@ -171,19 +217,24 @@ class Trainer:
                     some = config.batch // 2
                     image = torch.cat([image, image[:some]])
                     latents = torch.cat([latents, target[:some]])
+        elif isinstance(model := self.model[config.preset], Autoencoder):
+            latents, decoder = model.encoder(image), model.decoder
         else:
             pick = int(self.random.integers(len(self.encoders) + 1))
             with torch.no_grad():
                 latents = self.encoders[pick - 1](image) if pick else target
             decoder = self.model[config.preset]
-        width = config.largest_step * self.random.random((len(latents), 1, 1, 1), np.float32)
-        noise = self.random.random(latents.shape, np.float32) - 0.5
-        noisy = latents + torch.from_numpy(noise * width).to(self.device)
+        drawn = config.largest_step * self.random.random((len(latents), 1, 1, 1), np.float32)
+        width = torch.from_numpy(drawn).to(self.device)
+        noise = torch.from_numpy(self.random.random(latents.shape, np.float32) - 0.5)
+        noisy = latents + noise.to(self.device) * width
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             decoded = decoder(noisy).float()
         terms["mse"] = config.mse * F.mse_loss(decoded, image)
         terms["lpips"] = config.lpips * self.perceptual(decoded, image).mean()
+        if isinstance(self.prior, Prior):  # as fine steps are for pictures that may cost more
+            terms["rate"] = config.rate * (width**2 * self.prior(noisy, width)).mean()
         return terms
 
     def train_step(self) -> dict[str, float]:
@@ -211,6 +262,7 @@ class Trainer:
             "config": asdict(self.config),
             "step": self.step,
             "model": self.model.state_dict(),
+            "prior": self.prior.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": json.dumps(self.random.bit_generator.state),
@@ -230,6 +282,7 @@ class Trainer:
             )
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
+        self.prior.load_state_dict(state["prior"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.random.bit_generator.state = json.loads(state["random"])
@@ -245,17 +298,19 @@ class Trainer:
 
         An encoder is measured through the teacher's decoder, the embedded decoder on latents of the
         encoder it is trained with, else the last of its encoders, else the teacher, rounded to
-        TEST_STEP.
+        TEST_STEP; an autoencoder on its own latents, rounded so, too.
         """
         if not self.paths.test:
             return {}
-        trained = self.averaged
+        trained: dict[str, Any] = self.averaged
         encode = (self.encoders or [self.teacher_encoder])[-1]
         decode, step = self.decoders[0], 0.0
         if self.is_encoder:
             encode = trained[self.config.preset]
         if name == DECODER:
             decode, step = trained[name], TEST_STEP
+        elif isinstance(model := trained[name], Autoencoder):
+            encode, decode, step = model.encoder, model.decoder, TEST_STEP
 
         def reconstruct(image: Tensor) -> Tensor:
             latents = encode(image.to(self.device))

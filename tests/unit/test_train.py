@@ -15,7 +15,16 @@ from dynenc.data import Crops, build_cache, iter_images
 from dynenc.entropy import EntropyModel
 from dynenc.errors import ImageError, UsageError, WeightsError
 from dynenc.lpips import LPIPS
-from dynenc.train import PRESETS, TrainConfig, TrainPaths, configure, train, train_with_progress
+from dynenc.train import (
+    PRESETS,
+    Prior,
+    TrainConfig,
+    TrainPaths,
+    configure,
+    train,
+    train_with_progress,
+)
+from dynenc.weights import load_path
 
 CPU = torch.device("cpu")
 
@@ -70,7 +79,7 @@ def nothing(_step, _terms):
     pass
 
 
-@pytest.mark.parametrize("preset", ["nano", "light"])
+@pytest.mark.parametrize("preset", ["nano", "light", "autoencoder"])
 def test_resuming_gives_the_same_weights(folder, tmp_path, preset):
     config = replace(PRESETS[preset], **SMALL)
     straight = paths(folder, tmp_path / "straight")
@@ -97,6 +106,37 @@ def test_another_configuration_does_not_take_the_checkpoint(folder, tmp_path):
     train(config, where, CPU, nothing)
     with pytest.raises(Exception, match="other settings"):
         train(replace(config, seed=1), where, CPU, nothing)
+
+
+def test_the_autoencoder_learns_whole_and_pays_for_its_bits(folder, tmp_path):
+    where = paths(folder, tmp_path, test=folder / "pictures")
+    config = replace(PRESETS["autoencoder"], **SMALL | {"distill_steps": 0})
+    seen = []
+    figures = train(config, where, CPU, lambda _, terms: seen.append(terms))
+    assert all(terms.keys() == {"mse", "lpips", "rate"} for terms in seen)
+    assert all(terms["rate"] > 0 for terms in seen)
+    assert figures["pictures"] == 4
+    network = load_path(where.export)
+    image = torch.rand(1, 3, 32, 40) * 2 - 1
+    with torch.inference_mode():
+        assert network(image).shape == image.shape
+        assert torch.equal(network(image), network.decoder(network.encoder(image)))
+    assert 2 * sum(p.numel() for p in network.parameters()) < 1_000_000
+
+
+def test_bits_of_the_prior_are_those_of_its_distribution():
+    """Over all symbols the probabilities sum to 1; a position never sees itself or what follows."""
+    torch.manual_seed(0)
+    prior = Prior()
+    latents, step = torch.randn(1, 4, 6, 6), torch.full((1, 1, 1, 1), 0.5)
+    symbols = torch.arange(-400, 401).view(-1, 1, 1, 1) * step
+    many = latents.repeat(len(symbols), 1, 1, 1)
+    many[:, :, 3:4, 3:4] = symbols
+    with torch.no_grad():
+        bits = prior(many, step.expand(len(symbols), 1, 1, 1))
+    assert torch.allclose((2 ** -bits[:, :, 3, 3]).sum(0), torch.ones(4), atol=2e-3)
+    assert torch.equal(bits[0, :, :3], bits[-1, :, :3])
+    assert torch.equal(bits[0, :, 3, :3], bits[-1, :, 3, :3])
 
 
 def test_embedded_decoder_learns_from_teacher_and_encoders(folder, tmp_path):
