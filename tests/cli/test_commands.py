@@ -287,7 +287,7 @@ def test_version():
     assert run("--version").stdout.splitlines() == [
         f"dynenc {__version__}",
         "format   reads 1, writes 1",
-        "encoder  nano 1, light 2, base 3, imported 4",
+        "encoder  nano 1, light 2, base 3, imported 4, autoencoder 5",
         "coder    context 1",
     ]
 
