@@ -103,7 +103,8 @@ def test_decoders_of_numbers_without_a_shape_are_refused(tmp_path, names):
 def test_no_module_unpickles_anything_but_tensors():
     sources = {p.name: p.read_text("utf-8") for p in models.folder().parent.glob("dynenc/*.py")}
     for name, text in sources.items():
-        assert "import pickle" not in text or name == "ray_engine.py"  # between its own processes
+        # between its own processes; and a reader for which only tensors and stand-ins exist
+        assert "import pickle" not in text or name in ("ray_engine.py", "published.py")
         calls = re.findall(r"(?<!safetensors\.)torch\.load\(.*", text)
         assert all(call.endswith("weights_only=True)") for call in calls)
         assert not calls or name in ("train.py", "interchange.py")
