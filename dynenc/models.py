@@ -43,7 +43,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "a3caa36fb25abe4be0c326c4a5bd6d038a092b36f85f80290ab257c5a1d02a1a",
+            "7658f99f7574db1370cad9a122afcb54126d9befb8ffa044d11bc06745d75b44",
             {"hidden": 1, "width": 72, "blocks": 3},
         ),
         Model(
@@ -51,7 +51,7 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "b8ec8d4d17723e11805a5179c0f10b4d9038c7f50f29c9b3d26884a8e65efe67",
+            "2363d920934b1c0a2c29f4ab62d1383ec8397d43bc68b09a42ba0bf89956c415",
             {"hidden": 1, "width": 160, "blocks": 5},
         ),
         Model(
@@ -71,7 +71,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "40420c35e4e976215b4eb16db8198579fd5b962348729cbfe6105ba6bce30ddb",
+            "c9d8e5edb5efd1426664c712fc73b280b89a45c35f7ab1f86c6ac92eb68906b8",
             {"widths": (128, 64, 32), "blocks": (6, 3, 2)},
         ),
         Model(

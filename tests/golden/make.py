@@ -95,11 +95,11 @@ def cases() -> dict[str, Case]:
             f"crop of the photograph, {width}x{height}, `light`, quality 50",
             lambda w=width, h=height: encoded(crop(w, h), "light", 50),
         )
-    photo = "the photograph whole, 451x300"
-    found["v1_light_photo"] = (
-        f"{photo}, `light`, quality 50",
-        lambda: encoded(Image.open(PHOTO), "light", 50),
-    )
+    for encoder in ("light", "nano", "base"):
+        found[f"v1_{encoder}_photo"] = (
+            f"the photograph whole, 451x300, `{encoder}`, quality 50",
+            lambda e=encoder: encoded(Image.open(PHOTO), e, 50),
+        )
     found["v1_light_noise"] = (
         "noise, 40x40, `light`, quality 100",
         lambda: encoded(noise(40, 40), "light", 100),
