@@ -43,7 +43,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "7658f99f7574db1370cad9a122afcb54126d9befb8ffa044d11bc06745d75b44",
+            "1a699f77c69d9b9efcb3db715eafbb0dc41b427fbbecc71374f76db336af19ba",
             {"hidden": 1, "width": 72, "blocks": 3},
         ),
         Model(
@@ -51,7 +51,7 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "2363d920934b1c0a2c29f4ab62d1383ec8397d43bc68b09a42ba0bf89956c415",
+            "85b340ec0b63191349406a1c82fb238083dd681099195d11c18e268a52de5d69",
             {"hidden": 1, "width": 160, "blocks": 5},
         ),
         Model(
@@ -71,7 +71,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "c9d8e5edb5efd1426664c712fc73b280b89a45c35f7ab1f86c6ac92eb68906b8",
+            "b3a8f6737109f85ca103a2598bef55fc48c7481dab7190d5856515f7e2379949",
             {"widths": (128, 64, 32), "blocks": (6, 3, 2)},
         ),
         Model(
