@@ -103,7 +103,8 @@ def metadata() -> Callable[[bytes], None]:
 def weights() -> Callable[[bytes], None]:
     """A target, as above; half of the inputs choose names and shapes for a valid file."""
     with atheris.instrument_imports(include=["dynenc"]):
-        import diffusers.models.autoencoders  # noqa: F401  # takes seconds, which are no input's
+        import diffusers.loaders.single_file_utils  # takes seconds, which are no
+        import diffusers.models.autoencoders  # noqa: F401  # input's
         import numpy as np
         from safetensors.numpy import save
 
