@@ -103,8 +103,9 @@ def metadata() -> Callable[[bytes], None]:
 def weights() -> Callable[[bytes], None]:
     """A target, as above; half of the inputs choose names and shapes for a valid file."""
     with atheris.instrument_imports(include=["dynenc"]):
-        import diffusers.loaders.single_file_utils  # takes seconds, which are no
-        import diffusers.models.autoencoders  # noqa: F401  # input's
+        # these two take seconds, which are no input's
+        import diffusers.loaders.single_file_utils
+        import diffusers.models.autoencoders  # noqa: F401
         import numpy as np
         from safetensors.numpy import save
 
