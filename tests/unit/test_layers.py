@@ -30,7 +30,8 @@ def layers(draw):
     }
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+# a feature that is zero but for rounding leaps by 2e-8 with its sign, in any dtype
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-6)])
 @settings(deadline=None, max_examples=30)
 @given(
     layer=layers(),
