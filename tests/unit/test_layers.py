@@ -30,8 +30,8 @@ def layers(draw):
     }
 
 
-# a feature that is zero but for rounding leaps by 2e-8 with its sign, in any dtype
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # of even kernels, once a process
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @settings(deadline=None, max_examples=30)
 @given(
     layer=layers(),
