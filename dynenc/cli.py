@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -227,8 +226,6 @@ def main(
     ] = False,
 ) -> None:
     """Compress pictures to Stable Diffusion latents with a tiny encoder, and rebuild them."""
-    # of numpy, for products too small to share: a second pool of threads would slow torch's down
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def run(
@@ -769,7 +766,8 @@ def train(
         Path | None, typer.Option(help="Embedded decoder to train an encoder through, too.")
     ] = None,
     encoder: Annotated[
-        list[Path] | None, typer.Option(help="Encoder to train the decoder on; may be repeated.")
+        list[Path] | None,
+        typer.Option(help="Encoder whose latents the decoder learns, too; may be repeated."),
     ] = None,
     test: Annotated[
         Path | None, typer.Option(help="Folder of pictures to measure on at the end.")

@@ -8,6 +8,7 @@ exact: all machines and thread counts agree.
 """
 
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import constriction  # type: ignore[import-untyped]  # it ships no stubs
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # as above
 
 from dynenc.errors import Corrupt, WeightsError
 
@@ -52,6 +54,32 @@ VARIANTS = FRACTIONS // 2 + 1  # ... and tables for them, as signs are folded
 PRECISION = 24  # bits of constriction's fixed-point probabilities
 WORD = np.dtype("<u4")
 ESCAPE = constriction.stream.model.Uniform(2 * LIMIT + 2)  # 256 / 2**24 each, exactly
+
+
+class OneThread:
+    """While anybody is within, numpy's products take one thread, in all of the process.
+
+    They are too small to share, and a pool of threads beside torch's makes both wait.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.n_within = Lock(), 0
+        self.pools = ThreadpoolController().select(user_api="blas")
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.n_within:
+                self.limited = self.pools.limit(limits=1)
+            self.n_within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.n_within -= 1
+            if not self.n_within:
+                self.limited.restore_original_limits()
+
+
+one_thread = OneThread()
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +258,9 @@ class EntropyModel:
             channels = [c for c in range(CHANNELS) if number + c in passes]
             if channels:
                 some = slice(channels[0], channels[-1] + 1)
-                for channel, output in zip(channels, stage(planes, some, known), strict=True):
+                with one_thread:
+                    outputs = stage(planes, some, known)
+                for channel, output in zip(channels, outputs, strict=True):
                     key = number + channel, channel  # in the order of the format
                     by_network[key] = output
                     origins[key] = planes.starts(*stage.places[:, channel, -1])

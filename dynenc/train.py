@@ -163,10 +163,9 @@ class Trainer:
         whole = isinstance(model, Autoencoder)
         self.prior: nn.Module = self._placed(Prior() if whole else nn.Identity())
         self.is_encoder = models.MODELS[config.preset].kind == "encoder"
-        if self.is_encoder:
-            if paths.embedded:
-                self.decoders.append(self._frozen(weights.load_path(paths.embedded)))
-        else:
+        if self.is_encoder and paths.embedded:
+            self.decoders.append(self._frozen(weights.load_path(paths.embedded)))
+        if not self.is_encoder or config.joint:
             self.encoders = [self._frozen(weights.load_path(path)) for path in paths.encoders]
         if paths.start:
             model.load_state_dict(weights.load_path(paths.start).state_dict())
@@ -214,15 +213,13 @@ class Trainer:
             if len(self.decoders) > 1 and self.random.random() < config.embedded_share:
                 decoder = self.decoders[1]
                 if config.joint:  # it must not forget latents of others
-                    some = config.batch // 2
-                    image = torch.cat([image, image[:some]])
-                    latents = torch.cat([latents, target[:some]])
+                    some = slice(config.batch // 2)
+                    latents = torch.cat([latents, self._others(image[some], target[some])])
+                    image = torch.cat([image, image[some]])
         elif isinstance(model := self.model[config.preset], Autoencoder):
             latents, decoder = model.encoder(image), model.decoder
         else:
-            pick = int(self.random.integers(len(self.encoders) + 1))
-            with torch.no_grad():
-                latents = self.encoders[pick - 1](image) if pick else target
+            latents = self._others(image, target)
             decoder = self.model[config.preset]
         drawn = config.largest_step * self.random.random((len(latents), 1, 1, 1), np.float32)
         width = torch.from_numpy(drawn).to(self.device)
@@ -236,6 +233,13 @@ class Trainer:
         if isinstance(self.prior, Prior):  # as fine steps are for pictures that may cost more
             terms["rate"] = config.rate * (width**2 * self.prior(noisy, width)).mean()
         return terms
+
+    @torch.no_grad()
+    def _others(self, image: Tensor, target: Tensor) -> Tensor:
+        """Latents of the image by one of the frozen encoders, or by the teacher: the target."""
+        pick = int(self.random.integers(len(self.encoders) + 1))
+        latents: Tensor = self.encoders[pick - 1](image) if pick else target
+        return latents
 
     def train_step(self) -> dict[str, float]:
         """Run one optimiser step, skipped if its gradient is not finite; return the loss terms."""

@@ -2,9 +2,10 @@ import numpy as np
 import oracle_entropy
 import pytest
 from safetensors.numpy import load
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from dynenc import models
-from dynenc.entropy import LIMIT, EntropyModel
+from dynenc.entropy import LIMIT, EntropyModel, one_thread
 from dynenc.errors import Corrupt, WeightsError
 
 TABLES = models.read_file(models.MODELS["context"])
@@ -79,6 +80,21 @@ def test_impossible_payloads_are_corrupt(model):
     for damaged in (payload[:-1], payload + b"\0", payload + bytes(4), payload * 2, payload * 99):
         with pytest.raises(Corrupt):
             model.decode(damaged, 8, 8, 307)
+
+
+def blas_threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_threads_of_products_are_limited_while_anybody_is_at_it(model):
+    with threadpool_limits(2, "blas"):
+        before = blas_threads()
+        with one_thread:
+            model.encode(smooth(8, 8, 307), 307)
+            with pytest.raises(Corrupt):
+                model.decode(bytes(40), 8, 8, 307)
+            assert blas_threads() == {1}
+        assert blas_threads() == before
 
 
 def test_fitting_is_repeatable_and_makes_a_working_model():

@@ -167,7 +167,15 @@ def test_encoder_and_decoder_learn_together(folder, tmp_path):
     decoder = paths(folder, tmp_path / "decoder")
     small = SMALL | {"distill_steps": 0}
     train(replace(PRESETS["embedded"], **small), decoder, CPU, nothing)
-    where = paths(folder, tmp_path / "both", embedded=decoder.export, test=folder / "pictures")
+    other = paths(folder, tmp_path / "other")
+    train(replace(PRESETS["nano"], **small, seed=1), other, CPU, nothing)
+    where = paths(
+        folder,
+        tmp_path / "both",
+        embedded=decoder.export,
+        encoders=(other.export,),
+        test=folder / "pictures",
+    )
     config = replace(PRESETS["nano"], **small, joint=1, embedded_share=1.0)
     train(config, where, CPU, nothing)
     before, after = load_file(decoder.export), load_file(tmp_path / "both" / "embedded.safetensors")
