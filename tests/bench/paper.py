@@ -2,8 +2,9 @@
 
 PICTURES is a folder (Kodak's 24 for the README), TEACHER a TAESD in diffusers form, LPIPS the
 weights that `dynenc train --lpips` takes, AUTHOR a folder of the author's checkpoints (.pt). With
---train CACHE, which `dynenc train` keeps beside its run, the ablation is trained and measured, too.
---pictures N measures the first N only, --part names one of the tables. Prints Markdown.
+--train CACHE, which `dynenc train` keeps beside its run, the ablation is trained and measured, too;
+with --montage FILE the pictures are shown side by side in it. --count N takes the first N of them
+only, --part names one of the tables. Prints Markdown.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,6 +40,7 @@ from dynenc.train import linear_start
 SIDE = 512  # px, of the picture that is timed
 STEPS, BATCH, CROP, RATE = 600, 8, 128, 2e-3  # of the ablation
 SEEDS = (0, 1, 2)
+COLUMNS, VIEW, LABEL = 4, 208, 16  # px, of the montage
 
 
 class Row(NamedTuple):
@@ -275,8 +278,12 @@ def ablation(arguments: argparse.Namespace) -> None:
     """The dynamic part off and on: same size, same training, several seeds."""
     if not arguments.train:
         return
-    _, decode = load_teacher(arguments.teacher)
+    teacher, decode = load_teacher(arguments.teacher)
     crops = Crops(arguments.train, CROP)
+    pictures = [p for _, p in iter_images(arguments.pictures)][: arguments.count]
+    padded = [image.pad(image.to_tensor(picture)) for picture in pictures]
+    with torch.inference_mode():
+        targets = [teacher(one) for one in padded]
     print("| encoder | parameters | L1 to the teacher's latents | PSNR, mean of seeds | spread |")
     print("|---|---|---|---|---|")
     for variant in ("plain convolution", "plain, as many parameters", "dynamic"):
@@ -284,8 +291,8 @@ def ablation(arguments: argparse.Namespace) -> None:
         for seed in SEEDS:
             model = fitted(variant, seed, crops)
             with torch.inference_mode():
-                samples = [crops.sample(16, np.random.default_rng(99 + i)) for i in range(8)]
-                distances += [F.l1_loss(model(one), two).item() for one, two in samples]
+                pairs = zip(padded, targets, strict=True)
+                distances += [F.l1_loss(model(one), target).item() for one, target in pairs]
                 figures.append(fidelity(model, decode, arguments, unit=False)[0])
         count = sum(p.numel() for p in model.parameters())
         print(
@@ -295,7 +302,50 @@ def ablation(arguments: argparse.Namespace) -> None:
         )
 
 
-PARTS = {"encoders": encoders, "autoencoders": autoencoders, "ablation": ablation}
+@torch.inference_mode()
+def montage(arguments: argparse.Namespace) -> None:
+    """The middle of the same photographs through each system, in one picture with labels."""
+    if not arguments.montage:
+        return
+    teacher, decode = load_teacher(arguments.teacher)
+    ours = Codec("autoencoder", device="cpu")
+    found = {path: network for path, (_, network) in author(arguments.author).items()}
+    encoders = {
+        "author's 86 KB": found["lightencoder-86k"],
+        **{name: load_encoder(name) for name in models.sd_encoders()},
+        "TAESD's encoder": teacher,
+    }
+
+    def whole_file(picture: Tensor) -> Tensor:
+        return ours.decode_tensor(ours.encode(image.to_picture(picture)))
+
+    systems: dict[str, Callable[[Tensor], Tensor]] = {
+        "original": nn.Identity(),
+        **{name: nn.Sequential(network, decode) for name, network in encoders.items()},
+        "author's autoencoder": found["autoencoder-1.8m"],
+        "autoencoder, quality 50": whole_file,
+    }
+    cell, rows = (VIEW, VIEW + LABEL), len(systems) // COLUMNS
+    pictures = [p for _, p in iter_images(arguments.pictures)][: arguments.count]
+    sheet = Image.new("RGB", (COLUMNS * cell[0], len(pictures) * rows * cell[1]), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, picture in enumerate(pictures):
+        whole = image.pad(image.to_tensor(picture))
+        top, left = ((side - VIEW) // 2 for side in whole.shape[-2:])
+        for place, (name, system) in enumerate(systems.items()):
+            x, y = place % COLUMNS * cell[0], (number * rows + place // COLUMNS) * cell[1]
+            view = system(whole)[..., top : top + VIEW, left : left + VIEW]
+            sheet.paste(image.to_picture(view), (x, y + LABEL))
+            pen.text((x + 4, y + 2), name, "black")
+    sheet.save(arguments.montage, quality=92)
+
+
+PARTS = {
+    "encoders": encoders,
+    "autoencoders": autoencoders,
+    "ablation": ablation,
+    "montage": montage,
+}
 
 
 def main() -> None:
@@ -303,6 +353,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("pictures", "teacher", "lpips", "author"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--montage", type=Path, help="picture to write")
     parser.add_argument("--train", type=Path, action="append", default=[])
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--count", type=int, help="of pictures")

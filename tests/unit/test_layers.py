@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -145,6 +146,19 @@ def test_compile_sees_one_graph():
     with torch.no_grad():
         whole = torch.compile(conv, fullgraph=True, backend="aot_eager")
         assert torch.allclose(whole(image), conv(image), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (8, 8)])
+def test_onnx_gives_the_same(tmp_path, kernel_size, stride):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    conv = DynamicConv(3, 4, kernel_size, stride, hidden=4).eval()
+    image, path = torch.rand(1, 3, 16, 24), tmp_path / "conv.onnx"
+    torch.onnx.export(conv, (image,), path, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    [found] = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    assert np.abs(found - conv(image).detach().numpy()).max() < 1e-5
 
 
 def test_hybrid_dense_is_the_papers_formula():
