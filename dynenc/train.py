@@ -3,7 +3,8 @@
 An encoder is first fitted to the teacher's latents (closed-form linear start, then regression), and
 then trained end to end: its latents, with the noise of a random quantiser step, go through frozen
 decoders of SD latents, and the picture that comes out is compared with the picture that went in.
-The autoencoder is trained whole, in the same way, with the bits of its latents in the loss.
+With `rate`, the bits of its latents are in the loss. The autoencoder is trained whole, in the same
+way; so are, if `joint`, an encoder and the embedded decoder.
 The embedded decoder is trained on latents of the teacher and of the encoders, with the same noise;
 the entropy coder's tables are fitted to them.
 """
@@ -57,7 +58,7 @@ class TrainConfig:
     mse: float = 1.0  # weight of the squared error of pixels in [-1, 1]
     lpips: float = 0.06  # weight of LPIPS
     tie: float = 0.03  # weight of the absolute distance to the teacher's latents
-    rate: float = 0.0  # weight of an autoencoder's bits for a latent, times the step squared
+    rate: float = 0.0  # weight of the bits for a latent, times the step squared
     embedded_share: float = 0.5  # of the end-to-end steps that decode with the embedded decoder
     joint: int = 0  # 1: the embedded decoder learns with the encoder, and is exported beside it
     largest_step: float = 0.4  # quantiser step whose noise is added, drawn from 0 to this
@@ -161,7 +162,7 @@ class Trainer:
         self.teacher_encoder = self._frozen(teacher_encoder)
         self.encoders: list[nn.Module] = []
         whole = isinstance(model, Autoencoder)
-        self.prior: nn.Module = self._placed(Prior() if whole else nn.Identity())
+        self.prior: nn.Module = self._placed(Prior() if config.rate else nn.Identity())
         self.is_encoder = models.MODELS[config.preset].kind == "encoder"
         if self.is_encoder and paths.embedded:
             self.decoders.append(self._frozen(weights.load_path(paths.embedded)))
@@ -231,7 +232,8 @@ class Trainer:
         terms["mse"] = config.mse * F.mse_loss(decoded, image)
         terms["lpips"] = config.lpips * self.perceptual(decoded, image).mean()
         if isinstance(self.prior, Prior):  # as fine steps are for pictures that may cost more
-            terms["rate"] = config.rate * (width**2 * self.prior(noisy, width)).mean()
+            own, step = noisy[: config.batch], width[: config.batch]
+            terms["rate"] = config.rate * (step**2 * self.prior(own, step)).mean()
         return terms
 
     @torch.no_grad()

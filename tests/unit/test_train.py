@@ -176,8 +176,10 @@ def test_encoder_and_decoder_learn_together(folder, tmp_path):
         encoders=(other.export,),
         test=folder / "pictures",
     )
-    config = replace(PRESETS["nano"], **small, joint=1, embedded_share=1.0)
-    train(config, where, CPU, nothing)
+    config = replace(PRESETS["nano"], **small, joint=1, embedded_share=1.0, rate=0.02)
+    seen = []
+    train(config, where, CPU, lambda _, terms: seen.append(terms))
+    assert all(terms["rate"] > 0 for terms in seen)
     before, after = load_file(decoder.export), load_file(tmp_path / "both" / "embedded.safetensors")
     assert before.keys() == after.keys()
     assert not torch.equal(before["layers.0.weight"], after["layers.0.weight"])
