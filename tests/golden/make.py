@@ -100,6 +100,15 @@ def cases() -> dict[str, Case]:
             f"the photograph whole, 451x300, `{encoder}`, quality 50",
             lambda e=encoder: encoded(Image.open(PHOTO), e, 50),
         )
+    for quality in (0, 50, 100):
+        found[f"v1_autoencoder_q{quality}"] = (
+            f"crop of the photograph, 64x48, `autoencoder`, quality {quality}",
+            lambda q=quality: encoded(crop(64, 48), "autoencoder", q),
+        )
+    found["v1_autoencoder_photo"] = (
+        "the photograph whole, 451x300, `autoencoder`, quality 50",
+        lambda: encoded(Image.open(PHOTO), "autoencoder", 50),
+    )
     found["v1_light_noise"] = (
         "noise, 40x40, `light`, quality 100",
         lambda: encoded(noise(40, 40), "light", 100),
@@ -129,6 +138,12 @@ def cases() -> dict[str, Case]:
     return found
 
 
+def decoder_of(header: Header) -> models.Model:
+    """What paints the pixels that are stored."""
+    model = codec.maker(header)
+    return model if model.kind == "autoencoder" else models.MODELS["embedded"]
+
+
 def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
     """Make the cases that the folder does not hold yet; return their names."""
     decoder = Codec(decoder="embedded", device="cpu")
@@ -146,7 +161,7 @@ def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
             np.save(file, symbols, allow_pickle=False)
         with lat.with_suffix(".png").open("xb") as file:
             info = PngInfo()
-            info.add_text("decoder", models.MODELS["embedded"].sha256)
+            info.add_text("decoder", decoder_of(header).sha256)
             picture = decoder.decode(blob)
             if "xmp" in picture.info:
                 info.add_itxt("XML:com.adobe.xmp", picture.info["xmp"].decode())

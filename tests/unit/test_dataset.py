@@ -38,7 +38,10 @@ def expected(key):
     return codec.read_latents((GOLDEN / f"{NAMES[key]}.lat").read_bytes())[1][0]
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # Python 3.12
+    pytest.mark.filterwarnings("ignore:.*worker processes in total"),  # where there is one core
+]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -42,6 +42,7 @@ def test_header_of_the_readme_is_that_of_the_code():
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12, in a DataLoader
+@pytest.mark.filterwarnings("ignore:.*worker processes in total")  # the same, with one core
 def test_python_of_the_readme_runs(block, tmp_path, monkeypatch, photo_path):
     (tmp_path / "photo.png").write_bytes(photo_path.read_bytes())
     monkeypatch.chdir(tmp_path)
