@@ -9,7 +9,7 @@ import pytest
 from golden import make
 from PIL import Image
 
-from dynenc import bitstream, codec, metrics, models, quantize
+from dynenc import bitstream, codec, metrics, quantize
 from dynenc.codec import Codec
 from dynenc.errors import BitstreamError
 from dynenc.image import to_tensor
