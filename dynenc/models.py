@@ -59,7 +59,7 @@ MODELS = {
             5,
             "autoencoder",
             "autoencoder.safetensors",
-            "f481c62b4949d18c9e1cfe56d2c1fff0180de018200dec979cc561e5d2b9e1e9",
+            "522d24487412aeaa9f12bfe6d094dbe95572ab27ccb52244a1f564885a883da3",
             {
                 "encoder": {"hidden": 1, "width": 64, "blocks": 2},
                 "widths": (88, 44, 24),
