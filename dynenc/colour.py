@@ -1,6 +1,7 @@
 """Colour management: pixels in the space of an ICC profile <-> sRGB, by LittleCMS."""
 
 import io
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -16,19 +17,25 @@ def to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
     Grey pixels may have a profile for colours. Pixels of a profile that says sRGB in other words
     stay as they are. Raises: ValueError if the profile is damaged or not one for these pixels.
     """
-    opened, mode = _open(profile)
+    mode, transform = _way_to_srgb(profile)
     if picture.mode == "L" and mode == "RGB":
         picture = picture.convert("RGB")
     if picture.mode != mode:
         raise ValueError(f"it is for {mode} pixels and these are {picture.mode}")
+    return _apply(picture, transform) if transform else picture.convert("RGB")
+
+
+@lru_cache(maxsize=8)  # pictures of one camera share theirs
+def _way_to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """The mode of a profile's pixels and their conversion, None if they are in sRGB already."""
+    opened, mode = _open(profile)
     transform = _transform(opened, SRGB, mode, "RGB")
     probe = _probe(mode)
     probed = np.asarray(_apply(probe, transform), np.int16)
     if probed[0, -1].mean() - probed[0, 0].mean() < LEAST_CONTRAST:
         raise ValueError("its white is not lighter than its black")
-    if mode != "CMYK" and abs(probed - np.asarray(probe.convert("RGB"), np.int16)).max() <= 1:
-        return picture.convert("RGB")
-    return _apply(picture, transform)
+    same = mode != "CMYK" and abs(probed - np.asarray(probe.convert("RGB"), np.int16)).max() <= 1
+    return mode, None if same else transform
 
 
 def from_srgb(picture: Image.Image, profile: bytes) -> Image.Image:

@@ -346,12 +346,12 @@ class EntropyModel:
             bounds = [0, *np.cumsum(counts).tolist()]
             coded = coded[order]
             for first in range(0, len(counts), n_tables):
-                for table, model in enumerate(self.models, first):
-                    group = slice(bounds[table], bounds[table + 1])
-                    if group.start < group.stop:
-                        if reader is not None:
-                            coded[group] = reader.decode(model, group.stop - group.start)
-                        writer.encode(coded[group], model)
+                for table in np.flatnonzero(counts[first : first + n_tables]).tolist():
+                    group = slice(bounds[first + table], bounds[first + table + 1])
+                    model = self.models[table]
+                    if reader is not None:
+                        coded[group] = reader.decode(model, group.stop - group.start)
+                    writer.encode(coded[group], model)
                 group = slice(bounds[first], bounds[first + n_tables])
                 escaped = np.sort(order[group][coded[group] > 2 * self.radius])
                 if reader is not None:
