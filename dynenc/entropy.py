@@ -358,6 +358,8 @@ class EntropyModel:
                     symbols[order] = (coded - self.radius) * sign[order] + centre[order]
                     if len(escaped):
                         symbols[escaped] = reader.decode(ESCAPE, len(escaped)) - LIMIT
+                        if (np.abs(symbols[escaped] - centre[escaped]) <= self.radius).any():
+                            raise Corrupt("the payload is damaged: it escapes what has a place")
                 if len(escaped):
                     writer.encode(symbols[escaped] + LIMIT, ESCAPE)
             if reader is not None:

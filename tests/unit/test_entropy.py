@@ -82,6 +82,16 @@ def test_impossible_payloads_are_corrupt(model):
             model.decode(damaged, 8, 8, 307)
 
 
+def test_an_escape_for_what_has_a_place_in_the_table_is_corrupt(model):
+    payload = bytes.fromhex(  # found by fuzzing; no encoder writes it
+        "ffffffffff0000fec67f007f603b1c80ff1e7f64000050ff8a81e2ae7d5b7151ff1a461464fbffff"
+        "ffffff13990ec5ff31e78605cdc12f1e8d1dd9bc5e78df6a637db9f9ff2d65347214cf2929010020"
+        "31019601000201000f4946a5"
+    )
+    with pytest.raises(Corrupt, match="escapes"):
+        model.decode(payload, 5, 6, 307)
+
+
 def blas_threads():
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
