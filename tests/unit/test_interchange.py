@@ -123,7 +123,10 @@ def test_what_is_written_is_read_again(read, suffix):
     assert found.step_q == (header.step_q if knows_more else None)
 
 
-@pytest.mark.parametrize("name", [path.stem for path in GOLDEN.parent.glob("v1_*.lat")])
+@pytest.mark.parametrize(
+    "name",  # of files of SD latents
+    [p.stem for p in sorted(GOLDEN.parent.glob("v1_*.lat")) if "autoencoder" not in p.stem],
+)
 @pytest.mark.parametrize("suffix", [".safetensors", ".latent", ".pt"])
 def test_export_and_import_give_the_same_file(name, suffix):
     blob = (GOLDEN.parent / f"{name}.lat").read_bytes()
