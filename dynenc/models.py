@@ -43,7 +43,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "1a699f77c69d9b9efcb3db715eafbb0dc41b427fbbecc71374f76db336af19ba",
+            "e5cd931b713e34d4700142db0dbbc5ad1de3524c970a90561ba6841bc3f1b62c",
             {"hidden": 1, "width": 72, "blocks": 3},
         ),
         Model(
@@ -51,7 +51,7 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "85b340ec0b63191349406a1c82fb238083dd681099195d11c18e268a52de5d69",
+            "b113332afd2324a71975cc80e2c72f01a90b1d49d695750a63487e90ccef6af9",
             {"hidden": 1, "width": 160, "blocks": 5},
         ),
         Model(
@@ -71,7 +71,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "b3a8f6737109f85ca103a2598bef55fc48c7481dab7190d5856515f7e2379949",
+            "08daefec00711e02b7e706c1909e48d07ea794b9f614de67def0a7baed7c246d",
             {"widths": (128, 64, 32), "blocks": (6, 3, 2)},
         ),
         Model(

@@ -100,6 +100,11 @@ def cases() -> dict[str, Case]:
             f"the photograph whole, 451x300, `{encoder}`, quality 50",
             lambda e=encoder: encoded(Image.open(PHOTO), e, 50),
         )
+    for encoder, quality in (("base", 20), ("light", 80)):
+        found[f"v1_{encoder}_photo_q{quality}"] = (
+            f"the photograph whole, 451x300, `{encoder}`, quality {quality}",
+            lambda e=encoder, q=quality: encoded(Image.open(PHOTO), e, q),
+        )
     for quality in (0, 50, 100):
         found[f"v1_autoencoder_q{quality}"] = (
             f"crop of the photograph, 64x48, `autoencoder`, quality {quality}",
