@@ -35,11 +35,14 @@ from dynenc import (
 from dynenc.bitstream import Header
 from dynenc.data import iter_images
 from dynenc.decoder import load_teacher
+from dynenc.refine import refine
 
 EVERY = 10  # pictures of which one is decoded
 
 
-def write_caches(folder: Path, arguments: argparse.Namespace, encode: Callable) -> list[Tensor]:
+def write_caches(
+    folder: Path, arguments: argparse.Namespace, encode: Callable, decode: Callable
+) -> list[Tensor]:
     """Write all caches below a folder; return every tenth picture."""
     kept = []
     names = [f"lat {quality:g}" for quality in arguments.qualities]
@@ -60,7 +63,12 @@ def write_caches(folder: Path, arguments: argparse.Namespace, encode: Callable) 
         save_file(half, folder / "float16" / f"{stem}.safetensors")
         for quality, name in zip(arguments.qualities, names, strict=True):
             step_q = quantize.quality_to_step(quality)
-            blob = codec.write_latents(latents, width, height, step_q, models.IMPORTED)
+            kept_latents = latents
+            if arguments.effort:
+                coder = codec.entropy_model(codec.CODER)
+                symbols = refine(latents, tensor, step_q, arguments.effort, coder, decode)
+                kept_latents = quantize.from_symbols(symbols, step_q)
+            blob = codec.write_latents(kept_latents, width, height, step_q, models.IMPORTED)
             (folder / name / f"{stem}.lat").write_bytes(blob)
     return kept
 
@@ -117,12 +125,13 @@ def psnr_of_pictures(latents: list[Tensor], pictures: list[Tensor], decode: Call
     return statistics.mean(figures)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--qualities", type=float, nargs="+", default=[50, 60, 80])
+    parser.add_argument("--effort", type=int, default=0, help="of the .lat files")
     parser.add_argument("--encoder", default="light")
     parser.add_argument("--vae", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
@@ -133,7 +142,7 @@ def main() -> None:
         encode, decode = load_teacher(arguments.vae)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        pictures = write_caches(folder, arguments, encode)
+        pictures = write_caches(folder, arguments, encode, decode)
         formats = readers(folder)
         times: dict[str, list[float]] = {name: [] for name in formats}
         content: dict[str, list[Tensor]] = {}
