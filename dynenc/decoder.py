@@ -37,10 +37,10 @@ SDXL_NAME = re.compile("sd[-_]?xl|diffusion-xl", re.IGNORECASE)
 PIXELS = 8  # side of the image that one latent stands for
 OVERLAP = 24  # latents that neighbouring tiles share
 MARGIN = 4  # of them, at each tile's edge, not used: padding spoils them
-EMBEDDED_TILES = {  # equal the whole: of its reach of 10 latents the outer 6 change no 8 bits
+EMBEDDED_TILES = {  # equal the whole: of its reach of 10 latents the outer 5 change no 8 bits
     "tile": 112,  # larger ones are slower: glibc maps tensors of over 32 MB anew every time
-    "margin": 4,
-    "overlap": 9,
+    "margin": 5,
+    "overlap": 11,
 }
 LARGE_TILE, SMALL_TILE = 256, 96  # latents, side of a tile of a small and of a big decoder
 

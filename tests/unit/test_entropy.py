@@ -2,7 +2,7 @@ import numpy as np
 import oracle_entropy
 import pytest
 from safetensors.numpy import load
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 from dynenc import models
 from dynenc.entropy import LIMIT, EntropyModel, one_thread
@@ -93,7 +93,7 @@ def test_an_escape_for_what_has_a_place_in_the_table_is_corrupt(model):
 
 
 def blas_threads():
-    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+    return {pool["num_threads"] for pool in one_thread.pools.info()}
 
 
 def test_threads_of_products_are_limited_while_anybody_is_at_it(model):
