@@ -7,6 +7,7 @@ tables of frequencies. Integers are held in float32 only where every sum stays b
 exact: all machines and thread counts agree.
 """
 
+from contextlib import ContextDecorator
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -56,7 +57,7 @@ WORD = np.dtype("<u4")
 ESCAPE = constriction.stream.model.Uniform(2 * LIMIT + 2)  # 256 / 2**24 each, exactly
 
 
-class OneThread:
+class OneThread(ContextDecorator):
     """While anybody is within, numpy's products take one thread, in all of the process.
 
     They are too small to share, and a pool of threads beside torch's makes both wait.
@@ -242,6 +243,7 @@ class EntropyModel:
         radius = counts.shape[1] // 2 - 1
         return cls(stages, levels.astype(np.int32), counts, models, bits, radius)
 
+    @one_thread
     def contexts(
         self, planes: Planes, passes: range, step_q: int
     ) -> tuple[Index, Ints, Ints, Ints]:
@@ -258,9 +260,7 @@ class EntropyModel:
             channels = [c for c in range(CHANNELS) if number + c in passes]
             if channels:
                 some = slice(channels[0], channels[-1] + 1)
-                with one_thread:
-                    outputs = stage(planes, some, known)
-                for channel, output in zip(channels, outputs, strict=True):
+                for channel, output in zip(channels, stage(planes, some, known), strict=True):
                     key = number + channel, channel  # in the order of the format
                     by_network[key] = output
                     origins[key] = planes.starts(*stage.places[:, channel, -1])

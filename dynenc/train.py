@@ -161,7 +161,6 @@ class Trainer:
         self.decoders = [self._frozen(teacher_decoder)]
         self.teacher_encoder = self._frozen(teacher_encoder)
         self.encoders: list[nn.Module] = []
-        whole = isinstance(model, Autoencoder)
         self.prior: nn.Module = self._placed(Prior() if config.rate else nn.Identity())
         self.is_encoder = models.MODELS[config.preset].kind == "encoder"
         if self.is_encoder and paths.embedded:
@@ -182,7 +181,7 @@ class Trainer:
         parameters = [*self.model.parameters(), *self.prior.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, config.learning_rate)
         # decoders only, as encoders stay exact; and the autoencoder's is too small to gain by it
-        self.half = fast_dtype(device) != torch.float32 and not whole
+        self.half = fast_dtype(device) != torch.float32 and not isinstance(model, Autoencoder)
         self.step = 0
 
     def _frozen(self, module: nn.Module) -> nn.Module:
@@ -231,7 +230,7 @@ class Trainer:
             decoded = decoder(noisy).float()
         terms["mse"] = config.mse * F.mse_loss(decoded, image)
         terms["lpips"] = config.lpips * self.perceptual(decoded, image).mean()
-        if isinstance(self.prior, Prior):  # as fine steps are for pictures that may cost more
+        if config.rate:  # as fine steps are for pictures that may cost more
             own, step = noisy[: config.batch], width[: config.batch]
             terms["rate"] = config.rate * (step**2 * self.prior(own, step)).mean()
         return terms

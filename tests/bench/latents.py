@@ -1,9 +1,10 @@
 """Caches of latents, their size, loss and reading speed: `python tests/bench/latents.py PICTURES`.
 
 PICTURES is a folder or tar of at least --count pictures. Their latents come from --encoder, or from
---vae, an SD VAE or TAESD in diffusers form, which decodes, too. PSNR of latents is that of all of
-them, their whole range as the peak; that of decoded pictures is against the originals, the mean of
-every tenth. Files are read one after another by one thread, from a warm page cache; of --rounds
+--vae, an SD VAE or TAESD in diffusers form, which decodes, too; with --effort those in the .lat
+files are refined, through the embedded decoder alone. PSNR of latents is that of all of them, their
+whole range as the peak; that of decoded pictures is against the originals, the mean of every tenth.
+Files are read one after another by one thread, from a warm page cache; of --rounds
 rounds through all formats the median counts. Prints Markdown.
 """
 
@@ -63,12 +64,12 @@ def write_caches(
         save_file(half, folder / "float16" / f"{stem}.safetensors")
         for quality, name in zip(arguments.qualities, names, strict=True):
             step_q = quantize.quality_to_step(quality)
-            kept_latents = latents
+            chosen = latents
             if arguments.effort:
                 coder = codec.entropy_model(codec.CODER)
                 symbols = refine(latents, tensor, step_q, arguments.effort, coder, decode)
-                kept_latents = quantize.from_symbols(symbols, step_q)
-            blob = codec.write_latents(kept_latents, width, height, step_q, models.IMPORTED)
+                chosen = quantize.from_symbols(symbols, step_q)
+            blob = codec.write_latents(chosen, width, height, step_q, models.IMPORTED)
             (folder / name / f"{stem}.lat").write_bytes(blob)
     return kept
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).parents[1]))
 from oracle_published import materialised
+from speed import SD_VAE
 
 from dynenc import Codec, image, load_encoder, metrics, models, published
 from dynenc.codec import read_latents
@@ -135,7 +137,7 @@ def fidelity(
 ) -> tuple[float, float]:
     """Mean PSNR in dB and LPIPS of the pictures, through an encoder and a decoder."""
     figures = []
-    for _, picture in list(iter_images(arguments.pictures))[: arguments.count]:
+    for picture in arguments.opened:
         original = image.to_tensor(picture)
         padded = image.pad(original)
         rebuilt = decode(encode((padded + 1) / 2 if unit else padded))
@@ -171,12 +173,7 @@ def encoders(arguments: argparse.Namespace) -> None:
         )
     count = sum(p.numel() for p in teacher.parameters())
     rows.append(Row("TAESD's", teacher, teacher, 4 * count))
-    full = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-        layers_per_block=2,
-    ).encoder.eval()
+    full = AutoencoderKL(**SD_VAE).encoder.eval()
     size = 4 * sum(p.numel() for p in full.parameters())
     rows.append(Row("the SD VAE's (random weights)", full, full, size, measured=False))
     times = timed(rows, arguments.rounds)
@@ -215,7 +212,7 @@ def autoencoders(arguments: argparse.Namespace) -> None:
     count = sum(p.numel() for half in (codec.encoder, codec.own_decoder) for p in half.parameters())
     for quality in (25, 50, 75):
         rows = []
-        for _, picture in list(iter_images(arguments.pictures))[: arguments.count]:
+        for picture in arguments.opened:
             blob = codec.encode(picture, quality=quality)
             rebuilt = codec.own_decoder(read_latents(blob)[1])
             figures = measured(rebuilt, image.to_tensor(picture), arguments.perceptual)
@@ -280,8 +277,7 @@ def ablation(arguments: argparse.Namespace) -> None:
         return
     teacher, decode = load_teacher(arguments.teacher)
     crops = Crops(arguments.train, CROP)
-    pictures = [p for _, p in iter_images(arguments.pictures)][: arguments.count]
-    padded = [image.pad(image.to_tensor(picture)) for picture in pictures]
+    padded = [image.pad(image.to_tensor(picture)) for picture in arguments.opened]
     with torch.inference_mode():
         targets = [teacher(one) for one in padded]
     print("| encoder | parameters | L1 to the teacher's latents | PSNR, mean of seeds | spread |")
@@ -310,7 +306,7 @@ def montage(arguments: argparse.Namespace) -> None:
     teacher, decode = load_teacher(arguments.teacher)
     ours = Codec("autoencoder", device="cpu")
     found = {path: network for path, (_, network) in author(arguments.author).items()}
-    encoders = {
+    networks = {
         "author's 86 KB": found["lightencoder-86k"],
         **{name: load_encoder(name) for name in models.sd_encoders()},
         "TAESD's encoder": teacher,
@@ -321,15 +317,14 @@ def montage(arguments: argparse.Namespace) -> None:
 
     systems: dict[str, Callable[[Tensor], Tensor]] = {
         "original": nn.Identity(),
-        **{name: nn.Sequential(network, decode) for name, network in encoders.items()},
+        **{name: nn.Sequential(network, decode) for name, network in networks.items()},
         "author's autoencoder": found["autoencoder-1.8m"],
         "autoencoder, quality 50": whole_file,
     }
     cell, rows = (VIEW, VIEW + LABEL), len(systems) // COLUMNS
-    pictures = [p for _, p in iter_images(arguments.pictures)][: arguments.count]
-    sheet = Image.new("RGB", (COLUMNS * cell[0], len(pictures) * rows * cell[1]), "white")
+    sheet = Image.new("RGB", (COLUMNS * cell[0], len(arguments.opened) * rows * cell[1]), "white")
     pen = ImageDraw.Draw(sheet)
-    for number, picture in enumerate(pictures):
+    for number, picture in enumerate(arguments.opened):
         whole = image.pad(image.to_tensor(picture))
         top, left = ((side - VIEW) // 2 for side in whole.shape[-2:])
         for place, (name, system) in enumerate(systems.items()):
@@ -360,6 +355,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="of timing")
     arguments = parser.parse_args()
     arguments.perceptual = LPIPS(arguments.lpips)
+    arguments.opened = [p for _, p in islice(iter_images(arguments.pictures), arguments.count)]
     torch.set_num_threads(1)
     for part in arguments.part or PARTS:
         PARTS[part](arguments)

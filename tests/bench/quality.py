@@ -16,8 +16,6 @@ from dynenc.decoder import load_teacher
 from dynenc.evaluate import distortion
 from dynenc.lpips import LPIPS
 
-NAMES = models.sd_encoders()
-
 
 @torch.inference_mode()
 def through_teacher(arguments: argparse.Namespace, perceptual: LPIPS) -> None:
@@ -27,7 +25,7 @@ def through_teacher(arguments: argparse.Namespace, perceptual: LPIPS) -> None:
     targets = [encode(picture) for picture in pictures]
     print("| encoder, not quantised | PSNR | LPIPS | L1 to the teacher's latents | correlation |")
     print("|---|---|---|---|---|")
-    encoders = {name: load_encoder(name) for name in NAMES}
+    encoders = {name: load_encoder(name) for name in models.sd_encoders()}
     for name, encoder in {**encoders, "the teacher's own": encode}.items():
         latents = [encoder(picture) for picture in pictures]
         figures = [

@@ -143,10 +143,10 @@ def cases() -> dict[str, Case]:
     return found
 
 
-def decoder_of(header: Header) -> models.Model:
-    """What paints the pixels that are stored."""
-    model = codec.maker(header)
-    return model if model.kind == "autoencoder" else models.MODELS["embedded"]
+def painter(decoder: Codec, blob: bytes) -> str:
+    """The sha256 of the weights that paint the pixels of a file."""
+    maker = codec.maker(bitstream.read(blob)[0])
+    return models.MODELS[decoder.decoder_of(maker).name].sha256
 
 
 def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
@@ -166,7 +166,7 @@ def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
             np.save(file, symbols, allow_pickle=False)
         with lat.with_suffix(".png").open("xb") as file:
             info = PngInfo()
-            info.add_text("decoder", decoder_of(header).sha256)
+            info.add_text("decoder", painter(decoder, blob))
             picture = decoder.decode(blob)
             if "xmp" in picture.info:
                 info.add_itxt("XML:com.adobe.xmp", picture.info["xmp"].decode())
