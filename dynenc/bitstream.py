@@ -13,7 +13,7 @@ capital. What the chunks mean: extras.py.
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from dynenc.errors import Corrupt, NotALatFile, TooLarge, UnknownModel, UnsupportedVersion
 
@@ -51,7 +51,7 @@ def write(header: Header, payload: bytes, chunks: Sequence[Chunk] = ()) -> bytes
         header = replace(header, flags=header.flags | HAS_CHUNKS)
         packed = [TAG.pack(tag.encode(), len(data)) + data for tag, data in chunks]
         payload = LENGTH.pack(len(payload)) + payload + b"".join(packed)
-    body = PREFIX.pack(MAGIC, VERSION) + HEADER.pack(*astuple(header)) + payload
+    body = PREFIX.pack(MAGIC, VERSION) + HEADER.pack(*(getattr(header, f.name) for f in fields(header))) + payload
     return body + CRC.pack(zlib.crc32(body))
 
 

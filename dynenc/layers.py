@@ -114,7 +114,7 @@ class DynamicConv(nn.Module):
         """Convolve: [B, in_channels, H, W] -> [B, out_channels, H', W']."""
         rows, bias = self.rows()
         products = self._products(rows, bias, image)
-        out: Tensor = self.gated(products.flatten(2)).unflatten(2, products.shape[2:])
+        out: Tensor = self._gated(products.flatten(2)).unflatten(2, products.shape[2:])
         return out
 
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -132,7 +132,11 @@ class DynamicConv(nn.Module):
         return next(stacked), next(stacked)
 
     def gated(self, products: Tensor) -> Tensor:
-        """What comes of the products of `rows` and patches: [B, R, N] -> [B, out_channels, N]."""
+        """What comes of the products of patches and `rows`: [B, N, R] -> [B, N, out_channels]."""
+        return self._gated(products.transpose(1, 2)).transpose(1, 2)
+
+    def _gated(self, products: Tensor) -> Tensor:
+        """As `gated`, with the features first: [B, R, N] -> [B, out_channels, N]."""
         counts = [len(self.dynamic) // self.groups] * 2 + [len(self.static) // self.groups]
         split = products.unflatten(1, (self.groups, -1)).split(counts, dim=2)
         z, values, static = (part.flatten(1, 2) for part in split)
@@ -157,6 +161,32 @@ class DynamicConv(nn.Module):
         return by_place
 
 
+class GatedConv(nn.Conv2d):
+    """The smallest dynamic convolution: h(p) is one unit with a ReLU, K(p) = V h(p).
+
+    So out = relu(U p + u) * (V p + v); its weights are those of a plain convolution, [U; V].
+    Shapes: [B, in_channels, H, W] -> [B, out_channels, H', W'], H' and W' as for `nn.Conv2d`.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Pair = 1, stride: Pair = 1
+    ) -> None:
+        super().__init__(in_channels, 2 * out_channels, kernel_size, stride)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Convolve: [B, in_channels, H, W] -> [B, out_channels, H', W']."""
+        return self.gated(super().forward(image).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """The rows [U; V] that every patch is multiplied by, and their biases: [R, size], [R]."""
+        return self.weight.flatten(1), self.get_parameter("bias")
+
+    def gated(self, products: Tensor) -> Tensor:
+        """What comes of the products of patches and `rows`: [..., R] -> [..., out_channels]."""
+        gates, values = products.chunk(2, dim=-1)
+        return F.relu(gates) * values
+
+
 def patches(image: Tensor, size: tuple[int, ...]) -> Tensor:
     """Image [B, C, H, W] -> its patches [B, N, size of one * C], in the order y, x, channel.
 
@@ -178,8 +208,7 @@ def by_position(weight: Tensor, size: tuple[int, ...]) -> Tensor:
 class DynamicBlock(nn.Module):
     """Residual block: norm, a 3x3 convolution, a dynamic 1x1 convolution with one hidden unit.
 
-    The unit's activation is a ReLU, so the dynamic part is relu(U x) * (V x). The norm is over the
-    channels of one position, so the block stays local.
+    The norm is over the channels of one position, so the block stays local.
     Shapes: [B, channels, h, w] -> the same.
     """
 
@@ -187,7 +216,7 @@ class DynamicBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
         self.spatial = nn.Conv2d(channels, channels, 3, padding=1)
-        self.gate = nn.Conv2d(channels, 2 * channels, 1)
+        self.gate = GatedConv(channels, channels)
         self.mix = nn.Conv2d(channels, channels, 1)
         nn.init.normal_(self.mix.weight, std=0.1 * channels**-0.5)
 
@@ -201,6 +230,5 @@ class DynamicBlock(nn.Module):
 
     def _mixed(self, rows: Tensor) -> Tensor:
         """The dynamic 1x1 convolution: [N, channels] -> the same."""
-        rows = F.linear(rows, self.gate.weight.flatten(1), self.gate.bias)
-        gates, values = rows.chunk(2, dim=-1)
-        return F.linear(F.relu(gates) * values, self.mix.weight.flatten(1), self.mix.bias)
+        rows = self.gate.gated(F.linear(rows, *self.gate.rows()))
+        return F.linear(rows, self.mix.weight.flatten(1), self.mix.bias)

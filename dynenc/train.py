@@ -67,19 +67,19 @@ class TrainConfig:
 
 
 PRESETS = {
-    "nano": TrainConfig("nano", learning_rate=2e-3),
-    "light": TrainConfig("light", learning_rate=2e-3),
-    "base": TrainConfig("base"),
+    "nano": TrainConfig(
+        "nano", steps=7500, distill_steps=2500, learning_rate=2e-3, lpips=0.4, rate=0.03
+    ),
+    "light": TrainConfig("light", steps=8000, learning_rate=1.6e-3, lpips=0.22, rate=0.04),
+    "base": TrainConfig("base", lpips=0.12, rate=0.05),
     "embedded": TrainConfig("embedded", distill_steps=0),
     "autoencoder": TrainConfig(
         "autoencoder",
         steps=12000,
         distill_steps=0,
-        learning_rate=2e-3,
-        lpips=0.01,
+        lpips=0.008,
         tie=0.0,
-        rate=0.017,
-        largest_step=0.6,
+        rate=0.006,
     ),
 }
 DECODER = "embedded"  # the preset that trains the embedded decoder

@@ -31,11 +31,11 @@ sys.path.append(str(Path(__file__).parents[1]))
 from oracle_published import materialised
 from speed import SD_VAE
 
-from dynenc import Codec, image, load_encoder, metrics, models, published
+from dynenc import Codec, DynamicConv, image, load_encoder, metrics, models, published
 from dynenc.codec import read_latents
 from dynenc.data import Crops, iter_images
 from dynenc.decoder import load_teacher
-from dynenc.encoder import LATENT_SCALE, Encoder
+from dynenc.encoder import LATENT_SCALE
 from dynenc.lpips import LPIPS
 from dynenc.train import linear_start
 
@@ -226,7 +226,7 @@ def autoencoders(arguments: argparse.Namespace) -> None:
 
 
 class Plain(nn.Module):
-    """What `Encoder(hidden=16)` is without its dynamic part: a convolution of the patch.
+    """What `paper_encoder` is without its dynamic part: a convolution of the patch.
 
     With `width`, a second one with a ReLU is added that gives it as many parameters.
     """
@@ -243,6 +243,16 @@ class Plain(nn.Module):
         return latents + self.rest(picture) if len(self.rest) else latents
 
 
+@torch.no_grad()
+def paper_encoder(weight: Tensor, bias: Tensor) -> DynamicConv:
+    """The paper's encoder, one dynamic convolution of 8x8 patches, that starts as a linear map."""
+    model = DynamicConv(3, 4, 8, 8, hidden=16, batch_norm=False)
+    model.static.copy_(weight.flatten(1))
+    model.get_parameter("bias").copy_(bias)
+    model.dynamic.mul_(0.1)
+    return model
+
+
 def fitted(variant: str, seed: int, crops: Crops) -> nn.Module:
     """A small encoder regressed to the teacher's latents; the same for all but the network."""
     torch.manual_seed(seed)
@@ -250,8 +260,7 @@ def fitted(variant: str, seed: int, crops: Crops) -> nn.Module:
     weight, bias = linear_start(crops, random)
     model: nn.Module
     if variant == "dynamic":
-        model = Encoder(hidden=16)
-        model.start_linear(weight, bias)
+        model = paper_encoder(weight, bias)
     else:
         model = Plain(132 if variant == "plain, as many parameters" else 0)
         model.linear.load_state_dict({"weight": weight, "bias": bias})

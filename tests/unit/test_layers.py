@@ -7,7 +7,7 @@ from oracle_layers import materialised
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynenc import DynamicConv, HybridDense
-from dynenc.layers import DynamicBlock
+from dynenc.layers import DynamicBlock, GatedConv
 
 PAIR = st.integers(1, 3) | st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -217,6 +217,24 @@ def test_gradients_are_right(arguments):
         return torch.func.functional_call(conv, state, (image,))
 
     assert torch.autograd.gradcheck(run, (image, *conv.parameters()))
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(8, 8), (3, 2), (1, 1)])
+def test_gated_convolution_equals_kernels_that_are_built(kernel_size, stride):
+    torch.manual_seed(0)
+    conv = GatedConv(3, 5, kernel_size, stride).double()
+    image = torch.rand(2, 3, 16, 24, dtype=torch.float64) * 2 - 1
+    out = conv(image).flatten(2)
+    unit, unit_bias = (part[:5] for part in conv.rows())
+    rest, rest_bias = (part[5:] for part in conv.rows())
+    patches = torch.nn.functional.unfold(image, kernel_size, stride=stride)
+    for place in range(patches.shape[2]):
+        for picture in range(2):
+            patch = patches[picture, :, place]
+            predicted = (unit @ patch + unit_bias).clamp(min=0)
+            kernels = predicted[:, None] * rest
+            expected = kernels @ patch + predicted * rest_bias
+            assert torch.allclose(out[picture, :, place], expected, atol=1e-12)
 
 
 def test_block_keeps_the_shape():
