@@ -43,7 +43,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "e000e326ab8fda08d41fbedf337f435d1b18b5367bc478c66258123ce8fabbc6",
+            "23ed0ded5e7bb9271f7dd9b6df8e4b4bd66c4c0a42c33d80fa511d751f4177b3",
             {"hidden": 0, "width": 64, "blocks": 3},
         ),
         Model(
