@@ -51,7 +51,8 @@ def write(header: Header, payload: bytes, chunks: Sequence[Chunk] = ()) -> bytes
         header = replace(header, flags=header.flags | HAS_CHUNKS)
         packed = [TAG.pack(tag.encode(), len(data)) + data for tag, data in chunks]
         payload = LENGTH.pack(len(payload)) + payload + b"".join(packed)
-    body = PREFIX.pack(MAGIC, VERSION) + HEADER.pack(*(getattr(header, f.name) for f in fields(header))) + payload
+    values = (getattr(header, f.name) for f in fields(header))
+    body = PREFIX.pack(MAGIC, VERSION) + HEADER.pack(*values) + payload
     return body + CRC.pack(zlib.crc32(body))
 
 

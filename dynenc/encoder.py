@@ -9,7 +9,7 @@ from dynenc.layers import DynamicBlock, DynamicConv, GatedConv, by_position, pat
 PATCH = 8  # px; the side of the patch that one latent position stands for
 CHANNELS = 4  # of SD 1.x latents
 LATENT_SCALE = 0.18215  # of SD 1.x latents to those of the VAE; its config says so
-CHUNK = 2048  # patches whose products stay within a processor's cache
+CHUNK = 8192  # patches of a strip of the picture; more need memory, fewer more time
 
 
 class Encoder(nn.Module):
@@ -42,8 +42,10 @@ class Encoder(nn.Module):
         if image.dtype == torch.uint8:  # pixel / 127.5 - 1, done to the weights
             weight, bias = weight / 127.5, bias - weight.sum(1)
         features, linear = [], []
-        for part in patches(image, (PATCH, PATCH)).split(CHUNK, 1):
-            products = F.linear(part.to(weight.dtype), weight, bias)
+        rows_at_once = max(1, CHUNK * PATCH // image.shape[-1])
+        for strip in image.split(rows_at_once * PATCH, 2):
+            pixels = patches(strip, (PATCH, PATCH)).to(weight.dtype)
+            products = F.linear(pixels, weight, bias)
             stem, rest = products.split([len(bias) - CHANNELS, CHANNELS], 2)
             features.append(self.stem.gated(stem))
             linear.append(rest)
