@@ -114,7 +114,8 @@ class DynamicConv(nn.Module):
         """Convolve: [B, in_channels, H, W] -> [B, out_channels, H', W']."""
         rows, bias = self.rows()
         products = self._products(rows, bias, image)
-        out: Tensor = self._gated(products.flatten(2)).unflatten(2, products.shape[2:])
+        rows_last = products.flatten(2).transpose(1, 2)
+        out: Tensor = self.gated(rows_last).transpose(1, 2).unflatten(2, products.shape[2:])
         return out
 
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -133,17 +134,13 @@ class DynamicConv(nn.Module):
 
     def gated(self, products: Tensor) -> Tensor:
         """What comes of the products of patches and `rows`: [B, N, R] -> [B, N, out_channels]."""
-        return self._gated(products.transpose(1, 2)).transpose(1, 2)
-
-    def _gated(self, products: Tensor) -> Tensor:
-        """As `gated`, with the features first: [B, R, N] -> [B, out_channels, N]."""
         counts = [len(self.dynamic) // self.groups] * 2 + [len(self.static) // self.groups]
-        split = products.unflatten(1, (self.groups, -1)).split(counts, dim=2)
+        split = products.transpose(1, 2).unflatten(1, (self.groups, -1)).split(counts, dim=2)
         z, values, static = (part.flatten(1, 2) for part in split)
         gates = self.norms[0](self.predict.activate(z))
         gates = self.norms[1](self.refine.columns(gates))
         out: Tensor = (gates * values).unflatten(1, (-1, self.hidden)).sum(2) + static
-        return out
+        return out.transpose(1, 2)
 
     def _products(self, rows: Tensor, bias: Tensor, image: Tensor) -> Tensor:
         """Rows [R, in_channels / groups * kernel area] times every patch: [B, R, H', W']."""
