@@ -1,15 +1,31 @@
 """The encoders: image -> SD latents, by dynamic convolution of every 8x8 patch."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynenc.layers import DynamicBlock, DynamicConv, GatedConv, by_position, patches
+from dynenc.layers import (
+    ByteRows,
+    DynamicBlock,
+    DynamicConv,
+    GatedConv,
+    by_position,
+    in_bytes,
+    joined,
+    patches,
+)
 
 PATCH = 8  # px; the side of the patch that one latent position stands for
 CHANNELS = 4  # of SD 1.x latents
 LATENT_SCALE = 0.18215  # of SD 1.x latents to those of the VAE; its config says so
 CHUNK = 8192  # patches of a strip of the picture; more need memory, fewer more time
+
+# once a block of this size was freed, glibc keeps what is freed for the next picture: without, the
+# system gives and takes it page by page, which takes light as long as a third of its computing
+torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 class Encoder(nn.Module):
@@ -18,7 +34,8 @@ class Encoder(nn.Module):
     The dynamic convolution gives `width` features to `blocks` residual blocks, and the latents are
     a linear map of theirs, added to a linear map of the patch, the one a closed-form fit starts
     from. `hidden` is the number of units that predict each kernel; with 0 the convolution is a
-    `GatedConv`, the cheapest.
+    `GatedConv`, the cheapest. The weights that meet pixels are rounded to 8 bits: their products
+    with pixels of 8 bits are integers, fast, and the same on every machine.
 
     Shapes: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale; H and W
     multiples of 8. It is fastest with the channels last in memory.
@@ -39,21 +56,23 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale."""
         weight, bias = self._rows()
-        if image.dtype == torch.uint8:  # pixel / 127.5 - 1, done to the weights
-            weight, bias = weight / 127.5, bias - weight.sum(1)
+        if image.dtype == torch.uint8:
+            multiply: Callable[[Tensor], Tensor] = ByteRows(weight, bias)
+        else:
+            image = image.to(weight.dtype)
+            multiply = partial(F.linear, weight=in_bytes(weight), bias=bias)
         features, linear = [], []
         rows_at_once = max(1, CHUNK * PATCH // image.shape[-1])
         for strip in image.split(rows_at_once * PATCH, 2):
-            pixels = patches(strip, (PATCH, PATCH)).to(weight.dtype)
-            products = F.linear(pixels, weight, bias)
+            products = multiply(patches(strip, (PATCH, PATCH)))
             stem, rest = products.split([len(bias) - CHANNELS, CHANNELS], 2)
             features.append(self.stem.gated(stem))
             linear.append(rest)
         size = [image.shape[-2] // PATCH, -1]
-        rows = torch.cat(features, 1).unflatten(1, size)
+        rows = joined(features, 1).unflatten(1, size)
         rows = self.context(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         rows = F.linear(rows, self.head.weight.flatten(1), self.head.bias)
-        latents: Tensor = rows + torch.cat(linear, 1).unflatten(1, size)
+        latents: Tensor = rows + joined(linear, 1).unflatten(1, size)
         return latents.permute(0, 3, 1, 2)
 
     def _rows(self) -> tuple[Tensor, Tensor]:

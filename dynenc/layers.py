@@ -13,6 +13,8 @@ small dense layer for every output channel, and a gated sum give exactly the pap
 constant part of K(p) and the paper's `similar_conv` are the same thing, the static kernel b.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -190,10 +192,71 @@ def patches(image: Tensor, size: tuple[int, ...]) -> Tensor:
     With channels last in memory a patch is a few runs of it, so this is a fast copy.
     """
     height, width = (side // part * part for side, part in zip(image.shape[-2:], size, strict=True))
-    pixels = image[..., :height, :width].permute(0, 2, 3, 1)
-    cut = pixels.unflatten(2, (-1, size[1])).unflatten(1, (-1, size[0])).transpose(2, 3)
-    rows: Tensor = cut.flatten(3).flatten(1, 2)
-    return rows
+    rows = image[..., :height, :width].permute(0, 2, 3, 1).flatten(2)
+    run = size[1] * image.shape[1]
+    in_words = rows.dtype == torch.uint8 and not any(
+        places % 8 for places in (run, rows.storage_offset(), *rows.stride()[:2])
+    )
+    if in_words:  # fewer things to copy
+        rows, run = rows.view(torch.int64), run // 8
+    cut = rows.unflatten(2, (-1, run)).unflatten(1, (-1, size[0])).transpose(2, 3)
+    flat: Tensor = cut.flatten(3).flatten(1, 2)
+    return flat.view(image.dtype) if in_words else flat
+
+
+def joined(parts: list[Tensor], dim: int) -> Tensor:
+    """Parts put together along a dimension; one alone is not copied, as `torch.cat` would."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+class ByteRows:
+    """Rows of weights rounded to 8 bits, for pixels of 8 bits: the sums of products are exact.
+
+    They are the same on all machines, and several times as fast as in float32 on many a CPU.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        """Of rows [R, K], K below 1000, as `in_bytes` rounds them, and biases [R]."""
+        wide = torch.promote_types(weight.dtype, torch.float32)  # sums are too large for float16
+        rows, step = _bytes_and_step(weight.to(wide))
+        self.dtype, self.rows, self.scale = weight.dtype, rows.to(torch.int8), step[:, 0] / 127.5
+        self.offset = bias + rows.sum(1) * 0.5 * self.scale
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Products with pixel / 127.5 - 1: [B, N, K] uint8 -> [B, N, R] in the weights' type."""
+        signed = (pixels ^ 128).view(torch.int8)  # pixel - 128
+        if pixels.is_cpu and exact_int_mm():
+            sums = torch._int_mm(signed.flatten(0, 1), self.rows.T)
+        else:  # these integers are exact in float32, even in products of ten bits
+            sums = F.linear(signed.flatten(0, 1).float(), self.rows.float())
+        products = sums.to(self.scale.dtype).mul_(self.scale).add_(self.offset)
+        return products.view(*pixels.shape[:2], -1).to(self.dtype)
+
+
+def in_bytes(weight: Tensor) -> Tensor:
+    """Rows [R, K] of weights rounded to 8 bits, each in steps of its own.
+
+    The gradient passes as if they were not rounded.
+    """
+    rows, step = _bytes_and_step(weight.detach())
+    return weight + (rows * step - weight).detach()
+
+
+def _bytes_and_step(weight: Tensor) -> tuple[Tensor, Tensor]:
+    step = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny) / 127
+    return (weight / step).round_(), step
+
+
+@functools.cache
+def exact_int_mm() -> bool:
+    """Whether torch multiplies int8 matrices on this CPU, and none of its sums saturates."""
+    ones = torch.ones(32, 192, dtype=torch.int8)
+    try:
+        sums = [torch._int_mm(ones * i, ones.T * j) for i in (-128, 127) for j in (-127, 127)]
+    except (RuntimeError, AttributeError):
+        return False
+    expected = [192 * i * j for i in (-128, 127) for j in (-127, 127)]
+    return all(bool((got == right).all()) for got, right in zip(sums, expected, strict=True))
 
 
 def by_position(weight: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -222,8 +285,8 @@ class DynamicBlock(nn.Module):
         rows = self.norm(features.permute(0, 2, 3, 1))  # channels last; 1x1 convolutions are linear
         rows = self.spatial(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         size = max(1, IN_CACHE // features.shape[1])
-        parts = [self._mixed(part) for part in rows.flatten(0, 2).split(size)]
-        return features + torch.cat(parts).view(rows.shape).permute(0, 3, 1, 2)
+        mixed = joined([self._mixed(part) for part in rows.flatten(0, 2).split(size)], 0)
+        return features + mixed.view(rows.shape).permute(0, 3, 1, 2)
 
     def _mixed(self, rows: Tensor) -> Tensor:
         """The dynamic 1x1 convolution: [N, channels] -> the same."""

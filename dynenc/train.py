@@ -57,6 +57,7 @@ class TrainConfig:
     clip: float = 0.5  # largest norm of the gradient
     mse: float = 1.0  # weight of the squared error of pixels in [-1, 1]
     lpips: float = 0.06  # weight of LPIPS
+    embedded_lpips: float = 1.0  # times that weight where the embedded decoder decodes
     tie: float = 0.03  # weight of the absolute distance to the teacher's latents
     rate: float = 0.0  # weight of the bits for a latent, times the step squared
     embedded_share: float = 0.5  # of the end-to-end steps that decode with the embedded decoder
@@ -229,7 +230,8 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             decoded = decoder(noisy).float()
         terms["mse"] = config.mse * F.mse_loss(decoded, image)
-        terms["lpips"] = config.lpips * self.perceptual(decoded, image).mean()
+        weight = config.lpips * (config.embedded_lpips if decoder in self.decoders[1:] else 1)
+        terms["lpips"] = weight * self.perceptual(decoded, image).mean()
         if config.rate:  # as fine steps are for pictures that may cost more
             own, step = noisy[: config.batch], width[: config.batch]
             terms["rate"] = config.rate * (step**2 * self.prior(own, step)).mean()

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from oracle_layers import materialised
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dynenc.layers
 from dynenc import DynamicConv, HybridDense
-from dynenc.layers import DynamicBlock, GatedConv
+from dynenc.layers import ByteRows, DynamicBlock, GatedConv, exact_int_mm, patches
 
 PAIR = st.integers(1, 3) | st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -239,3 +240,61 @@ def test_gated_convolution_equals_kernels_that_are_built(kernel_size, stride):
 
 def test_block_keeps_the_shape():
     assert DynamicBlock(8)(torch.rand(2, 8, 5, 7)).shape == (2, 8, 5, 7)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("crop", [(0, 0), (3, 5), (0, 8)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_patches_are_what_a_convolution_sees(dtype, crop, memory):
+    image = torch.arange(2 * 3 * 45 * 70).view(2, 3, 45, 70).remainder(251).to(dtype)
+    image = image.contiguous(memory_format=memory)[..., crop[0] :, crop[1] :]
+    for size in ((8, 8), (1, 1), (3, 5), (2, 8)):
+        height, width = (side // part for side, part in zip(image.shape[2:], size, strict=True))
+        whole = image[..., : height * size[0], : width * size[1]]
+        split = whole.reshape(2, 3, height, size[0], width, size[1])
+        expected = split.permute(0, 2, 4, 3, 5, 1).reshape(2, height * width, -1)
+        assert torch.equal(patches(image, size), expected)
+
+
+@pytest.mark.parametrize("integers", [True, False])
+@given(n_patches=st.integers(1, 40), n_rows=st.integers(1, 40), seed=st.integers(0, 1000))
+def test_products_of_bytes_are_exact(integers, n_patches, n_rows, seed):
+    """Of the rounded rows, to the last bit of the sums, with int8 products and without."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(n_rows, 192, generator=generator)
+    bias = torch.randn(n_rows, generator=generator)
+    pixels = torch.randint(0, 256, (1, n_patches, 192), dtype=torch.uint8, generator=generator)
+    rows = ByteRows(weight, bias)
+    with pytest.MonkeyPatch.context() as patch:
+        if not integers:
+            patch.setattr(dynenc.layers, "exact_int_mm", lambda: False)
+        products = rows(pixels)
+    sums = pixels.long() @ rows.rows.long().T  # exact
+    expected = sums * rows.scale.double() + bias - 127.5 * rows.rows.long().sum(1) * rows.scale
+    assert (products - expected).abs().max() < 1e-4
+    rounded = rows.rows * rows.scale[:, None] * 127.5
+    assert (rounded - weight).abs().max() <= weight.abs().max() / 253
+
+
+def test_integer_products_are_checked_before_they_are_used(monkeypatch):
+    """Some CPUs add pairs of products with uint8 in 16 bits, which saturate."""
+
+    def saturating(a, b):
+        products = (a.int() + 128)[:, :, None] * b.int()
+        pairs = products.unflatten(1, (-1, 2)).sum(2).clamp(-(2**15), 2**15 - 1)
+        return pairs.sum(1) - 128 * b.int().sum(0)
+
+    exact_int_mm.cache_clear()
+    monkeypatch.setattr(torch, "_int_mm", saturating)
+    try:
+        assert not exact_int_mm()
+        monkeypatch.delattr(torch, "_int_mm")
+        exact_int_mm.cache_clear()
+        assert not exact_int_mm()
+    finally:
+        exact_int_mm.cache_clear()
+
+
+def test_rows_of_zeros_stay_finite():
+    rows = ByteRows(torch.zeros(2, 192), torch.ones(2))
+    assert rows(torch.full((1, 3, 192), 255, dtype=torch.uint8)).equal(torch.ones(1, 3, 2))
