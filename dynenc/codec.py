@@ -228,9 +228,9 @@ class Codec:
                 original = image.to_tensor(picture).to(self.device)
                 coder = entropy_model(CODER)
                 most_payload = most_bytes - other_bytes
-                decoder = self.decoder_of(self.model)
+                networks = self.encoder, self.decoder_of(self.model)
                 symbols = refine(
-                    latents, original, step_q, effort, coder, decoder, most_payload, on_step
+                    latents, original, step_q, effort, coder, *networks, most_payload, on_step
                 )
                 chosen = quantize.from_symbols(symbols, step_q)
             return write_latents(chosen, width, height, step_q, self.model, chunks)

@@ -6,6 +6,10 @@ at the beginning of a stage and hard at its end (Agustsson and Theis, "Universal
 Compression", 2020). The rate is that of the coder's own tables, its weight is moved until the file
 is as large as it may be. What is returned is the best of what was coded and decoded for true.
 
+Least squares alone would blur, and exploit the decoder. So the picture should also have the same
+latents as the original, by the encoder: features of deep networks tell what eyes see better than
+pixels do (Johnson et al., "Perceptual Losses for Real-Time Style Transfer", 2016).
+
 An effort is that of one less and a further, longer stage, and there is no chance in it: a higher
 effort never gives a worse picture, and on one machine the same picture gives the same file.
 """
@@ -23,24 +27,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynenc.encoder import PATCH
 from dynenc.entropy import EntropyModel
 from dynenc.errors import OutOfMemory
+from dynenc.image import pad
 from dynenc.quantize import STEP_UNIT, from_symbols, to_symbols
 
 if TYPE_CHECKING:
     from dynenc.decoder import Decoder
 
 STAGES = (3, 4, 6, 9, 13, 20, 30, 45, 70)  # steps that each effort adds
-LEARNING_RATE = 0.2  # symbols; of Adam, at the beginning of a stage; falls to 0 along a cosine
+LEARNING_RATE = 0.3  # symbols; of Adam, at the beginning of a stage; falls to 0 along a cosine
 SOFTEST, HARDEST = 1.0, 13.0  # sharpness of the rounding at the two ends of a stage
 RATE_WEIGHT = 0.2  # distortion that a bit is worth at a step of 1 latent, to begin with
 GAIN = 3.0  # of the rate's weight's logarithm, for the share by which the file is too large
 EXCESS = (0.0, 1.0, 1.25, 1.5, 2.0, 3.0)  # of the bits too many, to be saved by cheaper rounding
 MARGIN = 12  # latents decoded around a window, so that its edge is as it is within the whole
 STRUCTURE = 0.0185  # weight of the lost structure beside the squared error
+LIKENESS = 0.015  # weight of the squared error of the latents that the encoder would make of it
 SCALES, BLOCK = 3, 8  # octaves on which structure is compared, and px, side of the blocks it is in
 PROBE = 16  # latents, side of the window on which the need of memory is found
 
@@ -64,6 +70,7 @@ def refine(
     step_q: int,
     effort: int,
     coder: EntropyModel,
+    encoder: nn.Module,
     decoder: Decoder,
     most_bytes: float = math.inf,
     on_step: Callable[[int, int], None] | None = None,
@@ -75,6 +82,7 @@ def refine(
         picture: [1, 3, H, W] in [-1, 1], on the decoder's device.
         step_q: quantiser step in 1/1024.
         effort: 0..9: how many of `STAGES` to go through.
+        encoder: what made the latents.
         decoder: `decoder.Decoder`; only its output counts, and its gradient.
         most_bytes: of the payload; infinite, or fewer: as many as rounding the latents takes.
         on_step: called after each step with its number and that of all.
@@ -87,9 +95,9 @@ def refine(
     most_bytes = max(plain, most_bytes) if math.isfinite(most_bytes) else plain
     if not effort:
         return best
-    search = _Descent(latents.clone(), picture.clone(), step_q, coder, decoder, most_bytes)
+    search = _Descent(latents.clone(), picture.clone(), step_q, coder, encoder, decoder, most_bytes)
     try:
-        check_memory(decoder, search.windows)
+        check_memory(encoder, decoder, search.windows)
         least = search.distortion_of(best)
         for stage, steps in enumerate(STAGES[:effort]):
             for done in range(steps):
@@ -104,14 +112,15 @@ def refine(
     return best
 
 
-def distortion(rebuilt: Tensor, original: Tensor) -> Tensor:
+def distortion(rebuilt: Tensor, original: Tensor, encoder: nn.Module, latents: Tensor) -> Tensor:
     """How far a picture is from another, summed over its pixels; two [1, 3, H, W] in [-1, 1].
 
-    The squared error, and what is lost of contrast and structure in 8x8 blocks of three octaves
-    (the second term of SSIM, Wang et al. 2004), which keeps texture that the error alone blurs.
+    The squared error of pixels; that of the encoder's latents, which are given for the original;
+    and what is lost of contrast and structure in 8x8 blocks of three octaves (the second term of
+    SSIM, Wang et al. 2004), which keeps texture that the error alone blurs.
     """
     pixels = original[0, 0].numel()
-    total = F.mse_loss(rebuilt, original)
+    total = F.mse_loss(rebuilt, original) + LIKENESS * F.mse_loss(encoder(pad(rebuilt)), latents)
     for scale in range(SCALES):
         if scale:
             rebuilt, original = F.avg_pool2d(rebuilt, 2), F.avg_pool2d(original, 2)
@@ -143,16 +152,20 @@ class _Descent:
         picture: Tensor,
         step_q: int,
         coder: EntropyModel,
+        encoder: nn.Module,
         decoder: Decoder,
         most_bytes: float,
     ) -> None:
-        self.picture, self.step_q, self.coder, self.decoder = picture, step_q, coder, decoder
+        self.picture, self.step_q, self.coder = picture, step_q, coder
+        self.encoder, self.decoder = encoder, decoder
         self.unit = step_q / STEP_UNIT
         self.most_bytes = most_bytes
         self.weight = RATE_WEIGHT * self.unit**2
         self.latents = (latents.float().nan_to_num(0) / self.unit).detach().requires_grad_()
         self.optimizer = torch.optim.Adam([self.latents], betas=(0.9, 0.99))
         self.windows = list(windows(picture.shape[-2], picture.shape[-1], side_of(decoder)))
+        with torch.no_grad():
+            self.aims = [encoder(pad(picture[(..., *window.pixels)])) for window in self.windows]
 
     def symbols(self) -> npt.NDArray[np.int32]:
         """The present latents, rounded."""
@@ -183,11 +196,13 @@ class _Descent:
     def distortion_of(self, symbols: npt.NDArray[np.int32]) -> float:
         """The distortion of the picture that symbols are decoded to."""
         latents = from_symbols(symbols, self.step_q).to(self.picture.device)
-        return sum(self._distortion(latents, window).item() for window in self.windows)
+        return sum(self._distortion(latents, i).item() for i in range(len(self.windows)))
 
-    def _distortion(self, latents: Tensor, window: Window) -> Tensor:
-        rebuilt = self.decoder(latents[(..., *window.latents)])[(..., *window.inner)]
-        return distortion(rebuilt.clamp(-1, 1), self.picture[(..., *window.pixels)])
+    def _distortion(self, latents: Tensor, number: int) -> Tensor:
+        """The distortion of one of the windows."""
+        window, aim = self.windows[number], self.aims[number]
+        rebuilt = self.decoder(latents[(..., *window.latents)])[(..., *window.inner)].clamp(-1, 1)
+        return distortion(rebuilt, self.picture[(..., *window.pixels)], self.encoder, aim)
 
     def step(self, progress: float) -> None:
         """Move the latents once; progress is that within the stage, 0 to 1."""
@@ -203,8 +218,8 @@ class _Descent:
         # the decoder's part first, window by window: what it keeps for the gradient is freed
         leaf = rounded.detach().requires_grad_()
         leaf.grad = torch.zeros_like(leaf)
-        for window in self.windows:
-            self._distortion(leaf * self.unit, window).backward()
+        for number in range(len(self.windows)):
+            self._distortion(leaf * self.unit, number).backward()
         offset = leaf.detach()[0] - torch.from_numpy(symbols).to(leaf)
         slope = torch.where(offset > 0, above - here, here - below)
         rounded.backward(leaf.grad + self.weight * slope)
@@ -244,7 +259,7 @@ def _spans(pixels: int, side: int) -> Iterator[tuple[int, int]]:
     return pairwise(bounds)
 
 
-def check_memory(decoder: Decoder, windows: list[Window]) -> None:
+def check_memory(encoder: nn.Module, decoder: Decoder, windows: list[Window]) -> None:
     """Raise OutOfMemory if the largest window's gradient takes more memory than is free.
 
     What is kept for the gradient of a small window tells what a large one takes.
@@ -258,8 +273,9 @@ def check_memory(decoder: Decoder, windows: list[Window]) -> None:
 
     probe = torch.zeros(1, 4, PROBE, PROBE, device=device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        decoder(probe)
-    own = {parameter.data_ptr() for parameter in decoder.parameters()}
+        encoder(decoder(probe))
+    parameters = *encoder.parameters(), *decoder.parameters()
+    own = {parameter.data_ptr() for parameter in parameters}
     bytes_each = sum(n for place, n in kept.items() if place not in own) / PROBE**2
     largest = max(math.prod(s.stop - s.start for s in one.latents) for one in windows)
     need, free = 1.5 * bytes_each * largest, free_memory(device)

@@ -67,7 +67,7 @@ def write_caches(
             chosen = latents
             if arguments.effort:
                 coder = codec.entropy_model(codec.CODER)
-                symbols = refine(latents, tensor, step_q, arguments.effort, coder, decode)
+                symbols = refine(latents, tensor, step_q, arguments.effort, coder, encode, decode)
                 chosen = quantize.from_symbols(symbols, step_q)
             blob = codec.write_latents(chosen, width, height, step_q, models.IMPORTED)
             (folder / name / f"{stem}.lat").write_bytes(blob)

@@ -32,10 +32,12 @@ def refined(nano, photo, effort, **options):
     with torch.no_grad():
         latents = nano.encoder(image.pad(picture))
     coder = codec.entropy_model(codec.CODER)
-    symbols = refine.refine(latents, picture, STEP_Q, effort, coder, nano.decoder, **options)
+    networks = nano.encoder, nano.decoder
+    symbols = refine.refine(latents, picture, STEP_Q, effort, coder, *networks, **options)
     rebuilt = nano.decoder(torch.from_numpy(symbols)[None] * (STEP_Q / 1024))
     rebuilt = rebuilt[..., : photo.height, : photo.width].clamp(-1, 1)
-    distance = refine.distortion(rebuilt, picture).item()
+    with torch.no_grad():
+        distance = refine.distortion(rebuilt, picture, nano.encoder, latents).item()
     return symbols, distance, len(coder.encode(symbols, STEP_Q))
 
 
@@ -138,8 +140,9 @@ def test_windows_cover_every_pixel_once(height, width):
 
 
 def test_windows_give_the_whole_picture_s_gradient(nano, photo, monkeypatch):
-    """In windows, the same descent as at once, but for the blocks of structure at their edges."""
+    """In windows, the same descent as at once, but for what blocks and encoder see at edges."""
     monkeypatch.setattr(refine, "STRUCTURE", 0)
+    monkeypatch.setattr(refine, "LIKENESS", 0)
     monkeypatch.setattr(refine, "STAGES", (1,))
     monkeypatch.setattr(refine, "MARGIN", 40)
     whole = refined(nano, photo, 1)[0]
