@@ -52,20 +52,21 @@ class Encoder(nn.Module):
         self.context = nn.Sequential(*(DynamicBlock(width) for _ in range(blocks)))
         self.linear = nn.Conv2d(3, CHANNELS, PATCH, PATCH)
         self.head = nn.Conv2d(width, CHANNELS, 1)
+        self._made: tuple[list[tuple[int, int]], ByteRows] | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale."""
-        weight, bias = self._rows()
         if image.dtype == torch.uint8:
-            multiply: Callable[[Tensor], Tensor] = ByteRows(weight, bias)
+            multiply: Callable[[Tensor], Tensor] = self._byte_rows()
         else:
+            weight, bias = self._rows()
             image = image.to(weight.dtype)
             multiply = partial(F.linear, weight=in_bytes(weight), bias=bias)
         features, linear = [], []
         rows_at_once = max(1, CHUNK * PATCH // image.shape[-1])
         for strip in image.split(rows_at_once * PATCH, 2):
             products = multiply(patches(strip, (PATCH, PATCH)))
-            stem, rest = products.split([len(bias) - CHANNELS, CHANNELS], 2)
+            stem, rest = products.split([products.shape[2] - CHANNELS, CHANNELS], 2)
             features.append(self.stem.gated(stem))
             linear.append(rest)
         size = [image.shape[-2] // PATCH, -1]
@@ -74,6 +75,14 @@ class Encoder(nn.Module):
         rows = F.linear(rows, self.head.weight.flatten(1), self.head.bias)
         latents: Tensor = rows + joined(linear, 1).unflatten(1, size)
         return latents.permute(0, 3, 1, 2)
+
+    def _byte_rows(self) -> ByteRows:
+        """The rows for pixels of 8 bits; made anew only if a weight has changed."""
+        parameters = *self.stem.parameters(), *self.linear.parameters()
+        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        if self._made is None or self._made[0] != state:
+            self._made = state, ByteRows(*self._rows())
+        return self._made[1]
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         """Rows [R, 192] and biases of the stem and the linear map, in the order of `patches`."""

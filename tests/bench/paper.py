@@ -40,6 +40,7 @@ from dynenc.lpips import LPIPS
 from dynenc.train import linear_start
 
 SIDE = 512  # px, of the picture that is timed
+SIDES = (256, 512, 1024, 2048)  # px, where sizes are compared
 STEPS, BATCH, CROP, RATE = 600, 8, 128, 2e-3  # of the ablation
 SEEDS = (0, 1, 2)
 COLUMNS, VIEW, LABEL = 4, 208, 16  # px, of the montage
@@ -83,26 +84,31 @@ def as_published(network: published.PublishedEncoder) -> Callable[[Tensor], Tens
     return encode
 
 
-def picture_for(row: Row) -> Tensor:
+def picture_for(row: Row, side: int = SIDE) -> Tensor:
     """A picture to be timed with, in the form that the encoder is fastest with."""
     if row.pixels:
-        pixels = torch.randint(0, 256, (1, 3, SIDE, SIDE), dtype=torch.uint8)
+        pixels = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8)
         return pixels.contiguous(memory_format=torch.channels_last)
-    return torch.rand(1, 3, SIDE, SIDE) * 2 - 1
+    return torch.rand(1, 3, side, side) * 2 - 1
 
 
-def timed(rows: list[Row], rounds: int) -> list[float]:
-    """Median seconds of a core for one picture, in turn, so that all meet the same machine."""
-    pictures = [picture_for(row) for row in rows]
+def timed(
+    rows: list[Row],
+    rounds: int,
+    side: int = SIDE,
+    clock: Callable[[], float] = time.process_time,
+) -> list[float]:
+    """Median seconds for one picture, in turn, so that all meet the same machine."""
+    pictures = [picture_for(row, side) for row in rows]
     times: list[list[float]] = [[] for _ in rows]
     for number in range(rounds + 1):
         for row, picture, spent in zip(rows, pictures, times, strict=True):
             if number > 3 and spent[0] > 1:  # the slow ones vary little
                 continue
-            start = time.process_time()
+            start = clock()
             row.encode(picture)
             if number:  # the first round warms up
-                spent.append(time.process_time() - start)
+                spent.append(clock() - start)
     return [statistics.median(spent) for spent in times]
 
 
@@ -191,6 +197,25 @@ def encoders(arguments: argparse.Namespace) -> None:
             f"{peak_bytes(row) / 2**20:.0f} MiB | {quality[0]} | {quality[1]} |",
             flush=True,
         )
+
+
+@torch.inference_mode()
+def sizes(arguments: argparse.Namespace) -> None:
+    """nano against the author's code, which builds every kernel, on one core and on all."""
+    network = author(arguments.author)["lightencoder-86k"][1]
+    nano = load_encoder("nano")
+    rows = [Row("", as_published(network), network, 0), Row("", nano, nano, 0, pixels=True)]
+    print("| pixels | threads | the author's code | nano | ratio |\n|---|---|---|---|---|")
+    for side in SIDES:
+        for threads in sorted({1, len(os.sched_getaffinity(0))}):
+            torch.set_num_threads(threads)
+            theirs, ours = timed(rows, arguments.rounds, side, time.perf_counter)
+            print(
+                f"| {side}x{side} | {threads} | {1000 * theirs:.1f} ms | {1000 * ours:.2f} ms | "
+                f"{theirs / ours:.1f}x |",
+                flush=True,
+            )
+    torch.set_num_threads(1)
 
 
 @torch.inference_mode()
@@ -346,6 +371,7 @@ def montage(arguments: argparse.Namespace) -> None:
 
 PARTS = {
     "encoders": encoders,
+    "sizes": sizes,
     "autoencoders": autoencoders,
     "ablation": ablation,
     "montage": montage,

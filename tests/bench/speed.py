@@ -1,7 +1,8 @@
 """The README's tables of speed: `python tests/bench/speed.py [SIZE|WIDTHxHEIGHT ...] [--keep]`.
 
 Every figure is a ratio against a peer in the same run, its time over ours: all take turns, each is
-warm, and medians are compared. Networks are timed alone; codecs from an RGB array to the bytes of a
+warm, and medians are compared. Networks are timed alone, dynenc's encoders on pixels of 8 bits, as
+the codec runs them, and on float32, as all others; codecs from an RGB array to the bytes of a
 file and back, each at the setting that it is known by. Weights do not matter for time, so those of
 others' networks are random. Prints Markdown; --keep writes the run into speed.tsv, as this
 release's.
@@ -51,28 +52,31 @@ def networks(width: int, height: int, device: torch.device) -> dict[Key, Call]:
     others = {"TAESD": AutoencoderTiny()}
     if width * height <= SD_VAE_PIXELS or device.type != "cpu":
         others["SD VAE"] = AutoencoderKL(**SD_VAE)
-    pairs = {("encoder", name): load_encoder(name) for name in ENCODERS}
-    pairs["decoder", "embedded"] = load_decoder("embedded", device)
-    for name, both in others.items():
-        pairs["encoder", name], pairs["decoder", name] = both.encoder, both.decoder
+    pixels = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, device=device)
     inputs = {
         "encoder": torch.rand(1, 3, height, width, device=device) * 2 - 1,
         "decoder": torch.randn(1, 4, height // 8, width // 8, device=device),
     }
-    inputs = {k: tensor.to(memory_format=torch.channels_last) for k, tensor in inputs.items()}
+    pairs = {("decoder", "embedded"): (load_decoder("embedded", device), inputs["decoder"])}
+    for name in ENCODERS:
+        pairs["encoder", name] = load_encoder(name), pixels
+        pairs["encoder", f"{name}, float32"] = load_encoder(name), inputs["encoder"]
+    for name, both in others.items():
+        pairs["encoder", name] = both.encoder, inputs["encoder"]
+        pairs["decoder", name] = both.decoder, inputs["decoder"]
 
-    def call(kind: str, network: torch.nn.Module) -> Call:
+    def call(network: torch.nn.Module, tensor: torch.Tensor) -> Call:
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+        network = network.eval().to(device, memory_format=torch.channels_last)
+
         def run() -> None:
-            network(inputs[kind])
+            network(tensor)
             if device.type == "cuda":
                 torch.cuda.synchronize()
 
         return run
 
-    return {
-        key: call(key[0], network.eval().to(device, memory_format=torch.channels_last))
-        for key, network in pairs.items()
-    }
+    return {key: call(*pair) for key, pair in pairs.items()}
 
 
 def codecs(width: int, height: int, device: torch.device) -> dict[Key, Call]:
