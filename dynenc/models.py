@@ -43,7 +43,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "23ed0ded5e7bb9271f7dd9b6df8e4b4bd66c4c0a42c33d80fa511d751f4177b3",
+            "468915f2c502d4a4298997bfe189a6b30145a72aabb375c54a688e75fcd0bb9e",
             {"hidden": 0, "width": 64, "blocks": 3},
         ),
         Model(
@@ -51,8 +51,8 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "86b4dd9d0303cd02e16e35433a6277d58a6fcd3c44de6079a3313b256e3e8290",
-            {"hidden": 1, "width": 160, "blocks": 5},
+            "89b52b71d42bba2785cc551a98b1705806e48788621e1c4ab86296b9af67a27d",
+            {"hidden": 1, "width": 160, "blocks": 6},
         ),
         Model(
             "autoencoder",
@@ -71,8 +71,8 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "d6ed51478bfa8e8ba566ab50317f2ecb7b33c352ca20619586c25e510bdcc8c3",
-            {"widths": (128, 64, 32), "blocks": (6, 3, 2)},
+            "1b703b64613b4c8599f936a487065c540afdf4d3088be608d713e51db975acda",
+            {"widths": (128, 64, 32), "blocks": (7, 4, 3)},
         ),
         Model(
             "context",

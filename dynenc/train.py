@@ -72,7 +72,7 @@ PRESETS = {
         "nano", steps=7500, distill_steps=2500, learning_rate=2e-3, lpips=0.4, rate=0.03
     ),
     "light": TrainConfig("light", steps=8000, learning_rate=1.6e-3, lpips=0.22, rate=0.04),
-    "base": TrainConfig("base", lpips=0.12, rate=0.05),
+    "base": TrainConfig("base", lpips=0.14, embedded_lpips=0.5, rate=0.05),
     "embedded": TrainConfig("embedded", distill_steps=0),
     "autoencoder": TrainConfig(
         "autoencoder",

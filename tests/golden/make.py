@@ -100,7 +100,14 @@ def cases() -> dict[str, Case]:
             f"the photograph whole, 451x300, `{encoder}`, quality 50",
             lambda e=encoder: encoded(Image.open(PHOTO), e, 50),
         )
-    for encoder, quality in (("base", 20), ("light", 80), ("light", 30), ("nano", 70)):
+    for encoder, quality in (
+        ("base", 20),
+        ("light", 80),
+        ("light", 30),
+        ("nano", 70),
+        ("base", 60),
+        ("light", 40),
+    ):
         found[f"v1_{encoder}_photo_q{quality}"] = (
             f"the photograph whole, 451x300, `{encoder}`, quality {quality}",
             lambda e=encoder, q=quality: encoded(Image.open(PHOTO), e, q),
