@@ -56,10 +56,12 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale."""
-        if image.dtype == torch.uint8:
+        learns = torch.is_grad_enabled() and self.linear.weight.requires_grad
+        if image.dtype == torch.uint8 and not learns:
             multiply: Callable[[Tensor], Tensor] = self._byte_rows()
         else:
             weight, bias = self._rows()
+            image = image / 127.5 - 1 if image.dtype == torch.uint8 else image
             image = image.to(weight.dtype)
             multiply = partial(F.linear, weight=in_bytes(weight), bias=bias)
         features, linear = [], []

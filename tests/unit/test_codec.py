@@ -136,6 +136,23 @@ def test_an_encoder_notices_that_its_weights_changed():
         assert dynenc.load_encoder("nano")(pixels).equal(before)
 
 
+def test_pixels_of_8_bits_train_as_floats_do():
+    pixels = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
+    gradients = []
+    for image in (pixels, pixels / 127.5 - 1):
+        encoder = dynenc.load_encoder("nano").requires_grad_()
+        with torch.inference_mode():
+            encoder(pixels)  # rows that are made here are without a gradient
+        encoder(image).square().sum().backward()
+        gradients.append(encoder.stem.weight.grad)
+    assert gradients[0].abs().max() > 0
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-4)
+    frozen = dynenc.load_encoder("nano")
+    with torch.inference_mode():
+        before = frozen(pixels)
+    assert frozen(pixels).equal(before)
+
+
 def test_unknown_encoder():
     with pytest.raises(WeightsError, match="nano, light, base"):
         Codec("huge")
