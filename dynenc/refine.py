@@ -38,7 +38,7 @@ from dynenc.quantize import STEP_UNIT, from_symbols, to_symbols
 if TYPE_CHECKING:
     from dynenc.decoder import Decoder
 
-STAGES = (3, 4, 6, 10, 16, 25, 40, 60, 90)  # steps that each effort adds
+STAGES = (3, 4, 6, 9, 13, 20, 30, 45, 70)  # steps that each effort adds
 LEARNING_RATE = 0.3  # symbols; of Adam, at the beginning of a stage; falls to 0 along a cosine
 SOFTEST, HARDEST = 1.0, 13.0  # sharpness of the rounding at the two ends of a stage
 RATE_WEIGHT = 0.2  # distortion that a bit is worth at a step of 1 latent, to begin with
@@ -46,7 +46,7 @@ GAIN = 3.0  # of the rate's weight's logarithm, for the share by which the file 
 EXCESS = (0.0, 1.0, 1.25, 1.5, 2.0, 3.0)  # of the bits too many, to be saved by cheaper rounding
 MARGIN = 12  # latents decoded around a window, so that its edge is as it is within the whole
 STRUCTURE = 0.0185  # weight of the lost structure beside the squared error
-LIKENESS = 0.012  # weight of the squared error of the latents that the encoder would make of it
+LIKENESS = 0.01  # weight of the squared error of the latents that the encoder would make of it
 SCALES, BLOCK = 3, 8  # octaves on which structure is compared, and px, side of the blocks it is in
 PROBE = 16  # latents, side of the window on which the need of memory is found
 
