@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dynenc.encoder import CHANNELS, PATCH
+from dynenc.encoder import CHANNELS, PATCH, to_floats
 from dynenc.errors import ImageError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".jxl", ".tif", ".tiff", ".bmp", ".ppm"}
@@ -75,7 +75,7 @@ def build_cache(source: Path, cache: Path, teacher: nn.Module, smallest: int) ->
                 continue
             array = np.asarray(picture)[:height, :width]
             pixels.write(array.tobytes())
-            image = torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+            image = to_floats(torch.from_numpy(array.copy()).permute(2, 0, 1)[None])
             with torch.inference_mode():
                 latents = teacher(image)[0].permute(1, 2, 0).contiguous()
             codes.write(latents.to(torch.float16).numpy().tobytes())
@@ -144,5 +144,5 @@ def _to_tensors(
     pixels: npt.NDArray[np.uint8], latents: npt.NDArray[np.float16]
 ) -> tuple[Tensor, Tensor]:
     """NHWC arrays as they are kept -> image in [-1, 1] and latents, NCHW float32."""
-    image = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    image = to_floats(torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2))
     return image, torch.from_numpy(latents.copy()).permute(0, 3, 1, 2).float().contiguous()

@@ -28,6 +28,11 @@ CHUNK = 8192  # patches of a strip of the picture; more need memory, fewer more 
 torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
+def to_floats(image: Tensor) -> Tensor:
+    """Pixels of 8 bits, 0..255, as float32 in [-1, 1]; floats stay."""
+    return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
+
+
 class Encoder(nn.Module):
     """Image -> latents: a dynamic convolution of 8x8 patches, then blocks of context at 1/8 size.
 
@@ -61,8 +66,7 @@ class Encoder(nn.Module):
             multiply: Callable[[Tensor], Tensor] = self._byte_rows()
         else:
             weight, bias = self._rows()
-            image = image / 127.5 - 1 if image.dtype == torch.uint8 else image
-            image = image.to(weight.dtype)
+            image = to_floats(image).to(weight.dtype)
             multiply = partial(F.linear, weight=in_bytes(weight), bias=bias)
         features, linear = [], []
         rows_at_once = max(1, CHUNK * PATCH // image.shape[-1])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dynenc import colour, extras
 from dynenc.bitstream import MAX_PIXELS, MAX_SIDE
-from dynenc.encoder import PATCH
+from dynenc.encoder import PATCH, to_floats
 from dynenc.errors import ImageError
 from dynenc.extras import SOURCE_PROFILE, warn
 
@@ -181,7 +181,7 @@ def to_tensor(picture: Image.Image | Tensor) -> Tensor:
     """
     if isinstance(picture, Image.Image):
         picture = _bytes_of(picture)
-    return picture.float().div_(127.5).sub_(1) if picture.dtype == torch.uint8 else picture
+    return to_floats(picture)
 
 
 def _bytes_of(picture: Image.Image) -> Tensor:

@@ -251,12 +251,13 @@ def _bytes_and_step(weight: Tensor) -> tuple[Tensor, Tensor]:
 def exact_int_mm() -> bool:
     """Whether torch multiplies int8 matrices on this CPU, and none of its sums saturates."""
     ones = torch.ones(32, 192, dtype=torch.int8)
+    extremes = [(i, j) for i in (-128, 127) for j in (-127, 127)]
     try:
-        sums = [torch._int_mm(ones * i, ones.T * j) for i in (-128, 127) for j in (-127, 127)]
+        return all(
+            bool((torch._int_mm(ones * i, ones.T * j) == 192 * i * j).all()) for i, j in extremes
+        )
     except (RuntimeError, AttributeError):
         return False
-    expected = [192 * i * j for i in (-128, 127) for j in (-127, 127)]
-    return all(bool((got == right).all()) for got, right in zip(sums, expected, strict=True))
 
 
 def by_position(weight: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -28,7 +28,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dynenc import storage
-from dynenc.encoder import CHANNELS, LATENT_SCALE, PATCH
+from dynenc.encoder import CHANNELS, LATENT_SCALE, PATCH, to_floats
 from dynenc.errors import WeightsError
 from dynenc.layers import EPSILON
 
@@ -244,9 +244,8 @@ class PublishedEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode each picture by its own statistics, whatever stands beside it in the batch."""
-        if image.dtype == torch.uint8:
-            image = image / 127.5 - 1
-        return LATENT_SCALE * torch.cat([self.latents(one[None]) for one in image])
+        pictures = to_floats(image)
+        return LATENT_SCALE * torch.cat([self.latents(one[None]) for one in pictures])
 
     def latents(self, image: Tensor) -> Tensor:
         """One picture [1, 3, H, W] of any range -> [1, 4, H/8, W/8], in the scale of the author."""

@@ -95,8 +95,10 @@ def refine(
     most_bytes = max(plain, most_bytes) if math.isfinite(most_bytes) else plain
     if not effort:
         return best
-    search = _Descent(latents.clone(), picture.clone(), step_q, coder, encoder, decoder, most_bytes)
     try:
+        search = _Descent(
+            latents.clone(), picture.clone(), step_q, coder, encoder, decoder, most_bytes
+        )
         check_memory(encoder, decoder, search.windows)
         least = search.distortion_of(best)
         for stage, steps in enumerate(STAGES[:effort]):

@@ -59,8 +59,9 @@ def networks(width: int, height: int, device: torch.device) -> dict[Key, Call]:
     }
     pairs = {("decoder", "embedded"): (load_decoder("embedded", device), inputs["decoder"])}
     for name in ENCODERS:
-        pairs["encoder", name] = load_encoder(name), pixels
-        pairs["encoder", f"{name}, float32"] = load_encoder(name), inputs["encoder"]
+        network = load_encoder(name)
+        pairs["encoder", name] = network, pixels
+        pairs["encoder", f"{name}, float32"] = network, inputs["encoder"]
     for name, both in others.items():
         pairs["encoder", name] = both.encoder, inputs["encoder"]
         pairs["decoder", name] = both.decoder, inputs["decoder"]

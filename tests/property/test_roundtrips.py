@@ -53,9 +53,8 @@ def test_a_picture_keeps_its_size_and_its_latents_their_values(picture, quality)
     blob = NANO.encode(picture, quality=quality)
     header, latents = codec.read_latents(blob)
     assert (header.width, header.height) == picture.size == NANO.decode(blob).size
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        raw = NANO.encoder(image.pad(pixels))
+        raw = NANO.encoder(image.pad(image.to_tensor(picture)))
     assert (raw - latents).abs().max() <= header.step_q / 2048 * (1 + 1e-4)
     assert NANO.encode(picture, quality=quality) == blob
 
