@@ -32,7 +32,7 @@ class Settings:
     suffix: str = ".lat"  # of the outputs; decides the format of pictures
     batch_size: int | None = None  # pictures in one pass of the network; None chooses
     existing: Existing = "refuse"  # what to do about an output that is there
-    threads: int | None = None  # of torch; None leaves its own choice
+    threads: int | None = None  # of torch and of AVIF; None leaves their own choice
     preview: int = 0  # columns of a terminal to show roundtrips in; 0: not at all
     strict: bool = False  # let errors that nobody expects pass, instead of failing one file
 

@@ -47,6 +47,7 @@ PASS_OF = np.array(  # of each of the 64 planes, by channel, row and column
     ]
 )
 BLOCK = 8192  # symbols whose networks are computed together
+MANY = 2**19  # symbols; of as many, passes go one by one: their arrays fit into freed memory
 MAX_VALUE = 1023  # a neighbour's latent, and a hidden unit, in 1/128; both saturate here
 LEVELS = range(96, 169)  # steps the networks know: 16 * log2(step_q), 0.0625 to 1.4
 MIDDLE_LEVEL = 132
@@ -333,7 +334,7 @@ class EntropyModel:
         early once they do not fit into its n_words.
         """
         writer = constriction.stream.queue.RangeEncoder()
-        together = PASSES if reader is None else 1
+        together = PASSES if reader is None and planes.index.size < MANY else 1
         for number in range(0, PASSES, together):
             passes = range(number, number + together)
             places, tables, centre, sign = self.contexts(planes, passes, step_q)

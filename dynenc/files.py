@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 from PIL.PngImagePlugin import PngInfo
 
 from dynenc import (
@@ -128,6 +128,7 @@ class Converter:
     ) -> None:
         if settings.threads:
             torch.set_num_threads(settings.threads)
+            AvifImagePlugin.DEFAULT_MAX_THREADS = settings.threads
         self.settings = settings
         self.on_step = on_step
         self.codec = Codec(settings.encoder, settings.decoder, settings.device)

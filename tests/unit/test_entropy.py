@@ -4,7 +4,7 @@ import pytest
 from safetensors.numpy import load
 from threadpoolctl import threadpool_limits
 
-from dynenc import models
+from dynenc import entropy, models
 from dynenc.entropy import LIMIT, EntropyModel, one_thread
 from dynenc.errors import Corrupt, WeightsError
 
@@ -67,6 +67,14 @@ def test_contexts_save_bits(model):
         _, counts = np.unique(channel, return_counts=True)
         ideal -= (counts * np.log2(counts / counts.sum())).sum()
     assert 8 * len(model.encode(symbols, 307)) < 0.8 * ideal
+
+
+def test_large_latents_are_coded_as_small_ones(model, monkeypatch):
+    symbols = smooth(33, 50, 307)
+    symbols[2, 7, 9] = 3000  # escapes
+    payload = model.encode(symbols, 307)
+    monkeypatch.setattr(entropy, "MANY", 0)
+    assert model.encode(symbols, 307) == payload
 
 
 def test_known_payload(model):

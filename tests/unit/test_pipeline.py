@@ -3,12 +3,15 @@
 import time
 
 import pytest
+import torch
 from crashing import CrashingServe
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 import dynenc
 from dynenc import pipeline
+from dynenc.batch import Settings
 from dynenc.errors import DynencError, UsageError, WeightsError
+from dynenc.files import Converter
 
 N_PICTURES = 12
 
@@ -42,6 +45,16 @@ def test_processes_threads_and_batches_give_the_same_bytes(pictures, tmp_path):
         summary = encode(pictures, tmp_path / name, **options)
         assert (summary.done, summary.finished, summary.jobs) == (N_PICTURES,) * 3
         assert contents(tmp_path / name) == expected
+
+
+def test_a_worker_that_shares_the_processor_reads_avif_on_its_own_threads(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(AvifImagePlugin, "DEFAULT_MAX_THREADS", 0)
+    try:
+        Converter(Settings("encode", "nano", device="cpu", threads=1))
+        assert (AvifImagePlugin.DEFAULT_MAX_THREADS, torch.get_num_threads()) == (1, 1)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_batches_decode_to_the_same_pixels(pictures, tmp_path):
