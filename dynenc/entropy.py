@@ -9,6 +9,7 @@ exact: all machines and thread counts agree.
 
 from contextlib import ContextDecorator
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
@@ -47,7 +48,7 @@ PASS_OF = np.array(  # of each of the 64 planes, by channel, row and column
     ]
 )
 BLOCK = 8192  # symbols whose networks are computed together
-MANY = 2**19  # symbols; of as many, passes go one by one: their arrays fit into freed memory
+MANY = 2**17  # symbols; of as many, passes go one by one, as less memory is also faster
 MAX_VALUE = 1023  # a neighbour's latent, and a hidden unit, in 1/128; both saturate here
 LEVELS = range(96, 169)  # steps the networks know: 16 * log2(step_q), 0.0625 to 1.4
 MIDDLE_LEVEL = 132
@@ -82,6 +83,16 @@ class OneThread(ContextDecorator):
 
 
 one_thread = OneThread()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Order:
+    """The N symbols of some passes, in the order of the format."""
+
+    networks: list[tuple[int, int]]  # stage and channel of the networks that they belong to
+    places: Index  # [N] in the flat array
+    outputs: Index  # [N] among the outputs of those networks, one network after another
+    before: Ints  # [N], how many of the passes come before a symbol's own
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,15 +141,16 @@ class Stage:
 
         In 2**-17: latent units, octaves, latent units. Computed in blocks that stay in the cache.
         """
-        first, second = self._biased(level)
-        first, second, third = first[channels], second[channels], self.third[channels]
+        first, second = (layer[channels] for layer in _biased(self, level))
+        third = self.third[channels]
         n_hidden, n_middle = first.shape[1] - 3, third.shape[2]
-        starts = planes.starts(*self.places[:, channels])  # [C, F + 1, P]
+        starts = planes.layout.starts(*self.places[:, channels])  # [C, F + 1, P]
         n_channels, n_inputs, n_planes = starts.shape
-        size = -(-planes.window // -(-n_channels * n_planes * planes.window // BLOCK))
-        outputs = np.empty((n_channels, 3, n_planes, planes.window), np.int32)
-        for start in range(0, planes.window, size):
-            start = min(start, planes.window - size)  # the last block overlaps the one before
+        window = planes.layout.window
+        size = -(-window // -(-n_channels * n_planes * window // BLOCK))
+        outputs = np.empty((n_channels, 3, n_planes, window), np.int32)
+        for start in range(0, window, size):
+            start = min(start, window - size)  # the last block overlaps the one before
             inputs = planes.windows(size)[starts + start]
             inputs[:, -1] = 1
             sums = first @ inputs.reshape(n_channels, n_inputs, -1)
@@ -149,15 +161,17 @@ class Stage:
             outputs[..., start : start + size] = output.reshape(n_channels, 3, n_planes, size)
         return outputs.reshape(n_channels, 3, -1)
 
-    def _biased(self, level: int) -> tuple[Floats, Floats]:
-        """The first and the second layer with their biases."""
-        first, second = self.first.copy(), self.second.copy()
-        n_hidden, n_middle = first.shape[1] - 4, second.shape[1] - 3
-        bias = self.bias @ [1, level - MIDDLE_LEVEL]
-        first[:, :n_hidden, -1] = bias[:, :n_hidden] / 1024
-        first[:, n_hidden + 1 :, -1] = bias[:, n_hidden + n_middle :]
-        second[:, :n_middle, -1] = bias[:, n_hidden : n_hidden + n_middle] / 1024
-        return first, second
+
+@lru_cache(maxsize=8 * len(STAGES))  # pictures of one quality share theirs
+def _biased(stage: Stage, level: int) -> tuple[Floats, Floats]:
+    """The first and the second layer of a stage with their biases."""
+    first, second = stage.first.copy(), stage.second.copy()
+    n_hidden, n_middle = first.shape[1] - 4, second.shape[1] - 3
+    bias = stage.bias @ [1, level - MIDDLE_LEVEL]
+    first[:, :n_hidden, -1] = bias[:, :n_hidden] / 1024
+    first[:, n_hidden + 1 :, -1] = bias[:, n_hidden + n_middle :]
+    second[:, :n_middle, -1] = bias[:, n_hidden : n_hidden + n_middle] / 1024
+    return first, second
 
 
 def places_of(stage: int, neighbours: Index) -> Index:
@@ -171,36 +185,95 @@ def places_of(stage: int, neighbours: Index) -> Index:
 def _saturated(sums: Floats) -> Floats:
     """Units of a layer: sums in 2**-7, changed in place, rounded down to 0..MAX_VALUE."""
     np.floor(sums, out=sums)
-    return np.clip(sums, 0, MAX_VALUE, out=sums)
+    return sums.clip(0, MAX_VALUE, out=sums)
 
 
-class Planes:
-    """Latents [4, h, w] as 64 planes in one flat array, each inside a border of zeros.
+class Layout:
+    """Where the symbols of latents [4, h, w] stand in one flat array, as 64 planes.
 
     Row Y, column X of plane (channel, row, column) is the symbol at (4 Y + row, 4 X + column).
-    Planes have ceil(h / 4) rows; a column of zeros parts rows, a row of zeros parts planes.
+    Planes have ceil(h / 4) rows; a column of zeros parts rows, a row of zeros parts planes, and
+    there are zeros around them all.
     """
 
     def __init__(self, height: int, width: int) -> None:
         rows, self.stride = -(-height // 4), -(-width // 4) + 1
         self.size = (rows + 2) * self.stride
         self.window = rows * self.stride  # a plane's symbols with the zeros between them
+        self.length = 64 * self.size + self.stride + 2
         channel, y, x = np.ogrid[:CHANNELS, :height, :width]
         plane = 16 * channel + 4 * (y % 4) + x % 4
         self.index = self.starts(plane, y // 4 + 1, x // 4 + 1)  # [4, h, w]
-        self.symbols = np.zeros(64 * self.size + self.stride + 2, np.int32)
-        self.values = np.zeros(len(self.symbols), np.float32)  # latents in 1/128
-        self.inside = np.zeros(len(self.symbols), np.bool_)
+        self.inside = np.zeros(self.length, np.bool_)
         self.inside[self.index] = True
+        self.is_large = _is_large(height, width)
+        self.orders: dict[range, Order] = {}
+
+    @staticmethod
+    def of(height: int, width: int) -> "Layout":
+        """That of a size; those of the last few small ones are kept."""
+        make = Layout if _is_large(height, width) else _small_layout
+        return make(height, width)
+
+    def starts(self, plane: Index, row: Index, column: Index) -> Index:
+        """Index in the flat array."""
+        return plane * self.size + row * self.stride + column
+
+    def order(self, passes: range) -> Order:
+        """The order of the format in some passes."""
+        if passes not in self.orders:
+            order = self._order(passes)
+            if self.is_large:
+                return order
+            self.orders[passes] = order
+        return self.orders[passes]
+
+    def _order(self, passes: range) -> Order:
+        networks = [
+            (stage, channel)
+            for number in passes
+            for channel in range(CHANNELS)
+            if 0 <= (stage := number - channel) < len(STAGES)
+        ]
+        own = [places_of(stage, np.array([[channel, 0, 0]]))[:, 0] for stage, channel in networks]
+        begun = np.concatenate([self.starts(*places) for places in own])
+        numbers = [stage + channel - passes[0] for stage, channel in networks]
+        each = [places.shape[1] * self.window for places in own]
+        places = (begun[:, None] + np.arange(self.window)).ravel()
+        coded = np.flatnonzero(self.inside[places])
+        number = np.repeat(np.array(numbers, np.int32), each)
+        return Order(networks, places.take(coded), coded, number.take(coded))
+
+
+def _is_large(height: int, width: int) -> bool:
+    return CHANNELS * height * width >= MANY
+
+
+@lru_cache(maxsize=4)
+def _small_layout(height: int, width: int) -> Layout:
+    return Layout(height, width)
+
+
+class Planes:
+    """Symbols and values of latents [4, h, w], flat, as their layout says."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.layout = Layout.of(height, width)
+        self.symbols = np.zeros(self.layout.length, np.int32)
+        self.values = np.zeros(self.layout.length, np.float32)  # latents in 1/128
+
+    @classmethod
+    def of(cls, symbols: Ints, step_q: int) -> "Planes":
+        """Those of known symbols [4, h, w]."""
+        planes = cls(*symbols.shape[1:])
+        planes.symbols[planes.layout.index] = symbols
+        planes.values[:] = values_of(planes.symbols, step_q)
+        return planes
 
     def windows(self, size: int) -> Floats:
         """View of the values in which row i begins with value i: [n, size]."""
         shape, step = (len(self.values) - size + 1, size), self.values.itemsize
         return np.ndarray(shape, np.float32, self.values, strides=(step, step))
-
-    def starts(self, plane: Index, row: Index, column: Index) -> Index:
-        """Index in the flat array."""
-        return plane * self.size + row * self.stride + column
 
 
 def values_of(symbols: Ints, step_q: int) -> Ints:
@@ -256,21 +329,16 @@ class EntropyModel:
         """
         level = int(self.levels[step_q])
         known = min(max(level, LEVELS[0]), LEVELS[-1])
-        by_network, origins = {}, {}
+        by_network = {}
         for number, stage in enumerate(self.stages):
             channels = [c for c in range(CHANNELS) if number + c in passes]
             if channels:
                 some = slice(channels[0], channels[-1] + 1)
                 for channel, output in zip(channels, stage(planes, some, known), strict=True):
-                    key = number + channel, channel  # in the order of the format
-                    by_network[key] = output
-                    origins[key] = planes.starts(*stage.places[:, channel, -1])
-        keys = sorted(by_network)
-        begun = np.concatenate([origins[key] for key in keys])
-        places = (begun[:, None] + np.arange(planes.window)).ravel()
-        coded = np.flatnonzero(planes.inside[places])
-        outputs = np.concatenate([by_network[key] for key in keys], 1)
-        expected, scale, activity = outputs.take(coded, 1)
+                    by_network[number, channel] = output
+        order = planes.layout.order(passes)
+        outputs = np.concatenate([by_network[network] for network in order.networks], 1)
+        expected, scale, activity = outputs.take(order.outputs, 1)
         eighths = (expected + 8 * step_q) // (16 * step_q)
         centre = (eighths + FRACTIONS // 2) >> 3
         fraction = eighths - FRACTIONS * centre  # -4..3
@@ -278,20 +346,15 @@ class EntropyModel:
         scale = (scale + ((activity - level + known) << 13)) >> 15  # quarter octaves, in symbols
         scale = np.minimum(np.maximum(scale, 0), len(self.counts) // VARIANTS - 1)
         sign = 1 - 2 * (fraction < 0).astype(np.int32)
-        tables = scale * VARIANTS + np.abs(fraction)
-        before = np.array([number - passes[0] for number, _ in keys], np.int32) * len(self.counts)
-        before = np.repeat(before, [by_network[key].shape[1] for key in keys])
-        tables += before.take(coded)
-        return places.take(coded), tables, centre, sign
+        tables = scale * VARIANTS + np.abs(fraction) + order.before * np.int32(len(self.counts))
+        return order.places, tables, centre, sign
 
     def bits_near(self, symbols: Ints, step_q: int) -> Floats:
         """What every symbol, alone one less, and alone one more, costs: [3, 4, h, w] bits.
 
         In the order less, as it is, more; the contexts are those of the symbols as they are.
         """
-        planes = Planes(*symbols.shape[1:])
-        planes.symbols[planes.index] = symbols
-        planes.values[:] = values_of(planes.symbols, step_q)
+        planes = Planes.of(symbols, step_q)
         costs = np.zeros((3, len(planes.symbols)), np.float32)
         escape = PRECISION - 8.0  # ESCAPE's own bits
         places, tables, centre, sign = self.contexts(planes, range(PASSES), step_q)
@@ -300,14 +363,11 @@ class EntropyModel:
             far = (coded < 0) | (coded > 2 * self.radius)
             coded[far] = 2 * self.radius + 1
             costs[change + 1, places] = self.bits[tables % len(self.bits), coded] + escape * far
-        return costs[:, planes.index]
+        return costs[:, planes.layout.index]
 
     def encode(self, symbols: Ints, step_q: int) -> bytes:
         """Compress symbols [4, h, w], each in -LIMIT..LIMIT, rounded with step step_q / 1024."""
-        planes = Planes(*symbols.shape[1:])
-        planes.symbols[planes.index] = symbols
-        planes.values[:] = values_of(planes.symbols, step_q)
-        return self._code(planes, step_q)
+        return self._code(Planes.of(symbols, step_q), step_q)
 
     def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Ints:
         """Undo encode(): symbols [4, height, width] int32; raise Corrupt for any other bytes."""
@@ -325,7 +385,7 @@ class EntropyModel:
             raise Corrupt("the payload is damaged") from exc
         if again != payload or np.abs(planes.symbols).max() > LIMIT:
             raise Corrupt("the payload is damaged, or does not end with the last symbol")
-        return planes.symbols[planes.index]
+        return planes.symbols[planes.layout.index]
 
     def _code(self, planes: Planes, step_q: int, reader: Any = None, n_words: int = 0) -> bytes:
         """The payload of the planes' symbols, which come from the reader if there is one.
@@ -334,7 +394,7 @@ class EntropyModel:
         early once they do not fit into its n_words.
         """
         writer = constriction.stream.queue.RangeEncoder()
-        together = PASSES if reader is None and planes.index.size < MANY else 1
+        together = PASSES if reader is None and not planes.layout.is_large else 1
         for number in range(0, PASSES, together):
             passes = range(number, number + together)
             places, tables, centre, sign = self.contexts(planes, passes, step_q)
@@ -348,11 +408,11 @@ class EntropyModel:
             coded = coded[order]
             for first in range(0, len(counts), n_tables):
                 for table in np.flatnonzero(counts[first : first + n_tables]).tolist():
-                    group = slice(bounds[first + table], bounds[first + table + 1])
+                    part = coded[bounds[first + table] : bounds[first + table + 1]]
                     model = self.models[table]
                     if reader is not None:
-                        coded[group] = reader.decode(model, group.stop - group.start)
-                    writer.encode(coded[group], model)
+                        part[:] = reader.decode(model, len(part))
+                    writer.encode(part, model)
                 group = slice(bounds[first], bounds[first + n_tables])
                 escaped = np.sort(order[group][coded[group] > 2 * self.radius])
                 if reader is not None:

@@ -23,7 +23,6 @@ from dynenc.entropy import (
     EntropyModel,
     Planes,
     places_of,
-    values_of,
 )
 
 NETWORKS = CHANNELS * len(STAGES)
@@ -121,10 +120,7 @@ def _quantised(
     limits = np.log([config.smallest_step, config.largest_step])
     step_q = round(1024 * float(np.exp(random.uniform(*limits))))
     symbols = np.clip(np.rint(array * (1024 / step_q)), -LIMIT, LIMIT).astype(np.int32)
-    planes = Planes(*symbols.shape[1:])
-    planes.symbols[planes.index] = symbols
-    planes.values[:] = values_of(planes.symbols, step_q)
-    return planes, step_q
+    return Planes.of(symbols, step_q), step_q
 
 
 def _samples(
@@ -139,11 +135,12 @@ def _samples(
     inputs, targets, octaves = [], [], []
     each = -(-config.samples // len(pictures))
     for planes, step_q in pictures:
-        origin = planes.starts(*places_of(stage, np.array([[channel, 0, 0]])))[0]
-        places = (origin[:, None] + np.arange(planes.window)).ravel()
-        coded = np.flatnonzero(planes.inside[places])
+        layout = planes.layout
+        origin = layout.starts(*places_of(stage, np.array([[channel, 0, 0]])))[0]
+        places = (origin[:, None] + np.arange(layout.window)).ravel()
+        coded = np.flatnonzero(layout.inside[places])
         pick = random.permutation(coded)[:each]
-        windows = planes.windows(planes.window)[planes.starts(*places_of(stage, neighbours))]
+        windows = planes.windows(layout.window)[layout.starts(*places_of(stage, neighbours))]
         inputs.append(windows.reshape(len(neighbours), -1)[:, pick].T / VALUE)
         targets.append(planes.symbols[places[pick]] * np.float32(step_q / 1024))
         octaves.append(np.full(len(pick), np.log2(step_q) - MIDDLE_LEVEL / 16, np.float32))
