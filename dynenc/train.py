@@ -9,6 +9,7 @@ The embedded decoder is trained on latents of the teacher and of the encoders, w
 the entropy coder's tables are fitted to them.
 """
 
+import copy
 import json
 import math
 import subprocess
@@ -64,6 +65,7 @@ class TrainConfig:
     joint: int = 0  # 1: the embedded decoder learns with the encoder, and is exported beside it
     largest_step: float = 0.4  # quantiser step whose noise is added, drawn from 0 to this
     ema: float = 0.998  # decay of the average of the weights that is exported
+    share_of_start: float = 0.0  # in what is exported, of the weights that the run began with
     seed: int = 0
 
 
@@ -177,6 +179,7 @@ class Trainer:
             if len(self.decoders) < 2:
                 raise UsageError("joint training needs an embedded decoder: give --embedded")
             self.model[DECODER] = self.decoders[1].requires_grad_(True)
+        self.begun = [weight.detach().clone() for weight in self.model.parameters()]
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
         self.perceptual = self._frozen(LPIPS(paths.lpips))
         parameters = [*self.model.parameters(), *self.prior.parameters()]
@@ -297,8 +300,16 @@ class Trainer:
 
     @property
     def averaged(self) -> dict[str, nn.Module]:
-        """The networks with averaged weights, by the name of their preset."""
-        return dict(self.average.module.eval().named_children())
+        """The networks to export, by the name of their preset.
+
+        Their weights are averaged over the steps, and then, if asked for, with those that the run
+        began with: the mean of both ends is often better than either (WiSE-FT, Wortsman et al.).
+        """
+        networks = copy.deepcopy(self.average.module).eval()
+        with torch.no_grad():
+            for weight, begun in zip(networks.parameters(), self.begun, strict=True):
+                weight.lerp_(begun, self.config.share_of_start)
+        return dict(networks.named_children())
 
     def figures(self, name: str) -> dict[str, float]:
         """Mean PSNR and LPIPS of averaged weights on the test pictures; empty without them.

@@ -108,6 +108,23 @@ def test_another_configuration_does_not_take_the_checkpoint(folder, tmp_path):
         train(replace(config, seed=1), where, CPU, nothing)
 
 
+def test_what_is_exported_may_lie_between_the_start_and_the_end(folder, tmp_path):
+    begin = paths(folder, tmp_path / "begin")
+    config = replace(PRESETS["nano"], **SMALL)
+    train(config, begin, CPU, nothing)
+    found = {}
+    for share in (0.0, 0.5, 1.0):
+        where = paths(folder, tmp_path / str(share), start=begin.export)
+        train(replace(config, seed=1, share_of_start=share), where, CPU, nothing)
+        found[share] = load_file(where.export)
+    start = load_file(begin.export)
+    name = "stem.weight"
+    assert not torch.equal(found[0.0][name], start[name])
+    assert torch.equal(found[1.0][name], start[name])
+    mean = (found[0.0][name].float() + start[name].float()) / 2
+    assert torch.allclose(found[0.5][name].float(), mean, rtol=2e-3, atol=1e-6)
+
+
 def test_the_autoencoder_learns_whole_and_pays_for_its_bits(folder, tmp_path):
     where = paths(folder, tmp_path, test=folder / "pictures")
     config = replace(PRESETS["autoencoder"], **SMALL | {"distill_steps": 0})
