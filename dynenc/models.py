@@ -43,7 +43,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "468915f2c502d4a4298997bfe189a6b30145a72aabb375c54a688e75fcd0bb9e",
+            "a3396c9263d7ca6abd7f2033fba86e9ade5be91219c722ad965f495cb04c326a",
             {"hidden": 0, "width": 64, "blocks": 3},
         ),
         Model(
@@ -51,7 +51,7 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "89b52b71d42bba2785cc551a98b1705806e48788621e1c4ab86296b9af67a27d",
+            "058a90ff58d96fc3ff8bf757249b9c3f965efc434ef8310aab0eda7ae99b8492",
             {"hidden": 1, "width": 160, "blocks": 6},
         ),
         Model(
@@ -71,7 +71,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "1b703b64613b4c8599f936a487065c540afdf4d3088be608d713e51db975acda",
+            "df52db7608fd378cd61e75e8efaf0cc886b3520985cbdfca8aa9efe68deb06e7",
             {"widths": (128, 64, 32), "blocks": (7, 4, 3)},
         ),
         Model(

@@ -107,6 +107,8 @@ def cases() -> dict[str, Case]:
         ("nano", 70),
         ("base", 60),
         ("light", 40),
+        ("base", 40),
+        ("light", 65),
     ):
         found[f"v1_{encoder}_photo_q{quality}"] = (
             f"the photograph whole, 451x300, `{encoder}`, quality {quality}",
