@@ -235,14 +235,17 @@ class Layout:
             for channel in range(CHANNELS)
             if 0 <= (stage := number - channel) < len(STAGES)
         ]
-        own = [places_of(stage, np.array([[channel, 0, 0]]))[:, 0] for stage, channel in networks]
-        begun = np.concatenate([self.starts(*places) for places in own])
-        numbers = [stage + channel - passes[0] for stage, channel in networks]
-        each = [places.shape[1] * self.window for places in own]
+        planes = [
+            (16 * channel + 4 * row + column, stage + channel - passes[0])
+            for stage, channel in networks
+            for row, column in STAGES[stage]
+        ]
+        plane, before = np.array(planes).T
+        begun = self.starts(plane, np.array(1), np.array(1))
         places = (begun[:, None] + np.arange(self.window)).ravel()
         coded = np.flatnonzero(self.inside[places])
-        number = np.repeat(np.array(numbers, np.int32), each)
-        return Order(networks, places.take(coded), coded, number.take(coded))
+        before = before.astype(np.int32).repeat(self.window).take(coded)
+        return Order(networks, places.take(coded), coded, before)
 
 
 def _is_large(height: int, width: int) -> bool:
