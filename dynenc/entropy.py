@@ -179,7 +179,12 @@ def places_of(stage: int, neighbours: Index) -> Index:
     channel, down, right = neighbours.T[:, :, None]
     row, column = np.array(STAGES[stage]).T
     down, right = down + row, right + column
-    return np.stack([16 * channel + 4 * (down % 4) + right % 4, down // 4 + 1, right // 4 + 1])
+    return np.stack([plane_of(channel, down, right), down // 4 + 1, right // 4 + 1])
+
+
+def plane_of(channel: Index, row: Index, column: Index) -> Index:
+    """Which of the 64 planes a symbol of latents [4, h, w] is in."""
+    return 16 * channel + 4 * (row % 4) + column % 4
 
 
 def _saturated(sums: Floats) -> Floats:
@@ -202,8 +207,7 @@ class Layout:
         self.window = rows * self.stride  # a plane's symbols with the zeros between them
         self.length = 64 * self.size + self.stride + 2
         channel, y, x = np.ogrid[:CHANNELS, :height, :width]
-        plane = 16 * channel + 4 * (y % 4) + x % 4
-        self.index = self.starts(plane, y // 4 + 1, x // 4 + 1)  # [4, h, w]
+        self.index = self.starts(plane_of(channel, y, x), y // 4 + 1, x // 4 + 1)  # [4, h, w]
         self.inside = np.zeros(self.length, np.bool_)
         self.inside[self.index] = True
         self.is_large = _is_large(height, width)
@@ -235,16 +239,12 @@ class Layout:
             for channel in range(CHANNELS)
             if 0 <= (stage := number - channel) < len(STAGES)
         ]
-        planes = [
-            (16 * channel + 4 * row + column, stage + channel - passes[0])
-            for stage, channel in networks
-            for row, column in STAGES[stage]
-        ]
-        plane, before = np.array(planes).T
-        begun = self.starts(plane, np.array(1), np.array(1))
+        planes = [(c, *place, stage + c) for stage, c in networks for place in STAGES[stage]]
+        channel, row, column, number = np.array(planes).T
+        begun = self.starts(plane_of(channel, row, column), row // 4 + 1, column // 4 + 1)
         places = (begun[:, None] + np.arange(self.window)).ravel()
         coded = np.flatnonzero(self.inside[places])
-        before = before.astype(np.int32).repeat(self.window).take(coded)
+        before = (number - passes[0]).astype(np.int32).repeat(self.window).take(coded)
         return Order(networks, places.take(coded), coded, before)
 
 

@@ -298,7 +298,6 @@ class Trainer:
         self.random.bit_generator.state = json.loads(state["random"])
         return True
 
-    @property
     def averaged(self) -> dict[str, nn.Module]:
         """The networks to export, by the name of their preset.
 
@@ -311,8 +310,8 @@ class Trainer:
                 weight.lerp_(begun, self.config.share_of_start)
         return dict(networks.named_children())
 
-    def figures(self, name: str) -> dict[str, float]:
-        """Mean PSNR and LPIPS of averaged weights on the test pictures; empty without them.
+    def figures(self, name: str, trained: dict[str, Any]) -> dict[str, float]:
+        """Mean PSNR and LPIPS of one of the networks to export on the test pictures, if any.
 
         An encoder is measured through the teacher's decoder, the embedded decoder on latents of the
         encoder it is trained with, else the last of its encoders, else the teacher, rounded to
@@ -320,7 +319,6 @@ class Trainer:
         """
         if not self.paths.test:
             return {}
-        trained: dict[str, Any] = self.averaged
         encode = (self.encoders or [self.teacher_encoder])[-1]
         decode, step = self.decoders[0], 0.0
         if self.is_encoder:
@@ -339,8 +337,9 @@ class Trainer:
 
     def export(self) -> dict[str, float]:
         """Measure, and write the averaged weights with how they were made; return the figures."""
-        figures = {name: self.figures(name) for name in self.averaged}
-        for name, model in self.averaged.items():
+        networks = self.averaged()
+        figures = {name: self.figures(name, networks) for name in networks}
+        for name, model in networks.items():
             path = self.paths.export
             weights.save_weights(
                 model.state_dict(),
