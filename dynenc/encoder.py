@@ -1,8 +1,5 @@
 """The encoders: image -> SD latents, by dynamic convolution of every 8x8 patch."""
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,21 +54,20 @@ class Encoder(nn.Module):
         self.context = nn.Sequential(*(DynamicBlock(width) for _ in range(blocks)))
         self.linear = nn.Conv2d(3, CHANNELS, PATCH, PATCH)
         self.head = nn.Conv2d(width, CHANNELS, 1)
-        self._made: tuple[list[tuple[int, int]], ByteRows] | None = None
+        self._made: tuple[list[tuple[int, int]], tuple[Tensor, Tensor, ByteRows]] | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale."""
         learns = torch.is_grad_enabled() and self.linear.weight.requires_grad
-        if image.dtype == torch.uint8 and not learns:
-            multiply: Callable[[Tensor], Tensor] = self._byte_rows()
-        else:
-            weight, bias = self._rows()
-            image = to_floats(image).to(weight.dtype)
-            multiply = partial(F.linear, weight=in_bytes(weight), bias=bias)
+        kernels, bias, byte_rows = self._rows() if learns else self._fixed_rows()
         features, linear = [], []
         rows_at_once = max(1, CHUNK * PATCH // image.shape[-1])
         for strip in image.split(rows_at_once * PATCH, 2):
-            products = multiply(patches(strip, (PATCH, PATCH)))
+            if image.dtype == torch.uint8 and not learns:
+                products = byte_rows(patches(strip, (PATCH, PATCH)))
+            else:
+                floats = to_floats(strip).to(kernels.dtype)
+                products = F.conv2d(floats, kernels, bias, PATCH).permute(0, 2, 3, 1).flatten(1, 2)
             stem, rest = products.split([products.shape[2] - CHANNELS, CHANNELS], 2)
             features.append(self.stem.gated(stem))
             linear.append(rest)
@@ -82,20 +78,25 @@ class Encoder(nn.Module):
         latents: Tensor = rows + joined(linear, 1).unflatten(1, size)
         return latents.permute(0, 3, 1, 2)
 
-    def _byte_rows(self) -> ByteRows:
-        """The rows for pixels of 8 bits; made anew only if a weight has changed."""
+    def _fixed_rows(self) -> tuple[Tensor, Tensor, ByteRows]:
+        """As `_rows`, without gradient; made anew only if a weight has changed."""
         parameters = *self.stem.parameters(), *self.linear.parameters()
         state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         if self._made is None or self._made[0] != state:
-            self._made = state, ByteRows(*self._rows())
+            with torch.inference_mode(False), torch.no_grad():  # a gradient may pass later
+                self._made = state, self._rows()
         return self._made[1]
 
-    def _rows(self) -> tuple[Tensor, Tensor]:
-        """Rows [R, 192] and biases of the stem and the linear map, in the order of `patches`."""
+    def _rows(self) -> tuple[Tensor, Tensor, ByteRows]:
+        """The stem and the linear map: kernels [R, 3, 8, 8] and biases [R], and both for bytes."""
         weight, bias = self.stem.rows()
         linear_weight, linear_bias = self.linear.parameters()
-        rows = torch.cat([weight, linear_weight.flatten(1)])
-        return by_position(rows, (PATCH, PATCH)), torch.cat([bias, linear_bias])
+        weight = torch.cat([weight, linear_weight.flatten(1)])
+        bias = torch.cat([bias, linear_bias])
+        size = (PATCH, PATCH)
+        kernels = in_bytes(weight).unflatten(1, (-1, *size))
+        kernels = kernels.contiguous(memory_format=torch.channels_last)
+        return kernels, bias, ByteRows(by_position(weight.detach(), size), bias.detach())
 
     @torch.no_grad()
     def start_linear(self, weight: Tensor, bias: Tensor) -> None:
