@@ -58,7 +58,7 @@ def one_of(choices: Collection[str]) -> Callable[[str], str]:
 
 def an_encoder(name: str) -> str:
     """Check that an encoder has one of these names, or is a weight file."""
-    return name if name.endswith(".safetensors") else one_of(ENCODERS)(name)
+    return name if models.is_weight_file(name) else one_of(ENCODERS)(name)
 
 
 SOURCES = "folders, tar shards, patterns or URLs; '-' is standard input."

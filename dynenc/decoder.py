@@ -285,7 +285,7 @@ def _on_disk(name: str) -> Path | None:
         )
     if path.exists():
         return path
-    if path.suffix == ".safetensors" or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+    if models.is_weight_file(name) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise WeightsError(f"{name} does not exist: name a folder, a .safetensors file or a hub id")
     return _from_hub(name, download=False)
 

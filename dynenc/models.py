@@ -122,9 +122,12 @@ def chosen(encoder: str) -> Model:
 
     Raises: WeightsError if it is neither a name nor a .safetensors file.
     """
-    if encoder.endswith(".safetensors"):
-        return IMPORTED
-    return named(encoder, "encoder")
+    return IMPORTED if is_weight_file(encoder) else named(encoder, "encoder")
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether what a user names is a weight file, there or not, rather than a model."""
+    return name.endswith(".safetensors")
 
 
 def _is(model: Model, kind: Kind) -> bool:
