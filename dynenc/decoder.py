@@ -37,7 +37,7 @@ SDXL_NAME = re.compile("sd[-_]?xl|diffusion-xl", re.IGNORECASE)
 PIXELS = 8  # side of the image that one latent stands for
 OVERLAP = 24  # latents that neighbouring tiles share
 MARGIN = 4  # of them, at each tile's edge, not used: padding spoils them
-EMBEDDED_TILES = {  # equal the whole: of its reach of 11 latents the outer 6 change no 8 bits
+EMBEDDED_TILES = {  # equal the whole: of its reach of 13 latents the outer 8 change no 8 bits
     "tile": 112,  # larger ones are slower: glibc maps tensors of over 32 MB anew every time
     "margin": 5,
     "overlap": 11,

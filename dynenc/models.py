@@ -43,7 +43,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "a3396c9263d7ca6abd7f2033fba86e9ade5be91219c722ad965f495cb04c326a",
+            "8bda7fa76805d541304526598219db0b8a36a27a3f837627e158a1f2528f4b6e",
             {"hidden": 0, "width": 64, "blocks": 3},
         ),
         Model(
@@ -51,7 +51,7 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "058a90ff58d96fc3ff8bf757249b9c3f965efc434ef8310aab0eda7ae99b8492",
+            "f2c055d873faa02f80805547f0da060b798afe790d023389c86ce673b96639da",
             {"hidden": 1, "width": 160, "blocks": 6},
         ),
         Model(
@@ -71,8 +71,8 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "df52db7608fd378cd61e75e8efaf0cc886b3520985cbdfca8aa9efe68deb06e7",
-            {"widths": (128, 64, 32), "blocks": (7, 4, 3)},
+            "f34c27f354fe1aca4ae5c0c52765fdd961b273d17385aa33975bf246282519d8",
+            {"widths": (128, 64, 32), "blocks": (8, 5, 4)},
         ),
         Model(
             "context",

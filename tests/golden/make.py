@@ -109,6 +109,8 @@ def cases() -> dict[str, Case]:
         ("light", 40),
         ("base", 40),
         ("light", 65),
+        ("base", 55),
+        ("light", 45),
     ):
         found[f"v1_{encoder}_photo_q{quality}"] = (
             f"the photograph whole, 451x300, `{encoder}`, quality {quality}",
