@@ -59,11 +59,16 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale."""
         learns = torch.is_grad_enabled() and self.linear.weight.requires_grad
-        kernels, bias, byte_rows = self._rows() if learns else self._fixed_rows()
+        byte_rows: ByteRows | None = None
+        if learns:
+            weight, bias = self._rows()
+            kernels = _kernels(weight)
+        else:
+            kernels, bias, byte_rows = self._fixed()
         features, linear = [], []
         rows_at_once = max(1, CHUNK * PATCH // image.shape[-1])
         for strip in image.split(rows_at_once * PATCH, 2):
-            if image.dtype == torch.uint8 and not learns:
+            if byte_rows and image.dtype == torch.uint8:
                 products = byte_rows(patches(strip, (PATCH, PATCH)))
             else:
                 floats = to_floats(strip).to(kernels.dtype)
@@ -78,25 +83,22 @@ class Encoder(nn.Module):
         latents: Tensor = rows + joined(linear, 1).unflatten(1, size)
         return latents.permute(0, 3, 1, 2)
 
-    def _fixed_rows(self) -> tuple[Tensor, Tensor, ByteRows]:
-        """As `_rows`, without gradient; made anew only if a weight has changed."""
+    def _fixed(self) -> tuple[Tensor, Tensor, ByteRows]:
+        """Kernels, biases and rows for bytes, without gradient; made anew if a weight changed."""
         parameters = *self.stem.parameters(), *self.linear.parameters()
         state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         if self._made is None or self._made[0] != state:
             with torch.inference_mode(False), torch.no_grad():  # a gradient may pass later
-                self._made = state, self._rows()
+                weight, bias = self._rows()
+                byte_rows = ByteRows(by_position(weight, (PATCH, PATCH)), bias)
+                self._made = state, (_kernels(weight), bias, byte_rows)
         return self._made[1]
 
-    def _rows(self) -> tuple[Tensor, Tensor, ByteRows]:
-        """The stem and the linear map: kernels [R, 3, 8, 8] and biases [R], and both for bytes."""
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """Rows [R, 192] and biases [R] of the stem and the linear map."""
         weight, bias = self.stem.rows()
         linear_weight, linear_bias = self.linear.parameters()
-        weight = torch.cat([weight, linear_weight.flatten(1)])
-        bias = torch.cat([bias, linear_bias])
-        size = (PATCH, PATCH)
-        kernels = in_bytes(weight).unflatten(1, (-1, *size))
-        kernels = kernels.contiguous(memory_format=torch.channels_last)
-        return kernels, bias, ByteRows(by_position(weight.detach(), size), bias.detach())
+        return torch.cat([weight, linear_weight.flatten(1)]), torch.cat([bias, linear_bias])
 
     @torch.no_grad()
     def start_linear(self, weight: Tensor, bias: Tensor) -> None:
@@ -104,3 +106,9 @@ class Encoder(nn.Module):
         self.linear.load_state_dict({"weight": weight, "bias": bias})
         for parameter in self.head.parameters():
             parameter.mul_(0.1)
+
+
+def _kernels(weight: Tensor) -> Tensor:
+    """Rows [R, 192], rounded to 8 bits, as kernels [R, 3, 8, 8] of a convolution of floats."""
+    kernels: Tensor = in_bytes(weight).unflatten(1, (-1, PATCH, PATCH))
+    return kernels.contiguous(memory_format=torch.channels_last)
