@@ -11,6 +11,7 @@ is loaded and not before. A name of a decoder is one of
                diffusers' or CompVis' naming, or a hub id such as stabilityai/sd-vae-ft-mse
 """
 
+import itertools
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dynenc import models, weights
+from dynenc.embedded import Cut, EmbeddedDecoder
 from dynenc.encoder import LATENT_SCALE
 from dynenc.errors import WeightsError
 
@@ -38,7 +40,7 @@ PIXELS = 8  # side of the image that one latent stands for
 OVERLAP = 24  # latents that neighbouring tiles share
 MARGIN = 4  # of them, at each tile's edge, not used: padding spoils them
 EMBEDDED_TILES = {  # equal the whole: of its reach of 13 latents the outer 8 change no 8 bits
-    "tile": 112,  # larger ones are slower: glibc maps tensors of over 32 MB anew every time
+    "tile": 116,  # larger ones are slower: glibc maps tensors of over 32 MB anew every time
     "margin": 5,
     "overlap": 11,
 }
@@ -119,41 +121,53 @@ class Decoder(nn.Module):
             yield self._decode(latents)
             return
         like = next(self.network.parameters())
-        batch, width = len(latents), latents.shape[3] * PIXELS
-        begun = torch.zeros(batch, 3, 0, width, device=like.device)
-        for i, (top, bottom, weight_y) in enumerate(rows):
-            height = (bottom - top) * PIXELS
-            band = F.pad(begun, (0, 0, 0, height - begun.shape[2]))
-            for left, right, weight_x in columns:
-                weight = weight_y.to(band.device)[:, None] * weight_x.to(band.device)
-                part = self._decode(latents[..., top:bottom, left:right])
-                band[..., left * PIXELS : right * PIXELS] += part * weight
-            done = (rows[i + 1][0] - top) * PIXELS if i + 1 < len(rows) else height
+        width = latents.shape[3] * PIXELS
+        begun = torch.zeros(len(latents), 3, 0, width, device=like.device)
+        for row, below in itertools.zip_longest(rows, rows[1:]):
+            weight_y = row.weight.to(like.device)[:, None]
+            band = F.pad(begun, (0, 0, 0, len(weight_y) - begun.shape[2]))
+            for column in columns:
+                tile = latents[..., row.latents, column.latents]
+                part = self._decode(tile, (*column.cut, *row.cut))
+                band[..., column.pixels] += part * weight_y * column.weight.to(like.device)
+            done = below.pixels.start - row.pixels.start if below else band.shape[2]
             begun = band[:, :, done:].clone()
             yield band[:, :, :done]
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Decode one tile.
+    def _decode(self, latents: Tensor, cut: Cut = (0, 0, 0, 0)) -> Tensor:
+        """Decode one tile, and cut off the pixels of some latents at its edges.
 
         If the result is not finite in half precision, the network stays in float32 from then on.
         """
         like = next(self.network.parameters())
         inputs = latents.to(like.device, torch.float32) / self.scale + self.shift
         inputs = inputs.to(like.dtype, memory_format=torch.channels_last)
-        image: Tensor = self.network(inputs).float()
+        image: Tensor
+        if isinstance(self.network, EmbeddedDecoder):
+            image = self.network(inputs, cut).float()
+        else:
+            image = F.pad(self.network(inputs).float(), [-PIXELS * count for count in cut])
         if like.dtype != torch.float32 and not image.isfinite().all():
             with torch.inference_mode(False):  # else no gradient could ever flow through it again
                 self.network.float()
-            return self._decode(latents)
+            return self._decode(latents, cut)
         return image
 
 
-def _spans(
-    length: int, tile: int, margin: int = MARGIN, overlap: int = OVERLAP
-) -> list[tuple[int, int, Tensor]]:
-    """Tiles along one side: first and last latent, and the weight of each pixel between them.
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A tile along one side of the latents."""
 
-    The weight of a tile is its own ramp less that of the next tile: they sum to 1 everywhere.
+    latents: slice  # what the network sees
+    cut: tuple[int, int]  # of them at both ends, what is not used
+    pixels: slice  # of the image, what the rest stands for
+    weight: Tensor  # of each of these pixels; those of all tiles sum to 1
+
+
+def _spans(length: int, tile: int, margin: int = MARGIN, overlap: int = OVERLAP) -> list[_Span]:
+    """Tiles along one side, equally long and at most `tile`.
+
+    The weight of a tile is its own ramp less that of the next tile.
     """
     count = max(1, -(-(length - overlap) // (tile - overlap)))
     size = -(-(length + (count - 1) * overlap) // count)
@@ -162,10 +176,13 @@ def _spans(
     ramp = (overlap - 2 * margin) * PIXELS
     rises = [((pixel - (start + margin) * PIXELS) / ramp).clamp(0, 1) for start in starts]
     rises = [torch.ones_like(pixel), *rises[1:], torch.zeros_like(pixel)]
-    return [
-        (start, start + size, (rises[i] - rises[i + 1])[start * PIXELS : (start + size) * PIXELS])
-        for i, start in enumerate(starts)
-    ]
+    spans = []
+    for i, start in enumerate(starts):
+        cut = (margin if i > 0 else 0, margin if i + 1 < count else 0)
+        pixels = slice((start + cut[0]) * PIXELS, (start + size - cut[1]) * PIXELS)
+        weight = (rises[i] - rises[i + 1])[pixels]
+        spans.append(_Span(slice(start, start + size), cut, pixels, weight))
+    return spans
 
 
 def resolve(name: str = "auto") -> Choice:

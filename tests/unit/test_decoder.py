@@ -453,12 +453,37 @@ def test_tiles_cover_everything_once(height):
 def test_tiles_have_one_size_and_overlap():
     for length in range(1, 500):
         spans = module._spans(length, 64)
-        sizes = {last - first for first, last, _ in spans}
+        sizes = {span.latents.stop - span.latents.start for span in spans}
         assert len(sizes) == 1
         assert max(sizes) <= 64
-        assert (spans[0][0], spans[-1][1]) == (0, length)
-        for (_, last, _), (first, _, _) in itertools.pairwise(spans):
-            assert last - first >= module.OVERLAP
+        assert (spans[0].latents.start, spans[-1].latents.stop) == (0, length)
+        for before, after in itertools.pairwise(spans):
+            assert before.latents.stop - after.latents.start >= module.OVERLAP
+
+
+def test_tiles_are_used_up_to_their_margins():
+    for length in range(1, 500):
+        spans = module._spans(length, 64)
+        total = torch.zeros(8 * length)
+        for i, span in enumerate(spans):
+            assert span.cut == (4 * (i > 0), 4 * (i + 1 < len(spans)))
+            assert span.pixels.start == 8 * (span.latents.start + span.cut[0])
+            assert span.pixels.stop == 8 * (span.latents.stop - span.cut[1])
+            total[span.pixels] += span.weight
+        torch.testing.assert_close(total, torch.ones(8 * length))
+
+
+@pytest.mark.parametrize("cut", [(5, 5, 5, 5), (1, 0, 7, 3), (0, 12, 0, 0)])
+def test_the_embedded_decoder_cuts_off_what_nobody_needs(cut):
+    network = load_decoder("embedded").network
+    latents = torch.randn(2, 4, 20, 30, generator=torch.Generator().manual_seed(0))
+    seen = []
+    network.layers[-1].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
+    part, whole = network(latents, cut), network(latents)
+    left, right, top, bottom = cut
+    expected = whole[..., 8 * top : 160 - 8 * bottom, 8 * left : 240 - 8 * right]
+    torch.testing.assert_close(part, expected, rtol=0, atol=1e-4)
+    assert seen[0][2:].numel() < seen[1][2:].numel()  # early, not at the end
 
 
 def test_tiles_that_differ_leave_no_seam():
