@@ -7,6 +7,7 @@ tables of frequencies. Integers are held in float32 only where every sum stays b
 exact: all machines and thread counts agree.
 """
 
+import math
 from contextlib import ContextDecorator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -161,6 +162,31 @@ class Stage:
             outputs[..., start : start + size] = output.reshape(n_channels, 3, n_planes, size)
         return outputs.reshape(n_channels, 3, -1)
 
+    def add_slopes(self, slopes: Floats, of_outputs: Floats, planes: "Planes", level: int) -> None:
+        """Chain rule: slopes by outputs, [4, 3, P * planes.window] -> by the planes' flat values.
+
+        They are added to `slopes`, and rounding counts as the identity.
+        """
+        first, second = _biased(self, level)
+        n_hidden, n_middle = first.shape[1] - 3, self.third.shape[2]
+        starts = planes.layout.starts(*self.places)  # [4, F + 1, P]
+        window = planes.layout.window
+        of_outputs = of_outputs.reshape(CHANNELS, 3, -1, window)
+        size = max(1, BLOCK // (CHANNELS * starts.shape[2]))
+        for start in range(0, window, size):
+            stop = min(start + size, window)
+            inputs = planes.windows(stop - start)[starts + start]
+            inputs[:, -1] = 1
+            hidden = _saturated((first @ inputs.reshape(*starts.shape[:2], -1))[:, :n_hidden])
+            middle = _saturated((second @ hidden)[:, :n_middle])
+            output = of_outputs[..., start:stop].reshape(CHANNELS, 3, -1)
+            of_middle = _through(self.third, output) * _is_free(middle)
+            of_hidden = _through(second, np.concatenate([of_middle, output], 1)) * _is_free(hidden)
+            of_inputs = _through(first, np.concatenate([of_hidden, output], 1))
+            rows = of_inputs.reshape(inputs.shape)[:, :-1].reshape(-1, stop - start)
+            for place, row in zip((starts[:, :-1] + start).ravel(), rows, strict=True):
+                slopes[place : place + stop - start] += row
+
 
 @lru_cache(maxsize=8 * len(STAGES))  # pictures of one quality share theirs
 def _biased(stage: Stage, level: int) -> tuple[Floats, Floats]:
@@ -191,6 +217,16 @@ def _saturated(sums: Floats) -> Floats:
     """Units of a layer: sums in 2**-7, changed in place, rounded down to 0..MAX_VALUE."""
     np.floor(sums, out=sums)
     return sums.clip(0, MAX_VALUE, out=sums)
+
+
+def _is_free(units: Floats) -> npt.NDArray[np.bool_]:
+    """Which of them do not saturate."""
+    return (units > 0) & (units < MAX_VALUE)
+
+
+def _through(layer: Floats, slopes: Floats) -> Floats:
+    """Slopes by what a layer gives, [4, O, N] -> by what it is given, [4, I, N]."""
+    return layer.swapaxes(1, 2) @ slopes
 
 
 class Layout:
@@ -330,27 +366,49 @@ class EntropyModel:
             `len(counts)` for each of the passes before its own, the expected symbol, and the sign
             (1 or -1) that the residual is multiplied by.
         """
-        level = int(self.levels[step_q])
-        known = min(max(level, LEVELS[0]), LEVELS[-1])
+        order = planes.layout.order(passes)
+        outputs = self._outputs(planes, passes, step_q).take(order.outputs, 1)
+        tables, centre, sign = self._tables(outputs, step_q)
+        return order.places, tables + order.before * np.int32(len(self.counts)), centre, sign
+
+    def _known_level(self, step_q: int) -> int:
+        """The level of a step, or the nearest that the networks know."""
+        return min(max(int(self.levels[step_q]), LEVELS[0]), LEVELS[-1])
+
+    def _outputs(self, planes: Planes, passes: range, step_q: int) -> Ints:
+        """What the networks of some passes say, one after another: [3, N], as Stage returns it."""
         by_network = {}
         for number, stage in enumerate(self.stages):
             channels = [c for c in range(CHANNELS) if number + c in passes]
             if channels:
                 some = slice(channels[0], channels[-1] + 1)
-                for channel, output in zip(channels, stage(planes, some, known), strict=True):
+                outputs = stage(planes, some, self._known_level(step_q))
+                for channel, output in zip(channels, outputs, strict=True):
                     by_network[number, channel] = output
-        order = planes.layout.order(passes)
-        outputs = np.concatenate([by_network[network] for network in order.networks], 1)
-        expected, scale, activity = outputs.take(order.outputs, 1)
+        networks = planes.layout.order(passes).networks
+        return np.concatenate([by_network[network] for network in networks], 1)
+
+    def _tables(self, outputs: Ints, step_q: int) -> tuple[Ints, Ints, Ints]:
+        """Outputs of networks, [3, N] -> table, expected symbol, and the residual's sign."""
+        expected, scale, activity = outputs
         eighths = (expected + 8 * step_q) // (16 * step_q)
         centre = (eighths + FRACTIONS // 2) >> 3
         fraction = eighths - FRACTIONS * centre  # -4..3
         activity = self.levels[np.minimum(np.maximum(activity >> 4, 32), 65_535)]  # of 2**-13
-        scale = (scale + ((activity - level + known) << 13)) >> 15  # quarter octaves, in symbols
+        octaves = activity - int(self.levels[step_q]) + self._known_level(step_q)
+        scale = (scale + (octaves << 13)) >> 15  # quarter octaves, in symbols
         scale = np.minimum(np.maximum(scale, 0), len(self.counts) // VARIANTS - 1)
         sign = 1 - 2 * (fraction < 0).astype(np.int32)
-        tables = scale * VARIANTS + np.abs(fraction) + order.before * np.int32(len(self.counts))
-        return order.places, tables, centre, sign
+        return scale * VARIANTS + np.abs(fraction), centre, sign
+
+    def _bits(self, tables: Ints, residuals: Ints) -> Floats:
+        """What residuals cost, by their tables."""
+        coded = residuals + self.radius
+        far = (coded < 0) | (coded > 2 * self.radius)
+        coded[far] = 2 * self.radius + 1
+        bits: Floats = self.bits[tables, coded]
+        bits[far] += PRECISION - 8  # ESCAPE's own
+        return bits
 
     def bits_near(self, symbols: Ints, step_q: int) -> Floats:
         """What every symbol, alone one less, and alone one more, costs: [3, 4, h, w] bits.
@@ -359,14 +417,47 @@ class EntropyModel:
         """
         planes = Planes.of(symbols, step_q)
         costs = np.zeros((3, len(planes.symbols)), np.float32)
-        escape = PRECISION - 8.0  # ESCAPE's own bits
         places, tables, centre, sign = self.contexts(planes, range(PASSES), step_q)
         for change in (-1, 0, 1):
-            coded = (planes.symbols[places] + change - centre) * sign + self.radius
-            far = (coded < 0) | (coded > 2 * self.radius)
-            coded[far] = 2 * self.radius + 1
-            costs[change + 1, places] = self.bits[tables % len(self.bits), coded] + escape * far
+            residuals = (planes.symbols[places] + change - centre) * sign
+            costs[change + 1, places] = self._bits(tables % len(self.bits), residuals)
         return costs[:, planes.layout.index]
+
+    @one_thread
+    def context_slopes(self, symbols: Ints, step_q: int) -> Floats:
+        """How many bits more all others cost for each symbol that is one more: [4, h, w].
+
+        To first order, as the symbol is in their contexts. With `bits_near`, what a change costs.
+        """
+        planes = Planes.of(symbols, step_q)
+        order = planes.layout.order(range(PASSES))
+        every = self._outputs(planes, range(PASSES), step_q)
+        outputs = every.take(order.outputs, 1)
+        tables, centre, sign = self._tables(outputs, step_q)
+        residuals = (planes.symbols[order.places] - centre) * sign
+        less, more = (self._bits(tables, residuals + change * sign) for change in (-1, 1))
+        last = len(self.counts) - VARIANTS
+        scale = tables // VARIANTS * VARIANTS
+        wider, narrower = np.minimum(scale + VARIANTS, last), np.maximum(scale - VARIANTS, 0)
+        slopes = [self._bits(tables - scale + other, residuals) for other in (wider, narrower)]
+        by_octave = 2 * (slopes[0] - slopes[1])
+        activity = outputs[2].clip(32 << 4, 65_535 << 4)
+        by_output = np.zeros(every.shape, np.float32)
+        by_output[:, order.outputs] = (
+            (less - more) / 2 / (128 * step_q),
+            by_octave / 2**17,
+            by_octave * (activity == outputs[2]) / (math.log(2) * activity),
+        )
+        width = planes.layout.window
+        sizes = [len(STAGES[stage]) * width for stage, _ in order.networks]
+        parts = np.split(by_output, np.cumsum(sizes)[:-1], 1)
+        by_network = dict(zip(order.networks, parts, strict=True))
+        found = np.zeros(planes.layout.length, np.float32)
+        for number, stage in enumerate(self.stages):
+            of_outputs = np.stack([by_network[number, channel] for channel in range(CHANNELS)])
+            stage.add_slopes(found, of_outputs, planes, self._known_level(step_q))
+        found *= np.abs(planes.values) < MAX_VALUE
+        return found[planes.layout.index] * np.float32(step_q / 8)
 
     def encode(self, symbols: Ints, step_q: int) -> bytes:
         """Compress symbols [4, h, w], each in -LIMIT..LIMIT, rounded with step step_q / 1024."""

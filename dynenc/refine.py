@@ -3,8 +3,9 @@
 The encoder's latents are moved by gradient descent through the decoder (as Campos et al., "Content
 Adaptive Optimization for Neural Image Compression", 2019). Rounding is within the loop: it is soft
 at the beginning of a stage and hard at its end (Agustsson and Theis, "Universally Quantized Neural
-Compression", 2020). The rate is that of the coder's own tables, its weight is moved until the file
-is as large as it may be. What is returned is the best of what was coded and decoded for true.
+Compression", 2020). The rate is that of the coder's own tables, together with what a latent costs
+its neighbours, in whose contexts it is; its weight is moved until the file is as large as it may
+be. What is returned is the best of what was coded and decoded for true.
 
 Least squares alone would blur, and exploit the decoder. So the picture should also have the same
 latents as the original, by the encoder: features of deep networks tell what eyes see better than
@@ -182,14 +183,16 @@ class _Descent:
         excess = 8 * (len(self.coder.encode(symbols, self.step_q)) - self.most_bytes)
         below, here, above = self.coder.bits_near(symbols, self.step_q)
         offset = self.latents.detach()[0].cpu().numpy() - symbols
+        change = np.where(offset > 0, 1, -1)
         saved = here - np.where(offset > 0, above, below)
+        saved -= change * self.coder.context_slopes(symbols, self.step_q)
         price = np.where(saved > 0, (1 - 2 * np.abs(offset)) / np.maximum(saved, 1e-6), np.inf)
         order = np.argsort(price, axis=None, kind="stable")[: int((saved > 0).sum())]
         total = np.cumsum(saved.ravel()[order])
         for share in EXCESS:
             chosen = order[: np.searchsorted(total, share * excess)]
             fitting = symbols.copy()
-            fitting.ravel()[chosen] += np.where(offset.ravel()[chosen] > 0, 1, -1)
+            fitting.ravel()[chosen] += change.ravel()[chosen]
             if len(self.coder.encode(fitting, self.step_q)) <= self.most_bytes:
                 return fitting
         return None
@@ -224,6 +227,7 @@ class _Descent:
             self._distortion(leaf * self.unit, number).backward()
         offset = leaf.detach()[0] - torch.from_numpy(symbols).to(leaf)
         slope = torch.where(offset > 0, above - here, here - below)
+        slope += torch.from_numpy(self.coder.context_slopes(symbols, self.step_q)).to(slope)
         rounded.backward(leaf.grad + self.weight * slope)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dynenc import bitstream, codec, image, metrics, refine
+from dynenc import bitstream, codec, image, metrics, quantize, refine
 from dynenc.codec import Codec
 from dynenc.decoder import Decoder
 from dynenc.errors import OutOfMemory
@@ -167,6 +167,31 @@ def test_costs_are_those_of_the_coder():
         _, here, _ = coder.bits_near(symbols, STEP_Q)
         n_bytes = len(coder.encode(symbols, STEP_Q))
         assert here.sum() / 8 <= n_bytes <= here.sum() / 8 + 8
+
+
+def test_slopes_tell_what_a_change_costs(photo_path):
+    """A symbol's own bits tell less of what a change of it costs than with its neighbours'."""
+    coder = codec.entropy_model(codec.CODER)
+    with torch.no_grad(), Image.open(photo_path) as photo:
+        latents = Codec("base", device="cpu").encoder(image.pad(image.to_tensor(photo)))
+    symbols = quantize.to_symbols(latents, STEP_Q)
+    below, _, above = coder.bits_near(symbols, STEP_Q)
+    own, others = (above - below) / 2, coder.context_slopes(symbols, STEP_Q)
+    random = np.random.default_rng(0)
+    places = [tuple(random.integers(symbols.shape)) for _ in range(200)]
+    true = []
+    for place in places:
+        totals = []
+        for change in (-1, 1):
+            changed = symbols.copy()
+            changed[place] += change
+            totals.append(coder.bits_near(changed, STEP_Q)[1].sum(dtype=np.float64))
+        true.append((totals[1] - totals[0]) / 2)
+    alone, together = (
+        np.corrcoef(true, [slopes[place] for place in places])[0, 1]
+        for slopes in (own, own + others)
+    )
+    assert alone < 0.85 < 0.93 < together
 
 
 def test_any_decoder_will_do(photo):
