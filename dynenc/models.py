@@ -51,7 +51,7 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "f2c055d873faa02f80805547f0da060b798afe790d023389c86ce673b96639da",
+            "e6a6de0ca846fc93ad997c2bb1ff4f17efc690f8bc325293fafb308bbb7b3caf",
             {"hidden": 1, "width": 160, "blocks": 6},
         ),
         Model(
@@ -71,7 +71,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "f34c27f354fe1aca4ae5c0c52765fdd961b273d17385aa33975bf246282519d8",
+            "cb396bedf0b120d8e9cd0713890abef84e4f557d4aa36ce445e50d7f08ef046d",
             {"widths": (128, 64, 32), "blocks": (8, 5, 4)},
         ),
         Model(

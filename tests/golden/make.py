@@ -111,6 +111,7 @@ def cases() -> dict[str, Case]:
         ("light", 65),
         ("base", 55),
         ("light", 45),
+        ("base", 65),
     ):
         found[f"v1_{encoder}_photo_q{quality}"] = (
             f"the photograph whole, 451x300, `{encoder}`, quality {quality}",
