@@ -34,6 +34,13 @@ def nothing_on_disk(tmp_path, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def no_bfloat16_units(monkeypatch):
+    """A CPU on which decoders run in float32, as the tolerances here are for."""
+    for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, check, lambda: False, raising=False)
+
+
 @pytest.fixture(scope="module", params=[8, 32])
 def any_vae(request):
     return small_vae(norm_num_groups=request.param)
