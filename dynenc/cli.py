@@ -742,7 +742,7 @@ def import_checkpoint(
 @app.command(
     epilog=examples(
         "dynenc train light --data photos/ --teacher taesd/ --run runs/light -o light.safetensors",
-        "dynenc train context --data photos/ --teacher taesd/ --run runs/c -o entropy.safetensors",
+        "dynenc train trellis --data photos/ --teacher taesd/ --run runs/c -o entropy.safetensors",
     )
 )
 def train(
@@ -750,8 +750,8 @@ def train(
         str,
         typer.Argument(
             metavar="PRESET",
-            help="nano, light, base, autoencoder, embedded (the decoder) or context (the entropy "
-            "coder).",
+            help="nano, light, base, autoencoder, embedded (the decoder), context or trellis (the "
+            "entropy coders).",
         ),
     ],
     data: Annotated[list[Path], typer.Option(help="Folder or tar of pictures; may be repeated.")],
@@ -784,9 +784,9 @@ def train(
     """
     with reporting(quiet):
         from dynenc.codec import pick_device
-        from dynenc.train import CODER, PRESETS, TrainPaths, configure, train_with_progress
+        from dynenc.train import CODERS, PRESETS, TrainPaths, configure, train_with_progress
 
-        config = configure(one_of([*PRESETS, CODER])(preset), setting or [])
+        config = configure(one_of([*PRESETS, *CODERS])(preset), setting or [])
         paths = TrainPaths(
             data=tuple(data),
             teacher=teacher,

@@ -6,14 +6,14 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynenc import bitstream, extras, image, metrics, models, quantize, rate, weights
 from dynenc.bitstream import Chunk, Header
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CODER = "context"  # the entropy coder that new files are written with
 DEFAULT_ENCODER = "light"
+PLAIN_CODER = "context"  # of efforts, whose descent chooses how to round by itself
 TILE = 176  # patches; larger tiles need more memory and, as it is mapped anew, more time
 
 
@@ -218,22 +218,16 @@ class Codec:
     ) -> Encoded:
         """The file of one checked picture and its latents that comes nearest to a goal."""
         height, width = image.size_of(picture)
-        empty = Header(width, height, 1, 1, 1)
-        other_bytes = len(bitstream.write(empty, b"", chunks))  # beside the payload
+        coder = entropy_model(self.model.coder)
 
         @cache
         def file(step_q: int, effort: int = 0, most_bytes: float = math.inf) -> bytes:
-            chosen = latents
-            if effort:
-                original = image.to_tensor(picture).to(self.device)
-                coder = entropy_model(CODER)
-                most_payload = most_bytes - other_bytes
-                networks = self.encoder, self.decoder_of(self.model)
-                symbols = refine(
-                    latents, original, step_q, effort, coder, *networks, most_payload, on_step
-                )
-                chosen = quantize.from_symbols(symbols, step_q)
-            return write_latents(chosen, width, height, step_q, self.model, chunks)
+            blob = write_latents(latents, width, height, step_q, self.model, chunks)
+            if not effort:
+                return blob
+            original = image.to_tensor(picture).to(self.device)
+            networks = self.encoder, self.decoder_of(self.model)
+            return refined(blob, latents, original, effort, *networks, most_bytes, on_step)
 
         def bytes_or_bpp(step_q: int) -> float:
             blob = file(step_q)
@@ -245,7 +239,7 @@ class Codec:
             return metrics.psnr_db(image.to_tensor(rebuilt), image.to_tensor(picture).cpu())
 
         if goal.kind == "quality":
-            return Encoded(file(quantize.quality_to_step(goal.value), effort))
+            return Encoded(file(quantize.quality_to_step(goal.value, coder), effort))
         if goal.kind == "dB":
             step_q, reached = rate.search(psnr_db, goal.value, at_most=False)
             return Encoded(file(step_q, effort), goal.note(reached))
@@ -310,6 +304,8 @@ def write_latents(
     step_q: int,
     made_by: models.Model,
     chunks: Sequence[Chunk] = (),
+    *,
+    rounded: bool = False,
 ) -> bytes:
     """The .lat file of latents, which are rounded here.
 
@@ -319,12 +315,55 @@ def write_latents(
         step_q: quantiser step in 1/1024 of a latent unit, 1..65535.
         made_by: one of `models.MAKERS`.
         chunks: of `extras.to_chunks`.
+        rounded: they were rounded with this step before, by some coder, and stay as they are.
     """
-    symbols = quantize.to_symbols(latents, step_q)
-    coder = models.named(CODER, "coder")
-    payload = entropy_model(coder.name).encode(symbols, step_q)
-    header = Header(width, height, step_q, made_by.number, coder.number)
-    return bitstream.write(header, payload, chunks)
+    bit = 0 if rounded else quantize.BIT
+    choices = [
+        (name, quantize.to_symbols(latents, step_q, entropy_model(name), bit))
+        for name in (models.names("coder") if rounded else [made_by.coder])
+    ]
+
+    def distance(choice: tuple[str, quantize.Ints]) -> float:
+        name, symbols = choice
+        again = quantize.from_symbols(symbols, step_q, entropy_model(name))
+        return (again - latents.cpu()).abs().mean().item()
+
+    name, symbols = min(choices, key=distance) if rounded else choices[0]
+    number = models.named(name, "coder").number
+    header = Header(width, height, step_q, made_by.number, number)
+    return bitstream.write(header, entropy_model(name).encode(symbols, step_q), chunks)
+
+
+def refined(
+    blob: bytes,
+    latents: Tensor,
+    picture: Tensor,
+    effort: int,
+    encoder: nn.Module,
+    decoder: Decoder,
+    most_bytes: float = math.inf,
+    on_step: Callable[[int, int], None] | None = None,
+) -> bytes:
+    """A .lat file with a better picture than another, or that one if none is found: see `refine`.
+
+    Args:
+        blob: the file that `write_latents` made of the latents.
+        picture: [1, 3, H, W] in [-1, 1], on the decoder's device.
+        effort: 1..9.
+        most_bytes: of the new file; infinite, or fewer than the other has: as many as it has.
+    """
+    header, plain = read_latents(blob, max_pixels=sys.maxsize)
+    _, payload, chunks = bitstream.read_all(blob, sys.maxsize)
+    spare = int(max(most_bytes, len(blob))) - len(blob) if math.isfinite(most_bytes) else 0
+    coder = entropy_model(PLAIN_CODER)
+    networks = coder, encoder, decoder
+    symbols = refine(
+        latents, plain, picture, header.step_q, effort, *networks, len(payload) + spare, on_step
+    )
+    if symbols is None:
+        return blob
+    header = replace(header, coder_id=models.named(PLAIN_CODER, "coder").number, flags=0)
+    return bitstream.write(header, coder.encode(symbols, header.step_q), chunks)
 
 
 def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tuple[Header, Tensor]:
@@ -341,8 +380,9 @@ def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tupl
             f"the file was written with entropy coder {header.coder_id}, unknown: update dynenc"
         )
     height, width = -(-header.height // PATCH), -(-header.width // PATCH)
-    symbols = entropy_model(coder.name).decode(payload, height, width, header.step_q)
-    return header, quantize.from_symbols(symbols, header.step_q)
+    model = entropy_model(coder.name)
+    symbols = model.decode(payload, height, width, header.step_q)
+    return header, quantize.from_symbols(symbols, header.step_q, model)
 
 
 def require_sd(header: Header) -> None:

@@ -5,12 +5,16 @@ to fine. Pass t codes channel c of stage t - c: a small integer network per (sta
 neighbours from earlier passes into an expected value and a scale, and these choose one of the
 tables of frequencies. Integers are held in float32 only where every sum stays below 2**24, hence
 exact: all machines and thread counts agree.
+
+A coder with a trellis (trellis.py) has its symbols on one of two lattices. The 64 symbols of every
+4x4 block are a path, so a pass is read plane by plane.
 """
 
 import math
 from contextlib import ContextDecorator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from threading import Lock
 from typing import Any
 
@@ -21,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # as above
 
+from dynenc import trellis
 from dynenc.errors import Corrupt, WeightsError
 
 Ints = npt.NDArray[np.int32]
@@ -39,15 +44,7 @@ STAGES = (  # planes (row % 4, column % 4) of each stage
     ((1, 0), (1, 2), (3, 0), (3, 2)),
 )
 PASSES = len(STAGES) + CHANNELS - 1
-PASS_OF = np.array(  # of each of the 64 planes, by channel, row and column
-    [
-        number + channel
-        for channel in range(CHANNELS)
-        for place in np.ndindex(4, 4)
-        for number, planes in enumerate(STAGES)
-        if place in planes
-    ]
-)
+ONE_BY_ONE = [range(number, number + 1) for number in range(PASSES)]
 BLOCK = 8192  # symbols whose networks are computed together
 MANY = 2**17  # symbols; of as many, passes go one by one, as less memory is also faster
 MAX_VALUE = 1023  # a neighbour's latent, and a hidden unit, in 1/128; both saturate here
@@ -93,7 +90,9 @@ class Order:
     networks: list[tuple[int, int]]  # stage and channel of the networks that they belong to
     places: Index  # [N] in the flat array
     outputs: Index  # [N] among the outputs of those networks, one network after another
-    before: Ints  # [N], how many of the passes come before a symbol's own
+    passes: Ints  # [N], how many of the passes come before a symbol's own
+    planes: Ints  # [N], how many of their planes come before its own
+    ends: list[int]  # of the symbols of each plane
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +123,9 @@ class Stage:
         if sums.max() >= 2**24 or np.abs(neighbours).max() > CHANNELS:
             raise WeightsError("the entropy coder's tables exceed exact arithmetic")
         places = np.stack([places_of(number, each) for each in neighbours], 1)
-        passes = PASS_OF[places[0]].max(2)  # [4, F]: when the last of a neighbour's is known
+        passes = PLANES[RANK[places[0]], 0].max(
+            2
+        )  # [4, F]: when the last of a neighbour's is known
         third, direct, straight = np.split(output, np.cumsum([middle.shape[1], hidden.shape[1]]), 2)
         used = (hidden != 0).any(1) | (straight != 0).any(1)
         if (used & (passes >= number + np.arange(CHANNELS)[:, None])).any():
@@ -188,6 +189,15 @@ class Stage:
                 slopes[place : place + stop - start] += row
 
 
+def _tables(eighths: Ints, scale: Ints, shifts: Ints) -> tuple[Ints, Ints, Ints]:
+    """Expected points, scales and lattices -> table, expected symbol, and the residual's sign."""
+    eighths = eighths - FRACTIONS // 2 * shifts
+    centre = (eighths + FRACTIONS // 2) >> 3
+    fraction = eighths - FRACTIONS * centre  # -4..3
+    sign = 1 - 2 * (fraction < 0).astype(np.int32)
+    return scale * VARIANTS + np.abs(fraction), centre, sign
+
+
 @lru_cache(maxsize=8 * len(STAGES))  # pictures of one quality share theirs
 def _biased(stage: Stage, level: int) -> tuple[Floats, Floats]:
     """The first and the second layer of a stage with their biases."""
@@ -211,6 +221,23 @@ def places_of(stage: int, neighbours: Index) -> Index:
 def plane_of(channel: Index, row: Index, column: Index) -> Index:
     """Which of the 64 planes a symbol of latents [4, h, w] is in."""
     return 16 * channel + 4 * (row % 4) + column % 4
+
+
+def _planes() -> Index:
+    """Pass, channel, row and column of the 64 planes in the order in which they are coded."""
+    return np.array(
+        [
+            (number, channel, row, column)
+            for number in range(PASSES)
+            for channel in range(CHANNELS)
+            if 0 <= number - channel < len(STAGES)
+            for row, column in STAGES[number - channel]
+        ]
+    )
+
+
+PLANES = _planes()
+RANK = plane_of(*PLANES.T[1:]).argsort()  # of each plane in this order
 
 
 def _saturated(sums: Floats) -> Floats:
@@ -246,6 +273,8 @@ class Layout:
         self.index = self.starts(plane_of(channel, y, x), y // 4 + 1, x // 4 + 1)  # [4, h, w]
         self.inside = np.zeros(self.length, np.bool_)
         self.inside[self.index] = True
+        _, channel, row, column = PLANES.T
+        self.begun = self.starts(plane_of(channel, row, column), row // 4 + 1, column // 4 + 1)
         self.is_large = _is_large(height, width)
         self.orders: dict[range, Order] = {}
 
@@ -258,6 +287,10 @@ class Layout:
     def starts(self, plane: Index, row: Index, column: Index) -> Index:
         """Index in the flat array."""
         return plane * self.size + row * self.stride + column
+
+    def together(self) -> list[range]:
+        """Passes whose symbols, once known, are best coded together."""
+        return ONE_BY_ONE if self.is_large else [range(PASSES)]
 
     def order(self, passes: range) -> Order:
         """The order of the format in some passes."""
@@ -275,13 +308,13 @@ class Layout:
             for channel in range(CHANNELS)
             if 0 <= (stage := number - channel) < len(STAGES)
         ]
-        planes = [(c, *place, stage + c) for stage, c in networks for place in STAGES[stage]]
-        channel, row, column, number = np.array(planes).T
-        begun = self.starts(plane_of(channel, row, column), row // 4 + 1, column // 4 + 1)
-        places = (begun[:, None] + np.arange(self.window)).ravel()
+        among = np.flatnonzero((PLANES[:, 0] >= passes[0]) & (PLANES[:, 0] <= passes[-1]))
+        places = (self.begun[among, None] + np.arange(self.window)).ravel()
         coded = np.flatnonzero(self.inside[places])
-        before = (number - passes[0]).astype(np.int32).repeat(self.window).take(coded)
-        return Order(networks, places.take(coded), coded, before)
+        rank = np.arange(len(among), dtype=np.int32).repeat(self.window).take(coded)
+        number = (PLANES[among, 0] - passes[0]).astype(np.int32).take(rank)
+        ends = np.cumsum(np.bincount(rank, minlength=len(among))).tolist()
+        return Order(networks, places.take(coded), coded, number, rank, ends)
 
 
 def _is_large(height: int, width: int) -> bool:
@@ -294,20 +327,47 @@ def _small_layout(height: int, width: int) -> Layout:
 
 
 class Planes:
-    """Symbols and values of latents [4, h, w], flat, as their layout says."""
+    """Symbols, lattices and values of latents [4, h, w], flat, as their layout says."""
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, height: int, width: int, states: Index = trellis.PLAIN) -> None:
         self.layout = Layout.of(height, width)
         self.symbols = np.zeros(self.layout.length, np.int32)
+        self.shifts = np.zeros(self.layout.length, np.int32)  # 1 on the second lattice, half a step
         self.values = np.zeros(self.layout.length, np.float32)  # latents in 1/128
+        self.trellis = states
+        self._state = np.zeros(self.layout.window, np.int64)  # of every block
 
     @classmethod
-    def of(cls, symbols: Ints, step_q: int) -> "Planes":
+    def of(cls, symbols: Ints, step_q: int, states: Index = trellis.PLAIN) -> "Planes":
         """Those of known symbols [4, h, w]."""
-        planes = cls(*symbols.shape[1:])
+        _, height, width = symbols.shape
+        planes = cls(height, width, states)
         planes.symbols[planes.layout.index] = symbols
-        planes.values[:] = values_of(planes.symbols, step_q)
+        for rank in range(len(PLANES) if len(states) > 1 else 0):
+            planes.enter(rank)
+            planes.leave(rank)
+        planes.values[:] = values_of(planes.points, step_q)
         return planes
+
+    @property
+    def points(self) -> Ints:
+        """Where the symbols are, in half steps."""
+        points: Ints = 2 * self.symbols + self.shifts
+        return points
+
+    def enter(self, rank: int) -> None:
+        """Say on which lattice the symbols of a plane are, by those of the planes before it."""
+        plane = self._plane(rank)
+        self.shifts[plane] = (self._state & 1) * self.layout.inside[plane]
+
+    def leave(self, rank: int) -> None:
+        """Go on to the next plane, once the symbols of this one are known."""
+        odd = self.symbols[self._plane(rank)] & 1
+        self._state = self.trellis.take(2 * self._state + odd)
+
+    def _plane(self, rank: int) -> slice:
+        start = self.layout.begun[rank]
+        return slice(start, start + self.layout.window)
 
     def windows(self, size: int) -> Floats:
         """View of the values in which row i begins with value i: [n, size]."""
@@ -315,10 +375,10 @@ class Planes:
         return np.ndarray(shape, np.float32, self.values, strides=(step, step))
 
 
-def values_of(symbols: Ints, step_q: int) -> Ints:
-    """Symbols -> latents in 1/128, saturating: what the networks see."""
-    most = 8 * MAX_VALUE // step_q + 1  # from here on all saturate; keeps within int32
-    values: Ints = (np.minimum(np.maximum(symbols, -most), most) * np.int32(step_q) + 4) >> 3
+def values_of(points: Ints, step_q: int) -> Ints:
+    """Points in half steps -> latents in 1/128, saturating: what the networks see."""
+    most = 16 * MAX_VALUE // step_q + 1  # from here on all saturate; keeps within int32
+    values: Ints = (np.minimum(np.maximum(points, -most), most) * np.int32(step_q) + 8) >> 4
     return np.minimum(np.maximum(values, -MAX_VALUE), MAX_VALUE)
 
 
@@ -331,7 +391,9 @@ class EntropyModel:
     counts: Index  # [scales * (FRACTIONS // 2 + 1), 2 R + 2], rows sum to 2**24
     models: tuple[Any, ...]  # the same as constriction's models
     bits: Floats  # what each of them costs
+    variances: Floats  # [scales], of the residuals
     radius: int  # R: residuals from -R to R have a place in the tables; others escape
+    trellis: Index  # [S, 2]
 
     @classmethod
     def load(cls, data: bytes) -> "EntropyModel":
@@ -354,29 +416,67 @@ class EntropyModel:
         levels = np.searchsorted(tensors["thresholds"], np.arange(2**16), side="right")
         bits = (PRECISION - np.log2(counts)).astype(np.float32)
         radius = counts.shape[1] // 2 - 1
-        return cls(stages, levels.astype(np.int32), counts, models, bits, radius)
+        seen = tensors["counts"][::VARIANTS, :-1].astype(np.int64) - 1  # 1 is for what never was
+        squares = np.arange(-radius, radius + 1) ** 2
+        variances = (seen @ squares / np.maximum(seen.sum(1), 1)).clip(0.01).astype(np.float32)
+        states = tensors.get("trellis", trellis.PLAIN).astype(np.int64)
+        if states.ndim != 2 or states.shape[1] != 2 or not trellis.is_sound(states):
+            raise WeightsError("the entropy coder's trellis cannot be searched")
+        octaves: Ints = levels.astype(np.int32)
+        return cls(stages, octaves, counts, models, bits, variances, radius, states)
 
-    @one_thread
+    @property
+    def is_dependent(self) -> bool:
+        """Whether there is more than one lattice for symbols to be on."""
+        return len(self.trellis) > 1
+
+    def points(self, symbols: Ints) -> Ints:
+        """Where symbols [4, h, w] are: [4, h, w] in half steps."""
+        planes = Planes.of(symbols, 1, self.trellis)
+        return planes.points[planes.layout.index]
+
     def contexts(
         self, planes: Planes, passes: range, step_q: int
     ) -> tuple[Index, Ints, Ints, Ints]:
         """What is known of the symbols of some passes before they are decoded.
 
-        Returns: for each of their symbols in order, the index in the flat planes, the table, plus
-            `len(counts)` for each of the passes before its own, the expected symbol, and the sign
-            (1 or -1) that the residual is multiplied by.
+        Returns: for each of their symbols in order, the index in the flat planes, the table, the
+            expected symbol, and the sign (1 or -1) that the residual is multiplied by.
         """
         order = planes.layout.order(passes)
-        outputs = self._outputs(planes, passes, step_q).take(order.outputs, 1)
-        tables, centre, sign = self._tables(outputs, step_q)
-        return order.places, tables + order.before * np.int32(len(self.counts)), centre, sign
+        expected = self._expected(self._outputs(planes, passes, step_q), step_q)
+        return order.places, *_tables(*expected, planes.shifts[order.places])
+
+    def expectations(self, latents: Floats, step_q: int) -> tuple[Floats, Floats]:
+        """What is expected of decoded latents [4, h, w] by those before each: two of [4, h, w].
+
+        Returns: the expected latents, in steps, and the variance of what is off it.
+        """
+        planes = Planes(*latents.shape[1:])
+        values = (latents * np.float32(128)).clip(-MAX_VALUE, MAX_VALUE)
+        planes.values[planes.layout.index] = np.rint(values)
+        mean, variance = np.zeros((2, planes.layout.length), np.float32)
+        for passes in planes.layout.together():
+            order = planes.layout.order(passes)
+            outputs = self._outputs(planes, passes, step_q)
+            _, scale = self._expected(outputs, step_q)
+            mean[order.places] = outputs[0] * np.float32(1 / (128 * step_q))
+            variance[order.places] = self.variances[scale]
+        return mean[planes.layout.index], variance[planes.layout.index]
 
     def _known_level(self, step_q: int) -> int:
         """The level of a step, or the nearest that the networks know."""
         return min(max(int(self.levels[step_q]), LEVELS[0]), LEVELS[-1])
 
     def _outputs(self, planes: Planes, passes: range, step_q: int) -> Ints:
-        """What the networks of some passes say, one after another: [3, N], as Stage returns it."""
+        """What the networks of some passes say of their symbols, in order: [3, N]."""
+        every = self._all_outputs(planes, passes, step_q)
+        outputs: Ints = every.take(planes.layout.order(passes).outputs, 1)
+        return outputs
+
+    @one_thread
+    def _all_outputs(self, planes: Planes, passes: range, step_q: int) -> Ints:
+        """What the networks of some passes say, one after another: [3, M], as Stage returns it."""
         by_network = {}
         for number, stage in enumerate(self.stages):
             channels = [c for c in range(CHANNELS) if number + c in passes]
@@ -388,18 +488,14 @@ class EntropyModel:
         networks = planes.layout.order(passes).networks
         return np.concatenate([by_network[network] for network in networks], 1)
 
-    def _tables(self, outputs: Ints, step_q: int) -> tuple[Ints, Ints, Ints]:
-        """Outputs of networks, [3, N] -> table, expected symbol, and the residual's sign."""
+    def _expected(self, outputs: Ints, step_q: int) -> tuple[Ints, Ints]:
+        """Outputs of networks, [3, N] -> expected points in eighths of a step, and scales."""
         expected, scale, activity = outputs
         eighths = (expected + 8 * step_q) // (16 * step_q)
-        centre = (eighths + FRACTIONS // 2) >> 3
-        fraction = eighths - FRACTIONS * centre  # -4..3
         activity = self.levels[np.minimum(np.maximum(activity >> 4, 32), 65_535)]  # of 2**-13
         octaves = activity - int(self.levels[step_q]) + self._known_level(step_q)
         scale = (scale + (octaves << 13)) >> 15  # quarter octaves, in symbols
-        scale = np.minimum(np.maximum(scale, 0), len(self.counts) // VARIANTS - 1)
-        sign = 1 - 2 * (fraction < 0).astype(np.int32)
-        return scale * VARIANTS + np.abs(fraction), centre, sign
+        return eighths, np.minimum(np.maximum(scale, 0), len(self.counts) // VARIANTS - 1)
 
     def _bits(self, tables: Ints, residuals: Ints) -> Floats:
         """What residuals cost, by their tables."""
@@ -415,12 +511,12 @@ class EntropyModel:
 
         In the order less, as it is, more; the contexts are those of the symbols as they are.
         """
-        planes = Planes.of(symbols, step_q)
+        planes = Planes.of(symbols, step_q, self.trellis)
         costs = np.zeros((3, len(planes.symbols)), np.float32)
         places, tables, centre, sign = self.contexts(planes, range(PASSES), step_q)
         for change in (-1, 0, 1):
             residuals = (planes.symbols[places] + change - centre) * sign
-            costs[change + 1, places] = self._bits(tables % len(self.bits), residuals)
+            costs[change + 1, places] = self._bits(tables, residuals)
         return costs[:, planes.layout.index]
 
     @one_thread
@@ -429,11 +525,12 @@ class EntropyModel:
 
         To first order, as the symbol is in their contexts. With `bits_near`, what a change costs.
         """
-        planes = Planes.of(symbols, step_q)
+        planes = Planes.of(symbols, step_q, self.trellis)
         order = planes.layout.order(range(PASSES))
-        every = self._outputs(planes, range(PASSES), step_q)
+        every = self._all_outputs(planes, range(PASSES), step_q)
         outputs = every.take(order.outputs, 1)
-        tables, centre, sign = self._tables(outputs, step_q)
+        expected = self._expected(outputs, step_q)
+        tables, centre, sign = _tables(*expected, planes.shifts[order.places])
         residuals = (planes.symbols[order.places] - centre) * sign
         less, more = (self._bits(tables, residuals + change * sign) for change in (-1, 1))
         last = len(self.counts) - VARIANTS
@@ -461,7 +558,7 @@ class EntropyModel:
 
     def encode(self, symbols: Ints, step_q: int) -> bytes:
         """Compress symbols [4, h, w], each in -LIMIT..LIMIT, rounded with step step_q / 1024."""
-        return self._code(Planes.of(symbols, step_q), step_q)
+        return self._code(Planes.of(symbols, step_q, self.trellis), step_q)
 
     def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Ints:
         """Undo encode(): symbols [4, height, width] int32; raise Corrupt for any other bytes."""
@@ -470,7 +567,7 @@ class EntropyModel:
         least = n_symbols * cheapest / 8 - WORD.itemsize  # so that a few bytes cannot claim much
         if len(payload) % WORD.itemsize or not least < len(payload) <= 6 * n_symbols + 8:
             raise Corrupt(f"{len(payload)} bytes cannot be {height}x{width} latents")
-        planes = Planes(height, width)
+        planes = Planes(height, width, self.trellis)
         words = np.frombuffer(payload, WORD).astype(np.uint32)
         try:
             reader = constriction.stream.queue.RangeDecoder(words)
@@ -488,38 +585,61 @@ class EntropyModel:
         early once they do not fit into its n_words.
         """
         writer = constriction.stream.queue.RangeEncoder()
-        together = PASSES if reader is None and not planes.layout.is_large else 1
-        for number in range(0, PASSES, together):
-            passes = range(number, number + together)
-            places, tables, centre, sign = self.contexts(planes, passes, step_q)
-            symbols = planes.symbols[places]
-            coded = (symbols - centre) * sign + self.radius
-            coded[(coded < 0) | (coded > 2 * self.radius)] = 2 * self.radius + 1
-            order = np.argsort(tables.astype(np.uint16), kind="stable")
-            n_tables = len(self.models)
-            counts = np.bincount(tables, minlength=together * n_tables)
-            bounds = [0, *np.cumsum(counts).tolist()]
-            coded = coded[order]
-            for first in range(0, len(counts), n_tables):
-                for table in np.flatnonzero(counts[first : first + n_tables]).tolist():
-                    part = coded[bounds[first + table] : bounds[first + table + 1]]
-                    model = self.models[table]
-                    if reader is not None:
-                        part[:] = reader.decode(model, len(part))
-                    writer.encode(part, model)
-                group = slice(bounds[first], bounds[first + n_tables])
-                escaped = np.sort(order[group][coded[group] > 2 * self.radius])
-                if reader is not None:
-                    symbols[order] = (coded - self.radius) * sign[order] + centre[order]
-                    if len(escaped):
-                        symbols[escaped] = reader.decode(ESCAPE, len(escaped)) - LIMIT
-                        if (np.abs(symbols[escaped] - centre[escaped]) <= self.radius).any():
-                            raise Corrupt("the payload is damaged: it escapes what has a place")
-                if len(escaped):
-                    writer.encode(symbols[escaped] + LIMIT, ESCAPE)
-            if reader is not None:
+        for passes in planes.layout.together() if reader is None else ONE_BY_ONE:
+            order = planes.layout.order(passes)
+            eighths, scale = self._expected(self._outputs(planes, passes, step_q), step_q)
+            groups = order.planes if self.is_dependent else order.passes
+            if reader is None:
+                symbols = planes.symbols[order.places]
+                tables, centre, sign = _tables(eighths, scale, planes.shifts[order.places])
+                tables += groups * np.int32(len(self.models))
+                self._code_groups(tables, symbols, centre, sign, writer)
+                continue
+            first = int(np.searchsorted(PLANES[:, 0], passes[0]))
+            ends = order.ends if groups is order.planes else [len(groups)]
+            for rank, (start, end) in enumerate(pairwise([0, *ends]), first):
+                planes.enter(rank)
+                places = order.places[start:end]
+                shifts = planes.shifts[places]
+                known = _tables(eighths[start:end], scale[start:end], shifts)
+                symbols = np.empty(len(places), np.int32)
+                self._code_groups(known[0], symbols, *known[1:], writer, reader)
                 planes.symbols[places] = symbols
-                planes.values[places] = values_of(symbols, step_q)
-                if writer.num_words() > n_words + 1:  # the last two may join
-                    break
+                planes.leave(rank)
+            points = 2 * planes.symbols[order.places] + planes.shifts[order.places]
+            planes.values[order.places] = values_of(points, step_q)
+            if writer.num_words() > n_words + 1:  # the last two may join
+                break
         return np.asarray(writer.get_compressed(), WORD).tobytes()
+
+    def _code_groups(
+        self, tables: Ints, symbols: Ints, centre: Ints, sign: Ints, writer: Any, reader: Any = None
+    ) -> None:
+        """Write symbols, after having read them if there is a reader, sorted by table.
+
+        One group after another, whose number times that of all tables is added to the table.
+        """
+        coded = (symbols - centre) * sign + self.radius
+        coded[(coded < 0) | (coded > 2 * self.radius)] = 2 * self.radius + 1
+        order = np.argsort(tables.astype(np.uint16), kind="stable")
+        n_tables = len(self.models)
+        counts = np.bincount(tables)
+        bounds = [0, *np.cumsum(counts).tolist()]
+        coded = coded[order]
+        for first in range(0, len(counts), n_tables):
+            for table in np.flatnonzero(counts[first : first + n_tables]).tolist():
+                part = coded[bounds[first + table] : bounds[first + table + 1]]
+                model = self.models[table]
+                if reader is not None:
+                    part[:] = reader.decode(model, len(part))
+                writer.encode(part, model)
+            group = slice(bounds[first], bounds[min(first + n_tables, len(counts))])
+            escaped = np.sort(order[group][coded[group] > 2 * self.radius])
+            if reader is not None:
+                symbols[order] = (coded - self.radius) * sign[order] + centre[order]
+                if len(escaped):
+                    symbols[escaped] = reader.decode(ESCAPE, len(escaped)) - LIMIT
+                    if (np.abs(symbols[escaped] - centre[escaped]) <= self.radius).any():
+                        raise Corrupt("the payload is damaged: it escapes what has a place")
+            if len(escaped):
+                writer.encode(symbols[escaped] + LIMIT, ESCAPE)

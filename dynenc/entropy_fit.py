@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from dynenc.entropy import (
     CHANNELS,
     FRACTIONS,
-    LIMIT,
     MIDDLE_LEVEL,
     PASSES,
     STAGES,
@@ -24,6 +23,9 @@ from dynenc.entropy import (
     Planes,
     places_of,
 )
+from dynenc.errors import UsageError
+from dynenc.quantize import STEP_UNIT, Floats, Ints, cheapest, in_steps, nearest
+from dynenc.trellis import PLAIN, ungerboeck
 
 NETWORKS = CHANNELS * len(STAGES)
 VARIANTS = FRACTIONS // 2 + 1
@@ -33,12 +35,15 @@ VALUE = 128  # values and hidden units per latent unit
 WEIGHT = 1024  # integer weights per unit
 BIAS = VALUE * WEIGHT
 LARGEST = 7.99  # where values saturate
+TRELLISES = {1: PLAIN, 8: ungerboeck(0o13, 0o4)}  # by the number of their states
 
 
 @dataclass(frozen=True)
 class FitConfig:
     """Everything that a fit depends on besides the latents."""
 
+    preset: str  # a coder's name in models.MODELS
+    states: int = 8  # of the trellis: 8, or 1 for plain rounding
     seed: int = 0
     hidden: int = 32  # units of a network's first layer
     middle: int = 16  # units of its second layer
@@ -57,27 +62,31 @@ class FitConfig:
 
 def fit(
     latents: Iterable[npt.NDArray[np.floating]],
-    config: FitConfig | None = None,
+    config: FitConfig,
     report: Callable[[int], None] | None = None,
 ) -> dict[str, npt.NDArray[np.generic]]:
     """Fit an entropy model; the same input gives the same output on one machine.
 
     Args:
         latents: arrays [4, h, w] in SD scale, unquantised.
-        config: settings; the defaults if None.
         report: called with the number of networks done, of NETWORKS.
     Returns: integer tensors, as EntropyModel.of() takes them.
     """
-    config = config or FitConfig()
     random = np.random.default_rng(config.seed)
     torch.manual_seed(config.seed)
-    pictures = [
-        _quantised(array, random, config) for array in latents for _ in range(config.copies)
-    ]
+    if config.states not in TRELLISES:
+        choices = " or ".join(str(states) for states in TRELLISES)
+        raise UsageError(f"a trellis of {config.states} states is not known: choose {choices}")
+    states = TRELLISES[config.states]
     tensors: dict[str, npt.NDArray[np.generic]] = {
         "thresholds": np.ceil(2 ** (np.arange(1, 257) / 16)).astype(np.int32),
         "counts": _flat_counts(config.radius),
+        "trellis": states.astype(np.uint8),
     }
+    scaled = [_scaled(array, random, config) for array in latents for _ in range(config.copies)]
+    pictures = [  # symbols, and step_q
+        (nearest(array, np.ones_like(array), states), step_q) for array, step_q in scaled
+    ]
     for stage in range(len(STAGES)):
         names = ("neighbours", "hidden", "middle", "output", "bias")
         chosen = [available(stage, channel, config.neighbours) for channel in range(CHANNELS)]
@@ -94,6 +103,12 @@ def fit(
         for name, parts in zip(names, zip(*networks, strict=True), strict=True):
             tensors[f"{stage}.{name}"] = np.stack(parts)
     tensors["counts"] = _counts(EntropyModel.of(tensors), pictures, config)
+    if len(states) > 1:  # symbols will be chosen by what they cost
+        model = EntropyModel.of(tensors)
+        pictures = [
+            (cheapest(array, np.rint(array), step_q, model), step_q) for array, step_q in scaled
+        ]
+        tensors["counts"] = _counts(model, pictures, config)
     return tensors
 
 
@@ -111,20 +126,19 @@ def available(stage: int, channel: int, most: int) -> list[tuple[int, int, int]]
     return [(other, down, right) for _, other, down, right in sorted(found)[:most]]
 
 
-def _quantised(
+def _scaled(
     array: npt.NDArray[np.floating], random: np.random.Generator, config: FitConfig
-) -> tuple[Planes, int]:
-    """One picture at a random step: its filled planes, and step_q."""
+) -> tuple[Floats, int]:
+    """One picture at a random step: its latents in steps, and step_q."""
     if random.random() < config.faded:
         array = array * 2 ** -random.uniform(1, 10) + random.normal(0, 0.5, (CHANNELS, 1, 1))
     limits = np.log([config.smallest_step, config.largest_step])
     step_q = round(1024 * float(np.exp(random.uniform(*limits))))
-    symbols = np.clip(np.rint(array * (1024 / step_q)), -LIMIT, LIMIT).astype(np.int32)
-    return Planes.of(symbols, step_q), step_q
+    return in_steps(torch.from_numpy(array)[None], step_q), step_q
 
 
 def _samples(
-    pictures: list[tuple[Planes, int]],
+    pictures: list[tuple[Ints, int]],
     stage: int,
     channel: int,
     neighbours: npt.NDArray[np.int64],
@@ -134,7 +148,8 @@ def _samples(
     """Random symbols: neighbours' latents [N, F], own latents [N], octaves of the step [N]."""
     inputs, targets, octaves = [], [], []
     each = -(-config.samples // len(pictures))
-    for planes, step_q in pictures:
+    for symbols, step_q in pictures:
+        planes = Planes.of(symbols, step_q, TRELLISES[config.states])
         layout = planes.layout
         origin = layout.starts(*places_of(stage, np.array([[channel, 0, 0]])))[0]
         places = (origin[:, None] + np.arange(layout.window)).ravel()
@@ -142,7 +157,7 @@ def _samples(
         pick = random.permutation(coded)[:each]
         windows = planes.windows(layout.window)[layout.starts(*places_of(stage, neighbours))]
         inputs.append(windows.reshape(len(neighbours), -1)[:, pick].T / VALUE)
-        targets.append(planes.symbols[places[pick]] * np.float32(step_q / 1024))
+        targets.append(planes.points[places[pick]] * np.float32(step_q / (2 * STEP_UNIT)))
         octaves.append(np.full(len(pick), np.log2(step_q) - MIDDLE_LEVEL / 16, np.float32))
     stacked = (np.concatenate(part).astype(np.float32) for part in (inputs, targets, octaves))
     first, second, third = (torch.from_numpy(part) for part in stacked)
@@ -236,13 +251,14 @@ def _flat_counts(radius: int) -> npt.NDArray[np.uint16]:
 
 def _counts(
     model: EntropyModel,
-    pictures: list[tuple[Planes, int]],
+    pictures: list[tuple[Ints, int]],
     config: FitConfig,
 ) -> npt.NDArray[np.uint16]:
     """Frequencies of the residuals in the training latents, over a logistic prior."""
     radius, columns = config.radius, 2 * config.radius + 2
     seen = np.zeros(SCALES * VARIANTS * columns)
-    for planes, step_q in pictures:
+    for symbols, step_q in pictures:
+        planes = Planes.of(symbols, step_q, model.trellis)
         for number in range(PASSES):
             places, tables, centre, sign = model.contexts(planes, range(number, number + 1), step_q)
             residual = (planes.symbols[places] - centre) * sign + radius

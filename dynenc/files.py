@@ -35,9 +35,10 @@ from dynenc import (
 )
 from dynenc.batch import Result, Roundtrip, Settings
 from dynenc.codec import (
-    CODER,
+    PLAIN_CODER,
     Codec,
     Encoded,
+    entropy_model,
     maker,
     read_extras,
     read_latents,
@@ -316,21 +317,18 @@ class Converter:
         for one in group:
             foreign: interchange.Foreign = one.value
             width, height = foreign.width, foreign.height
+            known = foreign.step_q if self.settings.keep_step else None
+            coder = entropy_model(foreign.made_by.coder)
             blob = write_latents(
                 foreign.latents,
                 width,
                 height,
-                self._step_of(foreign),
+                known or quantize.quality_to_step(self.settings.goal.value, coder),
                 foreign.made_by,
+                rounded=known is not None,
             )
             made.append(Made(blob, width, height, one.n_bytes, len(blob), note=foreign.note))
         return made
-
-    def _step_of(self, foreign: interchange.Foreign) -> int:
-        """The quantiser step of latents, in 1/1024: rounded as before, they stay as they are."""
-        if self.settings.keep_step and foreign.step_q:
-            return foreign.step_q
-        return quantize.quality_to_step(self.settings.goal.value)
 
     def _roundtrip(self, items: list[Input], group: list[Loaded]) -> list[Made]:
         return [self._measure(item, one) for item, one in zip(items, group, strict=True)]
@@ -492,10 +490,10 @@ def _is_made_so(data: bytes, settings: Settings) -> bool:
     if settings.task == "encode":
         header, _ = bitstream.read(data, sys.maxsize)
         model = models.chosen(settings.encoder)
-        numbers = (model.number, models.named(CODER, "coder").number)
-        return (header.model_id, header.coder_id) == numbers and _meets(
-            settings.goal, header, len(data)
-        )
+        coders = {model.coder, PLAIN_CODER} if settings.effort else {model.coder}
+        numbers = {models.named(coder, "coder").number for coder in coders}
+        is_so = header.model_id == model.number and header.coder_id in numbers
+        return is_so and _meets(settings.goal, header, len(data))
     with Image.open(io.BytesIO(data)) as picture:
         made_by: str | None = picture.getexif().get(SOFTWARE)
     names = [decoder.resolve(settings.decoder).name, *models.names("autoencoder")]
@@ -505,7 +503,8 @@ def _is_made_so(data: bytes, settings: Settings) -> bool:
 def _meets(goal: Goal, header: bitstream.Header, n_bytes: int) -> bool:
     """Whether a file is as asked for, as far as it tells: only decoding would tell its PSNR."""
     if goal.kind == "quality":
-        return header.step_q == quantize.quality_to_step(goal.value)
+        coder = entropy_model(maker(header).coder)
+        return header.step_q == quantize.quality_to_step(goal.value, coder)
     bpp = metrics.bpp(n_bytes, header.width, header.height)
     return goal.kind != "dB" and not goal.note(bpp if goal.kind == "bpp" else n_bytes)
 

@@ -25,6 +25,7 @@ class Model:
     file: str = ""  # in the folder weights/; "" only of IMPORTED
     sha256: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)  # of the network's constructor
+    coder: str = "trellis"  # the entropy coder that new files of its latents are written with
 
 
 MODELS = {
@@ -37,6 +38,7 @@ MODELS = {
             "nano.safetensors",
             "161a0d0f97789f002a4b74396bd823062722acea2f5f676ba5bbb875f3d6602b",
             {"hidden": 0, "width": 16, "blocks": 1},
+            coder="context",  # faster, as it is itself
         ),
         Model(
             "light",
@@ -45,6 +47,7 @@ MODELS = {
             "light.safetensors",
             "8bda7fa76805d541304526598219db0b8a36a27a3f837627e158a1f2528f4b6e",
             {"hidden": 0, "width": 64, "blocks": 3},
+            coder="context",  # as above
         ),
         Model(
             "base",
@@ -80,6 +83,13 @@ MODELS = {
             "coder",
             "entropy_1.safetensors",
             "6a322cd3e26bd9be886abbe06a6de44218bcc2205cbe742a7094521eec639203",
+        ),
+        Model(
+            "trellis",
+            2,
+            "coder",
+            "entropy_2.safetensors",
+            "88496ceba816a4eb38fc8b7ff84fff3c2afc8e6238e9eac849b2e5f6a0660aa0",
         ),
     )
 }

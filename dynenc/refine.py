@@ -67,48 +67,50 @@ class Window(NamedTuple):
 @torch.enable_grad()
 def refine(
     latents: Tensor,
+    plain: Tensor,
     picture: Tensor,
     step_q: int,
     effort: int,
     coder: EntropyModel,
     encoder: nn.Module,
     decoder: Decoder,
-    most_bytes: float = math.inf,
+    most_bytes: int,
     on_step: Callable[[int, int], None] | None = None,
-) -> npt.NDArray[np.int32]:
-    """The symbols of the best picture that an effort finds.
+) -> npt.NDArray[np.int32] | None:
+    """The symbols of the best picture that an effort finds, or None if it finds none.
 
     Args:
         latents: [1, 4, h, w] float32 in SD scale, the encoder's.
+        plain: [1, 4, h, w], what a file without effort holds of them.
         picture: [1, 3, H, W] in [-1, 1], on the decoder's device.
         step_q: quantiser step in 1/1024.
-        effort: 0..9: how many of `STAGES` to go through.
+        effort: 1..9: how many of `STAGES` to go through.
+        coder: one without a trellis.
         encoder: what made the latents.
         decoder: `decoder.Decoder`; only its output counts, and its gradient.
-        most_bytes: of the payload; infinite, or fewer: as many as rounding the latents takes.
+        most_bytes: of the payload.
         on_step: called after each step with its number and that of all.
     Returns: [4, h, w] int32. Their payload is no larger than allowed and their picture, by
-        `distortion`, no worse than that of the rounded latents.
+        `distortion`, better than that of the plain latents.
     Raises: OutOfMemory if the memory does not suffice.
     """
-    best = to_symbols(latents, step_q)
-    plain = len(coder.encode(best, step_q))
-    most_bytes = max(plain, most_bytes) if math.isfinite(most_bytes) else plain
-    if not effort:
-        return best
+    best: npt.NDArray[np.int32] | None = None
     try:
         search = _Descent(
             latents.clone(), picture.clone(), step_q, coder, encoder, decoder, most_bytes
         )
         check_memory(encoder, decoder, search.windows)
-        least = search.distortion_of(best)
+        least = search.distortion_of(plain)
         for stage, steps in enumerate(STAGES[:effort]):
             for done in range(steps):
                 search.step(done / steps)
                 if on_step:
                     on_step(sum(STAGES[:stage]) + done + 1, sum(STAGES[:effort]))
             found = search.fitting_symbols()
-            if found is not None and (reached := search.distortion_of(found)) < least:
+            if found is None:
+                continue
+            reached = search.distortion_of(from_symbols(found, step_q, coder))
+            if reached < least:
                 best, least = found, reached
     except (torch.OutOfMemoryError, MemoryError) as exc:
         raise OutOfMemory(f"the memory does not suffice for --effort {effort}: use 0") from exc
@@ -157,7 +159,7 @@ class _Descent:
         coder: EntropyModel,
         encoder: nn.Module,
         decoder: Decoder,
-        most_bytes: float,
+        most_bytes: int,
     ) -> None:
         self.picture, self.step_q, self.coder = picture, step_q, coder
         self.encoder, self.decoder = encoder, decoder
@@ -172,7 +174,7 @@ class _Descent:
 
     def symbols(self) -> npt.NDArray[np.int32]:
         """The present latents, rounded."""
-        return to_symbols(self.latents.detach() * self.unit, self.step_q)
+        return to_symbols(self.latents.detach() * self.unit, self.step_q, self.coder)
 
     def fitting_symbols(self) -> npt.NDArray[np.int32] | None:
         """The same, some of them rounded to the cheaper side until the payload fits, or None.
@@ -198,9 +200,9 @@ class _Descent:
         return None
 
     @torch.no_grad()
-    def distortion_of(self, symbols: npt.NDArray[np.int32]) -> float:
-        """The distortion of the picture that symbols are decoded to."""
-        latents = from_symbols(symbols, self.step_q).to(self.picture.device)
+    def distortion_of(self, latents: Tensor) -> float:
+        """The distortion of the picture that latents are decoded to."""
+        latents = latents.to(self.picture.device)
         return sum(self._distortion(latents, i).item() for i in range(len(self.windows)))
 
     def _distortion(self, latents: Tensor, number: int) -> Tensor:

@@ -86,7 +86,10 @@ PRESETS = {
     ),
 }
 DECODER = "embedded"  # the preset that trains the embedded decoder
-CODER = "context"  # the preset that fits the entropy coder's tables
+CODERS = {  # these fit an entropy coder's tables
+    "context": FitConfig("context", states=1),
+    "trellis": FitConfig("trellis"),
+}
 TEST_STEP = 0.3  # of the quantiser, for figures
 
 
@@ -393,7 +396,7 @@ def commit() -> str:
 def configure(preset: str, settings: list[str]) -> TrainConfig | FitConfig:
     """A preset with some fields changed, each as 'name=value'; raises UsageError."""
     changes: dict[str, int | float] = {}
-    base = FitConfig() if preset == CODER else PRESETS[preset]
+    base = (PRESETS | CODERS)[preset]
     numbers = {f.name: type(getattr(base, f.name)) for f in fields(base) if f.name != "preset"}
     for setting in settings:
         name, _, value = setting.partition("=")
@@ -459,10 +462,12 @@ def train_coder(
         for _, picture in iter_images(paths.test):
             with torch.inference_mode():
                 encoded = [teacher, *encoders][-1](pad(to_tensor(picture)))
-            payload = coder.encode(to_symbols(encoded, step_q), step_q)
+            payload = coder.encode(to_symbols(encoded, step_q, coder), step_q)
             rates.append(bpp(len(payload), *picture.size))
         figures = {"pictures": len(rates), "bpp": sum(rates) / len(rates)}
-    save_file(tensors, paths.export, {"model": CODER, **origin(config, paths, crops, figures)})
+    save_file(
+        tensors, paths.export, {"model": config.preset, **origin(config, paths, crops, figures)}
+    )
     return figures
 
 
@@ -475,7 +480,7 @@ def train_with_progress(
     bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
     if isinstance(config, FitConfig):
         with bar:
-            coder_task = bar.add_task(CODER, total=NETWORKS)
+            coder_task = bar.add_task(config.preset, total=NETWORKS)
             return train_coder(config, paths, lambda done: bar.update(coder_task, completed=done))
     sums: dict[str, list[float]] = {}
     with (paths.run / f"{config.preset}.log").open("a") as log, bar:

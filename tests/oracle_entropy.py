@@ -30,7 +30,7 @@ def read_tensors(blob: bytes) -> dict[str, Tensor]:
     tensors = {}
     for name, entry in json.loads(blob[8 : 8 + length]).items():
         if name != "__metadata__":
-            code = {"I8": "b", "I16": "h", "I32": "i", "U16": "H"}[entry["dtype"]]
+            code = {"I8": "b", "I16": "h", "I32": "i", "U16": "H", "U8": "B"}[entry["dtype"]]
             start, stop = entry["data_offsets"]
             count = (stop - start) // struct.calcsize(code)
             values = struct.unpack(f"<{count}{code}", data[start:stop])
@@ -73,6 +73,8 @@ def decode(
 ) -> list[list[list[int]]]:
     """Symbols [4][height][width] of a payload."""
     coder = RangeDecoder(payload)
+    trellis = tensors.get("trellis", ([1, 2], [0, 0]))[1]
+    states = {(y, x): 0 for y in range(-(-height // 4)) for x in range(-(-width // 4))}
     (tables, columns), counts = tensors["counts"]
     radius = columns // 2 - 1
 
@@ -127,26 +129,46 @@ def decode(
                             outputs.append(total + shifts[n_hidden + n_middle + i])
                         expected, scale, activity = outputs
                         eighths = (expected + 8 * step_q) // (16 * step_q)
-                        centre = (eighths + 4) // 8
-                        fraction = eighths - 8 * centre
                         activity = level_of(min(max(activity >> 4, 32), 65535))
                         scale = (scale + (activity - level + known) * 8192) >> 15
                         scale = min(max(scale, 0), tables // 5 - 1)
-                        table = 5 * scale + abs(fraction)
-                        contexts.append((table, len(contexts), channel, y, x, centre, fraction < 0))
-        escapes = []
-        for table, order, channel, y, x, centre, flip in sorted(contexts):
-            row_of_counts = counts[table * columns : (table + 1) * columns]
-            residual = coder.decode([256 * count for count in row_of_counts]) - radius
-            if residual > radius:
-                escapes.append((order, channel, y, x))
-            symbols[channel][y][x] = centre - residual if flip else centre + residual
-        for _, channel, y, x in sorted(escapes):
-            symbols[channel][y][x] = coder.decode([256] * 65536) - 32767
-        for _, _, channel, y, x, _, _ in contexts:
-            latent = (symbols[channel][y][x] * step_q + 4) >> 3
-            values[channel][y][x] = min(max(latent, -1023), 1023)
+                        contexts.append((channel, (row, column), y, x, eighths, scale))
+        planes = [(c, place) for c in range(4) for place in stages_of(number - c)]
+        groups = planes if len(trellis) > 2 else [None]
+        shifts_of = {}
+        for plane in groups:
+            part = []
+            for channel, place, y, x, eighths, scale in contexts:
+                if plane in (None, (channel, place)):
+                    shift = shifts_of[channel, y, x] = states[y // 4, x // 4] % 2
+                    centre = (eighths - 4 * shift + 4) // 8
+                    fraction = eighths - 4 * shift - 8 * centre
+                    table = 5 * scale + abs(fraction)
+                    part.append((table, len(part), channel, y, x, centre, fraction < 0))
+            escapes = []
+            for table, order, channel, y, x, centre, flip in sorted(part):
+                row_of_counts = counts[table * columns : (table + 1) * columns]
+                residual = coder.decode([256 * count for count in row_of_counts]) - radius
+                if residual > radius:
+                    escapes.append((order, channel, y, x))
+                symbols[channel][y][x] = centre - residual if flip else centre + residual
+            for _, channel, y, x in sorted(escapes):
+                symbols[channel][y][x] = coder.decode([256] * 65536) - 32767
+            if plane:
+                channel, (row, column) = plane
+                for (y, x), state in states.items():
+                    inside = 4 * y + row < height and 4 * x + column < width
+                    odd = symbols[channel][4 * y + row][4 * x + column] % 2 if inside else 0
+                    states[y, x] = trellis[2 * state + odd]
+        for channel, _, y, x, _, _ in contexts:
+            point = 2 * symbols[channel][y][x] + shifts_of[channel, y, x]
+            values[channel][y][x] = min(max((point * step_q + 8) >> 4, -1023), 1023)
     return symbols
+
+
+def stages_of(stage: int) -> list[tuple[int, int]]:
+    """The planes of a stage, if there is one of that number."""
+    return STAGES[stage] if 0 <= stage < len(STAGES) else []
 
 
 def dot(left: Sequence[int], right: Sequence[int]) -> int:

@@ -36,7 +36,6 @@ from dynenc import (
 from dynenc.bitstream import Header
 from dynenc.data import iter_images
 from dynenc.decoder import load_teacher
-from dynenc.refine import refine
 
 EVERY = 10  # pictures of which one is decoded
 
@@ -63,13 +62,11 @@ def write_caches(
         half = {"latents": latents[0].half().contiguous()}
         save_file(half, folder / "float16" / f"{stem}.safetensors")
         for quality, name in zip(arguments.qualities, names, strict=True):
-            step_q = quantize.quality_to_step(quality)
-            chosen = latents
+            coder = codec.entropy_model(models.IMPORTED.coder)
+            step_q = quantize.quality_to_step(quality, coder)
+            blob = codec.write_latents(latents, width, height, step_q, models.IMPORTED)
             if arguments.effort:
-                coder = codec.entropy_model(codec.CODER)
-                symbols = refine(latents, tensor, step_q, arguments.effort, coder, encode, decode)
-                chosen = quantize.from_symbols(symbols, step_q)
-            blob = codec.write_latents(chosen, width, height, step_q, models.IMPORTED)
+                blob = codec.refined(blob, latents, tensor, arguments.effort, encode, decode)
             (folder / name / f"{stem}.lat").write_bytes(blob)
     return kept
 

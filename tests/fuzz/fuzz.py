@@ -58,12 +58,14 @@ def parser() -> Callable[[bytes], None]:
 
 def payload() -> Callable[[bytes], None]:
     """A target, as above."""
-    model = EntropyModel.load(models.read_file(models.named("context", "coder")))
+    names = models.names("coder")
+    coders = [EntropyModel.load(models.read_file(models.named(name, "coder"))) for name in names]
 
     def run(data: bytes) -> None:
         with contextlib.suppress(BitstreamError):
             header, coded = bitstream.read(sealed(data), MAX_PIXELS)
             height, width = -(-header.height // 8), -(-header.width // 8)
+            model = coders[header.coder_id % len(coders)]
             symbols = model.decode(coded, height, width, header.step_q)
             assert model.encode(symbols, header.step_q) == coded
 

@@ -19,9 +19,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import dynenc
-from dynenc import bitstream, codec, models, quantize
+from dynenc import bitstream, codec, models
 from dynenc.bitstream import HAS_CHUNKS, Header
 from dynenc.codec import Codec
+from dynenc.entropy import EntropyModel
 
 HERE = Path(__file__).parent
 PHOTO = HERE.parent / "images" / "chelsea.png"
@@ -44,11 +45,25 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def of_symbols(symbols: np.ndarray, step_q: int) -> bytes:
+def of_symbols(symbols: np.ndarray, step_q: int, coder: str = "context") -> bytes:
     """The file of latents that no encoder made."""
-    payload = codec.entropy_model("context").encode(symbols, step_q)
+    payload = codec.entropy_model(coder).encode(symbols, step_q)
     height, width = (8 * side for side in symbols.shape[1:])
-    return bitstream.write(Header(width, height, step_q, model_id=2, coder_id=1), payload)
+    number = models.named(coder, "coder").number
+    return bitstream.write(Header(width, height, step_q, model_id=2, coder_id=number), payload)
+
+
+def coder_of(blob: bytes) -> EntropyModel:
+    """The entropy coder of a file."""
+    header, _ = bitstream.read(blob)
+    return codec.entropy_model(models.numbered(header.coder_id, "coder").name)
+
+
+def symbols_of(blob: bytes) -> np.ndarray:
+    """The symbols [4, h, w] of a file."""
+    header, payload = bitstream.read(blob)
+    height, width = (-(-side // 8) for side in (header.height, header.width))
+    return coder_of(blob).decode(payload, height, width, header.step_q)
 
 
 def ramp(most: int) -> np.ndarray:
@@ -139,6 +154,25 @@ def cases() -> dict[str, Case]:
             f"symbols -{most} to {most} in leaps, step {step_q}/1024, no encoder",
             lambda m=most, s=step_q: of_symbols(ramp(m), s),
         )
+    for width, height in ((1, 1), (9, 1), (7, 13), (33, 40), (200, 3)):
+        found[f"v1_trellis_{width}x{height}"] = (
+            f"crop of the photograph, {width}x{height}, `base`, quality 50",
+            lambda w=width, h=height: encoded(crop(w, h), "base", 50),
+        )
+    for quality in (0, 50, 100):
+        found[f"v1_trellis_photo_q{quality}"] = (
+            f"the photograph whole, 451x300, `base`, quality {quality}",
+            lambda q=quality: encoded(Image.open(PHOTO), "base", q),
+        )
+    found["v1_trellis_autoencoder"] = (
+        "crop of the photograph, 64x48, `autoencoder`, quality 50",
+        lambda: encoded(crop(64, 48), "autoencoder", 50),
+    )
+    for most, step_q in ((90, 1), (255, 307), (32_767, 77), (32_767, 65_535), (3, 1229)):
+        found[f"v1_trellis_symbols_{most}_step_{step_q}"] = (
+            f"symbols -{most} to {most} in leaps, step {step_q}/1024, entropy coder 2, no encoder",
+            lambda m=most, s=step_q: of_symbols(ramp(m), s, "trellis"),
+        )
     found["v1_chunks"] = (
         "crop of the photograph, 33x40, `light`, quality 50, with two chunks to be skipped",
         lambda: with_chunks(encoded(crop(33, 40), "light", 50)),
@@ -170,8 +204,7 @@ def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
         if lat.exists():
             continue
         blob = make()
-        header, latents = codec.read_latents(blob)
-        symbols = quantize.to_symbols(latents, header.step_q).astype(np.int16)
+        symbols = symbols_of(blob).astype(np.int16)
         with lat.open("xb") as file:
             file.write(blob)
         with lat.with_suffix(".npy").open("xb") as file:

@@ -30,11 +30,11 @@ def embedded():
 def check_symbols(lat):
     """The symbols are those stored, and are coded to the payload of the file."""
     blob, expected = lat.read_bytes(), np.load(lat.with_suffix(".npy"), allow_pickle=False)
-    header, latents = codec.read_latents(blob)
-    symbols = quantize.to_symbols(latents, header.step_q)
-    assert np.array_equal(symbols, expected)
-    model = codec.entropy_model("context")
-    assert model.encode(expected.astype(np.int32), header.step_q) == bitstream.read(blob)[1]
+    (header, latents), coder = codec.read_latents(blob), make.coder_of(blob)
+    assert np.array_equal(make.symbols_of(blob), expected)
+    expected = expected.astype(np.int32)
+    assert latents.equal(quantize.from_symbols(expected, header.step_q, coder))
+    assert coder.encode(expected, header.step_q) == bitstream.read(blob)[1]
 
 
 def check_pixels(lat, decoder):

@@ -41,10 +41,15 @@ def test_padding_only_adds(picture):
     assert not any(side % 8 for side in padded.shape[-2:])
 
 
-@given(hnp.arrays(np.int32, (4, 3, 2), elements=st.integers(-LIMIT, LIMIT)), st.integers(1, 65_535))
-def test_symbols_survive_dequantising(symbols, step_q):
-    latents = quantize.from_symbols(symbols, step_q)
-    assert np.array_equal(quantize.to_symbols(latents, step_q), symbols)
+@given(
+    hnp.arrays(np.int32, (4, 3, 6), elements=st.integers(3 - LIMIT, LIMIT - 3)),
+    st.integers(1, 65_535),
+    st.sampled_from(models.names("coder")),
+)
+def test_symbols_survive_dequantising(symbols, step_q, name):
+    coder = codec.entropy_model(name)
+    latents = quantize.from_symbols(symbols, step_q, coder)
+    assert np.array_equal(quantize.to_symbols(latents, step_q, coder, bit=0), symbols)
 
 
 @settings(max_examples=40, deadline=None)

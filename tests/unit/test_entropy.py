@@ -1,19 +1,26 @@
 import numpy as np
 import oracle_entropy
 import pytest
+import torch
 from safetensors.numpy import load
 from threadpoolctl import threadpool_limits
 
-from dynenc import entropy, models
+from dynenc import entropy, models, quantize
 from dynenc.entropy import LIMIT, EntropyModel, one_thread
 from dynenc.errors import Corrupt, WeightsError
 
 TABLES = models.read_file(models.MODELS["context"])
+CODERS = models.names("coder")
 
 
 @pytest.fixture(scope="module")
 def model():
     return EntropyModel.load(TABLES)
+
+
+@pytest.fixture(scope="module", params=CODERS)
+def each_model(request):
+    return EntropyModel.load(models.read_file(models.named(request.param, "coder")))
 
 
 def smooth(height, width, step_q, seed=0):
@@ -26,37 +33,39 @@ def smooth(height, width, step_q, seed=0):
 
 @pytest.mark.parametrize("step_q", [1, 77, 307, 1229, 65535])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (5, 6), (32, 48)])
-def test_symbols_survive(model, shape, step_q):
+def test_symbols_survive(each_model, shape, step_q):
     symbols = np.clip(smooth(*shape, step_q), -LIMIT, LIMIT)
-    payload = model.encode(symbols, step_q)
-    decoded = model.decode(payload, *shape, step_q)
+    payload = each_model.encode(symbols, step_q)
+    decoded = each_model.decode(payload, *shape, step_q)
     assert decoded.dtype == np.int32
     assert np.array_equal(decoded, symbols)
 
 
 @pytest.mark.parametrize("value", [-LIMIT, LIMIT, 255, 0])
-def test_extreme_symbols_survive(model, value):
+def test_extreme_symbols_survive(each_model, value):
     symbols = np.full((4, 6, 7), value, np.int32)
     symbols[2, 3, 4] = -LIMIT
     for step_q in (1, 307, 65535):
-        payload = model.encode(symbols, step_q)
-        assert np.array_equal(model.decode(payload, 6, 7, step_q), symbols)
+        payload = each_model.encode(symbols, step_q)
+        assert np.array_equal(each_model.decode(payload, 6, 7, step_q), symbols)
 
 
+@pytest.mark.parametrize("coder", CODERS)
 @pytest.mark.parametrize(("shape", "step_q"), [((1, 1), 307), ((9, 10), 102), ((6, 13), 1024)])
-def test_a_program_written_from_the_specification_agrees(model, shape, step_q):
+def test_a_program_written_from_the_specification_agrees(coder, shape, step_q):
     symbols = smooth(*shape, step_q)
     symbols.flat[3] = 900  # escapes
     symbols.flat[1] = -LIMIT
-    payload = model.encode(symbols, step_q)
-    tensors = oracle_entropy.read_tensors(TABLES)
+    tables = models.read_file(models.named(coder, "coder"))
+    payload = EntropyModel.load(tables).encode(symbols, step_q)
+    tensors = oracle_entropy.read_tensors(tables)
     assert oracle_entropy.decode(tensors, payload, *shape, step_q) == symbols.tolist()
 
 
 @pytest.mark.parametrize(("step_q", "most"), [(77, 1200), (307, 600), (1229, 250)])
-def test_a_flat_picture_costs_little(model, step_q, most):
-    zeros = np.zeros((4, 64, 96), np.int32)
-    assert len(model.encode(zeros, step_q)) < most
+def test_a_flat_picture_costs_little(each_model, step_q, most):
+    flat = quantize.to_symbols(torch.zeros(1, 4, 64, 96), step_q, each_model)
+    assert len(each_model.encode(flat, step_q)) < most
 
 
 def test_contexts_save_bits(model):
@@ -69,12 +78,13 @@ def test_contexts_save_bits(model):
     assert 8 * len(model.encode(symbols, 307)) < 0.8 * ideal
 
 
-def test_large_latents_are_coded_as_small_ones(model, monkeypatch):
+def test_large_latents_are_coded_as_small_ones(each_model, monkeypatch):
     symbols = smooth(33, 50, 307)
     symbols[2, 7, 9] = 3000  # escapes
-    payload = model.encode(symbols, 307)
+    payload = each_model.encode(symbols, 307)
     monkeypatch.setattr(entropy, "MANY", 0)
-    assert model.encode(symbols, 307) == payload
+    assert each_model.encode(symbols, 307) == payload
+    assert np.array_equal(each_model.decode(payload, 33, 50, 307), symbols)
 
 
 def test_known_payload(model):
@@ -115,20 +125,27 @@ def test_threads_of_products_are_limited_while_anybody_is_at_it(model):
         assert blas_threads() == before
 
 
-def test_fitting_is_repeatable_and_makes_a_working_model():
-    torch = pytest.importorskip("torch")
+@pytest.mark.parametrize("states", [1, 8])
+def test_fitting_is_repeatable_and_makes_a_working_model(states):
     from dynenc.entropy_fit import FitConfig, fit
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     latents = [np.random.default_rng(n).normal(0, 0.7, (4, 12, 13)) for n in range(3)]
-    config = FitConfig(hidden=4, middle=3, neighbours=5, samples=300, batch=32, iterations=4)
+    sizes = {"hidden": 4, "middle": 3, "neighbours": 5}
+    config = FitConfig("context", states, **sizes, samples=300, batch=32, iterations=4)
     tensors, again = fit(latents, config), fit(iter(latents), config)
     torch.set_num_threads(threads)
     assert all(np.array_equal(again[name], tensor) for name, tensor in tensors.items())
     fitted = EntropyModel.of(tensors)
     symbols = smooth(9, 10, 307)
     assert np.array_equal(fitted.decode(fitted.encode(symbols, 307), 9, 10, 307), symbols)
+
+
+@pytest.mark.parametrize("wrong", [[[0, 1]], [[0, 1], [0, 0]], [[0, 4], [1, 0]], [0, 0]])
+def test_a_trellis_that_cannot_be_searched_is_refused(wrong):
+    with pytest.raises(WeightsError, match="trellis"):
+        EntropyModel.of(load(TABLES) | {"trellis": np.array(wrong, np.uint8)})
 
 
 def test_weights_too_large_for_exact_sums_are_refused():

@@ -27,13 +27,18 @@ def photo(photo_path):
     return Image.open(photo_path).convert("RGB").crop((100, 60, 171, 117))
 
 
-def refined(nano, photo, effort, **options):
+def refined(nano, photo, effort, most_bytes=None):
     picture = image.to_tensor(photo)
     with torch.no_grad():
         latents = nano.encoder(image.pad(picture))
-    coder = codec.entropy_model(codec.CODER)
+    coder = codec.entropy_model(codec.PLAIN_CODER)
     networks = nano.encoder, nano.decoder
-    symbols = refine.refine(latents, picture, STEP_Q, effort, coder, *networks, **options)
+    symbols = quantize.to_symbols(latents, STEP_Q, coder)
+    if effort:
+        plain = quantize.from_symbols(symbols, STEP_Q, coder)
+        most_bytes = most_bytes or len(coder.encode(symbols, STEP_Q))
+        found = refine.refine(latents, plain, picture, STEP_Q, effort, coder, *networks, most_bytes)
+        symbols = symbols if found is None else found
     rebuilt = nano.decoder(torch.from_numpy(symbols)[None] * (STEP_Q / 1024))
     rebuilt = rebuilt[..., : photo.height, : photo.width].clamp(-1, 1)
     with torch.no_grad():
@@ -160,7 +165,7 @@ def test_soft_rounding():
 
 
 def test_costs_are_those_of_the_coder():
-    coder = codec.entropy_model(codec.CODER)
+    coder = codec.entropy_model(codec.PLAIN_CODER)
     random = np.random.default_rng(0)
     for spread in (1, 40):
         symbols = (random.laplace(0, spread, (4, 24, 20))).astype(np.int32)
@@ -171,10 +176,10 @@ def test_costs_are_those_of_the_coder():
 
 def test_slopes_tell_what_a_change_costs(photo_path):
     """A symbol's own bits tell less of what a change of it costs than with its neighbours'."""
-    coder = codec.entropy_model(codec.CODER)
+    coder = codec.entropy_model(codec.PLAIN_CODER)
     with torch.no_grad(), Image.open(photo_path) as photo:
         latents = Codec("base", device="cpu").encoder(image.pad(image.to_tensor(photo)))
-    symbols = quantize.to_symbols(latents, STEP_Q)
+    symbols = quantize.to_symbols(latents, STEP_Q, coder)
     below, _, above = coder.bits_near(symbols, STEP_Q)
     own, others = (above - below) / 2, coder.context_slopes(symbols, STEP_Q)
     random = np.random.default_rng(0)

@@ -51,6 +51,7 @@ def test_numbers_on_disk_do_not_move():
         ("encoder", "base"): 3,
         ("decoder", "embedded"): 1,
         ("coder", "context"): 1,
+        ("coder", "trellis"): 2,
         ("autoencoder", "autoencoder"): 5,
     }
 
