@@ -602,7 +602,7 @@ class EntropyModel:
                 places = order.places[start:end]
                 shifts = planes.shifts[places]
                 known = _tables(eighths[start:end], scale[start:end], shifts)
-                symbols = np.empty(len(places), np.int32)
+                symbols = np.zeros(len(places), np.int32)
                 self._code_groups(known[0], symbols, *known[1:], writer, reader)
                 planes.symbols[places] = symbols
                 planes.leave(rank)

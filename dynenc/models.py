@@ -45,7 +45,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "8bda7fa76805d541304526598219db0b8a36a27a3f837627e158a1f2528f4b6e",
+            "0238ac7c694ad70868b21f52ed0c19b578b5a6c53aa420909049e8e393261fb9",
             {"hidden": 0, "width": 64, "blocks": 3},
             coder="context",  # as above
         ),
@@ -54,7 +54,7 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "e6a6de0ca846fc93ad997c2bb1ff4f17efc690f8bc325293fafb308bbb7b3caf",
+            "4c4858273b37898e2c933f7754a3f3dc3eea2b86cf3b25ed70623f26478b7c0d",
             {"hidden": 1, "width": 160, "blocks": 6},
         ),
         Model(
@@ -74,7 +74,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "cb396bedf0b120d8e9cd0713890abef84e4f557d4aa36ce445e50d7f08ef046d",
+            "19b7a4e1e81d68f6984dee5c9361d0d6c609508e9e03ffc8f6f914227f3bbab5",
             {"widths": (128, 64, 32), "blocks": (8, 5, 4)},
         ),
         Model(
