@@ -45,6 +45,7 @@ def write_caches(
 ) -> list[Tensor]:
     """Write all caches below a folder; return every tenth picture."""
     kept = []
+    made_by = models.IMPORTED if arguments.vae else models.chosen(arguments.encoder)
     names = [f"lat {quality:g}" for quality in arguments.qualities]
     for name in ("npz", "gzip", "float16", *names):
         (folder / name).mkdir()
@@ -62,9 +63,9 @@ def write_caches(
         half = {"latents": latents[0].half().contiguous()}
         save_file(half, folder / "float16" / f"{stem}.safetensors")
         for quality, name in zip(arguments.qualities, names, strict=True):
-            coder = codec.entropy_model(models.IMPORTED.coder)
+            coder = codec.entropy_model(made_by.coder)
             step_q = quantize.quality_to_step(quality, coder)
-            blob = codec.write_latents(latents, width, height, step_q, models.IMPORTED)
+            blob = codec.write_latents(latents, width, height, step_q, made_by)
             if arguments.effort:
                 blob = codec.refined(blob, latents, tensor, arguments.effort, encode, decode)
             (folder / name / f"{stem}.lat").write_bytes(blob)
