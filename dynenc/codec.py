@@ -354,11 +354,13 @@ def refined(
     """
     header, plain = read_latents(blob, max_pixels=sys.maxsize)
     _, payload, chunks = bitstream.read_all(blob, sys.maxsize)
-    spare = int(max(most_bytes, len(blob))) - len(blob) if math.isfinite(most_bytes) else 0
+    most_payload = len(payload)
+    if math.isfinite(most_bytes):
+        most_payload += max(0, int(most_bytes) - len(blob))
     coder = entropy_model(PLAIN_CODER)
     networks = coder, encoder, decoder
     symbols = refine(
-        latents, plain, picture, header.step_q, effort, *networks, len(payload) + spare, on_step
+        latents, plain, picture, header.step_q, effort, *networks, most_payload, on_step
     )
     if symbols is None:
         return blob

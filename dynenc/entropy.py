@@ -123,9 +123,7 @@ class Stage:
         if sums.max() >= 2**24 or np.abs(neighbours).max() > CHANNELS:
             raise WeightsError("the entropy coder's tables exceed exact arithmetic")
         places = np.stack([places_of(number, each) for each in neighbours], 1)
-        passes = PLANES[RANK[places[0]], 0].max(
-            2
-        )  # [4, F]: when the last of a neighbour's is known
+        passes = PASS_OF[places[0]].max(2)  # [4, F]: when the last of a neighbour's is known
         third, direct, straight = np.split(output, np.cumsum([middle.shape[1], hidden.shape[1]]), 2)
         used = (hidden != 0).any(1) | (straight != 0).any(1)
         if (used & (passes >= number + np.arange(CHANNELS)[:, None])).any():
@@ -189,15 +187,6 @@ class Stage:
                 slopes[place : place + stop - start] += row
 
 
-def _tables(eighths: Ints, scale: Ints, shifts: Ints) -> tuple[Ints, Ints, Ints]:
-    """Expected points, scales and lattices -> table, expected symbol, and the residual's sign."""
-    eighths = eighths - FRACTIONS // 2 * shifts
-    centre = (eighths + FRACTIONS // 2) >> 3
-    fraction = eighths - FRACTIONS * centre  # -4..3
-    sign = 1 - 2 * (fraction < 0).astype(np.int32)
-    return scale * VARIANTS + np.abs(fraction), centre, sign
-
-
 @lru_cache(maxsize=8 * len(STAGES))  # pictures of one quality share theirs
 def _biased(stage: Stage, level: int) -> tuple[Floats, Floats]:
     """The first and the second layer of a stage with their biases."""
@@ -237,7 +226,7 @@ def _planes() -> Index:
 
 
 PLANES = _planes()
-RANK = plane_of(*PLANES.T[1:]).argsort()  # of each plane in this order
+PASS_OF = PLANES[plane_of(*PLANES.T[1:]).argsort(), 0]  # by plane
 
 
 def _saturated(sums: Floats) -> Floats:
@@ -380,6 +369,15 @@ def values_of(points: Ints, step_q: int) -> Ints:
     most = 16 * MAX_VALUE // step_q + 1  # from here on all saturate; keeps within int32
     values: Ints = (np.minimum(np.maximum(points, -most), most) * np.int32(step_q) + 8) >> 4
     return np.minimum(np.maximum(values, -MAX_VALUE), MAX_VALUE)
+
+
+def _tables(eighths: Ints, scale: Ints, shifts: Ints) -> tuple[Ints, Ints, Ints]:
+    """Expected points, scales and lattices -> table, expected symbol, and the residual's sign."""
+    eighths = eighths - FRACTIONS // 2 * shifts
+    centre = (eighths + FRACTIONS // 2) >> 3
+    fraction = eighths - FRACTIONS * centre  # -4..3
+    sign = 1 - 2 * (fraction < 0).astype(np.int32)
+    return scale * VARIANTS + np.abs(fraction), centre, sign
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from dynenc.entropy import (
     places_of,
 )
 from dynenc.errors import UsageError
-from dynenc.quantize import STEP_UNIT, Floats, Ints, cheapest, in_steps, nearest
+from dynenc.quantize import STEP_UNIT, Floats, cheapest, in_steps, nearest
 from dynenc.trellis import PLAIN, ungerboeck
 
 NETWORKS = CHANNELS * len(STAGES)
@@ -84,8 +84,9 @@ def fit(
         "trellis": states.astype(np.uint8),
     }
     scaled = [_scaled(array, random, config) for array in latents for _ in range(config.copies)]
-    pictures = [  # symbols, and step_q
-        (nearest(array, np.ones_like(array), states), step_q) for array, step_q in scaled
+    pictures = [
+        (Planes.of(nearest(array, np.ones_like(array), states), step_q, states), step_q)
+        for array, step_q in scaled
     ]
     for stage in range(len(STAGES)):
         names = ("neighbours", "hidden", "middle", "output", "bias")
@@ -106,7 +107,8 @@ def fit(
     if len(states) > 1:  # symbols will be chosen by what they cost
         model = EntropyModel.of(tensors)
         pictures = [
-            (cheapest(array, np.rint(array), step_q, model), step_q) for array, step_q in scaled
+            (Planes.of(cheapest(array, np.rint(array), step_q, model), step_q, states), step_q)
+            for array, step_q in scaled
         ]
         tensors["counts"] = _counts(model, pictures, config)
     return tensors
@@ -138,7 +140,7 @@ def _scaled(
 
 
 def _samples(
-    pictures: list[tuple[Ints, int]],
+    pictures: list[tuple[Planes, int]],
     stage: int,
     channel: int,
     neighbours: npt.NDArray[np.int64],
@@ -148,8 +150,7 @@ def _samples(
     """Random symbols: neighbours' latents [N, F], own latents [N], octaves of the step [N]."""
     inputs, targets, octaves = [], [], []
     each = -(-config.samples // len(pictures))
-    for symbols, step_q in pictures:
-        planes = Planes.of(symbols, step_q, TRELLISES[config.states])
+    for planes, step_q in pictures:
         layout = planes.layout
         origin = layout.starts(*places_of(stage, np.array([[channel, 0, 0]])))[0]
         places = (origin[:, None] + np.arange(layout.window)).ravel()
@@ -251,14 +252,13 @@ def _flat_counts(radius: int) -> npt.NDArray[np.uint16]:
 
 def _counts(
     model: EntropyModel,
-    pictures: list[tuple[Ints, int]],
+    pictures: list[tuple[Planes, int]],
     config: FitConfig,
 ) -> npt.NDArray[np.uint16]:
     """Frequencies of the residuals in the training latents, over a logistic prior."""
     radius, columns = config.radius, 2 * config.radius + 2
     seen = np.zeros(SCALES * VARIANTS * columns)
-    for symbols, step_q in pictures:
-        planes = Planes.of(symbols, step_q, model.trellis)
+    for planes, step_q in pictures:
         for number in range(PASSES):
             places, tables, centre, sign = model.contexts(planes, range(number, number + 1), step_q)
             residual = (planes.symbols[places] - centre) * sign + radius

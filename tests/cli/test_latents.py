@@ -49,8 +49,7 @@ def contents(folder):
 def test_one_file_there_and_back(lat, form, suffix, tmp_path):
     there = lat.with_suffix(suffix)
     assert run("export", lat, "--to", form).stdout == f"{there}\n"
-    quality = ["-Q", 50] if form == "npz" else []  # the others know their step
-    back = run("import", there, "-o", tmp_path / "back.lat", *quality)
+    back = run("import", there, "-o", tmp_path / "back.lat", "-Q", 50)
     assert back.stdout.startswith(f"{tmp_path / 'back.lat'}  54 bytes")
     encoder = "imported" if form == "npz" else "light"
     fields = json.loads(run("info", tmp_path / "back.lat", "--json").stdout)

@@ -74,6 +74,20 @@ def test_encode_with_an_effort(nano, photo):
     assert two > one + 0.5
 
 
+def test_an_effort_where_there_is_a_trellis(photo):
+    """It rounds without one, in no more bytes."""
+    base = Codec("base", "embedded", "cpu")
+    plain, better = (base.encode(photo, effort=effort) for effort in (0, 3))
+    (before, _), (after, _) = bitstream.read(plain), bitstream.read(better)
+    assert (before.coder_id, after.coder_id, after.step_q) == (2, 1, before.step_q)
+    assert len(better) <= len(plain)
+    one, two = (
+        metrics.psnr_db(image.to_tensor(base.decode(blob)), image.to_tensor(photo))
+        for blob in (plain, better)
+    )
+    assert two > one + 0.5
+
+
 def test_targets_are_met_with_an_effort(nano, photo):
     plain, better = (nano.encode(photo, target_size=150, effort=effort) for effort in (0, 3))
     assert 0.96 * 150 <= len(better) <= 150
