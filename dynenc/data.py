@@ -112,19 +112,19 @@ class Crops:
     def whole(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every tile: image [1, 3, H, W] float32 in [-1, 1], latents [1, 4, H/8, W/8]."""
         for number, tile in self._tiles:
-            pixels, latents = self._part(number, tile, 0, 0, tile.height, tile.width)
-            yield _to_tensors(pixels[None], latents[None])
+            part = self._part(number, tile, 0, 0, tile.height, tile.width)
+            pixels, latents = _to_tensors([part])
+            yield to_floats(pixels), latents
 
     def sample(self, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Draw crops: images [N, 3, S, S] float32 in [-1, 1], latents [N, 4, S/8, S/8]."""
+        """Draw crops: images [N, 3, S, S] uint8, latents [N, 4, S/8, S/8] float32."""
         crops = []
         for pick in random.choice(len(self._tiles), count, p=self._chance):
             number, tile = self._tiles[pick]
             top = PATCH * int(random.integers((tile.height - self.size) // PATCH + 1))
             left = PATCH * int(random.integers((tile.width - self.size) // PATCH + 1))
             crops.append(self._part(number, tile, top, left, self.size, self.size))
-        pixels, latents = zip(*crops, strict=True)
-        return _to_tensors(np.stack(pixels), np.stack(latents))
+        return _to_tensors(crops)
 
     def _part(
         self, number: int, tile: Tile, top: int, left: int, height: int, width: int
@@ -141,8 +141,8 @@ class Crops:
 
 
 def _to_tensors(
-    pixels: npt.NDArray[np.uint8], latents: npt.NDArray[np.float16]
+    parts: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.float16]]],
 ) -> tuple[Tensor, Tensor]:
-    """NHWC arrays as they are kept -> image in [-1, 1] and latents, NCHW float32."""
-    image = to_floats(torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2))
-    return image, torch.from_numpy(latents.copy()).permute(0, 3, 1, 2).float().contiguous()
+    """HWC arrays as they are kept -> images, uint8, and latents, float32, NCHW."""
+    images, latents = (torch.from_numpy(np.stack(each)) for each in zip(*parts, strict=True))
+    return images.permute(0, 3, 1, 2), latents.permute(0, 3, 1, 2).float().contiguous()

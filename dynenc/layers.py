@@ -285,8 +285,9 @@ class DynamicBlock(nn.Module):
         """Add the block's output to its input: [B, channels, h, w] -> the same."""
         rows = self.norm(features.permute(0, 2, 3, 1))  # channels last; 1x1 convolutions are linear
         rows = self.spatial(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        size = max(1, IN_CACHE // features.shape[1])
-        mixed = joined([self._mixed(part) for part in rows.flatten(0, 2).split(size)], 0)
+        flat = rows.flatten(0, 2)
+        size = max(1, IN_CACHE // features.shape[1]) if rows.is_cpu else len(flat)
+        mixed = joined([self._mixed(part) for part in flat.split(size)], 0)
         return features + mixed.view(rows.shape).permute(0, 3, 1, 2)
 
     def _mixed(self, rows: Tensor) -> Tensor:

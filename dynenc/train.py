@@ -14,6 +14,7 @@ import json
 import math
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from dynenc import models, weights
 from dynenc.data import Crops, build_cache, iter_images
 from dynenc.decoder import fast_dtype, load_teacher
 from dynenc.dynamic_autoencoder import Autoencoder
-from dynenc.encoder import CHANNELS, PATCH, Encoder
+from dynenc.encoder import CHANNELS, PATCH, Encoder, to_floats
 from dynenc.entropy import EntropyModel
 from dynenc.entropy_fit import NETWORKS, FitConfig, fit
 from dynenc.errors import OutputExists, UsageError
@@ -113,7 +114,8 @@ def linear_start(crops: Crops, random: np.random.Generator) -> tuple[Tensor, Ten
     gram = torch.zeros(193, 193, dtype=torch.float64)
     moment = torch.zeros(193, 4, dtype=torch.float64)
     for _ in range(64):
-        image, target = crops.sample(16, random)
+        pixels, target = crops.sample(16, random)
+        image = to_floats(pixels)
         rows = F.pixel_unshuffle(image, PATCH).permute(0, 2, 3, 1).reshape(-1, 192).double()
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
         gram += rows.T @ rows
@@ -158,7 +160,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, paths: TrainPaths, device: torch.device) -> None:
         self.config, self.paths, self.device = config, paths, device
         torch.manual_seed(config.seed)
-        self.random = np.random.default_rng(config.seed)
+        torch.backends.cudnn.benchmark = True  # all batches have the same few shapes
         if paths.lpips is None:
             raise UsageError(f"training {config.preset} needs the weights of LPIPS: give --lpips")
         teacher_encoder, teacher_decoder = load_teacher(paths.teacher)
@@ -176,7 +178,7 @@ class Trainer:
         if paths.start:
             model.load_state_dict(weights.load_path(paths.start).state_dict())
         elif isinstance(encoder := getattr(model, "encoder", model), Encoder):
-            encoder.start_linear(*linear_start(self.crops, self.random))
+            encoder.start_linear(*linear_start(self.crops, np.random.default_rng(config.seed)))
         self.model = nn.ModuleDict({config.preset: self._placed(model)})
         if config.joint:
             if len(self.decoders) < 2:
@@ -190,6 +192,24 @@ class Trainer:
         # decoders only, as encoders stay exact; and the autoencoder's is too small to gain by it
         self.half = fast_dtype(device) != torch.float32 and not isinstance(model, Autoencoder)
         self.step = 0
+        self.ahead = ThreadPoolExecutor(1)  # reads the next batch while the device computes
+        self.batches: dict[int, Future[tuple[Tensor, Tensor]]] = {}  # by the step they are for
+
+    def _random(self, step: int, purpose: int) -> np.random.Generator:
+        """What is drawn for a step depends on nothing before it, so a run can go on anywhere."""
+        return np.random.default_rng((self.config.seed, step, purpose))
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, S, S] in [-1, 1] and latents [B, 4, S/8, S/8] of this step, on the device.
+
+        The next step's are begun to be read.
+        """
+        for step in (self.step, self.step + 1):
+            if step not in self.batches:
+                draw = self.config.batch, self._random(step, 0)
+                self.batches[step] = self.ahead.submit(self.crops.sample, *draw)
+        pixels, latents = self.batches.pop(self.step).result()
+        return to_floats(pixels.to(self.device)), latents.to(self.device)
 
     def _frozen(self, module: nn.Module) -> nn.Module:
         return self._placed(module.eval().requires_grad_(False))
@@ -208,7 +228,8 @@ class Trainer:
     def _loss(self) -> dict[str, Tensor]:
         """Draw a batch and return the terms of the loss, weighted."""
         config = self.config
-        image, target = (t.to(self.device) for t in self.crops.sample(config.batch, self.random))
+        image, target = self._batch()
+        random = self._random(self.step, 1)
         terms: dict[str, Tensor] = {}
         if self.is_encoder:
             latents = self.model[config.preset](image)
@@ -217,20 +238,20 @@ class Trainer:
             if distilling:
                 return terms
             decoder = self.decoders[0]
-            if len(self.decoders) > 1 and self.random.random() < config.embedded_share:
+            if len(self.decoders) > 1 and random.random() < config.embedded_share:
                 decoder = self.decoders[1]
                 if config.joint:  # it must not forget latents of others
                     some = slice(config.batch // 2)
-                    latents = torch.cat([latents, self._others(image[some], target[some])])
+                    latents = torch.cat([latents, self._others(image[some], target[some], random)])
                     image = torch.cat([image, image[some]])
         elif isinstance(model := self.model[config.preset], Autoencoder):
             latents, decoder = model.encoder(image), model.decoder
         else:
-            latents = self._others(image, target)
+            latents = self._others(image, target, random)
             decoder = self.model[config.preset]
-        drawn = config.largest_step * self.random.random((len(latents), 1, 1, 1), np.float32)
+        drawn = config.largest_step * random.random((len(latents), 1, 1, 1), np.float32)
         width = torch.from_numpy(drawn).to(self.device)
-        noise = torch.from_numpy(self.random.random(latents.shape, np.float32) - 0.5)
+        noise = torch.from_numpy(random.random(latents.shape, np.float32) - 0.5)
         noisy = latents + noise.to(self.device) * width
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
@@ -244,9 +265,9 @@ class Trainer:
         return terms
 
     @torch.no_grad()
-    def _others(self, image: Tensor, target: Tensor) -> Tensor:
+    def _others(self, image: Tensor, target: Tensor, random: np.random.Generator) -> Tensor:
         """Latents of the image by one of the frozen encoders, or by the teacher: the target."""
-        pick = int(self.random.integers(len(self.encoders) + 1))
+        pick = int(random.integers(len(self.encoders) + 1))
         latents: Tensor = self.encoders[pick - 1](image) if pick else target
         return latents
 
@@ -278,7 +299,6 @@ class Trainer:
             "prior": self.prior.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": json.dumps(self.random.bit_generator.state),
         }
         beside = self.checkpoint.with_suffix(".partial")
         torch.save(state, beside)
@@ -298,7 +318,6 @@ class Trainer:
         self.prior.load_state_dict(state["prior"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.random.bit_generator.state = json.loads(state["random"])
         return True
 
     def averaged(self) -> dict[str, nn.Module]:

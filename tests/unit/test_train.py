@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from dynenc.cli import app
 from dynenc.data import Crops, build_cache, iter_images
+from dynenc.encoder import to_floats
 from dynenc.entropy import EntropyModel
 from dynenc.errors import ImageError, UsageError, WeightsError
 from dynenc.lpips import LPIPS
@@ -280,9 +281,9 @@ def test_crops_are_aligned_with_their_latents(folder, tmp_path):
     build_cache(folder / "pictures", tmp_path / "cache", Mean(), 40)
     crops = Crops([tmp_path / "cache"], 40)
     assert len(crops) == 3
-    image, latents = crops.sample(20, np.random.default_rng(0))
-    assert image.shape == (20, 3, 40, 40)
-    assert torch.allclose(Mean()(image), latents, atol=2e-3)
+    pixels, latents = crops.sample(20, np.random.default_rng(0))
+    assert pixels.shape == (20, 3, 40, 40)
+    assert torch.allclose(Mean()(to_floats(pixels)), latents, atol=2e-3)
 
 
 def test_tar_shards_hold_the_same_pictures(folder, tmp_path):
