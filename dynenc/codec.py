@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynenc import bitstream, extras, image, metrics, models, quantize, rate, weights
 from dynenc.bitstream import Chunk, Header
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = "light"
+EYE = "base"  # the encoder that sees most
 PLAIN_CODER = "context"  # of efforts, whose descent chooses how to round by itself
 TILE = 176  # patches; larger tiles need more memory and, as it is mapped anew, more time
 
@@ -102,6 +103,12 @@ class Codec:
         """Image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale."""
         logger.debug("encoder: %s on %s", self.encoder_name, self.device)
         return weights.load_encoder(self.encoder_name).to(self.device)
+
+    @cached_property
+    @torch.inference_mode(False)
+    def eye(self) -> Encoder:
+        """The encoder whose features tell an effort what looks alike."""
+        return weights.load_named(EYE, "encoder").requires_grad_(False).to(self.device)
 
     @cached_property
     @torch.inference_mode(False)
@@ -226,7 +233,7 @@ class Codec:
             if not effort:
                 return blob
             original = image.to_tensor(picture).to(self.device)
-            networks = self.encoder, self.decoder_of(self.model)
+            networks = self.eye, self.decoder_of(self.model)
             return refined(blob, latents, original, effort, *networks, most_bytes, on_step)
 
         def bytes_or_bpp(step_q: int) -> float:
@@ -339,7 +346,7 @@ def refined(
     latents: Tensor,
     picture: Tensor,
     effort: int,
-    encoder: nn.Module,
+    eye: Encoder,
     decoder: Decoder,
     most_bytes: float = math.inf,
     on_step: Callable[[int, int], None] | None = None,
@@ -358,7 +365,7 @@ def refined(
     if math.isfinite(most_bytes):
         most_payload += max(0, int(most_bytes) - len(blob))
     coder = entropy_model(PLAIN_CODER)
-    networks = coder, encoder, decoder
+    networks = coder, eye, decoder
     symbols = refine(
         latents, plain, picture, header.step_q, effort, *networks, most_payload, on_step
     )

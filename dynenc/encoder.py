@@ -58,6 +58,26 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale."""
+        stem, linear = self._products(image)
+        rows = self.context(stem.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        rows = F.linear(rows, self.head.weight.flatten(1), self.head.bias)
+        latents: Tensor = rows + linear
+        return latents.permute(0, 3, 1, 2)
+
+    def features(self, image: Tensor) -> Tensor:
+        """What the dynamic convolution and each block make of an image, at every patch of length 1.
+
+        Distances between them tell of texture and structure, as those of deeper networks do (LPIPS,
+        Zhang et al. 2018).
+        Shapes: as of `forward` -> [B, (1 + blocks) * width, H/8, W/8].
+        """
+        layers = [self._products(image)[0].permute(0, 3, 1, 2)]
+        for block in self.context:
+            layers.append(block(layers[-1]))
+        return torch.cat([F.normalize(layer, dim=1, eps=1e-3) for layer in layers], 1)
+
+    def _products(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The dynamic convolution [B, H/8, W/8, width], and the linear map [B, H/8, W/8, 4]."""
         learns = torch.is_grad_enabled() and self.linear.weight.requires_grad
         byte_rows: ByteRows | None = None
         if learns:
@@ -77,11 +97,7 @@ class Encoder(nn.Module):
             features.append(self.stem.gated(stem))
             linear.append(rest)
         size = [image.shape[-2] // PATCH, -1]
-        rows = joined(features, 1).unflatten(1, size)
-        rows = self.context(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        rows = F.linear(rows, self.head.weight.flatten(1), self.head.bias)
-        latents: Tensor = rows + joined(linear, 1).unflatten(1, size)
-        return latents.permute(0, 3, 1, 2)
+        return joined(features, 1).unflatten(1, size), joined(linear, 1).unflatten(1, size)
 
     def _fixed(self) -> tuple[Tensor, Tensor, ByteRows]:
         """Kernels, biases and rows for bytes, without gradient; made anew if a weight changed."""

@@ -8,7 +8,7 @@ its neighbours, in whose contexts it is; its weight is moved until the file is a
 be. What is returned is the best of what was coded and decoded for true.
 
 Least squares alone would blur, and exploit the decoder. So the picture should also have the same
-latents as the original, by the encoder: features of deep networks tell what eyes see better than
+features as the original, by an encoder: those of deep networks tell what eyes see better than
 pixels do (Johnson et al., "Perceptual Losses for Real-Time Style Transfer", 2016).
 
 An effort is that of one less and a further, longer stage, and there is no chance in it: a higher
@@ -28,9 +28,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynenc.encoder import PATCH
+from dynenc.encoder import PATCH, Encoder
 from dynenc.entropy import EntropyModel
 from dynenc.errors import OutOfMemory
 from dynenc.image import pad
@@ -47,7 +47,7 @@ GAIN = 3.0  # of the rate's weight's logarithm, for the share by which the file 
 EXCESS = (0.0, 1.0, 1.25, 1.5, 2.0, 3.0)  # of the bits too many, to be saved by cheaper rounding
 MARGIN = 12  # latents decoded around a window, so that its edge is as it is within the whole
 STRUCTURE = 0.0185  # weight of the lost structure beside the squared error
-LIKENESS = 0.012  # weight of the squared error of the latents that the encoder would make of it
+LIKENESS = 6.0  # weight of the squared error of an encoder's features
 SCALES, BLOCK = 3, 8  # octaves on which structure is compared, and px, side of the blocks it is in
 PROBE = 16  # latents, side of the window on which the need of memory is found
 
@@ -72,7 +72,7 @@ def refine(
     step_q: int,
     effort: int,
     coder: EntropyModel,
-    encoder: nn.Module,
+    eye: Encoder,
     decoder: Decoder,
     most_bytes: int,
     on_step: Callable[[int, int], None] | None = None,
@@ -86,7 +86,7 @@ def refine(
         step_q: quantiser step in 1/1024.
         effort: 1..9: how many of `STAGES` to go through.
         coder: one without a trellis.
-        encoder: what made the latents.
+        eye: an encoder whose features the picture should keep.
         decoder: `decoder.Decoder`; only its output counts, and its gradient.
         most_bytes: of the payload.
         on_step: called after each step with its number and that of all.
@@ -96,10 +96,8 @@ def refine(
     """
     best: npt.NDArray[np.int32] | None = None
     try:
-        search = _Descent(
-            latents.clone(), picture.clone(), step_q, coder, encoder, decoder, most_bytes
-        )
-        check_memory(encoder, decoder, search.windows)
+        search = _Descent(latents.clone(), picture.clone(), step_q, coder, eye, decoder, most_bytes)
+        check_memory(eye, decoder, search.windows)
         least = search.distortion_of(plain)
         for stage, steps in enumerate(STAGES[:effort]):
             for done in range(steps):
@@ -117,15 +115,16 @@ def refine(
     return best
 
 
-def distortion(rebuilt: Tensor, original: Tensor, encoder: nn.Module, latents: Tensor) -> Tensor:
+def distortion(rebuilt: Tensor, original: Tensor, eye: Encoder, features: Tensor) -> Tensor:
     """How far a picture is from another, summed over its pixels; two [1, 3, H, W] in [-1, 1].
 
-    The squared error of pixels; that of the encoder's latents, which are given for the original;
+    The squared error of pixels; that of an encoder's features, which are given for the original;
     and what is lost of contrast and structure in 8x8 blocks of three octaves (the second term of
     SSIM, Wang et al. 2004), which keeps texture that the error alone blurs.
     """
     pixels = original[0, 0].numel()
-    total = F.mse_loss(rebuilt, original) + LIKENESS * F.mse_loss(encoder(pad(rebuilt)), latents)
+    total = F.mse_loss(rebuilt, original)
+    total = total + LIKENESS * F.mse_loss(eye.features(pad(rebuilt)), features)
     for scale in range(SCALES):
         if scale:
             rebuilt, original = F.avg_pool2d(rebuilt, 2), F.avg_pool2d(original, 2)
@@ -157,12 +156,12 @@ class _Descent:
         picture: Tensor,
         step_q: int,
         coder: EntropyModel,
-        encoder: nn.Module,
+        eye: Encoder,
         decoder: Decoder,
         most_bytes: int,
     ) -> None:
         self.picture, self.step_q, self.coder = picture, step_q, coder
-        self.encoder, self.decoder = encoder, decoder
+        self.eye, self.decoder = eye, decoder
         self.unit = step_q / STEP_UNIT
         self.most_bytes = most_bytes
         self.weight = RATE_WEIGHT * self.unit**2
@@ -170,7 +169,8 @@ class _Descent:
         self.optimizer = torch.optim.Adam([self.latents], betas=(0.9, 0.99))
         self.windows = list(windows(picture.shape[-2], picture.shape[-1], side_of(decoder)))
         with torch.no_grad():
-            self.aims = [encoder(pad(picture[(..., *window.pixels)])) for window in self.windows]
+            seen = [pad(picture[(..., *window.pixels)]) for window in self.windows]
+            self.aims = [eye.features(part) for part in seen]
 
     def symbols(self) -> npt.NDArray[np.int32]:
         """The present latents, rounded."""
@@ -209,7 +209,7 @@ class _Descent:
         """The distortion of one of the windows."""
         window, aim = self.windows[number], self.aims[number]
         rebuilt = self.decoder(latents[(..., *window.latents)])[(..., *window.inner)].clamp(-1, 1)
-        return distortion(rebuilt, self.picture[(..., *window.pixels)], self.encoder, aim)
+        return distortion(rebuilt, self.picture[(..., *window.pixels)], self.eye, aim)
 
     def step(self, progress: float) -> None:
         """Move the latents once; progress is that within the stage, 0 to 1."""
@@ -267,7 +267,7 @@ def _spans(pixels: int, side: int) -> Iterator[tuple[int, int]]:
     return pairwise(bounds)
 
 
-def check_memory(encoder: nn.Module, decoder: Decoder, windows: list[Window]) -> None:
+def check_memory(eye: Encoder, decoder: Decoder, windows: list[Window]) -> None:
     """Raise OutOfMemory if the largest window's gradient takes more memory than is free.
 
     What is kept for the gradient of a small window tells what a large one takes.
@@ -281,8 +281,8 @@ def check_memory(encoder: nn.Module, decoder: Decoder, windows: list[Window]) ->
 
     probe = torch.zeros(1, 4, PROBE, PROBE, device=device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        encoder(decoder(probe))
-    parameters = *encoder.parameters(), *decoder.parameters()
+        eye.features(decoder(probe))
+    parameters = *eye.parameters(), *decoder.parameters()
     own = {parameter.data_ptr() for parameter in parameters}
     bytes_each = sum(n for place, n in kept.items() if place not in own) / PROBE**2
     largest = max(math.prod(s.stop - s.start for s in one.latents) for one in windows)

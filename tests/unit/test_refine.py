@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import nn
 
 from dynenc import bitstream, codec, image, metrics, quantize, refine
@@ -32,7 +32,7 @@ def refined(nano, photo, effort, most_bytes=None):
     with torch.no_grad():
         latents = nano.encoder(image.pad(picture))
     coder = codec.entropy_model(codec.PLAIN_CODER)
-    networks = nano.encoder, nano.decoder
+    networks = nano.eye, nano.decoder
     symbols = quantize.to_symbols(latents, STEP_Q, coder)
     if effort:
         plain = quantize.from_symbols(symbols, STEP_Q, coder)
@@ -42,7 +42,8 @@ def refined(nano, photo, effort, most_bytes=None):
     rebuilt = nano.decoder(torch.from_numpy(symbols)[None] * (STEP_Q / 1024))
     rebuilt = rebuilt[..., : photo.height, : photo.width].clamp(-1, 1)
     with torch.no_grad():
-        distance = refine.distortion(rebuilt, picture, nano.encoder, latents).item()
+        features = nano.eye.features(image.pad(picture))
+        distance = refine.distortion(rebuilt, picture, nano.eye, features).item()
     return symbols, distance, len(coder.encode(symbols, STEP_Q))
 
 
@@ -159,7 +160,7 @@ def test_windows_cover_every_pixel_once(height, width):
 
 
 def test_windows_give_the_whole_picture_s_gradient(nano, photo, monkeypatch):
-    """In windows, the same descent as at once, but for what blocks and encoder see at edges."""
+    """In windows, the same descent as at once, but for what blocks and eye see at edges."""
     monkeypatch.setattr(refine, "STRUCTURE", 0)
     monkeypatch.setattr(refine, "LIKENESS", 0)
     monkeypatch.setattr(refine, "STAGES", (1,))
@@ -176,6 +177,18 @@ def test_soft_rounding():
     hard = refine.soft_round(values, 1e3)
     away = (values - values.floor() - 0.5).abs() > 0.02
     assert (hard - values.round())[away].abs().max() < 1e-3
+
+
+def test_the_eye_has_layers_of_length_one_and_minds_lost_texture(nano, photo):
+    picture = image.to_tensor(photo.crop((0, 0, 64, 48)))
+    seen = nano.eye.features(picture)
+    assert seen.shape == (1, 7 * 160, 6, 8)
+    lengths = seen.unflatten(1, (7, 160)).norm(dim=2)
+    assert (lengths - 1).abs().max() < 1e-3
+    blurred = image.to_tensor(photo.crop((0, 0, 64, 48)).filter(ImageFilter.GaussianBlur(2)))
+    brighter = picture + (blurred - picture).square().mean().sqrt()  # the same squared error
+    far, near = ((nano.eye.features(each) - seen).square().mean() for each in (blurred, brighter))
+    assert far > 2 * near
 
 
 def test_costs_are_those_of_the_coder():
