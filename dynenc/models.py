@@ -36,7 +36,7 @@ MODELS = {
             1,
             "encoder",
             "nano.safetensors",
-            "161a0d0f97789f002a4b74396bd823062722acea2f5f676ba5bbb875f3d6602b",
+            "6dadd30cab27ebdc3d861708fb7243d5ff1ec0f88ad3ee3476045f887333c2bc",
             {"hidden": 0, "width": 16, "blocks": 1},
             coder="context",  # faster, as it is itself
         ),
@@ -45,7 +45,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "0238ac7c694ad70868b21f52ed0c19b578b5a6c53aa420909049e8e393261fb9",
+            "17d137aca7f1d480035b2626c175dc325362ac6269d5a9d4ec5bcd966b0bf890",
             {"hidden": 0, "width": 64, "blocks": 3},
             coder="context",  # as above
         ),
@@ -54,7 +54,7 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "4c4858273b37898e2c933f7754a3f3dc3eea2b86cf3b25ed70623f26478b7c0d",
+            "5783d85df05da99f23269f2f954aafb74996e9c6d0b9db3e35290f1e141cd162",
             {"hidden": 1, "width": 160, "blocks": 6},
         ),
         Model(
@@ -74,7 +74,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "19b7a4e1e81d68f6984dee5c9361d0d6c609508e9e03ffc8f6f914227f3bbab5",
+            "1d1f2fbe9b47229221576d3c651c3fcb8ddfbdb7bcac9a1ec1aae799be684e4a",
             {"widths": (128, 64, 32), "blocks": (8, 5, 4)},
         ),
         Model(

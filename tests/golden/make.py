@@ -128,6 +128,8 @@ def cases() -> dict[str, Case]:
         ("light", 45),
         ("base", 65),
         ("light", 55),
+        ("nano", 60),
+        ("light", 35),
     ):
         found[f"v1_{encoder}_photo_q{quality}"] = (
             f"the photograph whole, 451x300, `{encoder}`, quality {quality}",
@@ -160,7 +162,7 @@ def cases() -> dict[str, Case]:
             f"crop of the photograph, {width}x{height}, `base`, quality 50",
             lambda w=width, h=height: encoded(crop(w, h), "base", 50),
         )
-    for quality in (0, 45, 50, 100):
+    for quality in (0, 45, 50, 60, 100):
         found[f"v1_trellis_photo_q{quality}"] = (
             f"the photograph whole, 451x300, `base`, quality {quality}",
             lambda q=quality: encoded(Image.open(PHOTO), "base", q),
