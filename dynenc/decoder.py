@@ -31,6 +31,7 @@ from dynenc import models, weights
 from dynenc.embedded import Cut, EmbeddedDecoder
 from dynenc.encoder import LATENT_SCALE
 from dynenc.errors import WeightsError
+from dynenc.layers import has_bfloat16, in_bfloat16
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +40,10 @@ SDXL_NAME = re.compile("sd[-_]?xl|diffusion-xl", re.IGNORECASE)
 PIXELS = 8  # side of the image that one latent stands for
 OVERLAP = 24  # latents that neighbouring tiles share
 MARGIN = 4  # of them, at each tile's edge, not used: padding spoils them
-EMBEDDED_TILES = {  # equal the whole: of its reach of 13 latents the outer 8 change no 8 bits
+EMBEDDED_TILES = {  # equal the whole: of its reach of 13 latents the outer 7 change no 8 bits
     "tile": 116,  # larger ones are slower: glibc maps tensors of over 32 MB anew every time
-    "margin": 5,
-    "overlap": 11,
+    "margin": 6,
+    "overlap": 13,
 }
 LARGE_TILE, SMALL_TILE = 256, 96  # latents, side of a tile of a small and of a big decoder
 
@@ -144,7 +145,8 @@ class Decoder(nn.Module):
         inputs = inputs.to(like.dtype, memory_format=torch.channels_last)
         image: Tensor
         if isinstance(self.network, EmbeddedDecoder):
-            image = self.network(inputs, cut).float()
+            with in_bfloat16(inputs):
+                image = self.network(inputs, cut).float()
         else:
             image = F.pad(self.network(inputs).float(), [-PIXELS * count for count in cut])
         if like.dtype != torch.float32 and not image.isfinite().all():
@@ -221,7 +223,7 @@ def load_decoder(name: str | Choice = "auto", device: torch.device | str = "cpu"
     """Load a decoder by name (see the top of this module) or as `resolve` chose it.
 
     Foreign decoders run in float16 on an accelerator, in bfloat16 on a CPU made for it, else in
-    float32; the embedded one in float32.
+    float32; the embedded one keeps float32 weights, and computes as `layers.in_bfloat16` says.
 
     Raises: WeightsError if there is no such decoder, it cannot be read, or is not for SD latents.
     """
@@ -288,8 +290,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """The dtype in which a big decoder is fast on a device; elsewhere bfloat16 is emulated."""
     if device.type in ("cuda", "mps"):
         return torch.float16
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return torch.bfloat16 if any(getattr(torch.cpu, c, bool)() for c in checks) else torch.float32
+    return torch.bfloat16 if has_bfloat16() else torch.float32
 
 
 def _on_disk(name: str) -> Path | None:

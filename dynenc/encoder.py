@@ -1,5 +1,7 @@
 """The encoders: image -> SD latents, by dynamic convolution of every 8x8 patch."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from dynenc.layers import (
     DynamicConv,
     GatedConv,
     by_position,
+    in_bfloat16,
     in_bytes,
     joined,
     patches,
@@ -18,6 +21,7 @@ from dynenc.layers import (
 PATCH = 8  # px; the side of the patch that one latent position stands for
 CHANNELS = 4  # of SD 1.x latents
 LATENT_SCALE = 0.18215  # of SD 1.x latents to those of the VAE; its config says so
+WIDE = 64  # channels; narrower blocks are no faster in bfloat16
 CHUNK = 8192  # patches of a strip of the picture; more need memory, fewer more time
 
 # once a block of this size was freed, glibc keeps what is freed for the next picture: without, the
@@ -59,7 +63,8 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale."""
         stem, linear = self._products(image)
-        rows = self.context(stem.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        with in_bfloat16(stem) if self.head.in_channels >= WIDE else nullcontext():
+            rows = self.context(stem.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         rows = F.linear(rows, self.head.weight.flatten(1), self.head.bias)
         latents: Tensor = rows + linear
         return latents.permute(0, 3, 1, 2)

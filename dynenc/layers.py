@@ -14,6 +14,8 @@ constant part of K(p) and the paper's `similar_conv` are the same thing, the sta
 """
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -258,6 +260,21 @@ def exact_int_mm() -> bool:
         )
     except (RuntimeError, AttributeError):
         return False
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU computes with bfloat16; elsewhere it is emulated, and slow."""
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def in_bfloat16(inputs: Tensor) -> AbstractContextManager[Any]:
+    """What to compute within: products in bfloat16 on a CPU made for it, if no gradient is wanted.
+
+    Sums of residual blocks stay in float32, so little is lost.
+    """
+    plain = inputs.is_cpu and inputs.dtype == torch.float32 and not torch.is_grad_enabled()
+    return torch.autocast("cpu", torch.bfloat16) if plain and has_bfloat16() else nullcontext()
 
 
 def by_position(weight: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -87,11 +87,25 @@ def test_tiles_give_the_latents_of_the_whole(photo, encoder, monkeypatch):
     pictures = [photo, torch.rand(1, 3, 81, 99) * 2 - 1]
     with torch.inference_mode():
         for picture in pictures:
+            monkeypatch.setattr("dynenc.layers.has_bfloat16", lambda: False)
             whole = coder._latents([picture])
             monkeypatch.setattr(codec, "TILE", 5)
             tiles = coder._latents([picture])
             monkeypatch.undo()
             torch.testing.assert_close(tiles, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["light", "base"])
+def test_bfloat16_hardly_moves_latents(photo, encoder, monkeypatch):
+    """Where the CPU has it the blocks use it, unless somebody wants a gradient."""
+    network, picture, found = dynenc.load_encoder(encoder), to_tensor(photo)[..., :80, :96], {}
+    for half in (False, True):
+        monkeypatch.setattr("dynenc.layers.has_bfloat16", lambda half=half: half)
+        with torch.no_grad():
+            found[half] = network(picture)
+    torch.testing.assert_close(network(picture), found[False])
+    error = (found[True] - found[False]).square().mean().sqrt()
+    assert 0 < error < 0.005
 
 
 def test_encoding_twice_gives_the_same_bytes(nano, photo):
