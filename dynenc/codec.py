@@ -108,7 +108,7 @@ class Codec:
     @torch.inference_mode(False)
     def eye(self) -> Encoder:
         """The encoder whose features tell an effort what looks alike."""
-        return weights.load_named(EYE, "encoder").requires_grad_(False).to(self.device)
+        return weights.load_named(EYE, "encoder").to(self.device)
 
     @cached_property
     @torch.inference_mode(False)

@@ -271,7 +271,7 @@ def has_bfloat16() -> bool:
 def in_bfloat16(inputs: Tensor) -> AbstractContextManager[Any]:
     """What to compute within: products in bfloat16 on a CPU made for it, if no gradient is wanted.
 
-    Sums of residual blocks stay in float32, so little is lost.
+    Residual blocks that begin in float32 go on adding in it; those after a convolution do not.
     """
     plain = inputs.is_cpu and inputs.dtype == torch.float32 and not torch.is_grad_enabled()
     return torch.autocast("cpu", torch.bfloat16) if plain and has_bfloat16() else nullcontext()

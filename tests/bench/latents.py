@@ -45,7 +45,7 @@ def write_caches(
 ) -> list[Tensor]:
     """Write all caches below a folder; return every tenth picture."""
     kept = []
-    eye = codec.Codec(device="cpu").eye
+    refiner = codec.Codec(device="cpu")  # loads its networks only if an effort needs them
     made_by = models.IMPORTED if arguments.vae else models.chosen(arguments.encoder)
     names = [f"lat {quality:g}" for quality in arguments.qualities]
     for name in ("npz", "gzip", "float16", *names):
@@ -68,7 +68,7 @@ def write_caches(
             step_q = quantize.quality_to_step(quality, coder)
             blob = codec.write_latents(latents, width, height, step_q, made_by)
             if arguments.effort:
-                blob = codec.refined(blob, latents, tensor, arguments.effort, eye, decode)
+                blob = codec.refined(blob, latents, tensor, arguments.effort, refiner.eye, decode)
             (folder / name / f"{stem}.lat").write_bytes(blob)
     return kept
 
