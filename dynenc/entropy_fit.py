@@ -147,7 +147,7 @@ def _samples(
     random: np.random.Generator,
     config: FitConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random symbols: neighbours' latents [N, F], own latents [N], octaves of the step [N]."""
+    """Random symbols in random order: neighbours' latents [N, F], own latents [N], octaves of the step [N]."""
     inputs, targets, octaves = [], [], []
     each = -(-config.samples // len(pictures))
     for planes, step_q in pictures:
@@ -160,8 +160,9 @@ def _samples(
         inputs.append(windows.reshape(len(neighbours), -1)[:, pick].T / VALUE)
         targets.append(planes.points[places[pick]] * np.float32(step_q / (2 * STEP_UNIT)))
         octaves.append(np.full(len(pick), np.log2(step_q) - MIDDLE_LEVEL / 16, np.float32))
-    stacked = (np.concatenate(part).astype(np.float32) for part in (inputs, targets, octaves))
-    first, second, third = (torch.from_numpy(part) for part in stacked)
+    rows = random.permutation(sum(len(part) for part in targets))
+    stacked = (np.concatenate(part)[rows] for part in (inputs, targets, octaves))
+    first, second, third = (torch.from_numpy(part.astype(np.float32)) for part in stacked)
     return first, second, third
 
 
@@ -216,13 +217,17 @@ def _train(
 ) -> list[npt.NDArray[np.signedinteger]]:
     """Train one network; returns its integer hidden, middle, output and bias tensors."""
     network = _Trainee(neighbours.shape[1], config)
-    optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=1e-3)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), config.learning_rate, weight_decay=1e-3, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.learning_rate, config.iterations
     )
     for _ in range(config.iterations):
-        pick = torch.randint(len(target), (config.batch,))
-        loss = network.bits(neighbours[pick], target[pick], octave[pick]).mean()
+        # neighbouring rows, of samples in no order: copying as many from all over takes longer
+        start = int(torch.randint(max(1, len(target) - config.batch), ()))
+        batch = slice(start, start + config.batch)
+        loss = network.bits(neighbours[batch], target[batch], octave[batch]).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -90,6 +90,7 @@ DECODER = "embedded"  # the preset that trains the embedded decoder
 CODERS = {  # these fit an entropy coder's tables
     "context": FitConfig("context", states=1),
     "trellis": FitConfig("trellis"),
+    "wide": FitConfig("wide", hidden=48, middle=24, neighbours=56, batch=2048, learning_rate=9e-3),
 }
 TEST_STEP = 0.3  # of the quantiser, for figures
 
