@@ -742,7 +742,7 @@ def import_checkpoint(
 @app.command(
     epilog=examples(
         "dynenc train light --data photos/ --teacher taesd/ --run runs/light -o light.safetensors",
-        "dynenc train trellis --data photos/ --teacher taesd/ --run runs/c -o entropy.safetensors",
+        "dynenc train wide --data photos/ --teacher taesd/ --run runs/c -o entropy.safetensors",
     )
 )
 def train(
@@ -750,8 +750,8 @@ def train(
         str,
         typer.Argument(
             metavar="PRESET",
-            help="nano, light, base, autoencoder, embedded (the decoder), context or trellis (the "
-            "entropy coders).",
+            help="nano, light, base, autoencoder, embedded (the decoder), context, trellis or wide "
+            "(entropy coders).",
         ),
     ],
     data: Annotated[list[Path], typer.Option(help="Folder or tar of pictures; may be repeated.")],

@@ -33,7 +33,9 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = "light"
 EYE = "base"  # the encoder that sees most
-PLAIN_CODER = "context"  # of efforts, whose descent chooses how to round by itself
+PLAIN_CODER = "context"  # of efforts, whose descent chooses how to round, and of flat pictures
+FLAT = 1.5  # bits a latent; below, it may be that plain rounding costs less, as constants repeat
+WORTH = 0.09  # squared error, in steps, that a bit is worth between coders: the slope of fine steps
 TILE = 176  # patches; larger tiles need more memory and, as it is mapped anew, more time
 
 
@@ -324,21 +326,27 @@ def write_latents(
         chunks: of `extras.to_chunks`.
         rounded: they were rounded with this step before, by some coder, and stay as they are.
     """
-    bit = 0 if rounded else quantize.BIT
-    choices = [
-        (name, quantize.to_symbols(latents, step_q, entropy_model(name), bit))
-        for name in (models.names("coder") if rounded else [made_by.coder])
-    ]
 
-    def distance(choice: tuple[str, quantize.Ints]) -> float:
-        name, symbols = choice
+    def coded(name: str, bit: float = quantize.BIT) -> tuple[str, quantize.Ints, bytes]:
+        coder = entropy_model(name)
+        symbols = quantize.to_symbols(latents, step_q, coder, bit)
+        return name, symbols, coder.encode(symbols, step_q)
+
+    def cost(choice: tuple[str, quantize.Ints, bytes]) -> float:
+        name, symbols, payload = choice
         again = quantize.from_symbols(symbols, step_q, entropy_model(name))
-        return (again - latents.cpu()).abs().mean().item()
+        error = (again - latents.cpu()) * (quantize.STEP_UNIT / step_q)
+        return error.square().sum().item() + (0 if rounded else WORTH * 8 * len(payload))
 
-    name, symbols = min(choices, key=distance) if rounded else choices[0]
-    number = models.named(name, "coder").number
-    header = Header(width, height, step_q, made_by.number, number)
-    return bitstream.write(header, entropy_model(name).encode(symbols, step_q), chunks)
+    if rounded:
+        best = min((coded(name, 0) for name in models.names("coder")[::-1]), key=cost)
+    else:
+        best = coded(made_by.coder)
+        if made_by.coder != PLAIN_CODER and 8 * len(best[2]) < FLAT * latents.numel():
+            best = min(best, coded(PLAIN_CODER), key=cost)
+    name, _, payload = best
+    header = Header(width, height, step_q, made_by.number, models.named(name, "coder").number)
+    return bitstream.write(header, payload, chunks)
 
 
 def refined(

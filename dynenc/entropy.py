@@ -52,6 +52,7 @@ LEVELS = range(96, 169)  # steps the networks know: 16 * log2(step_q), 0.0625 to
 MIDDLE_LEVEL = 132
 FRACTIONS = 8  # places of the expected value within a symbol ...
 VARIANTS = FRACTIONS // 2 + 1  # ... and tables for them, as signs are folded
+LEAST = 0.1  # variance of what is off the expected, in steps: the neighbours, rounded, tell no more
 PRECISION = 24  # bits of constriction's fixed-point probabilities
 WORD = np.dtype("<u4")
 ESCAPE = constriction.stream.model.Uniform(2 * LIMIT + 2)  # 256 / 2**24 each, exactly
@@ -416,7 +417,7 @@ class EntropyModel:
         radius = counts.shape[1] // 2 - 1
         seen = tensors["counts"][::VARIANTS, :-1].astype(np.int64) - 1  # 1 is for what never was
         squares = np.arange(-radius, radius + 1) ** 2
-        variances = (seen @ squares / np.maximum(seen.sum(1), 1)).clip(0.01).astype(np.float32)
+        variances = (seen @ squares / np.maximum(seen.sum(1), 1)).clip(LEAST).astype(np.float32)
         states = tensors.get("trellis", trellis.PLAIN).astype(np.int64)
         if states.ndim != 2 or states.shape[1] != 2 or not trellis.is_sound(states):
             raise WeightsError("the entropy coder's trellis cannot be searched")

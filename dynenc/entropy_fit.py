@@ -147,7 +147,7 @@ def _samples(
     random: np.random.Generator,
     config: FitConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random symbols in random order: neighbours' latents [N, F], own latents [N], octaves of the step [N]."""
+    """Symbols in random order: neighbours' latents [N, F], own [N], octaves of the step [N]."""
     inputs, targets, octaves = [], [], []
     each = -(-config.samples // len(pictures))
     for planes, step_q in pictures:

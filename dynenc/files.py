@@ -490,8 +490,7 @@ def _is_made_so(data: bytes, settings: Settings) -> bool:
     if settings.task == "encode":
         header, _ = bitstream.read(data, sys.maxsize)
         model = models.chosen(settings.encoder)
-        coders = {model.coder, PLAIN_CODER} if settings.effort else {model.coder}
-        numbers = {models.named(coder, "coder").number for coder in coders}
+        numbers = {models.named(coder, "coder").number for coder in (model.coder, PLAIN_CODER)}
         is_so = header.model_id == model.number and header.coder_id in numbers
         return is_so and _meets(settings.goal, header, len(data))
     with Image.open(io.BytesIO(data)) as picture:

@@ -25,7 +25,7 @@ class Model:
     file: str = ""  # in the folder weights/; "" only of IMPORTED
     sha256: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)  # of the network's constructor
-    coder: str = "trellis"  # the entropy coder that new files of its latents are written with
+    coder: str = "wide"  # the entropy coder that new files of its latents are written with
 
 
 MODELS = {
@@ -47,7 +47,6 @@ MODELS = {
             "light.safetensors",
             "17d137aca7f1d480035b2626c175dc325362ac6269d5a9d4ec5bcd966b0bf890",
             {"hidden": 0, "width": 64, "blocks": 3},
-            coder="context",  # as above
         ),
         Model(
             "base",
@@ -68,6 +67,7 @@ MODELS = {
                 "widths": (88, 44, 24),
                 "blocks": (2, 2, 2),
             },
+            coder="trellis",  # "wide" knows SD latents better, and these worse
         ),
         Model(
             "embedded",
@@ -90,6 +90,13 @@ MODELS = {
             "coder",
             "entropy_2.safetensors",
             "88496ceba816a4eb38fc8b7ff84fff3c2afc8e6238e9eac849b2e5f6a0660aa0",
+        ),
+        Model(
+            "wide",
+            3,
+            "coder",
+            "entropy_3.safetensors",
+            "098773effe1a108c79841af0dc4738962b433f580901e31640f9a6a03b66eef1",
         ),
     )
 }

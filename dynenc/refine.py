@@ -47,7 +47,7 @@ GAIN = 3.0  # of the rate's weight's logarithm, for the share by which the file 
 EXCESS = (0.0, 1.0, 1.25, 1.5, 2.0, 3.0)  # of the bits too many, to be saved by cheaper rounding
 MARGIN = 12  # latents decoded around a window, so that its edge is as it is within the whole
 STRUCTURE = 0.0185  # weight of the lost structure beside the squared error
-LIKENESS = 6.0  # weight of the squared error of an encoder's features
+LIKENESS = 4.0  # weight of the squared error of an encoder's features
 SCALES, BLOCK = 3, 8  # octaves on which structure is compared, and px, side of the blocks it is in
 PROBE = 16  # latents, side of the window on which the need of memory is found
 

@@ -49,8 +49,10 @@ def contents(folder):
 def test_one_file_there_and_back(lat, form, suffix, tmp_path):
     there = lat.with_suffix(suffix)
     assert run("export", lat, "--to", form).stdout == f"{there}\n"
-    back = run("import", there, "-o", tmp_path / "back.lat", "-Q", 50)
-    assert back.stdout.startswith(f"{tmp_path / 'back.lat'}  54 bytes")
+    quality = ["-Q", 50] if form == "npz" else []  # it does not tell the step
+    back = run("import", there, "-o", tmp_path / "back.lat", *quality)
+    n_bytes = (tmp_path / "back.lat").stat().st_size
+    assert back.stdout.startswith(f"{tmp_path / 'back.lat'}  {n_bytes} bytes")
     encoder = "imported" if form == "npz" else "light"
     fields = json.loads(run("info", tmp_path / "back.lat", "--json").stdout)
     assert (fields["width"], fields["height"], fields["encoder"]) == (33, 40, encoder)

@@ -176,6 +176,21 @@ def cases() -> dict[str, Case]:
             f"symbols -{most} to {most} in leaps, step {step_q}/1024, entropy coder 2, no encoder",
             lambda m=most, s=step_q: of_symbols(ramp(m), s, "trellis"),
         )
+    for width, height in ((1, 1), (7, 13), (33, 40)):
+        found[f"v1_wide_{width}x{height}"] = (
+            f"crop of the photograph, {width}x{height}, `light`, quality 50",
+            lambda w=width, h=height: encoded(crop(w, h), "light", 50),
+        )
+    for encoder, quality in (("light", 50), ("base", 0), ("base", 100)):
+        found[f"v1_wide_photo_{encoder}_q{quality}"] = (
+            f"the photograph whole, 451x300, `{encoder}`, quality {quality}",
+            lambda e=encoder, q=quality: encoded(Image.open(PHOTO), e, q),
+        )
+    for most, step_q in ((90, 1), (255, 307), (32_767, 77), (32_767, 65_535), (3, 1229)):
+        found[f"v1_wide_symbols_{most}_step_{step_q}"] = (
+            f"symbols -{most} to {most} in leaps, step {step_q}/1024, entropy coder 3, no encoder",
+            lambda m=most, s=step_q: of_symbols(ramp(m), s, "wide"),
+        )
     found["v1_chunks"] = (
         "crop of the photograph, 33x40, `light`, quality 50, with two chunks to be skipped",
         lambda: with_chunks(encoded(crop(33, 40), "light", 50)),

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 import dynenc
-from dynenc import bitstream, codec, metrics, models
-from dynenc.codec import Codec
+from dynenc import bitstream, codec, metrics, models, quantize
+from dynenc.codec import Codec, read_latents
 from dynenc.errors import BitstreamError, Corrupt, ImageError, UnknownModel, WeightsError
 from dynenc.image import to_picture, to_tensor
 
@@ -229,3 +229,25 @@ def test_devices(monkeypatch):
     assert codec.pick_device("auto") == torch.device("cuda")
     with pytest.raises(dynenc.DynencError, match="mps"):
         codec.pick_device("mps")
+
+
+@pytest.mark.parametrize("encoder", ["light", "base"])
+def test_flat_pictures_are_rounded_plainly(photo, encoder):
+    """As a constant is cheaper on one lattice than on two."""
+    made = Codec(encoder, device="cpu")
+    coder = codec.entropy_model(made.model.coder)
+    assert bitstream.read(made.encode(photo))[0].coder_id == 3
+    coders, (n_bytes, errors) = [], np.zeros((2, 2))
+    for colour in ((243, 8, 36), (79, 222, 108), (121, 131, 193)):
+        flat = Image.new("RGB", (200, 200), colour)
+        blob = made.encode(flat, quality=25)
+        header, decoded = read_latents(blob)
+        coders.append(header.coder_id)
+        latents = made._latents([flat])
+        symbols = quantize.to_symbols(latents, header.step_q, coder)
+        again = quantize.from_symbols(symbols, header.step_q, coder)
+        n_bytes += len(blob), len(coder.encode(symbols, header.step_q))
+        errors += [(each - latents).square().mean().item() for each in (decoded, again)]
+    assert 1 in coders
+    assert n_bytes[0] < 0.95 * n_bytes[1]
+    assert errors[0] < 1.3 * errors[1]

@@ -52,6 +52,7 @@ def test_numbers_on_disk_do_not_move():
         ("decoder", "embedded"): 1,
         ("coder", "context"): 1,
         ("coder", "trellis"): 2,
+        ("coder", "wide"): 3,
         ("autoencoder", "autoencoder"): 5,
     }
 
