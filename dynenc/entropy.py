@@ -621,19 +621,24 @@ class EntropyModel:
         coded = (symbols - centre) * sign + self.radius
         coded[(coded < 0) | (coded > 2 * self.radius)] = 2 * self.radius + 1
         order = np.argsort(tables.astype(np.uint16), kind="stable")
-        n_tables = len(self.models)
         counts = np.bincount(tables)
-        bounds = [0, *np.cumsum(counts).tolist()]
+        used = np.flatnonzero(counts)
+        group, table = np.divmod(used, len(self.models))
+        models = [self.models[number] for number in table.tolist()]
+        bounds = [0, *np.cumsum(counts[used]).tolist()]
         coded = coded[order]
-        for first in range(0, len(counts), n_tables):
-            for table in np.flatnonzero(counts[first : first + n_tables]).tolist():
-                part = coded[bounds[first + table] : bounds[first + table + 1]]
-                model = self.models[table]
+        may_escape = reader is not None or bool((coded > 2 * self.radius).any())
+        changes = (np.flatnonzero(np.diff(group)) + 1).tolist() if may_escape else []
+        for first, last in pairwise([0, *changes, len(used)]):
+            for number in range(first, last):
+                part = coded[bounds[number] : bounds[number + 1]]
                 if reader is not None:
-                    part[:] = reader.decode(model, len(part))
-                writer.encode(part, model)
-            group = slice(bounds[first], bounds[min(first + n_tables, len(counts))])
-            escaped = np.sort(order[group][coded[group] > 2 * self.radius])
+                    part[:] = reader.decode(models[number], len(part))
+                writer.encode(part, models[number])
+            if not may_escape:
+                continue
+            own = slice(bounds[first], bounds[last])
+            escaped = np.sort(order[own][coded[own] > 2 * self.radius])
             if reader is not None:
                 symbols[order] = (coded - self.radius) * sign[order] + centre[order]
                 if len(escaped):
