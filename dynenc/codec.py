@@ -326,27 +326,48 @@ def write_latents(
         chunks: of `extras.to_chunks`.
         rounded: they were rounded with this step before, by some coder, and stay as they are.
     """
+    if rounded:
+        name, symbols = _as_rounded(latents, step_q)
+        payload = entropy_model(name).encode(symbols, step_q)
+    else:
+        name, payload = _coded(latents, step_q, made_by.coder)
+    header = Header(width, height, step_q, made_by.number, models.named(name, "coder").number)
+    return bitstream.write(header, payload, chunks)
 
-    def coded(name: str, bit: float = quantize.BIT) -> tuple[str, quantize.Ints, bytes]:
-        coder = entropy_model(name)
-        symbols = quantize.to_symbols(latents, step_q, coder, bit)
-        return name, symbols, coder.encode(symbols, step_q)
+
+def _as_rounded(latents: Tensor, step_q: int) -> tuple[str, quantize.Ints]:
+    """The coder whose lattices rounded latents are on, of equals the newest, and their symbols."""
+    choices = [
+        (name, quantize.to_symbols(latents, step_q, entropy_model(name), 0))
+        for name in models.names("coder")[::-1]
+    ]
+    return min(choices, key=lambda choice: _squared_error(latents, step_q, *choice))
+
+
+def _coded(latents: Tensor, step_q: int, coder: str) -> tuple[str, bytes]:
+    """The payload of latents and its coder: of flat latents the plain one if cheaper."""
+
+    def by(name: str) -> tuple[str, quantize.Ints, bytes]:
+        model = entropy_model(name)
+        symbols = quantize.to_symbols(latents, step_q, model)
+        return name, symbols, model.encode(symbols, step_q)
 
     def cost(choice: tuple[str, quantize.Ints, bytes]) -> float:
         name, symbols, payload = choice
-        again = quantize.from_symbols(symbols, step_q, entropy_model(name))
-        error = (again - latents.cpu()) * (quantize.STEP_UNIT / step_q)
-        return error.square().sum().item() + (0 if rounded else WORTH * 8 * len(payload))
+        return _squared_error(latents, step_q, name, symbols) + WORTH * 8 * len(payload)
 
-    if rounded:
-        best = min((coded(name, 0) for name in models.names("coder")[::-1]), key=cost)
-    else:
-        best = coded(made_by.coder)
-        if made_by.coder != PLAIN_CODER and 8 * len(best[2]) < FLAT * latents.numel():
-            best = min(best, coded(PLAIN_CODER), key=cost)
+    best = by(coder)
+    if coder != PLAIN_CODER and 8 * len(best[2]) < FLAT * latents.numel():
+        best = min(best, by(PLAIN_CODER), key=cost)
     name, _, payload = best
-    header = Header(width, height, step_q, made_by.number, models.named(name, "coder").number)
-    return bitstream.write(header, payload, chunks)
+    return name, payload
+
+
+def _squared_error(latents: Tensor, step_q: int, coder: str, symbols: quantize.Ints) -> float:
+    """How far a coder's symbols are from latents, in steps: the sum of squares."""
+    again = quantize.from_symbols(symbols, step_q, entropy_model(coder))
+    error = (again - latents.cpu()) * (quantize.STEP_UNIT / step_q)
+    return error.square().sum().item()
 
 
 def refined(

@@ -635,8 +635,6 @@ class EntropyModel:
                 if reader is not None:
                     part[:] = reader.decode(models[number], len(part))
                 writer.encode(part, models[number])
-            if not may_escape:
-                continue
             own = slice(bounds[first], bounds[last])
             escaped = np.sort(order[own][coded[own] > 2 * self.radius])
             if reader is not None:

@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -171,11 +172,6 @@ def cases() -> dict[str, Case]:
         "crop of the photograph, 64x48, `autoencoder`, quality 50",
         lambda: encoded(crop(64, 48), "autoencoder", 50),
     )
-    for most, step_q in ((90, 1), (255, 307), (32_767, 77), (32_767, 65_535), (3, 1229)):
-        found[f"v1_trellis_symbols_{most}_step_{step_q}"] = (
-            f"symbols -{most} to {most} in leaps, step {step_q}/1024, entropy coder 2, no encoder",
-            lambda m=most, s=step_q: of_symbols(ramp(m), s, "trellis"),
-        )
     for width, height in ((1, 1), (7, 13), (33, 40)):
         found[f"v1_wide_{width}x{height}"] = (
             f"crop of the photograph, {width}x{height}, `light`, quality 50",
@@ -186,10 +182,14 @@ def cases() -> dict[str, Case]:
             f"the photograph whole, 451x300, `{encoder}`, quality {quality}",
             lambda e=encoder, q=quality: encoded(Image.open(PHOTO), e, q),
         )
-    for most, step_q in ((90, 1), (255, 307), (32_767, 77), (32_767, 65_535), (3, 1229)):
-        found[f"v1_wide_symbols_{most}_step_{step_q}"] = (
-            f"symbols -{most} to {most} in leaps, step {step_q}/1024, entropy coder 3, no encoder",
-            lambda m=most, s=step_q: of_symbols(ramp(m), s, "wide"),
+    for coder, (most, step_q) in product(
+        ("trellis", "wide"), ((90, 1), (255, 307), (32_767, 77), (32_767, 65_535), (3, 1229))
+    ):
+        number = models.MODELS[coder].number
+        found[f"v1_{coder}_symbols_{most}_step_{step_q}"] = (
+            f"symbols -{most} to {most} in leaps, step {step_q}/1024, entropy coder {number}, "
+            "no encoder",
+            lambda c=coder, m=most, s=step_q: of_symbols(ramp(m), s, c),
         )
     found["v1_chunks"] = (
         "crop of the photograph, 33x40, `light`, quality 50, with two chunks to be skipped",
