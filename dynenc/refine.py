@@ -5,14 +5,20 @@ Adaptive Optimization for Neural Image Compression", 2019). Rounding is within t
 at the beginning of a stage and hard at its end (Agustsson and Theis, "Universally Quantized Neural
 Compression", 2020). The rate is that of the coder's own tables, together with what a latent costs
 its neighbours, in whose contexts it is; its weight is moved until the file is as large as it may
-be. What is returned is the best of what was coded and decoded for true.
+be.
+
+Soft rounding leaves latents halfway, and what they are rounded to at last is not the best there is.
+So a search goes on from it, by changes of single symbols by one (iterated conditional modes, Besag,
+"On the Statistical Analysis of Dirty Pictures", 1986). A change is seen close by only, so one is
+tried in every neighbourhood at once, that which the gradient promises most of; those that keep it
+stay. What is returned is the best of what was coded and decoded for true.
 
 Least squares alone would blur, and exploit the decoder. So the picture should also have the same
 features as the original, by an encoder: those of deep networks tell what eyes see better than
 pixels do (Johnson et al., "Perceptual Losses for Real-Time Style Transfer", 2016).
 
-An effort is that of one less and a further, longer stage, and there is no chance in it: a higher
-effort never gives a worse picture, and on one machine the same picture gives the same file.
+An effort is that of one less and a further, longer stage of both, and there is no chance in it: a
+higher effort never gives a worse picture, and on one machine the same picture gives the same file.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,21 +36,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynenc.encoder import PATCH, Encoder
+from dynenc.encoder import CHANNELS, PATCH, Encoder
 from dynenc.entropy import EntropyModel
 from dynenc.errors import OutOfMemory
 from dynenc.image import pad
-from dynenc.quantize import STEP_UNIT, from_symbols, to_symbols
+from dynenc.quantize import STEP_UNIT, to_symbols
 
 if TYPE_CHECKING:
     from dynenc.decoder import Decoder
 
-STAGES = (3, 4, 6, 9, 13, 20, 30, 45, 70)  # steps that each effort adds
+STAGES = (3, 4, 6, 9, 13, 20, 30, 45, 70)  # steps of descent that each effort adds ...
+ROUNDS = (2, 2, 3, 5, 7, 10, 15, 23, 35)  # ... and rounds of search
 LEARNING_RATE = 0.3  # symbols; of Adam, at the beginning of a stage; falls to 0 along a cosine
 SOFTEST, HARDEST = 1.0, 13.0  # sharpness of the rounding at the two ends of a stage
 RATE_WEIGHT = 0.2  # distortion that a bit is worth at a step of 1 latent, to begin with
 GAIN = 3.0  # of the rate's weight's logarithm, for the share by which the file is too large
 EXCESS = (0.0, 1.0, 1.25, 1.5, 2.0, 3.0)  # of the bits too many, to be saved by cheaper rounding
+NEAR = 2  # latents to each side by which a change is judged, and where no other one is tried
+HALF = 0.5  # symbols by which latents are moved to see how the gradient changes
+FORGETTING = 0.97  # what remains of a doubt after a round
 MARGIN = 12  # latents decoded around a window, so that its edge is as it is within the whole
 STRUCTURE = 0.0185  # weight of the lost structure beside the squared error
 LIKENESS = 4.0  # weight of the squared error of an encoder's features
@@ -54,11 +64,16 @@ PROBE = 16  # latents, side of the window on which the need of memory is found
 
 MEMINFO = Path("/proc/meminfo")  # of Linux
 
+Ints = npt.NDArray[np.int32]
+Index = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
 
 class Window(NamedTuple):
     """A part of the latents, and which part of the picture made of it is looked at."""
 
     latents: tuple[slice, slice]
+    patches: tuple[slice, slice]  # those of them whose pixels are looked at
     inner: tuple[slice, slice]  # px, of what the decoder makes of these latents
     pixels: tuple[slice, slice]  # the same px, of the whole picture
 
@@ -76,7 +91,7 @@ def refine(
     decoder: Decoder,
     most_bytes: int,
     on_step: Callable[[int, int], None] | None = None,
-) -> npt.NDArray[np.int32] | None:
+) -> Ints | None:
     """The symbols of the best picture that an effort finds, or None if it finds none.
 
     Args:
@@ -84,30 +99,38 @@ def refine(
         plain: [1, 4, h, w], what a file without effort holds of them.
         picture: [1, 3, H, W] in [-1, 1], on the decoder's device.
         step_q: quantiser step in 1/1024.
-        effort: 1..9: how many of `STAGES` to go through.
+        effort: 1..9: how many of `STAGES` and `ROUNDS` to go through.
         coder: one without a trellis.
         eye: an encoder whose features the picture should keep.
         decoder: `decoder.Decoder`; only its output counts, and its gradient.
         most_bytes: of the payload.
-        on_step: called after each step with its number and that of all.
+        on_step: called after each step and round with its number and that of all.
     Returns: [4, h, w] int32. Their payload is no larger than allowed and their picture, by
         `distortion`, better than that of the plain latents.
     Raises: OutOfMemory if the memory does not suffice.
     """
-    best: npt.NDArray[np.int32] | None = None
+    best: Ints | None = None
+    every, done = sum(STAGES[:effort]) + sum(ROUNDS[:effort]), 0
+
+    def tell(steps: int = 1) -> None:
+        nonlocal done
+        done += steps
+        if on_step:
+            on_step(done, every)
+
     try:
-        search = _Descent(latents.clone(), picture.clone(), step_q, coder, eye, decoder, most_bytes)
-        check_memory(eye, decoder, search.windows)
-        least = search.distortion_of(plain)
-        for stage, steps in enumerate(STAGES[:effort]):
-            for done in range(steps):
-                search.step(done / steps)
-                if on_step:
-                    on_step(sum(STAGES[:stage]) + done + 1, sum(STAGES[:effort]))
-            found = search.fitting_symbols()
+        state = _State(latents.clone(), picture.clone(), step_q, coder, eye, decoder, most_bytes)
+        check_memory(eye, decoder, state.windows)
+        least = state.errors(plain).sum()
+        for steps, rounds in zip(STAGES[:effort], ROUNDS, strict=False):
+            for number in range(steps):
+                state.step(number / steps)
+                tell()
+            found = state.fitting_symbols()
             if found is None:
+                tell(rounds)
                 continue
-            reached = search.distortion_of(from_symbols(found, step_q, coder))
+            found, reached = state.searched(found, rounds, tell)
             if reached < least:
                 best, least = found, reached
     except (torch.OutOfMemoryError, MemoryError) as exc:
@@ -116,22 +139,30 @@ def refine(
 
 
 def distortion(rebuilt: Tensor, original: Tensor, eye: Encoder, features: Tensor) -> Tensor:
-    """How far a picture is from another, summed over its pixels; two [1, 3, H, W] in [-1, 1].
+    """How far a picture is from another, summed over the pixels of each patch: [H/8, W/8].
 
     The squared error of pixels; that of an encoder's features, which are given for the original;
     and what is lost of contrast and structure in 8x8 blocks of three octaves (the second term of
     SSIM, Wang et al. 2004), which keeps texture that the error alone blurs.
+
+    Args:
+        rebuilt, original: [1, 3, H, W] in [-1, 1].
+        features: those that the eye has of the original, once padded.
     """
-    pixels = original[0, 0].numel()
-    total = F.mse_loss(rebuilt, original)
-    total = total + LIKENESS * F.mse_loss(eye.features(pad(rebuilt)), features)
+
+    def by_patch(errors: Tensor) -> Tensor:
+        height, width = features.shape[-2:]
+        return F.adaptive_avg_pool2d(errors.mean(1), (height, width))[0]
+
+    total = by_patch((pad(rebuilt) - pad(original)).square())
+    total = total + LIKENESS * by_patch((eye.features(pad(rebuilt)) - features).square())
     for scale in range(SCALES):
         if scale:
             rebuilt, original = F.avg_pool2d(rebuilt, 2), F.avg_pool2d(original, 2)
         if min(original.shape[-2:]) < BLOCK:
             break
-        total = total + STRUCTURE / SCALES * (1 - _structure(rebuilt, original).mean())
-    return total * pixels
+        total = total + STRUCTURE / SCALES * by_patch(1 - _structure(rebuilt, original))
+    return total * PATCH**2
 
 
 def _structure(one: Tensor, two: Tensor) -> Tensor:
@@ -147,8 +178,8 @@ def _structure(one: Tensor, two: Tensor) -> Tensor:
     return (2 * covariance + constant) / (variances + constant)
 
 
-class _Descent:
-    """The state of a descent: latents in units of symbols, and the weight of the rate."""
+class _State:
+    """What an effort has reached: latents in units of symbols, and the weight of the rate."""
 
     def __init__(
         self,
@@ -172,11 +203,11 @@ class _Descent:
             seen = [pad(picture[(..., *window.pixels)]) for window in self.windows]
             self.aims = [eye.features(part) for part in seen]
 
-    def symbols(self) -> npt.NDArray[np.int32]:
+    def symbols(self) -> Ints:
         """The present latents, rounded."""
         return to_symbols(self.latents.detach() * self.unit, self.step_q, self.coder)
 
-    def fitting_symbols(self) -> npt.NDArray[np.int32] | None:
+    def fitting_symbols(self) -> Ints | None:
         """The same, some of them rounded to the cheaper side until the payload fits, or None.
 
         Those first of which a bit less moves the latents least.
@@ -199,17 +230,31 @@ class _Descent:
                 return fitting
         return None
 
-    @torch.no_grad()
-    def distortion_of(self, latents: Tensor) -> float:
-        """The distortion of the picture that latents are decoded to."""
-        latents = latents.to(self.picture.device)
-        return sum(self._distortion(latents, i).item() for i in range(len(self.windows)))
+    def errors(self, latents: Tensor) -> Floats:
+        """The distortion of what latents [1, 4, h, w] in SD scale are decoded to: [h, w]."""
+        return self._errors(latents.to(self.latents) / self.unit)
 
-    def _distortion(self, latents: Tensor, number: int) -> Tensor:
-        """The distortion of one of the windows."""
-        window, aim = self.windows[number], self.aims[number]
-        rebuilt = self.decoder(latents[(..., *window.latents)])[(..., *window.inner)].clamp(-1, 1)
-        return distortion(rebuilt, self.picture[(..., *window.pixels)], self.eye, aim)
+    def _slopes(self, latents: Tensor) -> tuple[Floats, Tensor]:
+        """The distortion of latents in symbols, [h, w], and its gradient [1, 4, h, w]."""
+        leaf = latents.detach().requires_grad_()
+        leaf.grad = torch.zeros_like(leaf)
+        return self._errors(leaf), leaf.grad
+
+    def _errors(self, latents: Tensor) -> Floats:
+        """The distortion of latents in symbols; its gradient is added to theirs if they have one.
+
+        Window by window, so that what each keeps for the gradient is freed.
+        """
+        found = np.empty(latents.shape[-2:], np.float32)
+        for window, aim in zip(self.windows, self.aims, strict=True):
+            with torch.set_grad_enabled(latents.requires_grad):
+                part = latents[(..., *window.latents)] * self.unit
+                rebuilt = self.decoder(part)[(..., *window.inner)].clamp(-1, 1)
+                errors = distortion(rebuilt, self.picture[(..., *window.pixels)], self.eye, aim)
+            if latents.requires_grad:
+                errors.sum().backward()
+            found[window.patches] = errors.detach().cpu().numpy()
+        return found
 
     def step(self, progress: float) -> None:
         """Move the latents once; progress is that within the stage, 0 to 1."""
@@ -222,17 +267,80 @@ class _Descent:
         self.weight *= math.exp(GAIN * (here.sum().item() / (8 * self.most_bytes) - 1))
         rounded = soft_round(self.latents, sharpness)
         self.optimizer.zero_grad(set_to_none=True)
-        # the decoder's part first, window by window: what it keeps for the gradient is freed
-        leaf = rounded.detach().requires_grad_()
-        leaf.grad = torch.zeros_like(leaf)
-        for number in range(len(self.windows)):
-            self._distortion(leaf * self.unit, number).backward()
-        offset = leaf.detach()[0] - torch.from_numpy(symbols).to(leaf)
+        _, slopes = self._slopes(rounded)
+        offset = rounded.detach()[0] - torch.from_numpy(symbols).to(rounded)
         slope = torch.where(offset > 0, above - here, here - below)
         slope += torch.from_numpy(self.coder.context_slopes(symbols, self.step_q)).to(slope)
-        rounded.backward(leaf.grad + self.weight * slope)
+        rounded.backward(slopes + self.weight * slope)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
+
+    def searched(self, symbols: Ints, rounds: int, tell: Callable[[], None]) -> tuple[Ints, float]:
+        """Symbols whose payload fits -> the best that are found near them, and their distortion."""
+        errors, slopes = self._seen(symbols)
+        best, least = symbols, errors.sum()
+        weight = self.weight
+        curvature = self._curvature(symbols, slopes)
+        doubts = np.zeros((2 * CHANNELS, *errors.shape), np.float32)  # of one more, of one less
+        for _ in range(rounds):
+            below, here, above = self.coder.bits_near(symbols, self.step_q)
+            others = self.coder.context_slopes(symbols, self.step_q)
+            bits = np.float32(weight) * np.concatenate(
+                [above - here + others, below - here - others]
+            )
+            expected: Floats = np.concatenate([slopes, -slopes]) + curvature / np.float32(2) + bits
+            tried = _lowest(expected + doubts)
+            near = _sum_near(self._errors(self._on_device(_changed(symbols, *tried))) - errors)
+            found = near[tried[1:]] + bits[tried]
+            doubts *= FORGETTING
+            doubts[tried] = np.maximum(found - expected[tried], 0)
+            symbols = _changed(symbols, *(indices[found < 0] for indices in tried))
+            errors, slopes = self._seen(symbols)
+            n_bytes = len(self.coder.encode(symbols, self.step_q))
+            weight *= math.exp(GAIN * (n_bytes / self.most_bytes - 1))
+            if n_bytes <= self.most_bytes and errors.sum() < least:
+                best, least = symbols, errors.sum()
+            tell()
+        return best, least
+
+    def _seen(self, symbols: Ints) -> tuple[Floats, Floats]:
+        """The distortion of symbols, [h, w], and its gradient [4, h, w]."""
+        errors, slopes = self._slopes(self._on_device(symbols))
+        return errors, slopes[0].cpu().numpy()
+
+    def _curvature(self, symbols: Ints, slopes: Floats) -> Floats:
+        """By how much the gradient of a channel grows if a symbol does, at the mean: [8, 1, 1]."""
+        signs = np.random.default_rng(0).choice(np.array([-HALF, HALF], np.float32), symbols.shape)
+        _, moved = self._seen(symbols + signs)
+        means = ((moved - slopes) / signs).mean((1, 2), keepdims=True)
+        curvature: Floats = np.concatenate([means, means]).clip(0)
+        return curvature
+
+    def _on_device(self, symbols: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(symbols)[None].to(self.latents)
+
+
+def _changed(symbols: Ints, kinds: Index, rows: Index, columns: Index) -> Ints:
+    """Symbols [4, h, w] with changes at some places: of a kind 0..3 one more, of 4..7 one less."""
+    changed = symbols.copy()
+    changed[kinds % CHANNELS, rows, columns] += np.where(kinds < CHANNELS, 1, -1).astype(np.int32)
+    return changed
+
+
+def _lowest(costs: Floats) -> tuple[Index, Index, Index]:
+    """Kind, row and column of the costs [kinds, h, w] below 0 that are the lowest near them."""
+    kinds = costs.argmin(0)
+    lowest = torch.from_numpy(costs.min(0))
+    near = -F.max_pool2d(-lowest[None], 2 * NEAR + 1, 1, NEAR)[0]
+    rows, columns = np.nonzero(((lowest == near) & (lowest < 0)).numpy())
+    return kinds[rows, columns], rows, columns
+
+
+def _sum_near(errors: Floats) -> Floats:
+    """Sums over what is near each place: [h, w] -> the same."""
+    sums = F.avg_pool2d(torch.from_numpy(errors)[None], 2 * NEAR + 1, 1, NEAR, divisor_override=1)
+    found: Floats = sums[0].numpy()
+    return found
 
 
 def soft_round(values: Tensor, sharpness: float) -> Tensor:
@@ -256,7 +364,7 @@ def windows(height: int, width: int, side: int) -> Iterator[Window]:
                 end = min(-(-pixels // PATCH), last + MARGIN)
                 start, stop = first * PATCH, min(last * PATCH, pixels)
                 inner = slice(start - begin * PATCH, stop - begin * PATCH)
-                spans.append((slice(begin, end), inner, slice(start, stop)))
+                spans.append((slice(begin, end), slice(first, last), inner, slice(start, stop)))
             yield Window(*zip(*spans, strict=True))
 
 
