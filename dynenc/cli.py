@@ -750,8 +750,8 @@ def train(
         str,
         typer.Argument(
             metavar="PRESET",
-            help="nano, light, base, autoencoder, embedded (the decoder), context, trellis or wide "
-            "(entropy coders).",
+            help="nano, light, base, autoencoder, embedded (the decoder), context, trellis, wide "
+            "or plain (entropy coders).",
         ),
     ],
     data: Annotated[list[Path], typer.Option(help="Folder or tar of pictures; may be repeated.")],

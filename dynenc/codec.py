@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = "light"
 EYE = "base"  # the encoder that sees most
-PLAIN_CODER = "context"  # of efforts, whose descent chooses how to round, and of flat pictures
+PLAIN_CODER = "plain"  # of efforts, whose descent chooses how to round, and of flat pictures
 FLAT = 1.5  # bits a latent; below, it may be that plain rounding costs less, as constants repeat
 WORTH = 0.09  # squared error, in steps, that a bit is worth between coders: the slope of fine steps
 TILE = 176  # patches; larger tiles need more memory and, as it is mapped anew, more time
@@ -357,7 +357,7 @@ def _coded(latents: Tensor, step_q: int, coder: str) -> tuple[str, bytes]:
         return _squared_error(latents, step_q, name, symbols) + WORTH * 8 * len(payload)
 
     best = by(coder)
-    if coder != PLAIN_CODER and 8 * len(best[2]) < FLAT * latents.numel():
+    if entropy_model(coder).is_dependent and 8 * len(best[2]) < FLAT * latents.numel():
         best = min(best, by(PLAIN_CODER), key=cost)
     name, _, payload = best
     return name, payload

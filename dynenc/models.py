@@ -98,6 +98,13 @@ MODELS = {
             "entropy_3.safetensors",
             "098773effe1a108c79841af0dc4738962b433f580901e31640f9a6a03b66eef1",
         ),
+        Model(
+            "plain",
+            4,
+            "coder",
+            "entropy_4.safetensors",
+            "3fe8a26d17cd384e436bf737f9e5c701162409f9eb5451c920e26d0937ec404f",
+        ),
     )
 }
 

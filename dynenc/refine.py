@@ -54,7 +54,6 @@ GAIN = 3.0  # of the rate's weight's logarithm, for the share by which the file 
 EXCESS = (0.0, 1.0, 1.25, 1.5, 2.0, 3.0)  # of the bits too many, to be saved by cheaper rounding
 NEAR = 2  # latents to each side by which a change is judged, and where no other one is tried
 HALF = 0.5  # symbols by which latents are moved to see how the gradient changes
-FORGETTING = 0.97  # what remains of a doubt after a round
 MARGIN = 12  # latents decoded around a window, so that its edge is as it is within the whole
 STRUCTURE = 0.0185  # weight of the lost structure beside the squared error
 LIKENESS = 4.0  # weight of the squared error of an encoder's features
@@ -292,7 +291,6 @@ class _State:
             tried = _lowest(expected + doubts)
             near = _sum_near(self._errors(self._on_device(_changed(symbols, *tried))) - errors)
             found = near[tried[1:]] + bits[tried]
-            doubts *= FORGETTING
             doubts[tried] = np.maximum(found - expected[tried], 0)
             symbols = _changed(symbols, *(indices[found < 0] for indices in tried))
             errors, slopes = self._seen(symbols)

@@ -87,10 +87,12 @@ PRESETS = {
     ),
 }
 DECODER = "embedded"  # the preset that trains the embedded decoder
+WIDE = FitConfig("wide", hidden=48, middle=24, neighbours=56, batch=2048, learning_rate=9e-3)
 CODERS = {  # these fit an entropy coder's tables
     "context": FitConfig("context", states=1),
     "trellis": FitConfig("trellis"),
-    "wide": FitConfig("wide", hidden=48, middle=24, neighbours=56, batch=2048, learning_rate=9e-3),
+    "wide": WIDE,
+    "plain": replace(WIDE, preset="plain", states=1),
 }
 TEST_STEP = 0.3  # of the quantiser, for figures
 

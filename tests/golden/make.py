@@ -183,7 +183,8 @@ def cases() -> dict[str, Case]:
             lambda e=encoder, q=quality: encoded(Image.open(PHOTO), e, q),
         )
     for coder, (most, step_q) in product(
-        ("trellis", "wide"), ((90, 1), (255, 307), (32_767, 77), (32_767, 65_535), (3, 1229))
+        ("trellis", "wide", "plain"),
+        ((90, 1), (255, 307), (32_767, 77), (32_767, 65_535), (3, 1229)),
     ):
         number = models.MODELS[coder].number
         found[f"v1_{coder}_symbols_{most}_step_{step_q}"] = (
@@ -191,6 +192,14 @@ def cases() -> dict[str, Case]:
             "no encoder",
             lambda c=coder, m=most, s=step_q: of_symbols(ramp(m), s, c),
         )
+    found["v1_plain_flat"] = (
+        "one colour, 64x48, `light`, quality 25",
+        lambda: encoded(Image.new("RGB", (64, 48), (79, 222, 108)), "light", 25),
+    )
+    found["v1_plain_effort"] = (
+        "crop of the photograph, 64x48, `base`, quality 50, effort 1",
+        lambda: Codec("base", "embedded", "cpu").encode(crop(64, 48), quality=50, effort=1),
+    )
     found["v1_chunks"] = (
         "crop of the photograph, 33x40, `light`, quality 50, with two chunks to be skipped",
         lambda: with_chunks(encoded(crop(33, 40), "light", 50)),

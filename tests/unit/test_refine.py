@@ -56,6 +56,35 @@ def test_every_effort_is_better_and_no_larger(nano, photo):
     assert max(n_bytes for _, _, n_bytes in found) <= found[0][2]
 
 
+def test_the_search_finds_better_symbols(nano, photo, monkeypatch):
+    found = []
+    for rounds in (0, 8):
+        monkeypatch.setattr(refine, "ROUNDS", (rounds,) * 9)
+        found.append(refined(nano, photo, 2))
+    (_, without, most), (_, distance, n_bytes) = found
+    assert distance < 0.96 * without
+    assert n_bytes <= most + 4
+
+
+def test_changes_are_tried_apart():
+    costs = np.random.default_rng(0).normal(0, 1, (8, 30, 20)).astype(np.float32)
+    kinds, rows, columns = refine._lowest(costs)
+    assert len(kinds) > 20
+    for kind, row, column in zip(kinds, rows, columns, strict=True):
+        top, left = max(0, row - refine.NEAR), max(0, column - refine.NEAR)
+        near = costs[:, top : row + refine.NEAR + 1, left : column + refine.NEAR + 1]
+        assert costs[kind, row, column] == near.min() < 0
+    assert not len(refine._lowest(np.abs(costs))[0])
+
+
+def test_changes_are_of_one_symbol_each():
+    symbols = np.zeros((4, 3, 2), np.int32)
+    changed = refine._changed(symbols, np.array([1, 6]), np.array([0, 2]), np.array([1, 0]))
+    assert (changed[1, 0, 1], changed[2, 2, 0]) == (1, -1)
+    assert np.abs(changed).sum() == 2
+    assert not symbols.any()
+
+
 def test_there_is_no_chance_in_it(nano, photo):
     one, two = (refined(nano, photo, 2)[0] for _ in range(2))
     assert np.array_equal(one, two)
@@ -69,7 +98,8 @@ def test_more_bytes_may_be_used(nano, photo):
 
 def test_encode_with_an_effort(nano, photo):
     plain, better = (nano.encode(photo, effort=effort) for effort in (0, 3))
-    assert bitstream.read(plain)[0] == bitstream.read(better)[0]  # the same step
+    (before, _), (after, _) = bitstream.read(plain), bitstream.read(better)
+    assert (before.coder_id, after.coder_id, after.step_q) == (1, 4, before.step_q)
     assert len(better) <= len(plain)
     one, two = (metrics.psnr_db(image.to_tensor(nano.decode(blob)), image.to_tensor(photo))
                 for blob in (plain, better))  # fmt: skip
@@ -81,7 +111,7 @@ def test_an_effort_where_there_is_a_trellis(photo):
     base = Codec("base", "embedded", "cpu")
     plain, better = (base.encode(photo, effort=effort) for effort in (0, 3))
     (before, _), (after, _) = bitstream.read(plain), bitstream.read(better)
-    assert (before.coder_id, after.coder_id, after.step_q) == (3, 1, before.step_q)
+    assert (before.coder_id, after.coder_id, after.step_q) == (3, 4, before.step_q)
     assert len(better) <= len(plain)
     one, two = (
         metrics.psnr_db(image.to_tensor(base.decode(blob)), image.to_tensor(photo))

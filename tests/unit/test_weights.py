@@ -53,6 +53,7 @@ def test_numbers_on_disk_do_not_move():
         ("coder", "context"): 1,
         ("coder", "trellis"): 2,
         ("coder", "wide"): 3,
+        ("coder", "plain"): 4,
         ("autoencoder", "autoencoder"): 5,
     }
 
