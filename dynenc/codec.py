@@ -327,7 +327,7 @@ def write_latents(
         rounded: they were rounded with this step before, by some coder, and stay as they are.
     """
     if rounded:
-        name, symbols = _as_rounded(latents, step_q)
+        name, symbols = _as_rounded(latents, step_q, made_by.coder)
         payload = entropy_model(name).encode(symbols, step_q)
     else:
         name, payload = _coded(latents, step_q, made_by.coder)
@@ -335,11 +335,14 @@ def write_latents(
     return bitstream.write(header, payload, chunks)
 
 
-def _as_rounded(latents: Tensor, step_q: int) -> tuple[str, quantize.Ints]:
-    """The coder whose lattices rounded latents are on, of equals the newest, and their symbols."""
+def _as_rounded(latents: Tensor, step_q: int, coder: str) -> tuple[str, quantize.Ints]:
+    """The coder whose lattices rounded latents are on, and their symbols.
+
+    Of equals it is the given one, or else the newest.
+    """
     choices = [
         (name, quantize.to_symbols(latents, step_q, entropy_model(name), 0))
-        for name in models.names("coder")[::-1]
+        for name in (coder, *models.names("coder")[::-1])
     ]
     return min(choices, key=lambda choice: _squared_error(latents, step_q, *choice))
 

@@ -288,7 +288,7 @@ def test_version():
         f"dynenc {__version__}",
         "format   reads 1, writes 1",
         "encoder  nano 1, light 2, base 3, imported 4, autoencoder 5",
-        "coder    context 1, trellis 2, wide 3",
+        "coder    context 1, trellis 2, wide 3, plain 4",
     ]
 
 
