@@ -342,7 +342,7 @@ def _as_rounded(latents: Tensor, step_q: int, coder: str) -> tuple[str, quantize
     """
     choices = [
         (name, quantize.to_symbols(latents, step_q, entropy_model(name), 0))
-        for name in (coder, *models.names("coder")[::-1])
+        for name in dict.fromkeys((coder, *models.names("coder")[::-1]))
     ]
     return min(choices, key=lambda choice: _squared_error(latents, step_q, *choice))
 

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynenc.encoder import CHANNELS, PATCH, Encoder
-from dynenc.entropy import EntropyModel
+from dynenc.entropy import EntropyModel, Floats, Index, Ints
 from dynenc.errors import OutOfMemory
 from dynenc.image import pad
 from dynenc.quantize import STEP_UNIT, to_symbols
@@ -62,10 +62,6 @@ PROBE = 16  # latents, side of the window on which the need of memory is found
 
 
 MEMINFO = Path("/proc/meminfo")  # of Linux
-
-Ints = npt.NDArray[np.int32]
-Index = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 
 class Window(NamedTuple):
@@ -213,11 +209,10 @@ class _State:
         """
         symbols = self.symbols()
         excess = 8 * (len(self.coder.encode(symbols, self.step_q)) - self.most_bytes)
-        below, here, above = self.coder.bits_near(symbols, self.step_q)
+        _, more, less = self._bits(symbols)
         offset = self.latents.detach()[0].cpu().numpy() - symbols
         change = np.where(offset > 0, 1, -1)
-        saved = here - np.where(offset > 0, above, below)
-        saved -= change * self.coder.context_slopes(symbols, self.step_q)
+        saved = -np.where(offset > 0, more, less)
         price = np.where(saved > 0, (1 - 2 * np.abs(offset)) / np.maximum(saved, 1e-6), np.inf)
         order = np.argsort(price, axis=None, kind="stable")[: int((saved > 0).sum())]
         total = np.cumsum(saved.ravel()[order])
@@ -228,6 +223,12 @@ class _State:
             if len(self.coder.encode(fitting, self.step_q)) <= self.most_bytes:
                 return fitting
         return None
+
+    def _bits(self, symbols: Ints) -> tuple[Floats, Floats, Floats]:
+        """What symbols cost, and what one more and one less of each adds, its neighbours' too."""
+        below, here, above = self.coder.bits_near(symbols, self.step_q)
+        others = self.coder.context_slopes(symbols, self.step_q)
+        return here, above - here + others, below - here - others
 
     def errors(self, latents: Tensor) -> Floats:
         """The distortion of what latents [1, 4, h, w] in SD scale are decoded to: [h, w]."""
@@ -260,16 +261,14 @@ class _State:
         sharpness = SOFTEST + (HARDEST - SOFTEST) * progress
         rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * progress))
         symbols = self.symbols()
-        below, here, above = torch.from_numpy(self.coder.bits_near(symbols, self.step_q)).to(
-            self.latents.device
-        )
-        self.weight *= math.exp(GAIN * (here.sum().item() / (8 * self.most_bytes) - 1))
+        bits, more, less = self._bits(symbols)
+        n_bits = torch.from_numpy(bits).sum().item()
+        self.weight *= math.exp(GAIN * (n_bits / (8 * self.most_bytes) - 1))
         rounded = soft_round(self.latents, sharpness)
         self.optimizer.zero_grad(set_to_none=True)
         _, slopes = self._slopes(rounded)
-        offset = rounded.detach()[0] - torch.from_numpy(symbols).to(rounded)
-        slope = torch.where(offset > 0, above - here, here - below)
-        slope += torch.from_numpy(self.coder.context_slopes(symbols, self.step_q)).to(slope)
+        offset = rounded.detach()[0].cpu().numpy() - symbols
+        slope = torch.from_numpy(np.where(offset > 0, more, -less)).to(slopes)
         rounded.backward(slopes + self.weight * slope)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
@@ -282,11 +281,8 @@ class _State:
         curvature = self._curvature(symbols, slopes)
         doubts = np.zeros((2 * CHANNELS, *errors.shape), np.float32)  # of one more, of one less
         for _ in range(rounds):
-            below, here, above = self.coder.bits_near(symbols, self.step_q)
-            others = self.coder.context_slopes(symbols, self.step_q)
-            bits = np.float32(weight) * np.concatenate(
-                [above - here + others, below - here - others]
-            )
+            _, more, less = self._bits(symbols)
+            bits = np.float32(weight) * np.concatenate([more, less])
             expected: Floats = np.concatenate([slopes, -slopes]) + curvature / np.float32(2) + bits
             tried = _lowest(expected + doubts)
             near = _sum_near(self._errors(self._on_device(_changed(symbols, *tried))) - errors)
