@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 from dynenc.errors import DynencError
 
 if TYPE_CHECKING:
-    from dynenc.autoencoder import vae
+    from dynenc.batch.convert import convert
     from dynenc.codec import Codec
-    from dynenc.dataset import LatentDataset
-    from dynenc.decoder import load_decoder
-    from dynenc.folders import convert
-    from dynenc.layers import DynamicConv, HybridDense
-    from dynenc.weights import load_encoder
+    from dynenc.interop.diffusers_vae import vae
+    from dynenc.interop.torch_dataset import LatentDataset
+    from dynenc.networks.external_vae import load_decoder
+    from dynenc.networks.layers import DynamicConv, HybridDense
+    from dynenc.networks.loading import load_encoder
 
 __version__ = "0.1.0"
 
@@ -30,13 +30,13 @@ __all__ = [
 # torch takes seconds to import: what needs it is looked up when first asked for
 _HOMES = {
     "Codec": "codec",
-    "DynamicConv": "layers",
-    "HybridDense": "layers",
-    "LatentDataset": "dataset",
-    "convert": "folders",
-    "load_decoder": "decoder",
-    "load_encoder": "weights",
-    "vae": "autoencoder",
+    "DynamicConv": "networks.layers",
+    "HybridDense": "networks.layers",
+    "LatentDataset": "interop.torch_dataset",
+    "convert": "batch.convert",
+    "load_decoder": "networks.external_vae",
+    "load_encoder": "networks.loading",
+    "vae": "interop.diffusers_vae",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m dynenc` is the `dynenc` command."""
 
-from dynenc.cli import app
+from dynenc.cli.main import app
 
 app(prog_name="dynenc")

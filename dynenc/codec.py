@@ -15,19 +15,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dynenc import bitstream, extras, image, metrics, models, quantize, rate, weights
-from dynenc.bitstream import Chunk, Header
-from dynenc.encoder import CHANNELS, PATCH, Encoder
-from dynenc.entropy import EntropyModel
+from dynenc import metrics, registry
+from dynenc.coding import bitstream, quantize, rate_control
+from dynenc.coding.bitstream import Chunk, Header
+from dynenc.coding.entropy import EntropyModel
+from dynenc.coding.rate_control import Goal
 from dynenc.errors import DeviceError, OtherLatents, UnknownModel
-from dynenc.extras import Extras
-from dynenc.image import Picture
-from dynenc.published import PublishedEncoder
-from dynenc.rate import Goal
+from dynenc.imaging import image, metadata
+from dynenc.imaging.image import Picture
+from dynenc.imaging.metadata import Extras
+from dynenc.networks import loading
+from dynenc.networks.encoder import CHANNELS, PATCH, Encoder
+from dynenc.networks.published import PublishedEncoder
 from dynenc.refine import STAGES, refine
 
 if TYPE_CHECKING:
-    from dynenc.decoder import Decoder
+    from dynenc.networks.external_vae import Decoder
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +61,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 @cache
 def entropy_model(name: str) -> EntropyModel:
-    """The entropy coder of a name in `models.MODELS`; raises WeightsError."""
-    return EntropyModel.load(models.read_file(models.named(name, "coder")))
+    """The entropy coder of a name in `registry.MODELS`; raises WeightsError."""
+    return EntropyModel.load(registry.read_file(registry.named(name, "coder")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class Codec:
     def __init__(
         self, encoder: str = DEFAULT_ENCODER, decoder: str = "auto", device: str = "auto"
     ) -> None:
-        self.model = models.chosen(encoder)
+        self.model = registry.chosen(encoder)
         self.encoder_name = encoder
         self.decoder_name = decoder
         self.device = pick_device(device)
@@ -104,19 +107,19 @@ class Codec:
     def encoder(self) -> Encoder | PublishedEncoder:
         """Image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale."""
         logger.debug("encoder: %s on %s", self.encoder_name, self.device)
-        return weights.load_encoder(self.encoder_name).to(self.device)
+        return loading.load_encoder(self.encoder_name).to(self.device)
 
     @cached_property
     @torch.inference_mode(False)
     def eye(self) -> Encoder:
         """The encoder whose features tell an effort what looks alike."""
-        return weights.load_named(EYE, "encoder").to(self.device)
+        return loading.load_named(EYE, "encoder").to(self.device)
 
     @cached_property
     @torch.inference_mode(False)
     def decoder(self) -> Decoder:
         """Latents [B, 4, h, w] in SD scale -> image [B, 3, 8h, 8w], about [-1, 1]."""
-        from dynenc.decoder import load_decoder
+        from dynenc.networks.external_vae import load_decoder
 
         return load_decoder(self.decoder_name, self.device)
 
@@ -124,11 +127,11 @@ class Codec:
     @torch.inference_mode(False)
     def own_decoder(self) -> Decoder:
         """The decoder of the autoencoder's latents."""
-        from dynenc.decoder import load_decoder
+        from dynenc.networks.external_vae import load_decoder
 
         return load_decoder("autoencoder", self.device)
 
-    def decoder_of(self, model: models.Model) -> Decoder:
+    def decoder_of(self, model: registry.Model) -> Decoder:
         """The decoder for the latents of a model; raises OtherLatents if it is not as asked for."""
         asked = self.decoder_name
         if model.kind == "autoencoder":
@@ -138,7 +141,7 @@ class Codec:
                     "read: leave the decoder to dynenc"
                 )
             return self.own_decoder
-        if asked in models.names("autoencoder"):
+        if asked in registry.names("autoencoder"):
             raise OtherLatents(
                 f"the latents are those of Stable Diffusion, which the {asked} cannot read: "
                 "leave the decoder to dynenc"
@@ -177,7 +180,7 @@ class Codec:
             OutOfMemory if there is too little for the effort.
         Warns: PictureWarning of what cannot be kept; see `image.to_plain`, `extras.metadata`.
         """
-        goal = rate.goal(
+        goal = rate_control.goal(
             quality, target_bpp=target_bpp, target_size=target_size, target_psnr=target_psnr
         )
         [encoded] = self.encode_batch([picture], goal, effort, keep_metadata=keep_metadata)
@@ -204,7 +207,7 @@ class Codec:
             raise ValueError(f"effort {effort} is not within 0..{len(STAGES)}")
         pictures = [image.to_plain(p) if isinstance(p, Image.Image) else p for p in pictures]
         chunks = [
-            extras.to_chunks(extras.of(picture, keep_metadata=keep_metadata))
+            metadata.to_chunks(metadata.of(picture, keep_metadata=keep_metadata))
             if isinstance(picture, Image.Image)
             else []
             for picture in pictures
@@ -250,9 +253,9 @@ class Codec:
         if goal.kind == "quality":
             return Encoded(file(quantize.quality_to_step(goal.value, coder), effort))
         if goal.kind == "dB":
-            step_q, reached = rate.search(psnr_db, goal.value, at_most=False)
+            step_q, reached = rate_control.search(psnr_db, goal.value, at_most=False)
             return Encoded(file(step_q, effort), goal.note(reached))
-        step_q, reached = rate.search(bytes_or_bpp, goal.value, at_most=True)
+        step_q, reached = rate_control.search(bytes_or_bpp, goal.value, at_most=True)
         most_bytes = goal.value * (height * width / 8 if goal.kind == "bpp" else 1)
         return Encoded(file(step_q, effort, most_bytes), goal.note(reached))
 
@@ -281,7 +284,7 @@ class Codec:
         Raises: BitstreamError or WeightsError.
         """
         [picture] = self.decode_batch([read_latents(blob, max_pixels=max_pixels)])
-        return extras.restore(picture, read_extras(blob))
+        return metadata.restore(picture, read_extras(blob))
 
     @torch.inference_mode()
     def decode_batch(self, read: Sequence[tuple[Header, Tensor]]) -> list[Image.Image]:
@@ -311,7 +314,7 @@ def write_latents(
     width: int,
     height: int,
     step_q: int,
-    made_by: models.Model,
+    made_by: registry.Model,
     chunks: Sequence[Chunk] = (),
     *,
     rounded: bool = False,
@@ -331,7 +334,7 @@ def write_latents(
         payload = entropy_model(name).encode(symbols, step_q)
     else:
         name, payload = _coded(latents, step_q, made_by.coder)
-    header = Header(width, height, step_q, made_by.number, models.named(name, "coder").number)
+    header = Header(width, height, step_q, made_by.number, registry.named(name, "coder").number)
     return bitstream.write(header, payload, chunks)
 
 
@@ -342,7 +345,7 @@ def _as_rounded(latents: Tensor, step_q: int, coder: str) -> tuple[str, quantize
     """
     choices = [
         (name, quantize.to_symbols(latents, step_q, entropy_model(name), 0))
-        for name in dict.fromkeys((coder, *models.names("coder")[::-1]))
+        for name in dict.fromkeys((coder, *registry.names("coder")[::-1]))
     ]
     return min(choices, key=lambda choice: _squared_error(latents, step_q, *choice))
 
@@ -403,7 +406,7 @@ def refined(
     )
     if symbols is None:
         return blob
-    header = replace(header, coder_id=models.named(PLAIN_CODER, "coder").number, flags=0)
+    header = replace(header, coder_id=registry.named(PLAIN_CODER, "coder").number, flags=0)
     return bitstream.write(header, coder.encode(symbols, header.step_q), chunks)
 
 
@@ -415,7 +418,7 @@ def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tupl
     """
     header, payload = bitstream.read(blob, max_pixels)
     maker(header)
-    coder = models.numbered(header.coder_id, "coder")
+    coder = registry.numbered(header.coder_id, "coder")
     if coder is None:
         raise UnknownModel(
             f"the file was written with entropy coder {header.coder_id}, unknown: update dynenc"
@@ -435,9 +438,9 @@ def require_sd(header: Header) -> None:
         )
 
 
-def maker(header: Header) -> models.Model:
+def maker(header: Header) -> registry.Model:
     """What made the latents of a file; raises UnknownModel."""
-    model = models.maker(header.model_id)
+    model = registry.maker(header.model_id)
     if model is None:
         raise UnknownModel(
             f"the file was written by encoder {header.model_id}, unknown here: update dynenc"
@@ -451,4 +454,4 @@ def read_extras(blob: bytes) -> Extras:
     Raises: Corrupt if a chunk that this dynenc knows is damaged.
     """
     header, _, chunks = bitstream.read_all(blob, sys.maxsize)
-    return extras.from_chunks(chunks, header.width, header.height)
+    return metadata.from_chunks(chunks, header.width, header.height)

@@ -15,8 +15,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from dynenc import bitstream, extras
+from dynenc.coding import bitstream
 from dynenc.errors import BitstreamError
+from dynenc.imaging import metadata
 
 if TYPE_CHECKING:
     from dynenc.codec import Codec
@@ -43,8 +44,8 @@ class LatImageFile(ImageFile.ImageFile):
             raise UnidentifiedImageError(str(exc)) from exc
         self._size = header.width, header.height
         tags = {tag for tag, _ in chunks}
-        self._mode = "L" if extras.GREY in tags else "RGB"
-        if extras.ALPHA in tags:
+        self._mode = "L" if metadata.GREY in tags else "RGB"
+        if metadata.ALPHA in tags:
             self._mode += "A"
 
     def load(self) -> Any:

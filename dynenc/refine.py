@@ -36,14 +36,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynenc.encoder import CHANNELS, PATCH, Encoder
-from dynenc.entropy import EntropyModel, Floats, Index, Ints
+from dynenc.coding.entropy import EntropyModel, Floats, Index, Ints
+from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.errors import OutOfMemory
-from dynenc.image import pad
-from dynenc.quantize import STEP_UNIT, to_symbols
+from dynenc.imaging.image import pad
+from dynenc.networks.encoder import CHANNELS, PATCH, Encoder
 
 if TYPE_CHECKING:
-    from dynenc.decoder import Decoder
+    from dynenc.networks.external_vae import Decoder
 
 STAGES = (3, 4, 6, 9, 13, 20, 30, 45, 70)  # steps of descent that each effort adds ...
 ROUNDS = (2, 2, 3, 5, 7, 10, 15, 23, 35)  # ... and rounds of search

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dynenc import models
+from dynenc import registry
 
 PHOTO = Path(__file__).parent / "images" / "chelsea.png"
 NOBODY = 65_534
@@ -51,7 +51,7 @@ def as_nobody() -> Iterator[UsersFolder]:
         pytest.skip("no permissions of this kind here")
     folder = UsersFolder(tempfile.mkdtemp())
     with folder.rights():
-        if not os.access(models.folder(), os.R_OK, effective_ids=True):
+        if not os.access(registry.folder(), os.R_OK, effective_ids=True):
             pytest.skip("dynenc is installed where only root may read")
     yield folder
     shutil.rmtree(folder)

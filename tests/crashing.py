@@ -4,9 +4,9 @@ import os
 import signal
 from pathlib import Path
 
-from dynenc import files, pipeline
+from dynenc.batch import converter, local_engine
 
-real_serve = pipeline._serve
+real_serve = local_engine._serve
 
 
 class CrashingServe:
@@ -16,7 +16,7 @@ class CrashingServe:
         self.folder = folder
 
     def __call__(self, pipe, settings, halt):
-        real = files.Converter._load
+        real = converter.Converter._load
 
         def load(converter, item):
             left = Path(self.folder, f"deaths-n{Path(item.source).stem}")
@@ -25,5 +25,5 @@ class CrashingServe:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(converter, item)
 
-        files.Converter._load = load
+        converter.Converter._load = load
         real_serve(pipe, settings, halt)

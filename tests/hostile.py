@@ -6,8 +6,8 @@ import zlib
 
 import numpy as np
 
-from dynenc import bitstream
-from dynenc.bitstream import FIXED, HAS_CHUNKS, MAGIC, Header
+from dynenc.coding import bitstream
+from dynenc.coding.bitstream import FIXED, HAS_CHUNKS, MAGIC, Header
 
 SOUND = {"width": 8, "height": 8, "step_q": 307, "model_id": 2, "coder_id": 1}
 MANY = 3_000_000  # bytes

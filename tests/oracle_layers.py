@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynenc.layers import DynamicConv
+from dynenc.networks.layers import DynamicConv
 
 
 def materialised(layer: DynamicConv, image: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynenc.layers import EPSILON
-from dynenc.published import PublishedConv
+from dynenc.networks.layers import EPSILON
+from dynenc.networks.published import PublishedConv
 
 
 def materialised(layer: PublishedConv, image: Tensor) -> Tensor:

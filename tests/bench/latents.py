@@ -22,20 +22,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dynenc import (
-    LatentDataset,
-    codec,
-    image,
-    interchange,
-    load_decoder,
-    load_encoder,
-    metrics,
-    models,
-    quantize,
-)
-from dynenc.bitstream import Header
-from dynenc.data import iter_images
-from dynenc.decoder import load_teacher
+from dynenc import LatentDataset, codec, load_decoder, load_encoder, metrics, registry
+from dynenc.coding import quantize
+from dynenc.coding.bitstream import Header
+from dynenc.imaging import image
+from dynenc.interop import latent_files
+from dynenc.networks.external_vae import load_teacher
+from dynenc.training.crops import iter_images
 
 EVERY = 10  # pictures of which one is decoded
 
@@ -46,7 +39,7 @@ def write_caches(
     """Write all caches below a folder; return every tenth picture."""
     kept = []
     refiner = codec.Codec(device="cpu")  # loads its networks only if an effort needs them
-    made_by = models.IMPORTED if arguments.vae else models.chosen(arguments.encoder)
+    made_by = registry.IMPORTED if arguments.vae else registry.chosen(arguments.encoder)
     names = [f"lat {quality:g}" for quality in arguments.qualities]
     for name in ("npz", "gzip", "float16", *names):
         (folder / name).mkdir()
@@ -58,7 +51,7 @@ def write_caches(
             kept.append(tensor)
         height, width = tensor.shape[-2:]
         stem = f"{number:06d}"
-        npz = interchange.write(".npz", Header(width, height, 1, 4, 1), latents)
+        npz = latent_files.write(".npz", Header(width, height, 1, 4, 1), latents)
         (folder / "npz" / f"{stem}.npz").write_bytes(npz)
         np.savez_compressed(folder / "gzip" / f"{stem}.npz", **np.load(folder / f"npz/{stem}.npz"))
         half = {"latents": latents[0].half().contiguous()}

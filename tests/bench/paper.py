@@ -31,13 +31,15 @@ sys.path.append(str(Path(__file__).parents[1]))
 from oracle_published import materialised
 from speed import SD_VAE
 
-from dynenc import Codec, DynamicConv, image, load_encoder, metrics, models, published
+from dynenc import Codec, DynamicConv, load_encoder, metrics, registry
 from dynenc.codec import read_latents
-from dynenc.data import Crops, iter_images
-from dynenc.decoder import load_teacher
-from dynenc.encoder import LATENT_SCALE
-from dynenc.lpips import LPIPS
-from dynenc.train import linear_start
+from dynenc.evaluation.lpips import LPIPS
+from dynenc.imaging import image
+from dynenc.networks import published
+from dynenc.networks.encoder import LATENT_SCALE
+from dynenc.networks.external_vae import load_teacher
+from dynenc.training.crops import Crops, iter_images
+from dynenc.training.trainer import linear_start
 
 SIDE = 512  # px, of the picture that is timed
 SIDES = (256, 512, 1024, 2048)  # px, where sizes are compared
@@ -172,10 +174,10 @@ def encoders(arguments: argparse.Namespace) -> None:
             rows.append(Row(f"author's {name}", as_published(network), network, n_bytes))
             rows.append(Row("the same, fed [0, 1]", as_published(network), network, n_bytes, True))
             rows.append(Row("the same, factorised", network, network, n_bytes, measured=False))
-    for name in models.sd_encoders():
+    for name in registry.sd_encoders():
         network = load_encoder(name)
         rows.append(
-            Row(name, network, network, len(models.read_file(models.MODELS[name])), pixels=True)
+            Row(name, network, network, len(registry.read_file(registry.MODELS[name])), pixels=True)
         )
     count = sum(p.numel() for p in teacher.parameters())
     rows.append(Row("TAESD's", teacher, teacher, 4 * count))
@@ -233,7 +235,7 @@ def autoencoders(arguments: argparse.Namespace) -> None:
                 flush=True,
             )
     codec = Codec("autoencoder", device="cpu")
-    n_bytes = len(models.read_file(codec.model))
+    n_bytes = len(registry.read_file(codec.model))
     count = sum(p.numel() for half in (codec.encoder, codec.own_decoder) for p in half.parameters())
     for quality in (25, 50, 75):
         rows = []
@@ -342,7 +344,7 @@ def montage(arguments: argparse.Namespace) -> None:
     found = {path: network for path, (_, network) in author(arguments.author).items()}
     networks = {
         "author's 86 KB": found["lightencoder-86k"],
-        **{name: load_encoder(name) for name in models.sd_encoders()},
+        **{name: load_encoder(name) for name in registry.sd_encoders()},
         "TAESD's encoder": teacher,
     }
 

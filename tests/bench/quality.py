@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from dynenc import image, load_encoder, models
-from dynenc.data import iter_images
-from dynenc.decoder import load_teacher
-from dynenc.evaluate import distortion
-from dynenc.lpips import LPIPS
+from dynenc import load_encoder, registry
+from dynenc.evaluation.benchmark import distortion
+from dynenc.evaluation.lpips import LPIPS
+from dynenc.imaging import image
+from dynenc.networks.external_vae import load_teacher
+from dynenc.training.crops import iter_images
 
 
 @torch.inference_mode()
@@ -25,7 +26,7 @@ def through_teacher(arguments: argparse.Namespace, perceptual: LPIPS) -> None:
     targets = [encode(picture) for picture in pictures]
     print("| encoder, not quantised | PSNR | LPIPS | L1 to the teacher's latents | correlation |")
     print("|---|---|---|---|---|")
-    encoders = {name: load_encoder(name) for name in models.sd_encoders()}
+    encoders = {name: load_encoder(name) for name in registry.sd_encoders()}
     for name, encoder in {**encoders, "the teacher's own": encode}.items():
         latents = [encoder(picture) for picture in pictures]
         figures = [

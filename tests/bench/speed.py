@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, features
 
-from dynenc import Codec, __version__, load_decoder, load_encoder, models
+from dynenc import Codec, __version__, load_decoder, load_encoder, registry
 
 SIZES = ["256", "512", "768x512", "2048"]
 PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
@@ -33,7 +33,7 @@ SD_VAE = {  # the architecture of SD 1.x
     "latent_channels": 4,
 }
 SD_VAE_PIXELS = 2**19  # larger pictures take it minutes on a CPU, and tens of GB
-ENCODERS = models.names("encoder")
+ENCODERS = registry.names("encoder")
 PEERS = {  # of each kind of figure
     "encoder": ["SD VAE", "TAESD"],
     "decoder": ["SD VAE", "TAESD"],

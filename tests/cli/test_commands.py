@@ -12,7 +12,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from dynenc import __version__
-from dynenc.cli import app
+from dynenc.cli.main import app
 
 runner = CliRunner()
 COMMANDS = get_command(app).commands
@@ -231,7 +231,9 @@ def test_full_disk_leaves_nothing(picture, tmp_path, monkeypatch):
 
 def test_output_that_appears_meanwhile_is_kept(picture, monkeypatch):
     target = picture.with_suffix(".lat")
-    monkeypatch.setattr("dynenc.files.refuse_existing", lambda *_: target.write_bytes(b"other"))
+    monkeypatch.setattr(
+        "dynenc.batch.converter.refuse_existing", lambda *_: target.write_bytes(b"other")
+    )
     sentence(run("encode", picture, "-e", "nano"), 6)
     assert target.read_bytes() == b"other"
 
@@ -239,7 +241,7 @@ def test_output_that_appears_meanwhile_is_kept(picture, monkeypatch):
 @pytest.mark.parametrize("data", [None, b"altered"])
 def test_missing_or_altered_weights(picture, lat, tmp_path, monkeypatch, data):
     (folder := tmp_path / "weights").mkdir()
-    monkeypatch.setattr("dynenc.models.folder", lambda: folder)
+    monkeypatch.setattr("dynenc.registry.folder", lambda: folder)
     monkeypatch.setattr("dynenc.codec.entropy_model", _uncached_entropy_model())
     if data:
         for name in ("nano", "embedded", "entropy_1"):
@@ -328,7 +330,7 @@ def test_doctor(monkeypatch, tmp_path):
 
 
 def test_doctor_finds_what_is_wrong(monkeypatch, tmp_path):
-    monkeypatch.setattr("dynenc.models.folder", lambda: tmp_path)
+    monkeypatch.setattr("dynenc.registry.folder", lambda: tmp_path)
     monkeypatch.setenv("DYNENC_SD_VAE", str(tmp_path / "none.safetensors"))
     result = run("doctor", "--json")
     assert result.exit_code == 1
@@ -349,7 +351,7 @@ def test_help_does_not_import_torch():
 
 def test_encode_does_not_import_diffusers(picture):
     code = (
-        "import sys; from pathlib import Path; from dynenc import cli;"
+        "import sys; from pathlib import Path; from dynenc.cli import main as cli;"
         f"cli.encode(Path({str(picture)!r}), encoder='nano');"
         "heavy = {'diffusers', 'huggingface_hub', 'torchvision', 'matplotlib'};"
         "assert not heavy & set(sys.modules)"

@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
 from dynenc import codec
-from dynenc.cli import app
+from dynenc.cli.main import app
 
 runner = CliRunner()
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

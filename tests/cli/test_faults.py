@@ -16,10 +16,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dynenc import codec, files, storage
-from dynenc.bitstream import MAX_PIXELS
-from dynenc.cli import app
+from dynenc import codec
+from dynenc.batch import converter
+from dynenc.cli.main import app
+from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.errors import BitstreamError, OutputError, OutputExists
+from dynenc.io import storage
 
 runner = CliRunner()
 OLD, NEW = b"old" * 30_000, b"new" * 40_000
@@ -127,7 +129,7 @@ def test_a_signal_while_writing_leaves_a_whole_file_or_none(picture, tmp_path, m
     assert "interrupted" in sentence(run("encode", picture, "-e", "nano"), 130)
     assert signal.getsignal(signal.SIGTERM) == before
     for path in set(tmp_path.iterdir()) - {picture}:  # a writer that could still finish has done so
-        assert files.info_file(str(path), max_pixels=MAX_PIXELS)[0].width == 75
+        assert converter.info_file(str(path), max_pixels=MAX_PIXELS)[0].width == 75
 
 
 @pytest.fixture
@@ -223,7 +225,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
     try:
         for _ in range(300):
             with contextlib.suppress(BitstreamError):
-                header, n_bytes, _ = files.info_file(str(path), max_pixels=MAX_PIXELS)
+                header, n_bytes, _ = converter.info_file(str(path), max_pixels=MAX_PIXELS)
                 assert n_bytes == len(blobs[header.height // 64 - 1])
     finally:
         done.set()
@@ -279,5 +281,5 @@ def test_two_commands_with_one_output(picture, tmp_path):
     words = [process.communicate()[1] for process in commands]
     assert sorted(process.returncode for process in commands) == [0, 6]
     assert sorted(map(len, map(bytes.splitlines, words))) == [0, 1]
-    assert files.info_file(str(target), max_pixels=MAX_PIXELS)[0].width == 75
+    assert converter.info_file(str(target), max_pixels=MAX_PIXELS)[0].width == 75
     assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "out.lat"}

@@ -15,8 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import dynenc
-from dynenc import storage
-from dynenc.cli import app
+from dynenc.cli.main import app
+from dynenc.io import storage
 
 runner = CliRunner()
 

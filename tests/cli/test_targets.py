@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dynenc.cli import app
+from dynenc.cli.main import app
 
 runner = CliRunner()
 

@@ -27,8 +27,9 @@ import atheris
 from PIL import Image
 
 with atheris.instrument_imports(include=["dynenc"]):
-    from dynenc import bitstream, models
-    from dynenc.entropy import EntropyModel
+    from dynenc import registry
+    from dynenc.coding import bitstream
+    from dynenc.coding.entropy import EntropyModel
     from dynenc.errors import BitstreamError, LatentsError, WeightsError
 
 LIMIT_S = 0.5  # of processor time, for files of at most MAX_BYTES that declare MAX_PIXELS
@@ -58,8 +59,10 @@ def parser() -> Callable[[bytes], None]:
 
 def payload() -> Callable[[bytes], None]:
     """A target, as above."""
-    names = models.names("coder")
-    coders = [EntropyModel.load(models.read_file(models.named(name, "coder"))) for name in names]
+    names = registry.names("coder")
+    coders = [
+        EntropyModel.load(registry.read_file(registry.named(name, "coder"))) for name in names
+    ]
 
     def run(data: bytes) -> None:
         with contextlib.suppress(BitstreamError):
@@ -75,7 +78,8 @@ def payload() -> Callable[[bytes], None]:
 def metadata() -> Callable[[bytes], None]:
     """A target, as above: a byte for the chunk, one whether to pack, the rest is its data."""
     with atheris.instrument_imports(include=["dynenc"]):
-        from dynenc import extras, files, image
+        from dynenc.batch import converter
+        from dynenc.imaging import image, metadata
     logging.getLogger("PIL").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     tags = ["grey", "alph", "exif", "xmpp", "iccp", "none"]
@@ -86,15 +90,15 @@ def metadata() -> Callable[[bytes], None]:
             return
         tag, body = tags[data[0] % len(tags)], data[2:]
         if data[1] % 2:
-            body = extras._pack(body)
+            body = metadata._pack(body)
         with contextlib.suppress(BitstreamError):
             chunks = [("grey", b""), (tag, body)][not data[1] & 2 :]
-            beside = extras.from_chunks(chunks, side, side)
-            picture = extras.restore(Image.new("RGB", (side, side), "teal"), beside)
-            for form in files.WITH_METADATA:
+            beside = metadata.from_chunks(chunks, side, side)
+            picture = metadata.restore(Image.new("RGB", (side, side), "teal"), beside)
+            for form in converter.WITH_METADATA:
                 try:
                     shown = image.to_rgb(picture) if form == "JPEG" else picture
-                    saved = files.save(shown, form, "fuzz")
+                    saved = converter.save(shown, form, "fuzz")
                 except (OSError, ValueError) as exc:  # only where metadata is not to blame
                     raise AssertionError(form) from exc
                 image.open_image(io.BytesIO(saved), keep_metadata=True)
@@ -111,12 +115,12 @@ def weights() -> Callable[[bytes], None]:
         import numpy as np
         from safetensors.numpy import save
 
-        from dynenc import decoder
-        from dynenc import weights as networks
+        from dynenc.networks import external_vae
+        from dynenc.networks import loading as networks
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     path = Path(tempfile.mkdtemp(), "x.safetensors")
     names = [
-        *networks.build(models.MODELS["nano"]).state_dict(),
+        *networks.build(registry.MODELS["nano"]).state_dict(),
         *(f"{stage}.{part}" for stage in (0, 5) for part in ("neighbours", "hidden", "bias")),
         *("counts", "thresholds", "decoder.layers.0.weight", "decoder.conv_in.weight"),
         *("vae.decoder.conv_in.weight", "first_stage_model.decoder.up.0.block.0.conv1.weight"),
@@ -132,7 +136,7 @@ def weights() -> Callable[[bytes], None]:
             ]
             kind = types[choices.ConsumeIntInRange(0, len(types) - 1)]
             tensors[names[choices.ConsumeIntInRange(0, len(names) - 1)]] = np.zeros(shape, kind)
-        kinds = [*models.MODELS, "none"]
+        kinds = [*registry.MODELS, "none"]
         return save(tensors, {"model": kinds[choices.ConsumeIntInRange(0, len(kinds) - 1)]})
 
     def run(data: bytes) -> None:
@@ -141,7 +145,7 @@ def weights() -> Callable[[bytes], None]:
         for load, source in (
             (networks.load_path, path),
             (EntropyModel.load, made),
-            (decoder.load_decoder, str(path)),
+            (external_vae.load_decoder, str(path)),
         ):
             with contextlib.suppress(WeightsError):
                 load(source)
@@ -156,7 +160,7 @@ def latents() -> Callable[[bytes], None]:
         import torch
         from safetensors.numpy import save
 
-        from dynenc import interchange
+        from dynenc.interop import latent_files
     names = [
         *("latents", "latents_2x3", "latents_3x2", "latent_tensor", "latent_format_version_0"),
         *("original_size_2x3", "original_size", "crop_ltrb_2x3"),
@@ -201,7 +205,7 @@ def latents() -> Callable[[bytes], None]:
                 archive.writestr("latents_2x3.npy", blob)
             blob = file.getvalue()
         with contextlib.suppress(LatentsError):
-            found = interchange.read(blob, "fuzz")
+            found = latent_files.read(blob, "fuzz")
             assert found.latents.isfinite().all()
             assert found.latents.shape[:2] == (1, 4)
             assert found.note is not None

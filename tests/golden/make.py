@@ -20,10 +20,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import dynenc
-from dynenc import bitstream, codec, models
-from dynenc.bitstream import HAS_CHUNKS, Header
+from dynenc import codec, registry
 from dynenc.codec import Codec
-from dynenc.entropy import EntropyModel
+from dynenc.coding import bitstream
+from dynenc.coding.bitstream import HAS_CHUNKS, Header
+from dynenc.coding.entropy import EntropyModel
 
 HERE = Path(__file__).parent
 PHOTO = HERE.parent / "images" / "chelsea.png"
@@ -50,14 +51,14 @@ def of_symbols(symbols: np.ndarray, step_q: int, coder: str = "context") -> byte
     """The file of latents that no encoder made."""
     payload = codec.entropy_model(coder).encode(symbols, step_q)
     height, width = (8 * side for side in symbols.shape[1:])
-    number = models.named(coder, "coder").number
+    number = registry.named(coder, "coder").number
     return bitstream.write(Header(width, height, step_q, model_id=2, coder_id=number), payload)
 
 
 def coder_of(blob: bytes) -> EntropyModel:
     """The entropy coder of a file."""
     header, _ = bitstream.read(blob)
-    return codec.entropy_model(models.numbered(header.coder_id, "coder").name)
+    return codec.entropy_model(registry.numbered(header.coder_id, "coder").name)
 
 
 def symbols_of(blob: bytes) -> np.ndarray:
@@ -186,7 +187,7 @@ def cases() -> dict[str, Case]:
         ("trellis", "wide", "plain"),
         ((90, 1), (255, 307), (32_767, 77), (32_767, 65_535), (3, 1229)),
     ):
-        number = models.MODELS[coder].number
+        number = registry.MODELS[coder].number
         found[f"v1_{coder}_symbols_{most}_step_{step_q}"] = (
             f"symbols -{most} to {most} in leaps, step {step_q}/1024, entropy coder {number}, "
             "no encoder",
@@ -219,7 +220,7 @@ def cases() -> dict[str, Case]:
 def painter(decoder: Codec, blob: bytes) -> str:
     """The sha256 of the weights that paint the pixels of a file."""
     maker = codec.maker(bitstream.read(blob)[0])
-    return models.MODELS[decoder.decoder_of(maker).name].sha256
+    return registry.MODELS[decoder.decoder_of(maker).name].sha256
 
 
 def add(folder: Path, wanted: dict[str, Case]) -> list[str]:

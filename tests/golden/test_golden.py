@@ -9,10 +9,11 @@ import pytest
 from golden import make
 from PIL import Image
 
-from dynenc import bitstream, codec, metrics, quantize
+from dynenc import codec, metrics
 from dynenc.codec import Codec
+from dynenc.coding import bitstream, quantize
 from dynenc.errors import BitstreamError
-from dynenc.image import to_tensor
+from dynenc.imaging.image import to_tensor
 
 FOLDER = Path(__file__).parent
 LEAST_DB = 50.0  # the README's promise

@@ -1,0 +1,1 @@
+"""Conversion of many files: planning, worker processes and Ray."""

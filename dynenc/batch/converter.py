@@ -1,0 +1,656 @@
+"""Files: a picture to a .lat file and back, one by one or the members of a tar shard.
+
+The way of a file is: read, convert (files of equal size together), write.
+"""
+
+import io
+import os
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import AvifImagePlugin, Image
+from PIL.PngImagePlugin import PngInfo
+
+from dynenc import metrics, registry
+from dynenc.batch.plan import Job, input_suffixes, suffix_of, with_suffix
+from dynenc.batch.records import Result, Roundtrip, Settings
+from dynenc.codec import (
+    PLAIN_CODER,
+    Codec,
+    Encoded,
+    entropy_model,
+    maker,
+    read_extras,
+    read_latents,
+    require_sd,
+    write_latents,
+)
+from dynenc.coding import bitstream, quantize
+from dynenc.coding.rate_control import Goal
+from dynenc.errors import (
+    BitstreamError,
+    DeviceError,
+    DiskFull,
+    DynencError,
+    LatentsError,
+    OutputError,
+    OutputExists,
+    PictureWarning,
+    TooLarge,
+    UsageError,
+    WeightsError,
+)
+from dynenc.imaging import image, metadata
+from dynenc.imaging.metadata import Extras
+from dynenc.interop import latent_files
+from dynenc.io import shards, storage
+from dynenc.io.storage import STREAM
+from dynenc.networks import external_vae
+from dynenc.networks.encoder import PATCH
+
+FATAL = (WeightsError, DeviceError, UsageError, DiskFull)  # all other files would fail as well
+GPU_BATCH = 16  # pictures in one pass; on a CPU one at a time is as fast and needs less memory
+PICTURE_OUT = ("decode", "roundtrip")  # tasks
+WRITERS = 4  # threads that write; most of the time they wait for the disk
+BATCH_PIXELS = 64_000_000  # in one pass
+SOFTWARE = 0x0131  # EXIF tag: which decoder made a picture
+
+LOSSY, LOSSY_QUALITY = ("JPEG", "WEBP", "AVIF"), 95  # Pillow's default loses too much again
+WITH_METADATA = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF")  # formats; of them all but JPEG have alpha
+WITH_ALPHA = (*WITH_METADATA[1:], "JPEG2000", "TGA", "QOI")
+MAX_LINES = 40  # of a terminal, for a preview
+XMP_OF_PNG, XMP_OF_TIFF = "XML:com.adobe.xmp", 0x02BC  # name of a text, tag
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A file to convert, or to copy as it is."""
+
+    source: str
+    target: str
+    data: bytes | None = None  # None: read it from `source`
+    member: str = ""  # name of the output in a shard
+    mtime: float = 0  # of the member it is made of, s
+    convert: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An input, read and understood."""
+
+    value: Any  # Pillow image; of a .lat file what `read_latents` gives; `interchange.Foreign`
+    n_bytes: int  # of the input
+    shape: tuple[int, ...]  # equal ones may share a pass of the network
+    extras: Extras = Extras()  # noqa: RUF009  # frozen
+    note: str = ""  # what of the picture is lost
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An output that is not written yet."""
+
+    data: bytes
+    width: int  # px
+    height: int  # px
+    n_bytes_in: int
+    n_lat: int  # bytes of the .lat file
+    figures: Roundtrip | None = None
+    note: str = ""  # for the user
+    preview: Image.Image | None = None
+
+
+class Converter:
+    """Converts files with networks that are loaded once, when first used.
+
+    Raises: WeightsError, DeviceError, UsageError or DiskFull at any time if all files would fail;
+    the errors of one file become its result.
+    """
+
+    def __init__(
+        self, settings: Settings, on_step: Callable[[int, int], None] | None = None
+    ) -> None:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+            AvifImagePlugin.DEFAULT_MAX_THREADS = settings.threads
+        self.settings = settings
+        self.on_step = on_step
+        self.codec = Codec(settings.encoder, settings.decoder, settings.device)
+        self.batch_size = settings.batch_size or (
+            1 if self.codec.device.type == "cpu" else GPU_BATCH
+        )
+        self.window = 2 * self.batch_size if self.batch_size > 1 else 1  # files read at a time
+        self.writers = ThreadPoolExecutor(WRITERS)
+        self.warm = False
+        self.note = ""  # which decoder "auto" is, for the user
+        own = settings.task == "roundtrip" and self.codec.model.kind == "autoencoder"
+        if settings.task in PICTURE_OUT and settings.decoder == "auto" and not own:
+            choice = external_vae.resolve(settings.decoder)
+            self.note = f"decoder: {choice.name}, {choice.note}"
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, list[Result]]]:
+        """Convert; yield each job with a result for every picture of it."""
+        jobs = list(jobs)
+        inputs = {Input(job.source, job.target): job for job in jobs if not job.is_shard}
+        under_way: deque[tuple[Input, Future[Made | DynencError]]] = deque()
+        try:
+            for item, made in self._convert(inputs):
+                task = self.writers.submit(self._attempt, self._write, item, made)
+                under_way.append((item, task))
+                if len(under_way) > WRITERS:
+                    item, future = under_way.popleft()
+                    yield inputs[item], [self._result(item, future.result())]
+            while under_way:
+                item, future = under_way.popleft()
+                yield inputs[item], [self._result(item, future.result())]
+        finally:  # however it ends, no file is left half-written
+            wait([future for _, future in under_way])
+        for job in jobs:
+            if job.is_shard:
+                outcome = self._attempt(self._shard, job)
+                if isinstance(outcome, DynencError):
+                    outcome = [self._result(Input(job.source or job.target, job.target), outcome)]
+                yield job, outcome
+
+    def _shard(self, job: Job) -> list[Result]:
+        """Convert the members of a shard, or pack pictures into one; other members are copied."""
+        results: list[Result] = []
+        target, overwrite = job.target, self.settings.overwrite
+        refuse_existing(target, overwrite)
+        with storage.writing(target, overwrite) if target else nullcontext() as file:
+            writer = shards.Writer(file) if file else None
+            for item, made in self._convert(self._members(job)):
+                if isinstance(made, Made) and writer:
+                    try:
+                        writer.add(item.member, made.data, item.mtime)
+                    except OutputError as exc:  # only this one: OSError ends the shard
+                        made = exc
+                if item.convert or isinstance(made, DynencError):
+                    where = f"{target}/{item.member}" if target else ""
+                    results.append(self._result(Input(item.source, where), made))
+            if writer:
+                writer.close()
+        return results
+
+    def _members(self, job: Job) -> Iterator[Input]:
+        if job.members:
+            yield from (Input(source, job.target, member=name) for source, name in job.members)
+            return
+        suffixes = input_suffixes(self.settings.task)
+        with storage.reading(job.source) as file:
+            for info, data in shards.members(file, job.source):
+                convert = suffix_of(info.name).lower() in suffixes
+                member = with_suffix(info.name, self.settings.suffix) if convert else info.name
+                source = f"{job.source}/{info.name}"
+                yield Input(source, job.target, data, member, info.mtime, convert)
+
+    def _convert(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, Made | DynencError]]:
+        """Read, convert in groups of one shape, and yield in the order of the inputs."""
+        rest = iter(inputs)
+        while window := list(islice(rest, self.window)):
+            outcome: dict[int, Made | DynencError] = {}
+            groups: dict[tuple[int, ...], list[tuple[int, Loaded]]] = {}
+            for i, item in enumerate(window):
+                if not item.convert:
+                    outcome[i] = Made(item.data or b"", 0, 0, 0, 0)
+                    continue
+                loaded = self._attempt(self._load, item)
+                if isinstance(loaded, DynencError):
+                    outcome[i] = loaded
+                else:
+                    groups.setdefault(loaded.shape, []).append((i, loaded))
+            for shape, group in groups.items():
+                size = max(1, min(self.batch_size, BATCH_PIXELS // (shape[0] * shape[1])))
+                for start in range(0, len(group), size):
+                    part = group[start : start + size]
+                    made = self._make([window[i] for i, _ in part], [one for _, one in part])
+                    outcome.update(zip([i for i, _ in part], made, strict=True))
+            yield from ((item, outcome[i]) for i, item in enumerate(window))
+
+    def _load(self, item: Input) -> Loaded:
+        task, blob = self.settings.task, item.data
+        if not item.member:
+            if task in PICTURE_OUT and item.target:
+                picture_format(item.target)
+            refuse_existing(item.target, self.settings.overwrite)
+        if blob is None and (item.source == STREAM or storage.is_url(item.source)):
+            with storage.reading(item.source) as file:
+                blob = file.read()
+        if task == "import":
+            blob = read_foreign(item.source) if blob is None else blob
+            foreign = latent_files.read(blob, item.source, self.settings.scale)
+            return Loaded(foreign, len(blob), tuple(foreign.latents.shape[-2:]))
+        if task in ("decode", "export"):
+            blob = read_bytes(item.source) if blob is None else blob
+            read = read_latents(blob, max_pixels=self.settings.max_pixels)
+            height, width = read[1].shape[-2:]
+            shape = PATCH * height, PATCH * width, read[0].model_id
+            return Loaded(read, len(blob), shape, read_extras(blob))
+        with noting() as notes:
+            picture = image.open_image(
+                Path(item.source) if blob is None else NamedBytes(blob, item.source),
+                max_pixels=self.settings.max_pixels,
+                keep_metadata=self.settings.keep_metadata,
+            )
+        width, height = (-(-side // PATCH) * PATCH for side in picture.size)
+        n_bytes = Path(item.source).stat().st_size if blob is None else len(blob)
+        return Loaded(picture, n_bytes, (height, width), note=joined(*notes))
+
+    def _make(self, items: list[Input], group: list[Loaded]) -> Sequence[Made | DynencError]:
+        """The outputs of files of one shape; one by one if they fail together."""
+        tasks = {
+            "encode": self._encode,
+            "decode": self._decode,
+            "roundtrip": self._roundtrip,
+            "export": self._export,
+            "import": self._import,
+        }
+        made = self._attempt(tasks[self.settings.task], items, group)
+        if not isinstance(made, DynencError):
+            return made
+        if len(group) == 1:
+            return [made]
+        return [self._make([item], [one])[0] for item, one in zip(items, group, strict=True)]
+
+    def _encode(self, _: list[Input], group: list[Loaded]) -> list[Made]:
+        encoded = self._encode_batch([one.value for one in group])
+        return [
+            Made(
+                made.blob,
+                one.value.width,
+                one.value.height,
+                one.n_bytes,
+                len(made.blob),
+                note=joined(one.note, made.note),
+            )
+            for made, one in zip(encoded, group, strict=True)
+        ]
+
+    def _encode_batch(self, pictures: Sequence[Image.Image]) -> list[Encoded]:
+        settings = self.settings
+        return self.codec.encode_batch(
+            pictures,
+            settings.goal,
+            settings.effort,
+            keep_metadata=settings.keep_metadata,
+            on_step=self.on_step,
+        )
+
+    def _decode(self, items: list[Input], group: list[Loaded]) -> list[Made]:
+        pictures = self.codec.decode_batch([one.value for one in group])
+        name = self.codec.decoder_of(maker(group[0].value[0])).name
+        return [
+            self._saved(item, picture, one, one.n_bytes, name, one.extras)
+            for item, picture, one in zip(items, pictures, group, strict=True)
+        ]
+
+    def _export(self, _: list[Input], group: list[Loaded]) -> list[Made]:
+        made = []
+        for one in group:
+            header, latents = one.value
+            require_sd(header)
+            data = latent_files.write(self.settings.suffix, header, latents)
+            note = "its alpha is left out" if one.extras.alpha else ""
+            n_bytes = one.n_bytes
+            made.append(Made(data, header.width, header.height, n_bytes, n_bytes, note=note))
+        return made
+
+    def _import(self, _: list[Input], group: list[Loaded]) -> list[Made]:
+        made = []
+        for one in group:
+            foreign: latent_files.Foreign = one.value
+            width, height = foreign.width, foreign.height
+            known = foreign.step_q if self.settings.keep_step else None
+            coder = entropy_model(foreign.made_by.coder)
+            blob = write_latents(
+                foreign.latents,
+                width,
+                height,
+                known or quantize.quality_to_step(self.settings.goal.value, coder),
+                foreign.made_by,
+                rounded=known is not None,
+            )
+            made.append(Made(blob, width, height, one.n_bytes, len(blob), note=foreign.note))
+        return made
+
+    def _roundtrip(self, items: list[Input], group: list[Loaded]) -> list[Made]:
+        return [self._measure(item, one) for item, one in zip(items, group, strict=True)]
+
+    def _measure(self, item: Input, one: Loaded) -> Made:
+        """Encode and decode one picture; the networks run once before the clock starts."""
+        picture: Image.Image = one.value
+        codec, goal = self.codec, self.settings.goal
+        if not self.warm:
+            codec.decode(codec.encode(picture.crop((0, 0, 64, 64))))
+            self.warm = True
+        start = time.perf_counter()
+        [encoded] = self._encode_batch([picture])
+        blob, middle = encoded.blob, time.perf_counter()
+        decoded = codec.decode(blob, max_pixels=sys.maxsize)
+        done = time.perf_counter()
+        tensors = [image.to_tensor(image.to_rgb(each)) for each in (decoded, picture)]
+        width, height = picture.size
+        figures = Roundtrip(
+            image=item.source,
+            width=width,
+            height=height,
+            encoder=codec.encoder_name,
+            decoder=codec.decoder_of(codec.model).name,
+            quality=goal.value if goal.kind == "quality" else None,
+            effort=self.settings.effort,
+            n_bytes=len(blob),
+            bpp=metrics.bpp(len(blob), width, height),
+            ratio_raw=width * height * 3 / len(blob),
+            ratio_file=one.n_bytes / len(blob),
+            psnr_db=metrics.psnr_db(*tensors),
+            ms_ssim=metrics.ms_ssim(*tensors),
+            encode_s=middle - start,
+            decode_s=done - middle,
+        )
+        if item.target:
+            made = self._saved(
+                item, decoded, one, len(blob), figures.decoder, figures=figures, note=encoded.note
+            )
+        else:
+            note = joined(one.note, encoded.note)
+            made = Made(b"", width, height, one.n_bytes, len(blob), figures, note)
+        if columns := self.settings.preview:
+            made = replace(made, preview=side_by_side(picture, decoded, columns))
+        return made
+
+    def _saved(
+        self,
+        item: Input,
+        picture: Image.Image,
+        one: Loaded,
+        n_lat: int,
+        decoder_name: str,
+        beside: Extras = Extras(),  # noqa: B008  # frozen
+        figures: Roundtrip | None = None,
+        note: str = "",
+    ) -> Made:
+        """A picture with its extras as the bytes of a file that says which decoder made it."""
+        name = item.member or item.target
+        form = picture_format(name)
+        with noting() as notes:
+            if form not in WITH_METADATA and (beside.exif or beside.xmp or beside.profile):
+                metadata.warn(f"{form} has no place for metadata: it is left out")
+                beside = replace(beside, exif=b"", xmp=b"", profile=b"")
+            picture = metadata.restore(picture, beside)
+            if picture.mode in ("LA", "RGBA") and form not in WITH_ALPHA:
+                metadata.warn(f"{form} has no alpha: what is transparent became white")
+                picture = image.to_rgb(picture)
+            try:
+                data = save(picture, form, software(decoder_name))
+            except (OSError, ValueError) as exc:
+                raise OutputError(f"{name} cannot be written as {form}: {exc}") from exc
+        note = joined(one.note, note, *notes)
+        return Made(data, picture.width, picture.height, one.n_bytes, n_lat, figures, note)
+
+    def _write(self, item: Input, made: Made | DynencError) -> Made | DynencError:
+        if isinstance(made, DynencError) or not item.target:
+            return made
+        with storage.writing(item.target, self.settings.overwrite) as file:
+            file.write(made.data)
+        return made
+
+    def _result(self, item: Input, made: Made | DynencError) -> Result:
+        if isinstance(made, OutputExists) and self.settings.existing == "skip":
+            return Result(item.source, item.target, "skipped", error=made)
+        if isinstance(made, DynencError):
+            return Result(item.source, item.target, "failed", error=made)
+        return Result(
+            item.source,
+            item.target,
+            "done",
+            n_bytes_in=made.n_bytes_in,
+            n_bytes_out=len(made.data),
+            width=made.width,
+            height=made.height,
+            bpp=metrics.bpp(made.n_lat, made.width, made.height),
+            figures=made.figures,
+            note=made.note,
+            preview=made.preview,
+        )
+
+    def _attempt(self, function: Callable[..., T], *arguments: Any) -> T | DynencError:
+        """Call; return the error that concerns one file only, and raise any other."""
+        try:
+            return function(*arguments)
+        except FATAL:
+            raise
+        except DynencError as exc:
+            return exc
+        except Exception as exc:
+            if self.settings.strict:
+                raise
+            return DynencError(f"it fails with {type(exc).__name__}: {exc}")
+
+
+def side_by_side(original: Image.Image, decoded: Image.Image, columns: int) -> Image.Image:
+    """Both pictures, RGB and small, for a terminal: a column is a pixel wide, a line two high."""
+    most = max(1, columns // 2 - 1), 2 * MAX_LINES
+    scale = min(1, most[0] / original.width, most[1] / original.height)
+    width = max(1, round(scale * original.width))
+    height = 2 * max(1, round(scale * original.height / 2))
+    both = Image.new("RGB", (2 * width + 2, height))
+    for number, picture in enumerate((original, decoded)):
+        small = image.to_rgb(picture).resize((width, height), Image.Resampling.BOX)
+        both.paste(small, (number * (width + 2), 0))
+    return both
+
+
+def is_current(job: Job, settings: Settings) -> bool:
+    """Whether an existing output is what this job would write: newer, and of the same settings.
+
+    Of a shard the first converted member is looked at. BMP and other formats without metadata do
+    not tell which decoder made them, and count as made by another.
+    """
+    sources = [source for source, _ in job.members] or [job.source]
+    written = storage.modified(job.target)
+    for source in sources:
+        changed = storage.modified(source)
+        if written is not None and changed is not None and changed > written:
+            return False
+    try:
+        with storage.reading(job.target) as file:
+            if not job.is_shard:
+                return _is_made_so(file.read(), settings)
+            for info, data in shards.members(file, job.target):
+                if suffix_of(info.name).lower() == settings.suffix.lower():
+                    return _is_made_so(data, settings)
+    except (OSError, DynencError):
+        pass
+    return False
+
+
+def _is_made_so(data: bytes, settings: Settings) -> bool:
+    if settings.task == "export":
+        return True  # there is nothing to choose but the format, which its name says
+    if settings.task == "import":
+        header, _ = bitstream.read(data, sys.maxsize)
+        return settings.keep_step or _meets(settings.goal, header, len(data))
+    if settings.task == "encode":
+        header, _ = bitstream.read(data, sys.maxsize)
+        model = registry.chosen(settings.encoder)
+        numbers = {registry.named(coder, "coder").number for coder in (model.coder, PLAIN_CODER)}
+        is_so = header.model_id == model.number and header.coder_id in numbers
+        return is_so and _meets(settings.goal, header, len(data))
+    with Image.open(io.BytesIO(data)) as picture:
+        made_by: str | None = picture.getexif().get(SOFTWARE)
+    names = [external_vae.resolve(settings.decoder).name, *registry.names("autoencoder")]
+    return made_by in [software(name) for name in names]
+
+
+def _meets(goal: Goal, header: bitstream.Header, n_bytes: int) -> bool:
+    """Whether a file is as asked for, as far as it tells: only decoding would tell its PSNR."""
+    if goal.kind == "quality":
+        coder = entropy_model(maker(header).coder)
+        return header.step_q == quantize.quality_to_step(goal.value, coder)
+    bpp = metrics.bpp(n_bytes, header.width, header.height)
+    return goal.kind != "dB" and not goal.note(bpp if goal.kind == "bpp" else n_bytes)
+
+
+def software(decoder_name: str) -> str:
+    """The EXIF "Software" of a picture that this decoder made; of a path only the last part."""
+    return f"dynenc, decoder {Path(decoder_name).name}"
+
+
+def info_file(
+    source: str, *, max_pixels: int
+) -> tuple[bitstream.Header, int, list[bitstream.Chunk]]:
+    """The header of a .lat file, its size in bytes, and its chunks; all of it is checked."""
+    blob = read_bytes(source)
+    header, _ = read_latents(blob, max_pixels=max_pixels)
+    read_extras(blob)
+    return header, len(blob), bitstream.read_all(blob, max_pixels)[2]
+
+
+def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, str]]:
+    """Check .lat files, and all those in folders, whole but without decoding pixels.
+
+    Yields: each file and what is wrong with it, empty if nothing is. A folder that cannot be read
+        or holds no .lat file is wrong, too: what was not checked must not pass for good.
+    """
+    for path in paths:
+        if not Path(path).is_dir():
+            yield path, _fault(path, max_pixels)
+            continue
+        unread: list[OSError] = []
+        walk = list(os.walk(path, onerror=unread.append))
+        yield from ((e.filename, f"cannot be read: {e.strerror}") for e in unread)
+        names = (Path(folder, name) for folder, _, files in walk for name in files)
+        for file in (found := sorted(name for name in names if name.suffix.lower() == ".lat")):
+            fault = _fault(str(file), max_pixels) if file.is_file() else "is not a file"
+            yield str(file), fault
+        if not found and not unread:
+            yield path, "holds no .lat file"
+
+
+def _fault(source: str, max_pixels: int) -> str:
+    try:
+        info_file(source, max_pixels=max_pixels)
+    except BitstreamError as exc:
+        return str(exc).removeprefix(f"{source} ")
+    return ""
+
+
+def read_bytes(source: str) -> bytes:
+    """The bytes of a .lat file, of a URL, or of stdin for '-'; raises BitstreamError.
+
+    Of a file that does not begin like one, however long, only the beginning.
+    """
+    try:
+        with storage.reading(source) as file:
+            start = file.read(len(bitstream.MAGIC))
+            if start != bitstream.MAGIC:
+                return start
+            if file.seekable():
+                if file.seek(0, os.SEEK_END) > bitstream.MAX_BYTES:
+                    raise TooLarge(f"{source} is larger than any .lat file: it is not read")
+                file.seek(len(start))
+            return start + file.read()
+    except OSError as exc:
+        raise BitstreamError(f"{source} cannot be read: {exc.strerror}") from exc
+
+
+def read_foreign(source: str) -> bytes:
+    """The bytes of another program's file of latents, a URL or stdin; raises LatentsError."""
+    try:
+        with storage.reading(source) as file:
+            data = file.read(latent_files.MAX_BYTES + 1)
+    except OSError as exc:
+        raise LatentsError(f"{source} cannot be read: {exc.strerror}") from exc
+    if len(data) > latent_files.MAX_BYTES:
+        raise LatentsError(f"{source} is larger than any file of latents: it is not read")
+    return data
+
+
+def picture_format(target: str) -> str:
+    """Pillow's name of the format that a suffix stands for; PNG for stdout."""
+    if target == STREAM:
+        return "PNG"
+    form = Image.registered_extensions().get(suffix_of(target).lower(), "")
+    if form not in Image.SAVE:
+        raise OutputError(f"{target} has no suffix of a picture format that can be written")
+    return form
+
+
+def save(picture: Image.Image, form: str, made_by: str) -> bytes:
+    """A picture as a file of that format, with the metadata in its `info` and what made it.
+
+    Warns of metadata that does not fit in. Raises: OSError or ValueError if it cannot be written.
+    """
+    info = picture.info
+    try:
+        return _save(picture, form, made_by, info.get("exif", b""), info.get("xmp", b""))
+    except (OSError, ValueError) as exc:
+        if not ("exif" in info or "xmp" in info):
+            raise
+        metadata.warn(f"EXIF and XMP are left out: {exc}")
+        return _save(picture, form, made_by)
+
+
+def _save(
+    picture: Image.Image, form: str, made_by: str, exif: bytes = b"", xmp: bytes = b""
+) -> bytes:
+    entries = metadata.read_exif(exif) if exif else Image.Exif()
+    entries[SOFTWARE] = made_by
+    options: dict[str, Any] = {"quality": LOSSY_QUALITY} if form in LOSSY else {}
+    if xmp and form == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt(XMP_OF_PNG, xmp.decode())
+    elif xmp and form == "TIFF":
+        entries[XMP_OF_TIFF] = xmp
+    elif xmp:
+        options["xmp"] = xmp
+    buffer = io.BytesIO()
+    profile = picture.info.get("icc_profile")
+    picture.save(buffer, form, exif=entries, icc_profile=profile, **options)
+    return buffer.getvalue()
+
+
+def refuse_existing(target: str, overwrite: bool) -> None:
+    """Raise OutputExists if the target exists and may not be overwritten."""
+    if target not in ("", STREAM) and not overwrite and storage.exists(target):
+        raise OutputExists(f"{target} exists: name another with -o, or overwrite it with --force")
+
+
+@contextmanager
+def noting() -> Iterator[list[str]]:
+    """What is warned of pictures within, each once; other warnings, Pillow's on metadata, go."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", PictureWarning)
+        try:
+            yield notes
+        finally:
+            notes += dict.fromkeys(str(each.message) for each in caught)
+
+
+def joined(*notes: str) -> str:
+    """Several notes as one."""
+    return "; ".join(filter(None, notes))
+
+
+class NamedBytes(io.BytesIO):
+    """A file in memory that error messages can name."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self.source = name
+
+    def __repr__(self) -> str:
+        return self.source

@@ -1,0 +1,192 @@
+"""Which file becomes which: pure functions of names; nothing here reads or writes a file.
+
+found files -> select -> plan -> jobs
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from PIL import Image
+
+from dynenc.batch.records import LATENT_FORMS, Task
+from dynenc.errors import UsageError
+from dynenc.io.storage import STREAM, base, is_url, join, parent
+
+TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
+SHARD = "{:06d}.tar"
+NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS"}  # Pillow knows them, but cannot read
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file that was named, or that stands in a folder that was."""
+
+    path: str
+    relative: str  # path below that folder, with slashes; the bare name of a file named itself
+    named: bool = False  # the file itself was named: taken whatever its suffix
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One output and what it is made of: a picture, a tar shard, or pictures for a new shard."""
+
+    source: str  # "" for a new shard
+    target: str  # "" if nothing is written
+    members: tuple[tuple[str, str], ...] = ()  # of a new shard: file, name in the shard
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether pictures are read from a tar shard or packed into one."""
+        return bool(self.members) or TAR.search(self.source) is not None
+
+
+def select(
+    found: Iterable[Found],
+    suffixes: frozenset[str],
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> tuple[list[Found], int]:
+    """The files to convert, sorted, each once, and how many others there were.
+
+    Args:
+        suffixes: those of the files to take from folders, small letters, with the dot; tar shards
+            are always taken.
+        include: patterns of which one must fit, if there are any; one with a slash is for the path
+            below the folder, one without for the bare name.
+        exclude: patterns of which none may fit.
+    """
+    taken: dict[str, Found] = {}
+    ignored = 0
+    for file in found:
+        wanted = file.named or TAR.search(file.path) or suffix_of(file.relative).lower() in suffixes
+        if include:
+            wanted = wanted and any(fits(file.relative, pattern) for pattern in include)
+        if wanted and not any(fits(file.relative, pattern) for pattern in exclude):
+            taken.setdefault(file.path, file)
+        else:
+            ignored += 1
+    return [taken[path] for path in sorted(taken)], ignored
+
+
+def fits(relative: str, pattern: str) -> bool:
+    """Whether a shell pattern fits a path: all of it if the pattern has a slash, else its end."""
+    return fnmatchcase(relative if "/" in pattern else relative.rpartition("/")[2], pattern)
+
+
+def plan(
+    found: Sequence[Found],
+    output: str | None,
+    suffix: str,
+    *,
+    into_folder: bool = True,
+    shard_size: int | None = None,
+    same_name: Callable[[str], str] = lambda name: name,
+) -> list[Job]:
+    """The jobs for these files, in their order.
+
+    Args:
+        output: folder, tree or URL to write below; the very file if not `into_folder`; None is
+            beside each input; "" writes nothing.
+        suffix: of the outputs, with the dot.
+        shard_size: pack this many pictures into each tar shard, named 000000.tar and so on.
+        same_name: what two names have in common if they are one file; see `folded`.
+    Raises: UsageError if two inputs have one output, an input would overwrite an input, or the
+        place of a shard is not named.
+    """
+    if output == "":
+        return [Job(file.path, "") for file in found]
+    if not into_folder:
+        jobs = [Job(file.path, output or "") for file in found]
+    elif shard_size is not None:
+        jobs = _packed(found, output, suffix, shard_size, same_name)
+    else:
+        jobs = [Job(file.path, _target(file, output, suffix)) for file in found]
+    _refuse_clashes(((job.source, job.target) for job in jobs), same_name)
+    inputs = {same_name(file.path) for file in found}
+    for job in jobs:
+        if job.target != STREAM and same_name(job.target) in inputs:
+            raise UsageError(
+                f"{job.target} is an input, and would be overwritten: name another place with -o"
+            )
+    return jobs
+
+
+def _target(file: Found, output: str | None, suffix: str) -> str:
+    is_tar = TAR.search(file.path) is not None
+    if output is None:
+        if is_tar:
+            raise UsageError(
+                f"{file.path} is a tar: name the folder for its output with -o, or --exclude it"
+            )
+        if file.path == STREAM:
+            return STREAM
+        if file.path.startswith("http") and is_url(file.path):
+            raise UsageError(f"{file.path} is on the web: name a place for its output with -o")
+        name = with_suffix(base(file.path), suffix)
+        folder = parent(file.path)
+        return join(folder, name) if folder else name
+    relative = TAR.sub(".tar", file.relative) if is_tar else with_suffix(file.relative, suffix)
+    return join(output, relative)
+
+
+def _packed(
+    found: Sequence[Found],
+    output: str | None,
+    suffix: str,
+    size: int,
+    same_name: Callable[[str], str],
+) -> list[Job]:
+    if output is None:
+        raise UsageError("--shard-size needs -o: name the folder for the shards")
+    members = [(file.path, with_suffix(file.relative, suffix)) for file in found]
+    for path, _ in members:
+        if TAR.search(path):
+            raise UsageError(f"{path} is a tar already: leave out --shard-size, or --exclude it")
+    _refuse_clashes(members, same_name)
+    return [
+        Job("", join(output, SHARD.format(start // size)), tuple(members[start : start + size]))
+        for start in range(0, len(members), size)
+    ]
+
+
+def _refuse_clashes(pairs: Iterable[tuple[str, str]], same_name: Callable[[str], str]) -> None:
+    makers: dict[str, str] = {}
+    for source, target in pairs:
+        other = makers.setdefault(same_name(target), source)
+        if other != source:
+            raise UsageError(
+                f"{other} and {source} would both become {target}: "
+                "convert them apart with --include and --suffix"
+            )
+
+
+def folded(name: str) -> str:
+    """What names have in common where neither case nor the form of accents matters."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def input_suffixes(task: Task) -> frozenset[str]:
+    """The suffixes of what a task reads, in small letters; of pictures all that Pillow decodes."""
+    if task in ("decode", "export"):
+        return frozenset({".lat"})
+    if task == "import":
+        return frozenset(LATENT_FORMS.values())
+    Image.init()
+    formats = set(Image.OPEN) - NO_PICTURES - {"LAT"}  # of our own plugin
+    return frozenset(s for s, form in Image.registered_extensions().items() if form in formats)
+
+
+def suffix_of(name: str) -> str:
+    """The last suffix of a name with its dot, or ""."""
+    bare = name.rpartition("/")[2]
+    stem, dot, suffix = bare.rpartition(".")
+    return dot + suffix if stem else ""
+
+
+def with_suffix(name: str, suffix: str) -> str:
+    """A name with its last suffix replaced, or with one added if it has none."""
+    old = suffix_of(name)
+    return name[: len(name) - len(old)] + suffix

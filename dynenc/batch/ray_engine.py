@@ -1,0 +1,123 @@
+"""The Ray engine: the plan of the local one on a cluster, as a Ray Data pipeline of actors.
+
+Each actor holds the networks. Ray adds and removes actors with the load, and gives the files of a
+lost node to others; as outputs are written whole or not at all, and made again rather than
+refused, nothing is lost or doubled. Names of files must mean the same on every node.
+"""
+
+import logging
+import os
+import pickle
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dynenc.batch.plan import Job
+from dynenc.batch.records import Result, Settings
+from dynenc.errors import DynencError, EngineError
+
+BLOCK = 64  # jobs that are lost at most with a node, and handed out at a time
+CPUS = 1  # of an actor
+CONNECT = 5.0  # s
+
+logger = logging.getLogger(__name__)
+
+
+class Actor:
+    """Converts batches of pickled jobs; Arrow has no names that are not UTF-8."""
+
+    def __init__(self, settings: Settings) -> None:
+        from dynenc.batch.converter import Converter
+
+        self.converter: Converter | None = None
+        self.error: DynencError | None = None
+        try:
+            self.converter = Converter(settings)
+        except DynencError as exc:
+            self.error = exc
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """{"job": pickled jobs} -> {"answer": their pickled results, or a DynencError}."""
+        answers: list[bytes] = []
+        if self.converter is None:
+            return {"answer": [pickle.dumps(self.error)]}
+        try:
+            jobs = [pickle.loads(job) for job in batch["job"]]
+            for _, results in self.converter.run(jobs):
+                answers.append(pickle.dumps(results))
+        except DynencError as exc:  # as a value: Ray would try what raises again
+            answers.append(pickle.dumps(exc))
+        return {"answer": answers}
+
+
+def run(
+    jobs: Sequence[Job], settings: Settings, actors: int | None, address: str | None
+) -> Iterator[list[Result]]:
+    """Convert on a Ray cluster; yield the results of each job as it ends, in any order.
+
+    Args:
+        actors: at most so many; None is one for each CPU or, if the device is one, each GPU.
+        address: of the cluster; None is the one this process is connected to, or a new one here.
+    Raises: EngineError if Ray is not installed or the cluster is not there or breaks down, and what
+        the local engine raises.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it prints past all loggers
+    try:
+        import ray
+        from ray import data
+    except ImportError as exc:
+        raise EngineError("Ray is not installed: pip install 'dynenc[ray]'") from exc
+    ours = not ray.is_initialized()
+    try:
+        if ours:
+            _knock(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as exc:
+        where = address or "this machine"
+        reason = str(exc).splitlines()[0]
+        raise EngineError(f"there is no Ray cluster at {where}: {reason}") from exc
+    try:
+        yield from _run(ray, data, jobs, settings, actors)
+    except (ray.exceptions.RayError, RuntimeError) as exc:
+        reason = str(exc).strip().splitlines()[-1]
+        raise EngineError(f"the Ray cluster broke down: {reason}; run the command again") from exc
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError at once if nobody listens at HOST:PORT, where Ray would wait for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=CONNECT).close()
+
+
+def _run(
+    ray: Any, data: Any, jobs: Sequence[Job], settings: Settings, actors: int | None
+) -> Iterator[list[Result]]:
+    there = ray.cluster_resources()
+    gpu = settings.device == "cuda" or (settings.device == "auto" and there.get("GPU", 0) >= 1)
+    most = actors or max(1, int(there.get("GPU" if gpu else "CPU", 1)))
+    logger.info("ray: up to %d actors, one for each %s", most, "GPU" if gpu else "CPU")
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    window = max(1, min(BLOCK, len(jobs) // (4 * most)))
+    rows = data.from_items(
+        [{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=-(-len(jobs) // window)
+    )
+    answers = rows.map_batches(
+        Actor,
+        fn_constructor_args=(replace(settings, existing="force", threads=CPUS),),
+        batch_size=None,
+        compute=data.ActorPoolStrategy(min_size=1, max_size=most),
+        num_cpus=CPUS,
+        num_gpus=1 if gpu else None,
+    )
+    for row in answers.iter_rows():
+        answer = pickle.loads(row["answer"])
+        if isinstance(answer, DynencError):
+            raise answer
+        yield answer

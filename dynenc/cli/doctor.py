@@ -1,0 +1,96 @@
+"""What dynenc finds on this machine: versions, device, networks, caches, formats, extras."""
+
+import importlib.util
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from PIL import features
+
+import dynenc
+from dynenc import codec, registry
+from dynenc.coding import bitstream
+from dynenc.errors import DynencError
+from dynenc.networks import external_vae
+
+PACKAGES = ("torch", "diffusers", "safetensors", "constriction", "pillow", "numpy", "typer")
+FORMATS = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000"}
+FORMATS |= {"libtiff": "TIFF", "littlecms2": "colour profiles"}
+EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "ray": "ray"}  # extra: its module
+
+
+def examine() -> tuple[dict[str, str], list[str]]:
+    """What there is, name: finding, and the sentences that tell what is wrong."""
+    problems: list[str] = []
+
+    def tried(look: Callable[[], str]) -> str:
+        try:
+            return look()
+        except DynencError as exc:
+            problems.append(str(exc))
+            return f"fails: {exc}"
+
+    findings = {
+        "dynenc": dynenc.__version__,
+        "Python": f"{platform.python_version()}, {platform.platform()}",
+        "format": f"reads and writes version {bitstream.VERSION}",
+        "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        "device": _device(),
+        "dtype": _dtypes(),
+        "weights": tried(_weights),
+        "decoder": tried(_decoder),
+        external_vae.VARIABLE: os.environ.get(external_vae.VARIABLE, "not set"),
+        "hub cache": tried(_hub_cache),
+        "formats": _formats(),
+        "extras": ", ".join(
+            f"{name} {_version(module) if importlib.util.find_spec(module) else 'not installed'}"
+            for name, module in EXTRAS.items()
+        ),
+    }
+    return findings, problems
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "of unknown version"
+
+
+def _device() -> str:
+    device = codec.pick_device()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    return f"{device} ({name}), {torch.get_num_threads()} threads"
+
+
+def _dtypes() -> str:
+    fast = str(external_vae.fast_dtype(codec.pick_device())).removeprefix("torch.")
+    return f"dynenc's networks in float32, other decoders in {fast}"
+
+
+def _weights() -> str:
+    """Where they are; every file is read and compared with its pinned hash."""
+    own = [model for model in registry.MODELS.values() if model.file]
+    for model in own:
+        registry.read_file(model)
+    return f"{registry.folder()}: {', '.join(model.name for model in own)}"
+
+
+def _decoder() -> str:
+    choice = external_vae.resolve()
+    where = f", in {choice.path}" if choice.path else ""
+    return f"auto is {choice.name}{where}: {choice.note}"
+
+
+def _hub_cache() -> str:
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_HUB_CACHE", constants.HF_HUB_CACHE)
+
+
+def _formats() -> str:
+    have = [name for feature, name in FORMATS.items() if features.check(feature)]
+    lack = [name for name in FORMATS.values() if name not in have]
+    return ", ".join(have) + (f"; without {', '.join(lack)}" if lack else "")

@@ -1,0 +1,236 @@
+"""What a run shows: results on stdout, progress and failures on stderr, a report in a file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, fields
+from types import TracebackType
+from typing import Any, TextIO
+
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from dynenc.batch.plan import suffix_of
+from dynenc.batch.records import Result, Roundtrip, Summary, Task
+from dynenc.errors import UsageError
+from dynenc.io import storage
+
+COLUMNS = ("source", "target", "status", "reason", "note")
+COUNTS = ("n_bytes_in", "n_bytes_out", "width", "height", "bpp")
+FIGURES = [f.name for f in fields(Roundtrip) if f.name not in ("image", *COUNTS)]
+INTERVAL = 10.0  # s between lines where stderr is not a terminal
+ROW = "{:8.3f} bpp  {:6.2f} dB  {:>7}  1:{:<5.1f} {:7.1f} ms  {:7.1f} ms  {}"
+HEAD = "       size      PSNR  MS-SSIM  of file   encode      decode  picture"
+
+
+class Reporter:
+    """A context; hand its `add` to `convert` as on_result, and `finish` the summary at the end."""
+
+    def __init__(
+        self, task: Task, *, quiet: bool = False, as_json: bool = False, report: str | None = None
+    ) -> None:
+        self.task, self.quiet, self.as_json, self.path = task, quiet, as_json, report
+        if report and suffix_of(report).lower() not in (".csv", ".jsonl"):
+            raise UsageError(f"{report} is no name of a report: let it end in .csv or .jsonl")
+        self.stack = ExitStack()
+        self.file: TextIO | None = None
+        self.bar: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.told = time.monotonic()
+        self.rows: list[Roundtrip] = []
+
+    def __enter__(self) -> Reporter:
+        if self.path:
+            raw = self.stack.enter_context(storage.writing(self.path, overwrite=True))
+            self.file = io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="")
+            self.stack.callback(self.file.detach)
+        if self.file and suffix_of(self.path or "").lower() == ".csv":
+            csv.writer(self.file).writerow(self._columns())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+        self.stack.close()  # an interrupted run leaves its report, too
+
+    def _columns(self) -> list[str]:
+        return [*COLUMNS, *COUNTS, *(FIGURES if self.task == "roundtrip" else [])]
+
+    def add(self, result: Result, summary: Summary) -> None:
+        """Show one result."""
+        if self.file:
+            self._record(result, self.file)
+        if result.status == "failed" and not summary.single:
+            typer.echo(f"dynenc: {result.reason}", err=True)
+        if result.note and not self.quiet:
+            name = "" if summary.single else f"{result.source}: "
+            typer.echo(f"dynenc: {name}{result.note}", err=True)
+        if result.status in ("done", "planned"):
+            self._print(result, summary)
+        if result.preview and not self.quiet:
+            Console().print(half_blocks(result.preview), end="", no_wrap=True, crop=True)
+        if not (self.quiet or summary.single or result.status == "planned"):
+            self._progress(summary)
+
+    def _record(self, result: Result, file: TextIO) -> None:
+        row: dict[str, Any] = {name: getattr(result, name) for name in (*COLUMNS, *COUNTS)}
+        if result.figures:
+            row |= {name: getattr(result.figures, name) for name in FIGURES}
+        if suffix_of(self.path or "").lower() == ".csv":
+            csv.DictWriter(file, self._columns()).writerow(row)
+        else:
+            file.write(json.dumps(row) + "\n")
+
+    def _print(self, result: Result, summary: Summary) -> None:
+        if result.figures:
+            if self.as_json:
+                typer.echo(json.dumps(asdict(result.figures)))
+            elif not self.quiet:
+                typer.echo(_lines(result.figures) if summary.single else self._row(result.figures))
+        elif not self.quiet:
+            if result.status == "planned":
+                line = f"{result.source} -> {result.target}" if result.target else result.source
+            elif self.task in ("encode", "import"):
+                line = f"{result.target}  {result.n_bytes_out} bytes  {result.bpp:.3f} bpp"
+            else:
+                line = result.target
+            typer.echo(line, err=result.target == storage.STREAM)
+
+    def _row(self, figures: Roundtrip) -> str:
+        head = "" if self.rows else HEAD + "\n"
+        self.rows.append(figures)
+        return head + _table([figures], figures.image)
+
+    def _progress(self, summary: Summary) -> None:
+        text = _progress_text(summary)
+        if sys.stderr.isatty():
+            self._show("files", text, summary.finished, summary.jobs)
+        elif time.monotonic() - self.told > INTERVAL:
+            self.told = time.monotonic()
+            rest = summary.jobs - summary.finished
+            left = rest * summary.seconds / max(1, summary.finished)
+            typer.echo(f"dynenc: {text}, {left:.0f} s left", err=True)
+
+    def step(self, done: int, of: int) -> None:
+        """Show the progress of a picture's refinement, on a terminal."""
+        if sys.stderr.isatty() and not self.quiet:
+            self._show("steps", f"step {done} of {of}", done, of)
+
+    def _show(self, task: str, text: str, done: int, of: int) -> None:
+        """Move one of the bars on."""
+        if self.bar is None:
+            self.bar = Progress(
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+                redirect_stdout=sys.stdout.isatty(),
+            )
+            self.bar.start()
+        if task not in self.tasks:
+            self.tasks[task] = self.bar.add_task(text, total=of)
+        self.bar.update(self.tasks[task], completed=done, total=of, description=text)
+
+    def finish(self, summary: Summary) -> None:
+        """Show the means of roundtrips, and what became of all files."""
+        if self.quiet:
+            return
+        if self.rows:
+            typer.echo(_table(self.rows, f"mean of {len(self.rows)}"))
+        if self.bar:
+            self.bar.stop()
+        if not summary.single:
+            typer.echo(f"dynenc: {_final(summary)}", err=True)
+        elif summary.skipped:
+            typer.echo("dynenc: the output is there already: skipped", err=True)
+
+
+@contextmanager
+def bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr, if that is a terminal; what is yielded moves it on by one."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    console = Console(stderr=True)
+    with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda: progress.advance(task)
+
+
+def shows_colours() -> bool:
+    """Whether stdout is a terminal that shows many colours."""
+    return Console().is_terminal and Console().color_system in ("256", "truecolor", "windows")
+
+
+def half_blocks(picture: Image.Image) -> Text:
+    """An RGB picture of even height as text: a character is two pixels, the upper in front."""
+    text = Text()
+    for y in range(0, picture.height, 2):
+        for x in range(picture.width):
+            upper = picture.getpixel((x, y))
+            lower = picture.getpixel((x, y + 1))
+            text.append("\u2580", f"rgb{upper} on rgb{lower}".replace(", ", ","))
+        text.append("\n")
+    return text
+
+
+def _table(rows: list[Roundtrip], name: str) -> str:
+    """The means of some pictures as one line of the table."""
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    similar = [row.ms_ssim for row in rows if row.ms_ssim is not None]
+    return ROW.format(
+        mean([row.bpp for row in rows]),
+        mean([row.psnr_db for row in rows]),
+        f"{mean(similar):.4f}" if similar else "-",
+        mean([row.ratio_file for row in rows]),
+        1e3 * mean([row.encode_s for row in rows]),
+        1e3 * mean([row.decode_s for row in rows]),
+        name,
+    )
+
+
+def _lines(figures: Roundtrip) -> str:
+    similarity = "-" if figures.ms_ssim is None else f"{figures.ms_ssim:.4f}"
+    return (
+        f"{figures.image}  {figures.width}x{figures.height}  "
+        f"{figures.encoder} -> {figures.decoder}\n"
+        f"PSNR      {figures.psnr_db:.2f} dB\n"
+        f"MS-SSIM   {similarity}\n"
+        f"size      {figures.n_bytes} bytes, {figures.bpp:.3f} bpp, 1:{figures.ratio_raw:.0f} of "
+        f"the pixels, 1:{figures.ratio_file:.1f} of the input file\n"
+        f"time      {1e3 * figures.encode_s:.1f} ms to encode, {1e3 * figures.decode_s:.1f} ms to"
+        " decode"
+    )
+
+
+def _progress_text(summary: Summary) -> str:
+    return (
+        f"{summary.finished}/{summary.jobs}, {summary.per_second:.1f} pictures/s, "
+        f"{summary.n_bytes_in / 1e6:.1f} MB in, {summary.n_bytes_out / 1e6:.1f} MB out"
+    )
+
+
+def _final(summary: Summary) -> str:
+    if summary.planned:
+        return f"{summary.planned} to do, {summary.skipped} finished, {summary.ignored} ignored"
+    return (
+        f"{summary.done} done, {summary.failed} failed, {summary.skipped} finished before, "
+        f"{summary.ignored} ignored; {summary.n_bytes_in / 1e6:.1f} MB in, "
+        f"{summary.n_bytes_out / 1e6:.1f} MB out; {summary.seconds:.1f} s, "
+        f"{summary.per_second:.1f} pictures/s"
+    )

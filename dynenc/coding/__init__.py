@@ -1,0 +1,1 @@
+"""Latents to bytes and back: quantisation, entropy coding and the .lat bitstream."""

@@ -1,0 +1,1 @@
+"""Rate and distortion of dynenc and other codecs, and perceptual metrics."""

@@ -1,0 +1,1 @@
+"""Pictures to tensors and back: pixel formats, colour management and metadata."""

@@ -1,0 +1,273 @@
+"""Pictures: file, Pillow image or array <-> tensor, and the padding to whole patches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from dynenc.coding.bitstream import MAX_PIXELS, MAX_SIDE
+from dynenc.errors import ImageError
+from dynenc.imaging import colour, metadata
+from dynenc.imaging.metadata import SOURCE_PROFILE, warn
+from dynenc.networks.encoder import PATCH, to_floats
+
+Picture = Image.Image | npt.NDArray[np.uint8] | Tensor  # any mode; [H, W, 3]; [1, 3, H, W]
+
+WIDE_MODES = {"I;16", "I;16B", "I;16L", "I", "F"}  # of more than 8 bits; only grey ones exist
+Array = npt.NDArray[Any]
+GREY_MODES = WIDE_MODES | {"1", "L", "LA", "La"}
+
+
+def open_image(
+    source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, keep_metadata: bool = False
+) -> Image.Image:
+    """Read a picture file, upright, as `to_plain` gives it.
+
+    The EXIF orientation is applied. To keep metadata means that `info` holds what is fit to be
+    kept of it, and nothing else. Raises: ImageError if the file is missing, not a picture, damaged,
+    or declares more than `max_pixels` pixels.
+    """
+    name = source if isinstance(source, Path) else "the input"
+    try:
+        with _pillow_allows(max_pixels), Image.open(source) as picture:
+            if (pixels := picture.width * picture.height) > max_pixels:
+                raise ImageError(
+                    f"{name} declares {pixels} pixels, the limit is {max_pixels}: "
+                    "raise --max-pixels if you trust it"
+                )
+            if ";16" in str(picture.tile) and picture.mode not in WIDE_MODES:
+                warn("more than 8 bits a channel are reduced to 8")
+            exif = picture.getexif() if keep_metadata and picture.format == "TIFF" else None
+            ImageOps.exif_transpose(picture, in_place=True)
+            if exif is not None:  # where it is all over the file
+                picture.info["exif"] = metadata.describing(exif).tobytes()
+            plain = to_plain(picture)
+        if keep_metadata:
+            plain.info = {str(name): data for name, data in metadata.metadata(plain).items()}
+        return plain
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as exc:
+        raise ImageError(
+            f"{name} declares so many pixels that it may be a decompression bomb: "
+            "raise --max-pixels if you trust it"
+        ) from exc
+    except FileNotFoundError as exc:
+        raise ImageError(f"{name} does not exist") from exc
+    except UnidentifiedImageError as exc:
+        raise ImageError(f"{name} cannot be read as a picture: no known format") from exc
+    except Exception as exc:  # Pillow's plugins raise whatever a damaged file makes them trip over
+        raise ImageError(f"{name} cannot be read as a picture: {exc}") from exc
+
+
+@contextmanager
+def _pillow_allows(max_pixels: int) -> Iterator[None]:
+    """Raise Pillow's own limit, a global, for a while; it is left alone unless ours is raised."""
+    before = Image.MAX_IMAGE_PIXELS
+    if max_pixels > MAX_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def to_plain(picture: Image.Image) -> Image.Image:
+    """Convert a Pillow image of any mode to one in sRGB of mode L, LA, RGB or RGBA.
+
+    Grey stays grey, and alpha is there if a pixel is not opaque; pixels that cannot be seen get the
+    colours around them. More than 8 bits are scaled to 8, with a warning. The pixels of an ICC
+    profile become sRGB, and it goes from `info["icc_profile"]` to `info[SOURCE_PROFILE]`; of one
+    that is damaged or lies about the pixels a warning says that they are taken as sRGB.
+    """
+    mode = "L" if picture.mode in GREY_MODES else "RGB"
+    given, info = picture, dict(picture.info)
+    if picture.mode in WIDE_MODES:
+        warn("more than 8 bits a channel are reduced to 8")
+        grey = np.asarray(picture, np.float64)
+        if picture.mode != "F":
+            grey = grey / 257  # 65535 -> 255
+        picture = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+    alpha = None
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        alpha = picture.getchannel("A")
+        picture = picture.convert("RGB").convert(mode)
+    profile = info.get("icc_profile") if picture.mode != "LAB" else None  # which needs none
+    if profile:
+        picture = _managed(picture, profile)
+    if picture.mode != mode:
+        picture = picture.convert("RGB").convert(mode)
+    if alpha and alpha.getextrema() != (255, 255):
+        picture = _filled(picture, alpha)
+        picture.putalpha(alpha)
+    if profile:
+        info[SOURCE_PROFILE] = profile
+    if picture is not given:
+        picture.info = {k: info[k] for k in info if k not in ("icc_profile", "transparency")}
+    return picture
+
+
+def _managed(picture: Image.Image, profile: bytes) -> Image.Image:
+    """An image in sRGB, or as it is if its profile is of no use."""
+    if picture.mode not in ("L", "RGB", "CMYK"):
+        picture = picture.convert("RGB")
+    try:
+        return colour.to_srgb(picture, profile)
+    except ValueError as exc:
+        warn(f"the colour profile is of no use, and the pixels are taken as sRGB: {exc}")
+        return picture
+
+
+def _filled(picture: Image.Image, alpha: Image.Image) -> Image.Image:
+    """An L or RGB image that goes on smoothly where it is transparent, which costs fewest bits."""
+    seen = np.asarray(alpha) > 0
+    colours = np.asarray(picture.convert("RGB"))
+    coarse = _spread(*_reduced(colours * seen[..., None], seen, PATCH))
+    background = Image.fromarray(coarse.round().astype(np.uint8))
+    background = background.resize(picture.size, Image.Resampling.BILINEAR).convert(picture.mode)
+    return Image.composite(picture, background, Image.fromarray(seen))
+
+
+def _spread(colours: Array, seen: Array) -> Array:
+    """Fill what is not seen with the mean colour of what is near, from coarse to fine.
+
+    [h, w, 3] float, 0 where not seen, and [h, w] bool -> [h, w, 3] (the push-pull of Gortler et
+    al., The Lumigraph, 1996).
+    """
+    if seen.all() or seen.size == 1:
+        return colours
+    coarse = _spread(*_reduced(colours, seen, 2))
+    height, width = seen.shape
+    near = coarse.repeat(2, 0).repeat(2, 1)[:height, :width]
+    return np.where(seen[..., None], colours, near)
+
+
+def _reduced(colours: Array, seen: Array, by: int) -> tuple[Array, Array]:
+    """The mean of what is seen in every square of by x by pixels, and whether there is any."""
+
+    def total(values: Array) -> Array:
+        for axis in (0, 1):
+            starts = np.arange(0, values.shape[axis], by)
+            values = np.add.reduceat(values, starts, axis, dtype=np.float64)
+        return values
+
+    count = total(seen)
+    return total(colours) / np.maximum(count, 1)[..., None], count > 0
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A Pillow image of any mode in sRGB, mode RGB, over white where it is transparent.
+
+    One that is that already comes back as it is, not copied.
+    """
+    picture = to_plain(picture)
+    if picture.mode in ("LA", "RGBA"):
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def to_tensor(picture: Image.Image | Tensor) -> Tensor:
+    """RGB Pillow image, or uint8 tensor -> [1, 3, H, W] float32 in [-1, 1]; floats stay.
+
+    What comes of a Pillow image has the channels last in memory.
+    """
+    if isinstance(picture, Image.Image):
+        picture = _bytes_of(picture)
+    return to_floats(picture)
+
+
+def _bytes_of(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+
+
+def checked(picture: Picture) -> Image.Image | Tensor:
+    """The colours alone as Pillow RGB or [1, 3, H, W], uint8 or float32, not copied.
+
+    Args:
+        picture: array, tensor, or Pillow image as `to_plain` gives it.
+    Raises: ImageError if it is of another shape or type, or a side is 0 or above 65,535 px.
+    """
+    if isinstance(picture, Image.Image):
+        picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+        width, height = picture.size
+    else:
+        if isinstance(picture, np.ndarray):
+            picture = _from_array(picture)
+        if picture.dim() == 3:
+            picture = picture[None]
+        if picture.dim() != 4 or picture.shape[:2] != (1, 3):
+            raise ImageError(
+                f"a tensor of shape {list(picture.shape)} is not one RGB picture [1, 3, H, W]"
+            )
+        if picture.dtype != torch.uint8:
+            picture = picture.float()
+        height, width = picture.shape[-2:]
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        raise ImageError(f"the picture is {width}x{height} px; its sides must be 1 to {MAX_SIDE}")
+    return picture
+
+
+def _from_array(array: npt.NDArray[np.uint8]) -> Tensor:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ImageError(
+            f"an array of {array.dtype} {list(array.shape)} is not one RGB picture: "
+            "give uint8 [H, W, 3]"
+        )
+    if not (array.flags.c_contiguous and array.flags.writeable):  # else torch cannot look at it
+        array = array.copy()
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def size_of(picture: Image.Image | Tensor) -> tuple[int, int]:
+    """Height and width of what `checked` gave, in px."""
+    if isinstance(picture, Image.Image):
+        return picture.height, picture.width
+    return picture.shape[-2], picture.shape[-1]
+
+
+def part_of(picture: Image.Image | Tensor, left: int, top: int, right: int, bottom: int) -> Tensor:
+    """A part of what `checked` gave, in px: [1, 3, h, w] uint8 or float32.
+
+    What lies beyond the picture is left out, and its edge repeated up to whole patches. Channels
+    are last in memory, unless a tensor of the user's has them elsewhere.
+    """
+    if isinstance(picture, Tensor):
+        return pad(picture[..., top:bottom, left:right])
+    box = left, top, min(right, picture.width), min(bottom, picture.height)
+    if box != (0, 0, picture.width, picture.height):
+        picture = picture.crop(box)
+    return pad(_bytes_of(picture))
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """[1, 3, H, W] float, about [-1, 1] -> RGB Pillow image, rounded and clamped."""
+    pixels = image[0].float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def pad(image: Tensor) -> Tensor:
+    """Repeat the last row and column until both sides are multiples of 8; any dtype.
+
+    What is padded has the channels last in memory.
+    """
+    pixels = image.permute(0, 2, 3, 1)
+    for side in (1, 2):
+        if missing := -pixels.shape[side] % PATCH:
+            last = pixels.narrow(side, pixels.shape[side] - 1, 1)
+            pixels = torch.cat([pixels, last.repeat_interleave(missing, side)], side)
+    return pixels.permute(0, 3, 1, 2)
+
+
+def batch(images: list[Tensor]) -> Tensor:
+    """Images [1, 3, H, W] of one size as [B, 3, H, W], channels last in memory; one as it is."""
+    if len(images) == 1:
+        return images[0]
+    return torch.cat([image.permute(0, 2, 3, 1) for image in images]).permute(0, 3, 1, 2)

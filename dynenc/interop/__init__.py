@@ -1,0 +1,1 @@
+"""Other programs: latent files of trainers, diffusers pipelines and torch data sets."""

@@ -1,0 +1,295 @@
+"""Latents in the files of other programs, read and written. Bytes only: no paths here.
+
+| written as | tensor | scale | what else it says |
+|---|---|---|---|
+| .safetensors | `latents` [4, h, w] | SD | metadata: scale, width, height, encoder, step |
+| .pt | `latents` [4, h, w] | SD | the same, in the dict beside it |
+| .npz, of sd-scripts | `latents_{h}x{w}` [4, h, w] | raw | `original_size_*`, `crop_ltrb_*` |
+| .latent, of ComfyUI | `latent_tensor` [1, 4, h, w] | raw | as .safetensors |
+
+All are float32. Latents in SD scale are what the U-Net takes, raw ones what the VAE gives: SD scale
+is raw times 0.18215. Reading goes by what a file holds and not by its name. ComfyUI's loader (its
+`nodes.py`, LoadLatent) takes files without `latent_format_version_0` to be in SD scale, and so does
+this one. sd-scripts wrote `latents` without the size before a file could hold several.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from dynenc import registry
+from dynenc.batch.records import LATENT_FORMS
+from dynenc.coding import quantize
+from dynenc.coding.bitstream import MAX_SIDE, Header
+from dynenc.errors import LatentsError, UsageError
+from dynenc.networks.encoder import CHANNELS, LATENT_SCALE, PATCH
+from dynenc.networks.external_vae import SDXL_NAME, SDXL_SCALE
+
+RAW = 1.0  # the scale of latents as the VAE gives them
+MAX_BYTES = 2**28  # of a file of one picture's latents; the largest picture takes 45 MB
+USUAL = (0.4, 2.3)  # root mean square in SD scale: pictures of one colour have 0.5 to 1.9
+COMFY, MARKER = "latent_tensor", "latent_format_version_0"
+ARRAY = re.compile(r"(latents|original_size)(?P<size>_\d+x\d+)?\.npy")  # read from an .npz
+MODEL_FILE = re.compile(r'"([^"\n]*)\.(safetensors|ckpt|pt|sft)"')  # in ComfyUI's workflows
+CURE = "give --scale 0.18215 if a U-Net takes them as they are, or 1 if they come from a VAE"
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """The latents of a file, and what it says about them."""
+
+    latents: Tensor  # [1, 4, h, w] float32 in SD scale
+    width: int  # px
+    height: int  # px
+    made_by: registry.Model = registry.IMPORTED
+    step_q: int | None = None  # in 1/1024, if they were rounded before
+
+    @property
+    def note(self) -> str:
+        """What is odd about them, for the user, or ""."""
+        size = self.latents.square().mean().sqrt().item()
+        if USUAL[0] <= size <= USUAL[1]:
+            return ""
+        return (
+            f"the latents' root mean square is {size:.2f}, that of pictures {USUAL[0]} to "
+            f"{USUAL[1]}: are they in another scale? See --scale"
+        )
+
+
+def write(suffix: str, header: Header, latents: Tensor) -> bytes:
+    """The bytes of a file of one of the LATENT_FORMS.
+
+    Args:
+        latents: what `codec.read_latents` gave with the header.
+    Raises: LatentsError if no form has this suffix.
+    """
+    writer = WRITERS.get(suffix.lower())
+    if writer is None:
+        raise LatentsError(f"no file of latents ends in {suffix!r}: use {', '.join(WRITERS)}")
+    return writer(header, latents[0].contiguous())
+
+
+def _write_safetensors(header: Header, latents: Tensor) -> bytes:
+    return safetensors.torch.save({"latents": latents}, _facts(header, LATENT_SCALE))
+
+
+def _write_comfy(header: Header, latents: Tensor) -> bytes:
+    tensors = {COMFY: latents[None] / LATENT_SCALE, MARKER: torch.tensor([])}
+    return safetensors.torch.save(tensors, _facts(header, RAW))
+
+
+def _write_pt(header: Header, latents: Tensor) -> bytes:
+    file = io.BytesIO()
+    torch.save({"latents": latents, **_facts(header, LATENT_SCALE)}, file)
+    return file.getvalue()
+
+
+def _write_npz(header: Header, latents: Tensor) -> bytes:
+    """As `save_latents_to_disk` of sd-scripts' library/strategy_base.py writes them."""
+    file = io.BytesIO()
+    size = "_{}x{}".format(*latents.shape[1:])
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "latents" + size: (latents / LATENT_SCALE).numpy(),
+        "original_size" + size: np.array([header.width, header.height]),
+        "crop_ltrb" + size: np.array([0, 0, header.width, header.height]),
+    }
+    np.savez(file, allow_pickle=False, **arrays)
+    return file.getvalue()
+
+
+WRITERS: dict[str, Callable[[Header, Tensor], bytes]] = {
+    LATENT_FORMS["safetensors"]: _write_safetensors,
+    LATENT_FORMS["npz"]: _write_npz,
+    LATENT_FORMS["comfy"]: _write_comfy,
+    LATENT_FORMS["pt"]: _write_pt,
+}
+
+
+def _facts(header: Header, scale: float) -> dict[str, str]:
+    """What a file says beside the latents; text, because safetensors' metadata is."""
+    made_by = registry.maker(header.model_id) or registry.IMPORTED
+    return {
+        "scale": str(scale),
+        "width": str(header.width),
+        "height": str(header.height),
+        "encoder": made_by.name,
+        "step": str(header.step_q / quantize.STEP_UNIT),
+    }
+
+
+def read(data: bytes, name: str, scale: float | None = None) -> Foreign:
+    """The latents of a file in any of the LATENT_FORMS. Nothing is ever unpickled.
+
+    Args:
+        data: the whole file.
+        name: of the file, for messages; `_sdxl.npz` is how sd-scripts marks SDXL's.
+        scale: what the VAE's latents were multiplied with: 1 for raw ones, 0.18215 for SD scale.
+            None takes what the file says.
+    Raises: LatentsError if it is no such file, holds several pictures' latents, or none, or those
+        of another space (SDXL, SD 3, FLUX), or NaN, or if their scale is not known; UsageError if
+        there is no such scale.
+    """
+    if scale not in (None, RAW, LATENT_SCALE):
+        raise UsageError(f"latents of SD 1.x are never times {scale}: give --scale 1 or 0.18215")
+    try:
+        tensors, facts = _open(data, name)
+    except LatentsError:
+        raise
+    except Exception as exc:  # these libraries raise whatever a damaged file makes them trip over
+        reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+        raise LatentsError(f"{name} cannot be read as latents: {reason}") from exc
+    found = [key for key in tensors if re.fullmatch(r"latents(_\d+x\d+)?|latent_tensor", key)]
+    if not found:
+        keys = ", ".join(sorted(tensors)[:5]) or "nothing"
+        raise LatentsError(f"{name} holds {keys} but no latents: name a file of latents")
+    if len(found) > 1:
+        raise LatentsError(f"{name} holds {len(found)} pictures, {', '.join(found)}: split it")
+    key = found[0]
+    latents = _checked(tensors[key], name)
+    _refuse_sdxl(facts, name)
+    if scale is None:
+        scale = _scale(key, tensors, facts, name)
+    latents = latents.to("cpu", torch.float32)[None] * (LATENT_SCALE / scale)
+    sides = tensors.get(key.replace("latents", "original_size")) if key != COMFY else None
+    return _described(latents, facts, sides)
+
+
+def _open(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file and the text beside them."""
+    if data[:4] != b"PK\x03\x04":
+        if data[8:9] != b"{":
+            raise LatentsError(
+                f"{name} is neither safetensors nor a .npz or .pt of latents; old .pt files are "
+                "pickles, which can run any code: save it again with torch.save"
+            )
+        tensors = safetensors.torch.load(data)
+        length = int.from_bytes(data[:8], "little")
+        return tensors, json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > MAX_BYTES:
+            raise LatentsError(f"{name} unpacks to more than any latents: it is not read")
+        if any(member.filename.endswith("/data.pkl") for member in members):
+            return _open_pt(data, name)
+        arrays = {
+            member.filename.removesuffix(".npy"): _array(archive.read(member), member.filename)
+            for member in members
+            if ARRAY.fullmatch(member.filename)
+        }
+    if not arrays:
+        keys = [member.filename.removesuffix(".npy") for member in members]
+        raise LatentsError(f"{name} holds {', '.join(keys[:5])} but no latents: name another file")
+    return arrays, {}
+
+
+def _array(data: bytes, name: str) -> Tensor:
+    """The array of a .npy file. numpy would allocate what its header claims, so that is checked."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    shape, _, dtype = header[version[0]](file)
+    if dtype.hasobject:
+        raise LatentsError(f"{name} is a pickle, which can run any code: it is not read")
+    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise LatentsError(f"{name} is cut short, or claims to be larger than it is")
+    file.seek(0)
+    array = np.lib.format.read_array(file, allow_pickle=False)
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _open_pt(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a .pt file, and its numbers and texts; nothing else in it is loaded."""
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if isinstance(content, Tensor):
+        content = {"latents": content}
+    if not isinstance(content, dict):
+        raise LatentsError(f"{name} holds a {type(content).__name__} and no latents")
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    return tensors, {str(k): str(v) for k, v in content.items() if str(k) not in tensors}
+
+
+def _checked(latents: Tensor, name: str) -> Tensor:
+    """Latents as [4, h, w]; raises LatentsError if they cannot be those of one SD 1.x picture."""
+    if latents.dim() == 4 and len(latents) == 1:
+        latents = latents[0]
+    shape = list(latents.shape)
+    if len(shape) == 4:
+        raise LatentsError(f"{name} holds latents {shape}, of {shape[0]} pictures: split it")
+    if len(shape) == 3 and shape[0] != CHANNELS:
+        which = ", as SD 3's and FLUX's" if shape[0] == 16 else ""
+        raise LatentsError(
+            f"{name} holds latents of {shape[0]} channels{which}: those of SD 1.x have {CHANNELS}"
+        )
+    if len(shape) != 3 or not 0 < min(shape) <= max(shape) <= -(-MAX_SIDE // PATCH):
+        raise LatentsError(f"{name} holds a tensor {shape}, not latents [{CHANNELS}, h, w]")
+    if latents.is_sparse or not latents.is_floating_point():
+        raise LatentsError(f"{name} holds {latents.dtype} instead of floating-point latents")
+    if latents.numel() * latents.element_size() > latents.untyped_storage().nbytes():
+        raise LatentsError(f"{name} claims to hold more latents than it does")
+    if bad := int((~latents.float().isfinite()).sum()):
+        raise LatentsError(
+            f"{name} holds {bad} latents that are infinite or NaN: encode its picture again, with "
+            "a VAE in float32"
+        )
+    return latents
+
+
+def _refuse_sdxl(facts: dict[str, str], name: str) -> None:
+    """Raise LatentsError if a file says of itself that it is for SDXL, whose latents look alike."""
+    said = [name] if name.lower().endswith("_sdxl.npz") else []
+    for key, text in facts.items():
+        if key in ("prompt", "workflow"):  # of ComfyUI: what users write may mention any model
+            said += [match[1] for match in MODEL_FILE.finditer(text)]
+        else:
+            said.append(text)
+    if facts.get("scale") == str(SDXL_SCALE) or any(SDXL_NAME.search(text) for text in said):
+        raise LatentsError(f"{name} is for SDXL, whose latents are others: SD 1.x's are needed")
+
+
+def _scale(key: str, tensors: dict[str, Tensor], facts: dict[str, str], name: str) -> float:
+    """What the VAE's latents were multiplied with, as the file says or its format has it."""
+    if key == COMFY:
+        return RAW if MARKER in tensors else LATENT_SCALE
+    if key.replace("latents", "original_size") in tensors:  # of sd-scripts
+        return RAW
+    try:
+        scale = float(facts["scale"])
+    except (KeyError, ValueError):
+        raise LatentsError(f"{name} does not say in which scale its latents are: {CURE}") from None
+    if scale not in (RAW, LATENT_SCALE):
+        raise LatentsError(f"{name} says that its latents are times {scale}, not SD 1.x's: {CURE}")
+    return scale
+
+
+def _described(latents: Tensor, facts: dict[str, str], sides: Tensor | None) -> Foreign:
+    """Latents with the size, encoder and step that a file gives, as far as they can be true."""
+    height, width = (min(PATCH * side, MAX_SIDE) for side in latents.shape[-2:])
+    made_by, step_q = registry.IMPORTED, None
+    try:
+        said = sides.tolist() if sides is not None else (facts["width"], facts["height"])
+        wide, high = (int(side) for side in said)
+        if (-(-high // PATCH), -(-wide // PATCH)) == latents.shape[-2:]:
+            width, height = wide, high
+        [made_by] = [
+            maker
+            for maker in registry.MAKERS
+            if maker.name == facts["encoder"] and maker.kind != "autoencoder"
+        ]
+        step = round(float(facts["step"]) * quantize.STEP_UNIT)
+        step_q = step if 0 < step < 2**16 else None
+    except (KeyError, ValueError, TypeError, OverflowError):
+        pass  # another program's file: its latents are all there is
+    return Foreign(latents, width, height, made_by, step_q)

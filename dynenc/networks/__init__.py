@@ -1,0 +1,1 @@
+"""The networks: layers, encoders, decoders, and how their weights are loaded."""

@@ -1,0 +1,135 @@
+"""The encoders: image -> SD latents, by dynamic convolution of every 8x8 patch."""
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynenc.networks.layers import (
+    ByteRows,
+    DynamicBlock,
+    DynamicConv,
+    GatedConv,
+    by_position,
+    in_bfloat16,
+    in_bytes,
+    joined,
+    patches,
+)
+
+PATCH = 8  # px; the side of the patch that one latent position stands for
+CHANNELS = 4  # of SD 1.x latents
+LATENT_SCALE = 0.18215  # of SD 1.x latents to those of the VAE; its config says so
+WIDE = 64  # channels; narrower blocks are no faster in bfloat16
+CHUNK = 8192  # patches of a strip of the picture; more need memory, fewer more time
+
+# once a block of this size was freed, glibc keeps what is freed for the next picture: without, the
+# system gives and takes it page by page, which takes light as long as a third of its computing
+torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+
+def to_floats(image: Tensor) -> Tensor:
+    """Pixels of 8 bits, 0..255, as float32 in [-1, 1]; floats stay."""
+    return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
+
+
+class Encoder(nn.Module):
+    """Image -> latents: a dynamic convolution of 8x8 patches, then blocks of context at 1/8 size.
+
+    The dynamic convolution gives `width` features to `blocks` residual blocks, and the latents are
+    a linear map of theirs, added to a linear map of the patch, the one a closed-form fit starts
+    from. `hidden` is the number of units that predict each kernel; with 0 the convolution is a
+    `GatedConv`, the cheapest. The weights that meet pixels are rounded to 8 bits: their products
+    with pixels of 8 bits are integers, fast, and the same on every machine.
+
+    Shapes: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale; H and W
+    multiples of 8. It is fastest with the channels last in memory.
+    """
+
+    def __init__(self, hidden: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.reach = blocks  # patches to each side that a latent depends on, beside its own
+        self.stem = (
+            DynamicConv(3, width, PATCH, PATCH, hidden=hidden, batch_norm=False)
+            if hidden
+            else GatedConv(3, width, PATCH, PATCH)
+        )
+        self.context = nn.Sequential(*(DynamicBlock(width) for _ in range(blocks)))
+        self.linear = nn.Conv2d(3, CHANNELS, PATCH, PATCH)
+        self.head = nn.Conv2d(width, CHANNELS, 1)
+        self._made: tuple[list[tuple[int, int]], tuple[Tensor, Tensor, ByteRows]] | None = None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale."""
+        stem, linear = self._products(image)
+        with in_bfloat16(stem) if self.head.in_channels >= WIDE else nullcontext():
+            rows = self.context(stem.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        rows = F.linear(rows, self.head.weight.flatten(1), self.head.bias)
+        latents: Tensor = rows + linear
+        return latents.permute(0, 3, 1, 2)
+
+    def features(self, image: Tensor) -> Tensor:
+        """What the dynamic convolution and each block make of an image, at every patch of length 1.
+
+        Distances between them tell of texture and structure, as those of deeper networks do (LPIPS,
+        Zhang et al. 2018).
+        Shapes: as of `forward` -> [B, (1 + blocks) * width, H/8, W/8].
+        """
+        layers = [self._products(image)[0].permute(0, 3, 1, 2)]
+        for block in self.context:
+            layers.append(block(layers[-1]))
+        return torch.cat([F.normalize(layer, dim=1, eps=1e-3) for layer in layers], 1)
+
+    def _products(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The dynamic convolution [B, H/8, W/8, width], and the linear map [B, H/8, W/8, 4]."""
+        learns = torch.is_grad_enabled() and self.linear.weight.requires_grad
+        byte_rows: ByteRows | None = None
+        if learns:
+            weight, bias = self._rows()
+            kernels = _kernels(weight)
+        else:
+            kernels, bias, byte_rows = self._fixed()
+        features, linear = [], []
+        rows_at_once = max(1, CHUNK * PATCH // image.shape[-1])
+        for strip in image.split(rows_at_once * PATCH, 2):
+            if byte_rows and image.dtype == torch.uint8:
+                products = byte_rows(patches(strip, (PATCH, PATCH)))
+            else:
+                floats = to_floats(strip).to(kernels.dtype)
+                products = F.conv2d(floats, kernels, bias, PATCH).permute(0, 2, 3, 1).flatten(1, 2)
+            stem, rest = products.split([products.shape[2] - CHANNELS, CHANNELS], 2)
+            features.append(self.stem.gated(stem))
+            linear.append(rest)
+        size = [image.shape[-2] // PATCH, -1]
+        return joined(features, 1).unflatten(1, size), joined(linear, 1).unflatten(1, size)
+
+    def _fixed(self) -> tuple[Tensor, Tensor, ByteRows]:
+        """Kernels, biases and rows for bytes, without gradient; made anew if a weight changed."""
+        parameters = *self.stem.parameters(), *self.linear.parameters()
+        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        if self._made is None or self._made[0] != state:
+            with torch.inference_mode(False), torch.no_grad():  # a gradient may pass later
+                weight, bias = self._rows()
+                byte_rows = ByteRows(by_position(weight, (PATCH, PATCH)), bias)
+                self._made = state, (_kernels(weight), bias, byte_rows)
+        return self._made[1]
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """Rows [R, 192] and biases [R] of the stem and the linear map."""
+        weight, bias = self.stem.rows()
+        linear_weight, linear_bias = self.linear.parameters()
+        return torch.cat([weight, linear_weight.flatten(1)]), torch.cat([bias, linear_bias])
+
+    @torch.no_grad()
+    def start_linear(self, weight: Tensor, bias: Tensor) -> None:
+        """Begin training from a linear map: weight [4, 3, 8, 8], bias [4]; the rest adds ~0."""
+        self.linear.load_state_dict({"weight": weight, "bias": bias})
+        for parameter in self.head.parameters():
+            parameter.mul_(0.1)
+
+
+def _kernels(weight: Tensor) -> Tensor:
+    """Rows [R, 192], rounded to 8 bits, as kernels [R, 3, 8, 8] of a convolution of floats."""
+    kernels: Tensor = in_bytes(weight).unflatten(1, (-1, PATCH, PATCH))
+    return kernels.contiguous(memory_format=torch.channels_last)

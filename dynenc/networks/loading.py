@@ -1,0 +1,92 @@
+"""Networks and their weight files: safetensors only, float16 on disk, float32 in memory."""
+
+from pathlib import Path
+from typing import Literal, TypeVar, overload
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from dynenc import registry
+from dynenc.errors import WeightsError
+from dynenc.networks import published
+from dynenc.networks.autoencoder import Autoencoder
+from dynenc.networks.embedded_decoder import EmbeddedDecoder
+from dynenc.networks.encoder import Encoder
+from dynenc.registry import Model
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def build(model: Model) -> Encoder | EmbeddedDecoder | Autoencoder:
+    """A fresh network of a model's architecture, float32 on the CPU."""
+    if model.kind == "autoencoder":
+        return Autoencoder(**model.arguments)
+    if model.kind == "encoder":
+        return Encoder(**model.arguments)
+    return EmbeddedDecoder(**model.arguments)
+
+
+@overload
+def load_named(name: str, kind: Literal["encoder"]) -> Encoder: ...
+@overload
+def load_named(name: str, kind: Literal["decoder"]) -> EmbeddedDecoder: ...
+def load_named(name: str, kind: registry.Network) -> nn.Module:
+    """A network with the weights that travel with dynenc, ready to run; half an autoencoder.
+
+    Raises: WeightsError if there is no such model, or its file is missing or altered.
+    """
+    model = registry.named(name, kind)
+    network = _filled(build(model), registry.read_file(model), model.file)
+    return network.get_submodule(kind) if isinstance(network, Autoencoder) else network
+
+
+def load_encoder(name: str = "light") -> Encoder | published.PublishedEncoder:
+    """An encoder: image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale.
+
+    Args:
+        name: of `models.names("encoder")`, or a .safetensors file as of `load_path`. The latents of
+            "autoencoder" are its own.
+    H and W must be multiples of 8. Raises: WeightsError.
+    """
+    if registry.chosen(name).kind != "foreign":
+        return load_named(name, "encoder")
+    network = load_path(Path(name))
+    if not isinstance(network, Encoder | published.PublishedEncoder):
+        raise WeightsError(f"{name} holds no encoder of SD latents: name another file")
+    return network
+
+
+def load_path(path: Path) -> nn.Module:
+    """A network from a file that `save_weights` or `dynenc import-checkpoint` wrote.
+
+    Raises: WeightsError.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            name = metadata.get("model", "")
+        data = path.read_bytes()
+    except (OSError, SafetensorError) as exc:
+        raise WeightsError(f"{path} cannot be read as safetensors: {exc}") from exc
+    if name == published.MODEL:
+        return published.load_imported(data, metadata, str(path))
+    if name not in [*registry.names("encoder"), *registry.names("decoder")]:
+        raise WeightsError(f"{path} does not name a model of this dynenc: train it anew")
+    return _filled(build(registry.MODELS[name]), data, str(path))
+
+
+def _filled(module: N, data: bytes, name: str) -> N:
+    try:
+        module.load_state_dict({key: value.float() for key, value in load(data).items()})
+    except (SafetensorError, RuntimeError) as exc:
+        raise WeightsError(f"{name} does not hold this network's weights: {exc}") from exc
+    module = module.eval().requires_grad_(False)
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it
+
+
+def save_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a state dict as float16 safetensors, with text that says how it was made."""
+    half = {name: t.detach().cpu().to(torch.float16).contiguous() for name, t in state.items()}
+    save_file(half, path, metadata)

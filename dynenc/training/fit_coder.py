@@ -1,0 +1,282 @@
+"""Latents -> the integer tensors of entropy.py, to be saved as weights/entropy_*.safetensors.
+
+Networks are trained one after another to predict a mixture of two Gaussians, rounded to
+integers, and run as the codec runs them; what they then see of the training latents gives the
+tables of frequencies, so nothing is lost between the training and the codec but the rounding.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from dynenc.coding.entropy import (
+    CHANNELS,
+    FRACTIONS,
+    MIDDLE_LEVEL,
+    PASSES,
+    STAGES,
+    EntropyModel,
+    Planes,
+    places_of,
+)
+from dynenc.coding.quantize import STEP_UNIT, Floats, cheapest, in_steps, nearest
+from dynenc.coding.trellis import PLAIN, ungerboeck
+from dynenc.errors import UsageError
+
+NETWORKS = CHANNELS * len(STAGES)
+VARIANTS = FRACTIONS // 2 + 1
+SCALES = 30  # quarter octaves of the standard deviation, in symbols ...
+SMALLEST_OCTAVE = -3.5  # ... from here up
+VALUE = 128  # values and hidden units per latent unit
+WEIGHT = 1024  # integer weights per unit
+BIAS = VALUE * WEIGHT
+LARGEST = 7.99  # where values saturate
+TRELLISES = {1: PLAIN, 8: ungerboeck(0o13, 0o4)}  # by the number of their states
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Everything that a fit depends on besides the latents."""
+
+    preset: str  # a coder's name in registry.MODELS
+    states: int = 8  # of the trellis: 8, or 1 for plain rounding
+    seed: int = 0
+    hidden: int = 32  # units of a network's first layer
+    middle: int = 16  # units of its second layer
+    neighbours: int = 40  # at most, of a network
+    radius: int = 63  # of the tables' residuals
+    smallest_step: float = 0.06  # steps are drawn log-uniformly, one per picture and copy
+    largest_step: float = 1.4
+    copies: int = 2  # of every picture, each at its own step
+    faded: float = 0.06  # share of copies that lose contrast, so that flat pictures are known too
+    samples: int = 200_000  # symbols that a network is trained on
+    batch: int = 1024
+    iterations: int = 2500
+    learning_rate: float = 1.2e-2
+    prior: float = 20.0  # symbols' worth of a logistic distribution in every table
+
+
+def fit(
+    latents: Iterable[npt.NDArray[np.floating]],
+    config: FitConfig,
+    report: Callable[[int], None] | None = None,
+) -> dict[str, npt.NDArray[np.generic]]:
+    """Fit an entropy model; the same input gives the same output on one machine.
+
+    Args:
+        latents: arrays [4, h, w] in SD scale, unquantised.
+        report: called with the number of networks done, of NETWORKS.
+    Returns: integer tensors, as EntropyModel.of() takes them.
+    """
+    random = np.random.default_rng(config.seed)
+    torch.manual_seed(config.seed)
+    if config.states not in TRELLISES:
+        choices = " or ".join(str(states) for states in TRELLISES)
+        raise UsageError(f"a trellis of {config.states} states is not known: choose {choices}")
+    states = TRELLISES[config.states]
+    tensors: dict[str, npt.NDArray[np.generic]] = {
+        "thresholds": np.ceil(2 ** (np.arange(1, 257) / 16)).astype(np.int32),
+        "counts": _flat_counts(config.radius),
+        "trellis": states.astype(np.uint8),
+    }
+    scaled = [_scaled(array, random, config) for array in latents for _ in range(config.copies)]
+    pictures = [
+        (Planes.of(nearest(array, np.ones_like(array), states), step_q, states), step_q)
+        for array, step_q in scaled
+    ]
+    for stage in range(len(STAGES)):
+        names = ("neighbours", "hidden", "middle", "output", "bias")
+        chosen = [available(stage, channel, config.neighbours) for channel in range(CHANNELS)]
+        most = max(len(rows) for rows in chosen)
+        networks = []
+        for channel, rows in enumerate(chosen):
+            padded = np.zeros((most, 3), np.int64)  # of weight 0 where there are fewer
+            padded[: len(rows)] = np.array(rows, np.int64).reshape(-1, 3)
+            samples = _samples(pictures, stage, channel, padded, random, config)
+            samples[0][:, len(rows) :] = 0
+            networks.append((padded.astype(np.int8), *_train(*samples, len(rows), config)))
+            if report:
+                report(CHANNELS * stage + channel + 1)
+        for name, parts in zip(names, zip(*networks, strict=True), strict=True):
+            tensors[f"{stage}.{name}"] = np.stack(parts)
+    tensors["counts"] = _counts(EntropyModel.of(tensors), pictures, config)
+    if len(states) > 1:  # symbols will be chosen by what they cost
+        model = EntropyModel.of(tensors)
+        pictures = [
+            (Planes.of(cheapest(array, np.rint(array), step_q, model), step_q, states), step_q)
+            for array, step_q in scaled
+        ]
+        tensors["counts"] = _counts(model, pictures, config)
+    return tensors
+
+
+def available(stage: int, channel: int, most: int) -> list[tuple[int, int, int]]:
+    """The nearest neighbours (channel, down, right) decoded before a stage of a channel."""
+    stage_of = {plane: number for number, planes in enumerate(STAGES) for plane in planes}
+    found = []
+    for other in range(CHANNELS):
+        for down in range(-4, 5):
+            for right in range(-4, 5):
+                planes = (((y + down) % 4, (x + right) % 4) for y, x in STAGES[stage])
+                if all(stage_of[plane] + other < stage + channel for plane in planes):
+                    distance = down**2 + right**2 + (0 if other == channel else 2.5)
+                    found.append((distance, other, down, right))
+    return [(other, down, right) for _, other, down, right in sorted(found)[:most]]
+
+
+def _scaled(
+    array: npt.NDArray[np.floating], random: np.random.Generator, config: FitConfig
+) -> tuple[Floats, int]:
+    """One picture at a random step: its latents in steps, and step_q."""
+    if random.random() < config.faded:
+        array = array * 2 ** -random.uniform(1, 10) + random.normal(0, 0.5, (CHANNELS, 1, 1))
+    limits = np.log([config.smallest_step, config.largest_step])
+    step_q = round(1024 * float(np.exp(random.uniform(*limits))))
+    return in_steps(torch.from_numpy(array)[None], step_q), step_q
+
+
+def _samples(
+    pictures: list[tuple[Planes, int]],
+    stage: int,
+    channel: int,
+    neighbours: npt.NDArray[np.int64],
+    random: np.random.Generator,
+    config: FitConfig,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Symbols in random order: neighbours' latents [N, F], own [N], octaves of the step [N]."""
+    inputs, targets, octaves = [], [], []
+    each = -(-config.samples // len(pictures))
+    for planes, step_q in pictures:
+        layout = planes.layout
+        origin = layout.starts(*places_of(stage, np.array([[channel, 0, 0]])))[0]
+        places = (origin[:, None] + np.arange(layout.window)).ravel()
+        coded = np.flatnonzero(layout.inside[places])
+        pick = random.permutation(coded)[:each]
+        windows = planes.windows(layout.window)[layout.starts(*places_of(stage, neighbours))]
+        inputs.append(windows.reshape(len(neighbours), -1)[:, pick].T / VALUE)
+        targets.append(planes.points[places[pick]] * np.float32(step_q / (2 * STEP_UNIT)))
+        octaves.append(np.full(len(pick), np.log2(step_q) - MIDDLE_LEVEL / 16, np.float32))
+    rows = random.permutation(sum(len(part) for part in targets))
+    stacked = (np.concatenate(part)[rows] for part in (inputs, targets, octaves))
+    first, second, third = (torch.from_numpy(part.astype(np.float32)) for part in stacked)
+    return first, second, third
+
+
+class _Trainee(nn.Module):
+    """The float form of entropy.Stage: [N, F], [N] -> expected latent and scale octave [N, 2]."""
+
+    def __init__(self, inputs: int, config: FitConfig) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(inputs + 1, config.hidden)
+        self.middle = nn.Linear(config.hidden, config.middle)
+        self.output = nn.Linear(config.middle + config.hidden + inputs + 1, 3)
+        self.tail = nn.Parameter(torch.tensor([-2.0, 0.8]))  # weight and width of the mixture
+        with torch.no_grad():
+            self.output.weight.mul_(0.1)
+            self.output.weight[1, -1] = -1.0  # finer steps, larger residuals
+            self.output.bias.copy_(torch.tensor([0.0, 4.25, 0.5]))
+
+    def forward(self, neighbours: Tensor, octave: Tensor) -> Tensor:
+        inputs = torch.cat([neighbours, octave[:, None]], 1)
+        hidden = self.hidden(inputs).clamp(0, LARGEST)
+        middle = self.middle(hidden).clamp(0, LARGEST)
+        expected, scale, activity = self.output(torch.cat([middle, hidden, inputs], 1)).unbind(1)
+        return torch.stack([expected, scale + torch.log2(activity.clamp(1 / 256, LARGEST))], 1)
+
+    @torch.no_grad()
+    def limit(self) -> None:
+        """Keep the weights small enough for entropy.Stage's exact sums."""
+        for layer in (self.hidden, self.middle, self.output):
+            weight = layer.weight[:, :-1] if layer is not self.middle else layer.weight
+            weight.mul_((12 / weight.abs().sum(1, keepdim=True)).clamp(max=1))
+            layer.bias.clamp_(-8, 8)
+            if layer is not self.middle:
+                layer.weight[:, -1].clamp_(-3, 3)
+
+    def bits(self, neighbours: Tensor, target: Tensor, octave: Tensor) -> Tensor:
+        """Bits of the targets [N], under a mixture of two Gaussians."""
+        step = torch.exp2(octave + (MIDDLE_LEVEL / 16 - 10))
+        expected, scale = self(neighbours, octave).unbind(1)
+        sigma = torch.exp2(scale.clamp(0, SCALES / 4) + SMALLEST_OCTAVE)
+        distance = (target - expected).abs() / step
+        weight, width = torch.sigmoid(self.tail[0]), 1 + nn.functional.softplus(self.tail[1])
+        chance = torch.zeros_like(target)
+        for part, spread in ((1 - weight, sigma), (weight, sigma * width)):
+            edges = torch.stack([distance - 0.5, distance + 0.5]) / (spread * 2**0.5)
+            upper = torch.special.erfc(edges)
+            chance = chance + part * (upper[0] - upper[1]) / 2
+        return -torch.log2(chance + 1e-6)
+
+
+def _train(
+    neighbours: Tensor, target: Tensor, octave: Tensor, used: int, config: FitConfig
+) -> list[npt.NDArray[np.signedinteger]]:
+    """Train one network; returns its integer hidden, middle, output and bias tensors."""
+    network = _Trainee(neighbours.shape[1], config)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), config.learning_rate, weight_decay=1e-3, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, config.learning_rate, config.iterations
+    )
+    for _ in range(config.iterations):
+        # neighbouring rows, of samples in no order: copying as many from all over takes longer
+        start = int(torch.randint(max(1, len(target) - config.batch), ()))
+        batch = slice(start, start + config.batch)
+        loss = network.bits(neighbours[batch], target[batch], octave[batch]).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        network.limit()
+    state = {name: array.detach().double().numpy() for name, array in network.named_parameters()}
+    hidden, middle, output = (state[f"{name}.weight"] for name in ("hidden", "middle", "output"))
+    per_level = [hidden[:, -1], np.zeros(config.middle), output[:, -1]]
+    constant = [state[f"{name}.bias"] for name in ("hidden", "middle", "output")]
+    constant[2][1] -= 13  # activities are in 2**-13
+    bias = np.stack([np.concatenate(constant), np.concatenate(per_level) / 16], axis=1)
+    hidden, output = hidden[:, :-1].copy(), output[:, :-1].copy()
+    hidden[:, used:] = 0
+    output[:, config.middle + config.hidden + used :] = 0
+    layers = [np.rint(layer * WEIGHT).astype(np.int16) for layer in (hidden, middle, output)]
+    return [*layers, np.rint(bias * BIAS).astype(np.int32)]
+
+
+def _flat_counts(radius: int) -> npt.NDArray[np.uint16]:
+    """Tables in which everything is equally likely, until the networks are known."""
+    columns = 2 * radius + 2
+    counts = np.full((SCALES * VARIANTS, columns), 2**16 // columns, np.uint16)
+    counts[:, 0] += 2**16 % columns
+    return counts
+
+
+def _counts(
+    model: EntropyModel,
+    pictures: list[tuple[Planes, int]],
+    config: FitConfig,
+) -> npt.NDArray[np.uint16]:
+    """Frequencies of the residuals in the training latents, over a logistic prior."""
+    radius, columns = config.radius, 2 * config.radius + 2
+    seen = np.zeros(SCALES * VARIANTS * columns)
+    for planes, step_q in pictures:
+        for number in range(PASSES):
+            places, tables, centre, sign = model.contexts(planes, range(number, number + 1), step_q)
+            residual = (planes.symbols[places] - centre) * sign + radius
+            residual[(residual < 0) | (residual > 2 * radius)] = columns - 1
+            seen += np.bincount(tables * columns + residual, minlength=len(seen))
+    index = np.arange(SCALES * VARIANTS)
+    sigma = 2 ** ((index // VARIANTS + 0.5) / 4 + SMALLEST_OCTAVE)
+    edges = np.arange(-radius, radius + 2) - 0.5 - (index % VARIANTS / FRACTIONS)[:, None]
+    below = 1 / (1 + np.exp(-np.clip(edges / (sigma[:, None] * 0.55), -40, 40)))
+    prior = np.concatenate([np.diff(below), np.full((len(index), 1), 1e-4)], 1)
+    chance = seen.reshape(len(index), columns) + config.prior * prior / prior.sum(1)[:, None]
+    chance /= chance.sum(1)[:, None]
+    counts = 1 + np.floor(chance * (2**16 - columns)).astype(np.int64)
+    counts[index, counts.argmax(1)] += 2**16 - counts.sum(1)
+    result: npt.NDArray[np.uint16] = counts.astype(np.uint16)
+    return result

@@ -1,0 +1,178 @@
+"""Worker processes that crash, hang or are killed; the networks play no part here."""
+
+import time
+
+import pytest
+import torch
+from crashing import CrashingServe
+from PIL import AvifImagePlugin, Image
+
+import dynenc
+from dynenc.batch import local_engine
+from dynenc.batch.converter import Converter
+from dynenc.batch.records import Settings
+from dynenc.errors import DynencError, UsageError, WeightsError
+
+N_PICTURES = 12
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    (folder := tmp_path / "in").mkdir()
+    for i in range(N_PICTURES):
+        Image.new("RGB", (16 + 8 * (i % 3), 16), (20 * i, 0, 0)).save(folder / f"{i:02}.png")
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def encode(source, target, **options):
+    return dynenc.convert("encode", source, target, encoder="nano", **options)
+
+
+def test_processes_threads_and_batches_give_the_same_bytes(pictures, tmp_path):
+    codec = dynenc.Codec("nano", device="cpu")
+    expected = {}
+    for path in sorted(pictures.iterdir()):
+        expected[f"{path.stem}.lat"] = codec.encode(Image.open(path))
+    for name, options in {
+        "one": {"jobs": 1},
+        "batch": {"jobs": 1, "batch_size": 4},
+        "pool": {"jobs": 2, "batch_size": 2},
+    }.items():
+        summary = encode(pictures, tmp_path / name, **options)
+        assert (summary.done, summary.finished, summary.jobs) == (N_PICTURES,) * 3
+        assert contents(tmp_path / name) == expected
+
+
+def test_a_worker_that_shares_the_processor_reads_avif_on_its_own_threads(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(AvifImagePlugin, "DEFAULT_MAX_THREADS", 0)
+    try:
+        Converter(Settings("encode", "nano", device="cpu", threads=1))
+        assert (AvifImagePlugin.DEFAULT_MAX_THREADS, torch.get_num_threads()) == (1, 1)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_batches_decode_to_the_same_pixels(pictures, tmp_path):
+    encode(pictures, tmp_path / "lat", jobs=1)
+    for size in (1, 5):
+        dynenc.convert(
+            "decode",
+            tmp_path / "lat",
+            tmp_path / str(size),
+            decoder="embedded",
+            jobs=1,
+            batch_size=size,
+        )
+    one, many = contents(tmp_path / "1"), contents(tmp_path / "5")
+    assert one.keys() == many.keys()
+    for name in one:
+        pair = [Image.open(tmp_path / size / name) for size in ("1", "5")]
+        differ = max(
+            abs(a - b) for a, b in zip(*(picture.tobytes() for picture in pair), strict=True)
+        )
+        assert differ <= 1
+
+
+@pytest.fixture
+def crashing(monkeypatch, tmp_path):
+    """A pipeline whose workers die over pictures named here, so often."""
+
+    def install(**deaths):
+        for name, times in deaths.items():
+            (tmp_path / f"deaths-{name}").write_text(str(times))
+        monkeypatch.setattr(local_engine, "_serve", CrashingServe(str(tmp_path)))
+
+    return install
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_worker_that_dies_is_replaced(pictures, tmp_path, crashing, batch_size):
+    crashing(n03=1, n07=9)
+    results = []
+    summary = encode(
+        pictures,
+        tmp_path / "out",
+        jobs=2,
+        batch_size=batch_size,
+        on_result=lambda r, _: results.append(r),
+    )
+    assert (summary.done, summary.failed) == (N_PICTURES - 1, 1)
+    assert len({result.source for result in results}) == len(results) == N_PICTURES
+    (failure,) = summary.failures
+    assert "07.png" in failure.reason
+    assert "killed" in failure.reason
+    assert len(contents(tmp_path / "out")) == N_PICTURES - 1
+
+
+def test_missing_weights_end_the_run(pictures, tmp_path):
+    with pytest.raises(WeightsError):
+        dynenc.convert("encode", pictures, tmp_path / "out", encoder="huge", jobs=2)
+    assert contents(tmp_path / "out") == {}
+
+
+def test_an_error_of_the_caller_ends_the_workers_at_once(pictures, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(*_):
+        stop.at = time.monotonic()
+        raise Stop
+
+    with pytest.raises(Stop):
+        encode(pictures, tmp_path / "out", jobs=2, on_result=stop)
+    assert time.monotonic() - stop.at < 2
+    assert all(not name.startswith(".") for name in contents(tmp_path / "out"))
+    assert encode(pictures, tmp_path / "out", jobs=1).done > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"engine": "abacus"}, {"existing": "perhaps"}, {"quality": 101}, {"quality": float("nan")}],
+)
+def test_options_that_make_no_sense(pictures, tmp_path, options):
+    with pytest.raises(UsageError):
+        dynenc.convert("encode", pictures, tmp_path / "out", **options)
+    with pytest.raises(UsageError):
+        dynenc.convert("ponder", pictures)
+
+
+def test_errors_nobody_expects_fail_one_file_only(pictures, tmp_path, monkeypatch):
+    from dynenc.imaging import image
+
+    real = image.open_image
+
+    def open_image(source, **options):
+        if source.name == "05.png":
+            raise ZeroDivisionError("a bug")
+        return real(source, **options)
+
+    monkeypatch.setattr(image, "open_image", open_image)
+    summary = encode(pictures, tmp_path / "out", jobs=1)
+    assert (summary.done, summary.failed) == (N_PICTURES - 1, 1)
+    assert "05.png: it fails with ZeroDivisionError: a bug" in summary.failures[0].reason
+    with pytest.raises(ZeroDivisionError):  # of a file named by itself a bug shows its traceback
+        encode(pictures / "05.png", tmp_path / "x.lat")
+
+
+def test_one_file_raises_its_error(tmp_path):
+    with pytest.raises(DynencError, match="does not exist"):
+        encode(tmp_path / "none.png", None)
+
+
+def test_memory_urls_are_converted_in_this_process(pictures):
+    import fsspec
+
+    fsspec.filesystem("memory").put(str(pictures), "/photos", recursive=True)
+    summary = encode("memory://photos", "memory://latents")
+    assert (summary.done, summary.failed) == (N_PICTURES, 0)
+    again = encode("memory://photos", "memory://latents")
+    assert (again.done, again.skipped) == (0, N_PICTURES)
+    summary = dynenc.convert(
+        "decode", "memory://latents/0*.lat", "memory://back", decoder="embedded"
+    )
+    assert summary.done == 10

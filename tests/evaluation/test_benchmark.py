@@ -1,0 +1,178 @@
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from dynenc.cli.main import app
+from dynenc.evaluation import benchmark
+from dynenc.evaluation.benchmark import Curve, Evaluation
+
+runner = CliRunner()
+PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
+RATES = [0.1, 0.2, 0.3, 0.4]
+
+
+def run(*arguments):
+    return runner.invoke(app, ["eval", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two pictures of a photograph, a tiny one, a broken one and a text."""
+    folder = tmp_path_factory.mktemp("eval")
+    photo = Image.open(PHOTO)
+    (pictures := folder / "pictures").mkdir()
+    photo.crop((100, 60, 261, 221)).save(pictures / "b.png")
+    photo.crop((0, 0, 161, 161)).save(pictures / "a.png")
+    photo.crop((0, 0, 20, 30)).save(folder / "tiny.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG and no more")
+    (pictures / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def curve(name, values, metric="psnr-rgb", rates=RATES):
+    return Curve(name, "", {"q": list(range(len(rates))), "bpp": list(rates), metric: values})
+
+
+def test_json_is_what_compressai_reads(folder):
+    result = run(folder / "pictures", "-e", "nano", "-Q", 20, "-Q", 60, "--json")
+    assert result.exit_code == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["name"] for row in rows][:2] == ["nano -> embedded", "JPEG"]
+    for row in rows:
+        points = row["results"]
+        assert set(points) == {
+            *("q", "bpp", "psnr-rgb", "ms-ssim-rgb", "encoding_time", "decoding_time"),
+        }
+        assert len({len(values) for values in points.values()}) == 1
+        assert points["bpp"] == sorted(points["bpp"])
+        assert points["psnr-rgb"] == sorted(points["psnr-rgb"])
+        assert all(0 < value < 1 for value in points["ms-ssim-rgb"])
+    assert rows[0]["results"]["q"] == [20, 60]
+
+
+def test_table_of_several_encoders(folder):
+    result = run(folder / "pictures", "-e", "nano", "-e", "light", "-Q", 50, "--no-others")
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("| codec | quality | bpp | PSNR | MS-SSIM | s to encode")
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        ["| nano -> embedded", "50"],
+        ["| light -> embedded", "50"],
+    ]
+
+
+def test_bad_pictures_are_left_out_with_a_word(folder, tmp_path):
+    for path in (*(folder / "pictures").iterdir(), folder / "tiny.png", folder / "broken.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    result = run(tmp_path, "-e", "nano", "-Q", 50, "--no-others")
+    assert result.exit_code == 1
+    assert "broken.png cannot be read as a picture" in result.stderr
+    assert "tiny.png is too small, 20x30 px" in result.stderr
+    assert "nano -> embedded" in result.stdout
+
+
+def test_folders_without_pictures(folder, tmp_path):
+    for path, words in (
+        (tmp_path, "holds no picture"),
+        (tmp_path / "none", "is not a folder"),
+        (folder / "tiny.png", "is not a folder"),
+    ):
+        result = run(path)
+        assert result.exit_code == 3
+        assert words in result.stderr
+        assert result.stdout == ""
+
+
+def test_latents_of_another_encoder_and_lpips(folder):
+    from diffusers import AutoencoderTiny
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+    sides = {f"{part}_block_out_channels": (8, 8, 8, 8) for part in ("encoder", "decoder")}
+    counts = {f"num_{part}_blocks": (1, 1, 1, 1) for part in ("encoder", "decoder")}
+    AutoencoderTiny(**sides, **counts).save_pretrained(folder / "teacher")
+    widths, state = [3, 4, 6, 5, 4, 4], {}
+    for i, kernel in enumerate([11, 5, 3, 3, 3]):
+        state[f"AlexNet_0.Conv_{i}.kernel"] = torch.randn(widths[i + 1], widths[i], kernel, kernel)
+        state[f"AlexNet_0.Conv_{i}.bias"] = torch.zeros(widths[i + 1])
+        state[f"NetLinLayer_{i}.Conv_0.kernel"] = torch.rand(1, widths[i + 1], 1, 1)
+    save_file(state, folder / "lpips.safetensors")
+    options = ("-e", "nano", "-Q", 50, "--no-others", "--json", "--latents-of", folder / "teacher")
+    result = run(folder / "pictures", *options, "--lpips", folder / "lpips.safetensors")
+    assert result.exit_code == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["name"] for row in rows] == ["nano -> embedded", "teacher -> teacher"]
+    assert rows[0]["results"]["psnr-rgb"] > rows[1]["results"]["psnr-rgb"]  # an untrained one
+    assert all(row["results"]["lpips"][0] > 0 for row in rows)
+
+
+def test_wrong_options_are_told_before_anything_is_measured(folder, tmp_path):
+    assert run(folder / "pictures", "--lpips", tmp_path / "none").exit_code == 5
+    assert run(folder / "pictures", "--latents-of", tmp_path / "none").exit_code == 5
+    assert run(folder / "pictures", "-e", "huge").exit_code == 5
+    assert run(folder / "pictures", "-Q", 101).exit_code == 2
+
+
+def test_bd_rate_of_half_the_bits():
+    pytest.importorskip("bjontegaard")
+    one = curve("one", [24.0, 27.0, 28.5, 29.5])
+    half = curve("half", [24.0, 27.0, 28.5, 29.5], rates=[rate / 2 for rate in RATES])
+    assert benchmark.bd_rate(half, one, "psnr-rgb") == pytest.approx(-50, abs=0.01)
+    assert benchmark.bd_rate(one, half, "psnr-rgb") == pytest.approx(100, abs=0.01)
+
+
+def test_bd_rate_of_a_distance_is_the_other_way_round():
+    pytest.importorskip("bjontegaard")
+    one = curve("one", [0.4, 0.3, 0.22, 0.2], "lpips")
+    half = curve("half", [0.4, 0.3, 0.22, 0.2], "lpips", [rate / 2 for rate in RATES])
+    assert benchmark.bd_rate(half, one, "lpips") == pytest.approx(-50, abs=0.01)
+
+
+def test_bd_rate_of_curves_that_share_nothing():
+    pytest.importorskip("bjontegaard")
+    low, high = curve("low", [20.0, 21, 22, 23]), curve("high", [30.0, 31, 32, 33])
+    assert math.isnan(benchmark.bd_rate(low, high, "psnr-rgb"))
+    flat = curve("flat", [24.0, 24, 24, 24])
+    assert math.isnan(benchmark.bd_rate(flat, low, "psnr-rgb"))
+    evaluation = Evaluation([low], [high], 0)
+    assert json.loads(evaluation.as_json().splitlines()[0])["bd-rate"] == {
+        "psnr-rgb": {"high": None}
+    }
+    assert evaluation.as_tables().endswith("| low | PSNR | - |")
+
+
+def test_points_that_are_no_gain_do_not_count():
+    falling = curve("falling", [24.0, 27.0, 26.9, 28.0])
+    assert benchmark._rising(falling, "psnr-rgb") == ([0.1, 0.2, 0.4], [24, 27, 28])
+
+
+def test_without_the_package_there_are_no_bd_rates(monkeypatch):
+    monkeypatch.setattr(benchmark, "find_spec", lambda _: None)
+    both = Evaluation([curve("one", [1.0, 2, 3, 4])], [curve("two", [1.0, 2, 3, 4])], 0)
+    assert "pip install 'dynenc[eval]'" in both.as_tables()
+    assert json.loads(both.as_json().splitlines()[0])["bd-rate"] == {}
+
+
+def test_plot(folder, tmp_path):
+    pytest.importorskip("matplotlib")
+    options = (folder / "pictures", "-e", "nano", "-Q", 20, "-Q", 50, "--no-others")
+    assert run(*options, "--plot", tmp_path / "out.png").exit_code == 0
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.width > 600
+    assert run(*options, "--plot", tmp_path / "out.doc").exit_code == 2
+    assert run(*options, "--plot", tmp_path / "no" / "out.png").exit_code == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_a_plot_without_matplotlib_is_refused_at_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = run(folder / "pictures", "--plot", tmp_path / "out.png")
+    assert result.exit_code == 2
+    assert "pip install 'dynenc[eval]'" in result.stderr

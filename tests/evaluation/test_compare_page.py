@@ -1,0 +1,198 @@
+"""The page of `dynenc compare`, and the pictures of `roundtrip --show`."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from dynenc.batch import converter
+from dynenc.cli import report
+from dynenc.cli.main import app
+
+runner = CliRunner()
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+
+
+def run(*arguments):
+    return runner.invoke(app, [str(a) for a in arguments])
+
+
+def pictures(page):
+    """What stands in a page."""
+    found = re.findall(r'<script type="application/json" class="picture">(.*?)</script>', page)
+    return [json.loads(each) for each in found]
+
+
+def pixels(version):
+    data = base64.b64decode(version["data"].removeprefix("data:image/png;base64,"))
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+@pytest.fixture
+def photo(photo_path, tmp_path):
+    """A 75x50 piece of a photograph, on disk."""
+    path = tmp_path / "photo.png"
+    Image.open(photo_path).crop((100, 60, 175, 110)).save(path)
+    return path
+
+
+def test_qualities_and_codecs_side_by_side(photo, tmp_path):
+    page = tmp_path / "page.html"
+    options = ["-Q", 20, "-Q", 80, "--codec", "jpeg:30", "--codec", "webp:30"]
+    result = run("compare", photo, *options, "-e", "nano", "-d", "embedded", "-o", page)
+    assert result.stdout == f"{page}\n"
+    [entry] = pictures(page.read_text())
+    assert (entry["name"], entry["width"], entry["height"]) == ("photo.png", 75, 50)
+    original, *versions = entry["versions"]
+    assert np.array_equal(pixels(original), np.asarray(Image.open(photo)))
+    assert [v["name"] for v in versions] == [
+        *("nano, quality 20", "nano, quality 80", "jpeg, quality 30", "webp, quality 30")
+    ]
+    for version in versions:
+        assert version["bpp"] == pytest.approx(8 * version["n_bytes"] / (75 * 50))
+        error = pixels(version).astype(float) - pixels(original)
+        assert version["psnr_db"] == pytest.approx(10 * np.log10(255**2 / (error**2).mean()))
+    assert versions[0]["n_bytes"] < versions[1]["n_bytes"]
+
+
+def test_a_page_asks_the_network_for_nothing(photo, tmp_path):
+    run("compare", photo, "-e", "nano", "-d", "embedded", "-o", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "default-src 'none'; img-src data:" in page
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|https?://|import\s""", page)
+
+
+def test_files_given_and_names_that_are_code(photo, tmp_path):
+    run("encode", photo, "-e", "nano", "-o", tmp_path / "a.lat")
+    evil = tmp_path / "<script>alert(1)<!--.png"
+    photo.rename(evil)
+    page = tmp_path / "page.html"
+    run("compare", evil, tmp_path / "a.lat", evil, "-d", "embedded", "-o", page)
+    [entry] = pictures(page.read_text())
+    assert entry["name"] == evil.name
+    assert [v["name"] for v in entry["versions"]] == ["original", "a.lat", evil.name]
+    assert entry["versions"][1]["n_bytes"] == (tmp_path / "a.lat").stat().st_size
+    assert "<script>alert" not in page.read_text()
+
+
+def test_folders_make_a_gallery(photo, tmp_path):
+    (folder := tmp_path / "pictures").mkdir()
+    for name in ("b", "a"):
+        shutil.copy(photo, folder / f"{name}.png")
+    (folder / "damaged.png").write_bytes(b"no picture")
+    run("encode", folder, "-e", "nano", "-o", tmp_path / "latents")
+    page = tmp_path / "page.html"
+    result = run("compare", folder, tmp_path / "latents", "-d", "embedded", "-o", page)
+    assert result.exit_code == 1
+    assert "damaged.png cannot be read" in result.stderr
+    entries = pictures(page.read_text())
+    assert [e["name"] for e in entries] == ["a.png", "b.png"]
+    assert [e["versions"][1]["name"] for e in entries] == ["a.lat", "b.lat"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["none.png"], 3, "does not exist"),
+        (["."], 3, "holds no picture"),
+        (["photo.png", "small.png"], 3, "9x9 and 75x50 px"),
+        (["photo.png", "."], 2, "name two of a kind"),
+        (["photo.png", "none.lat"], 4, "cannot be read"),
+        (["photo.png", "--codec", "gif:3"], 2, "gif:3 is no codec"),
+        (["photo.png", "--codec", "jpeg:101"], 2, "no codec"),
+        (["photo.png", "--lpips", "none.safetensors"], 5, "LPIPS"),
+        (["photo.png", "-o", "there.html"], 6, "--force"),
+        (["photo.png", "-o", "no/page.html"], 7, "cannot be written"),
+    ],
+)
+def test_nothing_is_left_of_a_page_that_fails(photo, monkeypatch, arguments, code, words):
+    monkeypatch.chdir(photo.parent)
+    (photo.parent / "there.html").write_text("keep")
+    if arguments == ["."]:
+        photo.unlink()
+    else:
+        Image.new("RGB", (9, 9)).save("small.png")
+    before = sorted(photo.parent.iterdir())
+    result = run("compare", *arguments, "-e", "nano", "-d", "embedded")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert words in result.stderr
+    assert sorted(photo.parent.iterdir()) == before
+    assert (photo.parent / "there.html").read_text() == "keep"
+
+
+def screenshot(page, folder):
+    """A page of 800x600 as a browser draws it."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    options += ["--window-size=800,600", "--virtual-time-budget=2000", f"--user-data-dir={folder}"]
+    shot = folder / "shot.png"
+    command = [BROWSER, *options, f"--screenshot={shot}", page.as_uri()]
+    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    return np.asarray(Image.open(shot).convert("RGB")).astype(int)
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium here")
+def test_a_browser_shows_both_sides_and_their_difference(tmp_path):
+    Image.new("RGB", (300, 200), (200, 40, 40)).save(tmp_path / "red.png")
+    Image.new("RGB", (300, 200), (40, 40, 100)).save(tmp_path / "blue.png")
+    page = tmp_path / "page.html"
+    run("compare", tmp_path / "red.png", tmp_path / "blue.png", "-o", page, "-d", "embedded")
+    shot = screenshot(page, tmp_path)
+    red, blue = ((abs(shot - c).max(2) < 3).nonzero() for c in ([200, 40, 40], [40, 40, 100]))
+    assert len(red[0]) > 10_000
+    assert len(blue[0]) > 10_000
+    assert max(red[1]) <= 402
+    assert min(blue[1]) >= 398
+    page.write_text(page.read_text().replace("\nshow(0);", '\nshow(0); $("difference").click();'))
+    shot = screenshot(page, tmp_path)
+    assert (abs(shot - [255, 0, 240]).max(2) < 3).sum() > 20_000  # 4 times (160, 0, 60)
+
+
+def test_small_pictures_for_a_terminal(photo):
+    picture = Image.open(photo).convert("RGB")
+    both = converter.side_by_side(picture, picture, columns=60)
+    assert both.size == (2 * 29 + 2, 20)
+    left, right = both.crop((0, 0, 29, 20)), both.crop((31, 0, 60, 20))
+    assert left.tobytes() == right.tobytes()
+    for size in ((1, 3000), (3000, 1), (1, 1)):
+        tiny = Image.new("RGB", size)
+        assert converter.side_by_side(tiny, tiny, columns=2).height in range(2, 82, 2)
+    text = report.half_blocks(both)
+    assert len(text.plain.splitlines()) == 10
+    assert text.plain.count("\u2580") == 60 * 10
+
+
+def test_show_needs_a_terminal(photo):
+    result = run("roundtrip", photo, "--show", "-e", "nano", "-d", "embedded")
+    assert result.exit_code == 0
+    assert result.stderr == "dynenc: --show needs a terminal with colours: nothing is shown\n"
+    assert "\u2580" not in result.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals here")
+def test_show_in_a_terminal(photo):
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "dynenc", "roundtrip", photo, "--show", "-d", "embedded"]
+    env = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "60"}
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=env) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while data := os.read(ours, 65_536):
+                shown += data
+        except OSError:  # the other end is closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    assert shown.decode().count("\u2580") == 600
+    assert b"38;2;" in shown

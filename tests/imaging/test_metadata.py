@@ -1,0 +1,282 @@
+"""Alpha, grey, metadata and colour profiles on their way through a .lat file."""
+
+import io
+import lzma
+import struct
+import warnings
+
+import hostile
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
+
+from dynenc import codec
+from dynenc.batch import converter
+from dynenc.codec import Codec
+from dynenc.coding import bitstream
+from dynenc.errors import Corrupt, PictureWarning
+from dynenc.imaging import colour, image, metadata
+from dynenc.imaging.metadata import MAX_METADATA, Extras
+
+XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>a cat</x:xmpmeta>"
+CAMERA, SHUTTER, LATITUDE = "a camera", 0x829A, 2
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return Codec("nano", decoder="embedded", device="cpu")
+
+
+@pytest.fixture
+def photo(photo_path):
+    photo = Image.open(photo_path).convert("RGB").crop((100, 60, 175, 110))
+    photo.info.clear()
+    return photo
+
+
+def of_gamma(gamma: float, space: bytes = b"RGB ", light: float = 1) -> bytes:
+    """An ICC profile (version 2.1) with the primaries of sRGB, so light."""
+
+    def xyz(*values):
+        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(v * 65536)) for v in values)
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IHxx", 1, round(gamma * 256))
+    text = b"text\0\0\0\0none\0\0\0\0"
+    described = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(78)
+    tags = {b"desc": described, b"cprt": text, b"wtpt": xyz(0.9642, 1, 0.8249)}
+    tags[b"rXYZ"] = xyz(0.4360 * light, 0.2225 * light, 0.0139 * light)
+    tags[b"gXYZ"] = xyz(0.3851 * light, 0.7169 * light, 0.0971 * light)
+    tags[b"bXYZ"] = xyz(0.1431 * light, 0.0606 * light, 0.7141 * light)
+    tags |= {b"rTRC": curve, b"gTRC": curve, b"bTRC": curve, b"kTRC": curve}
+    table, data = b"", b""
+    start = 128 + 4 + 12 * len(tags)
+    for tag, value in tags.items():
+        value += bytes(-len(value) % 4)
+        table += tag + struct.pack(">II", start + len(data), len(value))
+        data += value
+    body = struct.pack(">I", len(tags)) + table + data
+    head = struct.pack(">I4sI4s4s4s", 128 + len(body), b"none", 0x02100000, b"mntr", space, b"XYZ ")
+    head += bytes(12) + b"acsp" + bytes(28)
+    head += struct.pack(">3i", 63190, 65536, 54061)
+    return head + bytes(128 - len(head)) + body
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+LINEAR = of_gamma(1.0)
+
+
+def exif() -> Image.Exif:
+    """EXIF with a thumbnail's tags and those of a file that it no longer is in."""
+    entries = Image.Exif()
+    entries[0x010F] = CAMERA
+    entries[0x0100], entries[0x0111] = 70_000, 8  # width, offset of the pixels
+    entries.get_ifd(ExifTags.IFD.Exif)[SHUTTER] = 0.25
+    entries.get_ifd(ExifTags.IFD.GPSInfo)[LATITUDE] = (48.0, 8.0, 0.0)
+    return entries
+
+
+def with_metadata(picture: Image.Image, form: str, **more) -> io.BytesIO:
+    """A file with EXIF and XMP."""
+    options = {"exif": exif(), "xmp": XMP}
+    if form == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode())
+    if form == "TIFF":
+        options["exif"] = Image.Exif()
+        options["exif"][0x010F] = CAMERA
+        options["exif"][0x02BC] = options.pop("xmp")
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options | more)
+    buffer.seek(0)
+    return buffer
+
+
+def test_a_plain_picture_has_no_chunks(nano, photo):
+    blob = nano.encode(photo, keep_metadata=True)
+    header, _, chunks = bitstream.read_all(blob)
+    assert (header.flags, chunks) == (0, [])
+    buffer = with_metadata(photo.convert("RGBA"), "PNG", icc_profile=SRGB)
+    assert nano.encode(image.open_image(buffer)) == blob
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_modes_come_back(nano, photo, mode):
+    if mode.endswith("A"):
+        photo.putalpha(Image.radial_gradient("L").resize(photo.size))
+    picture = photo.convert(mode)
+    decoded = nano.decode(nano.encode(picture))
+    assert decoded.mode == mode
+    assert decoded.size == picture.size
+    if mode.endswith("A"):
+        assert decoded.getchannel("A").tobytes() == picture.getchannel("A").tobytes()
+
+
+def test_a_mask_costs_little(photo):
+    mask = Image.new("L", (1000, 800))
+    mask.paste(255, (100, 100, 500, 700))
+    [(tag, data)] = metadata.to_chunks(Extras(alpha=mask))
+    assert tag == "alph"
+    assert len(data) < 250
+    noise = Image.effect_noise((300, 200), 90)
+    [(_, data)] = metadata.to_chunks(Extras(alpha=noise))
+    assert len(data) < 1.01 * 300 * 200
+    assert metadata.from_chunks([(tag, data)], 300, 200).alpha.tobytes() == noise.tobytes()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_metadata_travels(nano, photo, form):
+    opened = image.open_image(with_metadata(photo, form), keep_metadata=True)
+    decoded = nano.decode(nano.encode(opened, keep_metadata=True))
+    assert decoded.info["xmp"] == XMP
+    with Image.open(io.BytesIO(converter.save(decoded, form, "a test"))) as saved:
+        saved.load()
+        assert saved.info["xmp"] == XMP
+        entries = saved.getexif()
+        assert entries[0x010F] == CAMERA
+        assert entries[0x0131] == "a test"
+        assert saved.size == photo.size
+        if form != "TIFF":
+            assert not {0x0100, 0x0111} & set(entries)
+            assert entries.get_ifd(ExifTags.IFD.Exif)[SHUTTER] == 0.25
+            assert entries.get_ifd(ExifTags.IFD.GPSInfo)[LATITUDE] == (48.0, 8.0, 0.0)
+
+
+def test_metadata_only_when_asked_for(nano, photo):
+    opened = image.open_image(with_metadata(photo, "JPEG", icc_profile=LINEAR))
+    assert nano.decode(nano.encode(opened)).info == {}
+
+
+def test_orientation_is_applied_once(nano, photo):
+    entries = exif()
+    entries[0x0112] = 6
+    opened = image.open_image(with_metadata(photo, "JPEG", exif=entries), keep_metadata=True)
+    decoded = nano.decode(nano.encode(opened, keep_metadata=True))
+    assert decoded.size == photo.size[::-1]
+    assert 0x0112 not in decoded.getexif()
+    assert decoded.getexif()[0x010F] == CAMERA
+
+
+def test_profiles_become_srgb(photo):
+    opened = image.open_image(with_metadata(photo, "PNG", icc_profile=LINEAR))
+    linear = np.asarray(photo) / 255
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    assert abs(np.asarray(opened) - 255 * srgb).max() <= 2
+    same = image.open_image(with_metadata(photo, "PNG", icc_profile=SRGB))
+    assert same.tobytes() == photo.tobytes()
+
+
+def test_profiles_of_grey_and_cmyk(photo):
+    grey = of_gamma(1.0, space=b"GRAY")
+    for profile in (grey, LINEAR):
+        opened = image.open_image(with_metadata(photo.convert("L"), "PNG", icc_profile=profile))
+        assert opened.mode == "L"
+        assert np.asarray(opened).mean() > np.asarray(photo).mean() + 20
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_kept_profiles_are_those_of_the_pixels(mode, photo):
+    """What was sRGB in the file is in the space of the profile again, and says so."""
+    picture = photo.convert(mode)
+    profile = of_gamma(1.8) if mode == "RGB" else of_gamma(1.8, space=b"GRAY")
+    srgb = image.open_image(with_metadata(picture, "PNG", icc_profile=profile), keep_metadata=True)
+    beside = metadata.of(srgb, keep_metadata=True)
+    assert beside.profile == profile
+    back = metadata.restore(srgb.convert("RGB"), beside)
+    assert back.info["icc_profile"] == profile
+    assert abs(np.asarray(back, int) - np.asarray(picture)).mean() < 1.5
+
+
+LIES = {
+    "no profile": b"not a profile",
+    "cut": LINEAR[:200],
+    "for grey": of_gamma(1.0, space=b"GRAY"),
+    "for CMYK": of_gamma(1.0, space=b"CMYK"),
+    "of a space unheard of": of_gamma(1.0, space=b"2CLR"),
+    "tags past the end": LINEAR[:172] + b"\xff" * 8 + LINEAR[180:],
+    "white is black": of_gamma(1.0, light=0),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_profiles_that_lie_are_told_and_not_used(photo, name):
+    with pytest.warns(PictureWarning, match="taken as sRGB"):
+        opened = image.open_image(
+            with_metadata(photo, "WEBP", lossless=True, icc_profile=LIES[name])
+        )
+    assert opened.tobytes() == photo.tobytes()
+    with pytest.warns(PictureWarning, match="stay sRGB"):
+        back = metadata.restore(photo, Extras(profile=LIES[name]))
+    assert back.tobytes() == photo.tobytes()
+    assert "icc_profile" not in back.info
+
+
+def test_every_damage_to_a_profile_is_survived(photo):
+    random = np.random.default_rng(0)
+    picture = photo.crop((0, 0, 8, 8))
+    for _ in range(100):
+        damaged = bytearray(LINEAR)
+        for place in random.integers(0, len(LINEAR), 4):
+            damaged[place] = random.integers(256)
+        for convert in (colour.to_srgb, colour.from_srgb):
+            try:
+                assert convert(picture, bytes(damaged)).size == picture.size
+            except ValueError as exc:
+                assert str(exc)  # noqa: PT017
+
+
+@pytest.mark.parametrize("kind", ["exif", "xmp", "icc_profile"])
+def test_metadata_bombs_are_left_out(nano, photo, kind):
+    photo.info[kind] = bytes(200_000_000)
+    with pytest.warns(PictureWarning):
+        blob = nano.encode(photo, keep_metadata=True)
+    assert bitstream.read_all(blob)[2] == []
+
+
+@pytest.mark.parametrize("data", [b"II*\0", b"no exif", b"MM\0*" + b"\xff" * 50])
+def test_damaged_exif_is_left_out(nano, photo, data):
+    photo.info["exif"] = b"Exif\0\0" + data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PictureWarning)
+        decoded = nano.decode(nano.encode(photo, keep_metadata=True))
+    assert CAMERA not in dict(decoded.getexif()).values()
+
+
+def test_formats_that_hold_less(photo):
+    photo.info |= {
+        "exif": b"Exif\0\0" + exif().tobytes(),
+        "xmp": bytes(70_000),
+        "icc_profile": SRGB,
+    }
+    with pytest.warns(PictureWarning, match="left out"):
+        saved = converter.save(photo, "JPEG", "a test")
+    with Image.open(io.BytesIO(saved)) as read:
+        assert dict(read.getexif()) == {0x0131: "a test"}
+        assert read.info["icc_profile"] == SRGB  # it is what the pixels mean
+
+
+@pytest.mark.parametrize("name", hostile.BAD_CHUNKS)
+def test_bad_chunks_are_refused(name):
+    payload = codec.entropy_model("context").encode(np.zeros((4, 1, 1), np.int32), 307)
+    blob = hostile.with_chunks(payload, *hostile.BAD_CHUNKS[name])
+    assert codec.read_latents(blob)[0].width == 8  # the latents can be saved
+    with pytest.raises(Corrupt, match="chunk"):
+        codec.read_extras(blob)
+
+
+def test_chunks_may_fill_their_limit():
+    most = metadata.to_chunks(Extras(xmp=bytes(MAX_METADATA)))
+    assert metadata.from_chunks(most, 1, 1).xmp == bytes(MAX_METADATA)
+    with pytest.raises(Corrupt, match="more than"):
+        metadata.from_chunks(metadata.to_chunks(Extras(xmp=bytes(MAX_METADATA + 1))), 1, 1)
+
+
+def test_the_chunks_are_those_of_the_readme():
+    """Unpacked as the format is described, with nothing of dynenc."""
+    beside = Extras(is_grey=True, alpha=Image.new("L", (3, 2), 9), xmp=XMP)
+    settings = {"id": lzma.FILTER_LZMA1, "dict_size": 2**20, "lc": 0, "lp": 0, "pb": 0}
+    raw = [
+        (tag, lzma.decompress(data, lzma.FORMAT_RAW, filters=[settings]) if data else b"")
+        for tag, data in metadata.to_chunks(beside)
+    ]
+    assert raw == [("grey", b""), ("alph", b"\x09" * 6), ("xmpp", XMP)]

@@ -1,0 +1,192 @@
+"""`dynenc.vae` where an AutoencoderKL stands: alone, and in a real pipeline of diffusers."""
+
+import inspect
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+import dynenc
+from dynenc.errors import WeightsError
+from dynenc.imaging import image
+from dynenc.networks import external_vae
+
+SCALE = 0.18215
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return dynenc.vae("nano", device="cpu")
+
+
+@pytest.fixture
+def pictures(photo_path):
+    """Two pictures of 64x48 px: [2, 3, 48, 64]."""
+    photo = Image.open(photo_path).convert("RGB")
+    crops = [photo.crop((x, 60, x + 64, 108)) for x in (100, 160)]
+    return torch.cat([image.to_tensor(crop) for crop in crops])
+
+
+def test_latents_are_raw(vae, pictures):
+    distribution = vae.encode(pictures).latent_dist
+    expected = dynenc.load_encoder("nano")(pictures)
+    torch.testing.assert_close(distribution.mode() * vae.config.scaling_factor, expected)
+    assert torch.equal(distribution.sample(torch.Generator().manual_seed(0)), distribution.mode())
+    assert torch.equal(distribution.mean, distribution.mode())
+    assert torch.equal(vae.encode(pictures, return_dict=False)[0].mode(), distribution.mode())
+
+
+def test_decode_undoes_encode(vae, pictures):
+    latents = vae.encode(pictures).latent_dist.sample()
+    decoded = vae.decode(latents).sample
+    expected = dynenc.load_decoder("embedded")(latents * SCALE)
+    torch.testing.assert_close(decoded, expected)
+    assert torch.equal(vae.decode(latents, return_dict=False, generator=None)[0], decoded)
+    assert torch.equal(vae(pictures).sample, decoded)
+    assert (decoded - pictures).square().mean() < 0.05
+
+
+def test_sides_are_padded(vae):
+    assert vae.encode(torch.zeros(1, 3, 9, 17)).latent_dist.mode().shape == (1, 4, 2, 3)
+
+
+@pytest.mark.parametrize("method", ["encode", "decode", "disable_tiling", "forward"])
+def test_arguments_are_those_of_diffusers(vae, method):
+    ours = inspect.signature(getattr(vae, method)).parameters
+    theirs = inspect.signature(getattr(AutoencoderKL, method)).parameters
+    assert set(ours) <= set(theirs)
+
+
+def test_config_is_that_of_diffusers(vae):
+    theirs = AutoencoderKL(
+        block_out_channels=(32, 32, 32, 32),
+        down_block_types=4 * ("DownEncoderBlock2D",),
+        up_block_types=4 * ("UpDecoderBlock2D",),
+    ).config
+    for name in vae.config:
+        assert name in theirs
+    for name in ("latent_channels", "scaling_factor", "shift_factor", "in_channels"):
+        assert getattr(vae.config, name) == theirs[name]
+
+
+def test_slicing_and_tiling(vae, pictures, monkeypatch):
+    latents = vae.encode(pictures).latent_dist.mode()
+    expected = vae.decode(latents).sample
+    vae.enable_slicing()
+    shapes = []
+    hook = vae.decoder.network.register_forward_pre_hook(lambda _, x: shapes.append(x[0].shape[0]))
+    torch.testing.assert_close(vae.decode(latents).sample, expected)
+    vae.disable_slicing()
+    vae.decode(latents)
+    hook.remove()
+    assert shapes == [1, 1, 2]
+    vae.enable_tiling()
+    assert vae.decoder.tile == external_vae.SMALL_TILE
+    vae.disable_tiling()
+    assert vae.decoder.tile == external_vae.EMBEDDED_TILES["tile"]
+
+
+def test_dtype_and_device(pictures):
+    vae = dynenc.vae("nano", device="cpu").to(torch.bfloat16)
+    assert (vae.dtype, vae.device) == (torch.bfloat16, torch.device("cpu"))
+    latents = vae.encode(pictures).latent_dist.mode()
+    assert (latents.dtype, vae.decode(latents).sample.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert vae.to("meta").device == torch.device("meta")
+
+
+def test_unknown_names():
+    with pytest.raises(WeightsError, match="no encoder 'imported'"):
+        dynenc.vae("imported")
+    with pytest.raises(WeightsError, match="does not exist"):
+        dynenc.vae("nano", decoder="no such folder")
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """All of a Stable Diffusion pipeline but its VAE, tiny and with random weights."""
+    transformers = pytest.importorskip("transformers")
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8,
+        norm_num_groups=2,
+        attention_head_dim=2,
+    )
+    config = transformers.CLIPTextConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        vocab_size=9,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return {
+        "unet": unet.eval(),
+        "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
+        "text_encoder": transformers.CLIPTextModel(config).eval(),
+        "tokenizer": None,
+        "safety_checker": None,
+        "feature_extractor": None,
+        "image_encoder": None,
+        "requires_safety_checker": False,
+    }
+
+
+def prompt():
+    """What a prompt becomes."""
+    return {"prompt_embeds": torch.zeros(1, 3, 8), "negative_prompt_embeds": torch.zeros(1, 3, 8)}
+
+
+def test_in_an_image_to_image_pipeline(parts, photo_path):
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    other = AutoencoderKL(
+        block_out_channels=(4, 4, 4, 4),
+        norm_num_groups=2,
+        down_block_types=4 * ("DownEncoderBlock2D",),
+        up_block_types=4 * ("UpDecoderBlock2D",),
+    )
+    pipe = StableDiffusionImg2ImgPipeline(vae=other, **parts)
+    pipe.vae = vae = dynenc.vae("nano", device="cpu")
+    pipe = pipe.to("cpu", torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.vae is vae
+    pipe.vae.enable_tiling()
+    pipe.vae.enable_slicing()
+    picture = Image.open(photo_path).convert("RGB").crop((100, 60, 164, 124))
+
+    def run(strength):
+        generator = torch.Generator().manual_seed(0)
+        return pipe(
+            **prompt(),
+            image=picture,
+            strength=strength,
+            num_inference_steps=50,
+            generator=generator,
+        ).images[0]
+
+    barely, much = run(0.02), run(0.9)
+    expected = image.to_picture(vae(image.to_tensor(picture)).sample)
+    assert barely.size == picture.size
+
+    def distance(one):
+        return (image.to_tensor(one) - image.to_tensor(expected)).square().mean().item()
+
+    assert distance(barely) < 0.05 < distance(much)
+
+
+def test_in_pipelines_that_are_built_with_it(parts):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline(vae=dynenc.vae("nano", device="cpu"), **parts)
+    assert pipe.vae_scale_factor == 8
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(**prompt(), height=64, width=72, num_inference_steps=2).images[0].size == (72, 64)

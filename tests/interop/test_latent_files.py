@@ -1,0 +1,338 @@
+"""Files of latents that other programs read and write: theirs are the oracles here."""
+
+import io
+import json
+import pickle
+import struct
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from dynenc import codec, registry
+from dynenc.batch.records import LATENT_FORMS
+from dynenc.coding import quantize
+from dynenc.errors import LatentsError, UsageError
+from dynenc.interop import latent_files
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "v1_light_33x40.lat"  # 5 x 5 latents
+SCALE = 0.18215
+
+
+@pytest.fixture(scope="module")
+def read():
+    """The header and the latents [1, 4, 5, 5] of a picture of 33x40 px."""
+    return codec.read_latents(GOLDEN.read_bytes())
+
+
+@pytest.fixture
+def latents():
+    """As a VAE might give them, times 0.18215: [4, 6, 8]."""
+    return torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0)) * 0.8
+
+
+def comfy_loads(data: bytes) -> torch.Tensor:
+    """LoadLatent of ComfyUI's nodes.py."""
+    latent = safetensors.torch.load(data)
+    multiplier = 1.0
+    if "latent_format_version_0" not in latent:
+        multiplier = 1.0 / 0.18215
+    return latent["latent_tensor"].float() * multiplier
+
+
+def kohya_loads(data: bytes, bucket_reso: tuple[int, int]) -> tuple[np.ndarray, list, list]:
+    """_default_load_latents_from_disk of sd-scripts' library/strategy_base.py, stride 8."""
+    height, width = bucket_reso[1] // 8, bucket_reso[0] // 8  # bucket_reso is (W, H)
+    suffix = f"_{height}x{width}"
+    npz = np.load(io.BytesIO(data))
+    if "latents" + suffix not in npz:
+        raise ValueError(f"latents{suffix} not found")
+    latents = npz["latents" + suffix]
+    return latents, npz["original_size" + suffix].tolist(), npz["crop_ltrb" + suffix].tolist()
+
+
+def kohya_saves(latents: torch.Tensor, original_size, suffix: str) -> bytes:
+    """save_latents_to_disk of the same; before there were several sizes, the suffix was ""."""
+    arrays = {
+        "latents" + suffix: latents.float().cpu().numpy(),
+        "original_size" + suffix: np.array(original_size),
+        "crop_ltrb" + suffix: np.array((0, 0, *original_size)),
+    }
+    return npz(**arrays)
+
+
+def npz(**arrays) -> bytes:
+    """A .npz file."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def pt(content) -> bytes:
+    """A .pt file."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def test_comfyui_reads_what_is_written(read):
+    header, latents = read
+    loaded = comfy_loads(latent_files.write(".latent", header, latents))
+    torch.testing.assert_close(loaded, latents / SCALE)
+
+
+def test_kohya_reads_what_is_written(read):
+    header, latents = read
+    data = latent_files.write(".npz", header, latents)
+    loaded, original_size, crop = kohya_loads(data, (40, 40))
+    assert loaded.dtype == np.float32
+    np.testing.assert_allclose(loaded, latents[0].numpy() / SCALE, rtol=1e-6)
+    assert (original_size, crop) == ([33, 40], [0, 0, 33, 40])
+
+
+def test_safetensors_says_what_it_holds(read):
+    header, latents = read
+    data = latent_files.write(".safetensors", header, latents)
+    assert torch.equal(safetensors.torch.load(data)["latents"], latents[0])
+    length = int.from_bytes(data[:8], "little")
+    assert json.loads(data[8 : 8 + length])["__metadata__"] == {
+        "scale": "0.18215",
+        "width": "33",
+        "height": "40",
+        "encoder": "light",
+        "step": "0.2998046875",
+    }
+
+
+def test_pt_is_a_dict_that_weights_only_reads(read):
+    header, latents = read
+    loaded = torch.load(io.BytesIO(latent_files.write(".pt", header, latents)), weights_only=True)
+    assert torch.equal(loaded["latents"], latents[0])
+    assert (loaded["scale"], loaded["encoder"]) == ("0.18215", "light")
+
+
+@pytest.mark.parametrize("suffix", LATENT_FORMS.values())
+def test_what_is_written_is_read_again(read, suffix):
+    header, latents = read
+    found = latent_files.read(latent_files.write(suffix, header, latents), "a")
+    torch.testing.assert_close(found.latents, latents)
+    assert (found.width, found.height) == (33, 40)
+    knows_more = suffix != ".npz"
+    assert found.made_by.name == ("light" if knows_more else "imported")
+    assert found.step_q == (header.step_q if knows_more else None)
+
+
+@pytest.mark.parametrize(
+    "name",  # of files of SD latents
+    [p.stem for p in sorted(GOLDEN.parent.glob("v1_*.lat")) if "autoencoder" not in p.stem],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".latent", ".pt"])
+def test_export_and_import_give_the_same_file(name, suffix):
+    blob = (GOLDEN.parent / f"{name}.lat").read_bytes()
+    header, latents = codec.read_latents(blob)
+    found = latent_files.read(latent_files.write(suffix, header, latents), name)
+    again = codec.write_latents(
+        found.latents, found.width, found.height, found.step_q, found.made_by, rounded=True
+    )
+    alike = {1, 4} if header.coder_id in {1, 4} else {2, 3}  # coders of the same lattices
+    own = registry.named(found.made_by.coder, "coder").number
+    newest = own if own in alike else max(alike)
+    if header.flags or header.coder_id != newest:  # chunks are no latents
+        found_header, found_latents = codec.read_latents(again)
+        assert found_header == replace(header, coder_id=newest, flags=0)
+        assert torch.equal(found_latents, latents)
+    else:
+        assert again == blob
+
+
+def test_comfyuis_files_without_the_marker_are_in_sd_scale(latents):
+    old = safetensors.torch.save({"latent_tensor": latents[None]})
+    new = {"latent_tensor": latents[None] / SCALE, "latent_format_version_0": torch.tensor([])}
+    torch.testing.assert_close(comfy_loads(old) * SCALE, latents[None])
+    for data in (old, safetensors.torch.save(new)):
+        torch.testing.assert_close(latent_files.read(data, "a").latents, latents[None])
+
+
+@pytest.mark.parametrize("suffix", ["", "_6x8"])
+@pytest.mark.parametrize(("original", "size"), [((61, 43), (61, 43)), ((512, 384), (64, 48))])
+def test_kohyas_files_old_and_new(latents, suffix, original, size):
+    found = latent_files.read(kohya_saves(latents / SCALE, original, suffix), "a.npz")
+    torch.testing.assert_close(found.latents, latents[None])
+    assert (found.width, found.height) == size
+    assert (found.made_by.name, found.step_q, found.note) == ("imported", None, "")
+
+
+def test_flipped_latents_and_masks_are_left_out(latents):
+    arrays = {"latents_flipped_6x8": latents.flip(-1), "alpha_mask_6x8": np.ones((48, 64))}
+    data = npz(latents_6x8=latents / SCALE, original_size_6x8=np.array([64, 48]), **arrays)
+    torch.testing.assert_close(latent_files.read(data, "a.npz").latents, latents[None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(latents, dtype):
+    for make in (safetensors.torch.save, pt):
+        found = latent_files.read(make({"latents": latents.to(dtype)}), "a", SCALE)
+        torch.testing.assert_close(found.latents[0], latents, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("make", [lambda t: pt(t), lambda t: pt({"latents": t})])
+@pytest.mark.parametrize("make_scale", [1, SCALE])
+def test_scale_is_asked_for_where_no_file_says_it(latents, make, make_scale):
+    data = make(latents / SCALE * make_scale)
+    with pytest.raises(LatentsError, match=r"does not say in which scale .* --scale"):
+        latent_files.read(data, "a.pt")
+    torch.testing.assert_close(latent_files.read(data, "a.pt", make_scale).latents[0], latents)
+
+
+def test_scale_given_goes_before_what_a_file_says(latents):
+    data = kohya_saves(latents, (64, 48), "_6x8")  # against that program's custom
+    torch.testing.assert_close(latent_files.read(data, "a.npz", SCALE).latents[0], latents)
+
+
+@pytest.mark.parametrize("factor", [1 / SCALE, SCALE])
+def test_wrong_scale_is_noticed(latents, factor):
+    data = safetensors.torch.save({"latents": latents * factor})
+    assert "root mean square" in latent_files.read(data, "a", SCALE).note
+    assert latent_files.read(safetensors.torch.save({"latents": latents}), "a", SCALE).note == ""
+
+
+def test_scale_of_no_sd_1_model(latents):
+    with pytest.raises(UsageError, match=r"--scale 1 or 0\.18215"):
+        latent_files.read(pt(latents), "a.pt", 0.13025)
+    with pytest.raises(LatentsError, match=r"times 0\.5"):
+        latent_files.read(pt({"latents": latents, "scale": 0.5}), "a.pt")
+
+
+SDXL = "is for SDXL"
+OTHERS = {
+    "16 channels": (lambda t: pt(t.repeat(4, 1, 1)), "16 channels, as SD 3's and FLUX's"),
+    "SDXL's scale": (lambda t: pt({"latents": t, "scale": 0.13025}), SDXL),
+    "SDXL by metadata": (
+        lambda t: safetensors.torch.save(
+            {"latents": t}, {"modelspec.architecture": "stable-diffusion-xl-v1-base"}
+        ),
+        SDXL,
+    ),
+    "SDXL by ComfyUI's workflow": (
+        lambda t: safetensors.torch.save(
+            {"latent_tensor": t[None], "latent_format_version_0": torch.tensor([])},
+            {"prompt": '{"4": {"inputs": {"ckpt_name": "sd_xl_base_1.0.safetensors"}}}'},
+        ),
+        SDXL,
+    ),
+    "several pictures": (lambda t: pt(torch.stack([t, t])), "of 2 pictures"),
+    "several sizes": (lambda t: npz(latents_6x8=t, latents_5x5=t), "2 pictures, latents_6x8"),
+    "integers": (lambda t: pt(t.round().long()), "torch.int64"),
+    "flat": (lambda t: pt(t.flatten()), r"a tensor \[192\]"),
+    "empty": (lambda t: pt(t[:, :0]), r"a tensor \[4, 0, 8\]"),
+    "wide": (lambda t: pt(torch.zeros(4, 1, 8193)), r"a tensor \[4, 1, 8193\]"),
+    "NaN": (lambda t: pt(t.clone().fill_(torch.nan)), "192 latents that are infinite or NaN"),
+    "infinite": (lambda t: pt(t.index_fill(0, torch.tensor(1), torch.inf)), "48 latents"),
+    "missing keys": (lambda t: npz(latents_6x8=t), "does not say in which scale"),
+    "no latents": (lambda t: npz(crop_ltrb_6x8=t), "holds crop_ltrb_6x8 but no latents"),
+    "only sizes": (lambda t: npz(original_size=np.array([3, 4])), "holds original_size but no"),
+    "other tensors": (lambda t: safetensors.torch.save({"weight": t}), "holds weight but no"),
+    "a list": (lambda t: pt([t]), "holds a list"),
+    "more than there is": (lambda t: pt(torch.zeros(1).expand(4, 8000, 8000)), "claims to hold"),
+    "a picture": (lambda t: b"\x89PNG\r\n\x1a\n" + bytes(40), "neither safetensors nor"),
+    "nothing": (lambda t: b"", "neither safetensors nor"),
+    "an old pickle": (lambda t: pickle.dumps({"latents": 1}), "pickles, which can run any code"),
+    "an empty zip": (lambda t: npz(), "neither|no latents"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), OTHERS.values(), ids=OTHERS)
+def test_what_is_refused(latents, make, message):
+    with pytest.raises(LatentsError, match=message):
+        latent_files.read(make(latents), "a.npz")
+
+
+def test_sd_scripts_name_sdxl(latents):
+    with pytest.raises(LatentsError, match=SDXL):
+        latent_files.read(kohya_saves(latents, (64, 48), "_6x8"), "cat_0064x0048_sdxl.npz")
+
+
+def test_a_prompt_may_speak_of_sdxl(latents):
+    tensors = {"latent_tensor": latents[None]}
+    data = safetensors.torch.save(tensors, {"prompt": '{"text": "better than SDXL", "a": 1}'})
+    assert latent_files.read(data, "a.latent").width == 64
+
+
+class Trap:
+    """Unpickled, it leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda trap: npz(latents_6x8=np.array([trap], object)),
+        lambda trap: npz(original_size=np.array([trap], object), latents=np.zeros((4, 6, 8))),
+        lambda trap: pt({"latents": trap}),
+        lambda trap: pt({"latents": torch.zeros(4, 6, 8), "more": trap}),
+        lambda trap: pickle.dumps(trap),
+    ],
+    ids=["npz", "npz, beside", "pt", "pt, beside", "pickle"],
+)
+def test_nothing_is_unpickled(make, tmp_path):
+    data = make(Trap(tmp_path / "mark"))
+    with pytest.raises(LatentsError):
+        latent_files.read(data, "a.npz", 1)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_npz_that_claims_to_be_large():
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (4, 1000000, 1000000), }\n"
+    array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("latents.npy", array)
+    with pytest.raises(LatentsError, match="cut short, or claims to be larger"):
+        latent_files.read(file.getvalue(), "a.npz", 1)
+
+
+def test_npz_that_unpacks_to_a_lot(monkeypatch):
+    monkeypatch.setattr(latent_files, "MAX_BYTES", 2**20)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("latents.npy", bytes(latent_files.MAX_BYTES + 1))
+    with pytest.raises(LatentsError, match="unpacks to more"):
+        latent_files.read(file.getvalue(), "a.npz", 1)
+
+
+@pytest.mark.parametrize("suffix", LATENT_FORMS.values())
+def test_damaged_files_raise_only_latents_errors(read, suffix):
+    data = latent_files.write(suffix, *read)
+    random = np.random.default_rng(0)
+    for end in random.integers(0, len(data), 40):
+        with pytest.raises(LatentsError):
+            latent_files.read(data[:end], "a")
+    for place in random.integers(0, len(data), 150):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << random.integers(8)
+        try:
+            found = latent_files.read(bytes(damaged), "a")
+        except LatentsError:
+            continue
+        assert found.latents.isfinite().all()  # a bit of a latent
+
+
+def test_no_form_has_this_suffix(read):
+    with pytest.raises(LatentsError, match=r"'\.ckpt'"):
+        latent_files.write(".ckpt", *read)
+
+
+def test_imported_is_no_encoder_to_choose():
+    assert "imported" not in registry.names("encoder")
+    assert registry.maker(4).name == "imported"
+    assert len({maker.number for maker in registry.MAKERS}) == len(registry.MAKERS)
+    assert quantize.quality_to_step(80, codec.entropy_model("context")) == 134

@@ -1,0 +1,99 @@
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from dynenc import registry
+from dynenc.errors import WeightsError
+from dynenc.networks import loading
+
+LIMITS = {  # bytes
+    "nano": 89_000,
+    "light": 479_000,
+    "base": 10_000_000,
+    "embedded": 4_000_000,
+    "autoencoder": 1_100_000,
+}
+
+
+@pytest.mark.parametrize("model", registry.MODELS.values(), ids=lambda m: m.name)
+def test_weight_files_are_the_pinned_ones(model):
+    data = registry.read_file(model)
+    assert hashlib.sha256(data).hexdigest() == model.sha256
+
+
+@pytest.mark.parametrize(("name", "limit"), LIMITS.items())
+def test_weight_files_are_small(name, limit):
+    assert (registry.folder() / registry.MODELS[name].file).stat().st_size <= limit
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_weight_files_say_how_they_were_made(name):
+    with safe_open(registry.folder() / registry.MODELS[name].file, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["model"] == name
+    assert json.loads(metadata["config"])["seed"] >= 0
+    assert json.loads(metadata["figures"])["psnr_db"] > 15
+    assert {"data", "teacher", "commit", "steps"} <= set(metadata)
+
+
+def test_every_file_in_the_folder_is_in_the_table():
+    files = {path.name for path in registry.folder().iterdir()}
+    assert files == {model.file for model in registry.MODELS.values()}
+
+
+def test_numbers_on_disk_do_not_move():
+    numbers = {(m.kind, m.name): m.number for m in registry.MODELS.values()}
+    assert numbers == {
+        ("encoder", "nano"): 1,
+        ("encoder", "light"): 2,
+        ("encoder", "base"): 3,
+        ("decoder", "embedded"): 1,
+        ("coder", "context"): 1,
+        ("coder", "trellis"): 2,
+        ("coder", "wide"): 3,
+        ("coder", "plain"): 4,
+        ("autoencoder", "autoencoder"): 5,
+    }
+
+
+def test_unknown_names():
+    with pytest.raises(WeightsError, match="choose one of nano, light, base"):
+        loading.load_named("embedded", "encoder")
+
+
+@pytest.mark.parametrize("damage", ["missing", "altered", "short"])
+def test_missing_or_altered_files(tmp_path, monkeypatch, damage):
+    data = bytearray(registry.read_file(registry.MODELS["nano"]))
+    monkeypatch.setattr(registry, "folder", lambda: tmp_path)
+    if damage != "missing":
+        data[-1] ^= 1
+        (tmp_path / "nano.safetensors").write_bytes(data if damage == "altered" else data[:-9])
+    with pytest.raises(WeightsError, match=r"nano\.safetensors.*reinstall dynenc"):
+        loading.load_encoder("nano")
+
+
+def test_saved_weights_load(tmp_path):
+    torch.manual_seed(0)
+    network = loading.build(registry.MODELS["nano"])
+    path = tmp_path / "mine.safetensors"
+    loading.save_weights(network.state_dict(), path, {"model": "nano"})
+    loaded = loading.load_path(path)
+    image = torch.rand(1, 3, 16, 16)
+    assert torch.allclose(loaded(image), network(image), atol=2e-3)
+
+
+def test_files_that_are_not_weights(tmp_path):
+    (path := tmp_path / "x.safetensors").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        loading.load_path(path)
+    with pytest.raises(WeightsError, match="cannot be read"):
+        loading.load_path(tmp_path / "none.safetensors")
+    loading.save_weights({"a": torch.zeros(1)}, path, {"model": "nano"})
+    with pytest.raises(WeightsError, match="does not hold"):
+        loading.load_path(path)
+    loading.save_weights({"a": torch.zeros(1)}, path, {})
+    with pytest.raises(WeightsError, match="does not name a model"):
+        loading.load_path(path)

@@ -1,0 +1,254 @@
+import contextlib
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dynenc
+from dynenc import codec, metrics, registry
+from dynenc.codec import Codec, read_latents
+from dynenc.coding import bitstream, quantize
+from dynenc.errors import BitstreamError, Corrupt, ImageError, UnknownModel, WeightsError
+from dynenc.imaging.image import to_picture, to_tensor
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return Codec.from_pretrained("nano", decoder="embedded", device="cpu")
+
+
+@pytest.fixture
+def photo(photo_path):
+    return Image.open(photo_path).convert("RGB").crop((100, 60, 199, 141))
+
+
+def test_public_names():
+    assert dynenc.__all__ == [
+        "Codec",
+        "DynamicConv",
+        "DynencError",
+        "HybridDense",
+        "LatentDataset",
+        "convert",
+        "load_decoder",
+        "load_encoder",
+        "vae",
+    ]
+    for name in dynenc.__all__:
+        assert getattr(dynenc, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = dynenc.nothing
+
+
+def test_a_photograph_survives(nano, photo):
+    decoded = nano.decode(nano.encode(photo))
+    assert decoded.size == photo.size
+    assert metrics.psnr_db(to_tensor(decoded), to_tensor(photo)) > 18
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (7, 13), (8, 8), (64, 1), (33, 40)])
+def test_any_size(nano, size):
+    picture = Image.effect_noise(size, 40).convert("RGB")
+    assert nano.decode(nano.encode(picture)).size == size
+
+
+def test_tensors_and_pictures_give_the_same_bytes(nano, photo):
+    tensor = to_tensor(photo)
+    blob = nano.encode(photo)
+    assert nano.encode(tensor) == blob
+    assert nano.encode(tensor[0]) == blob
+    decoded = nano.decode_tensor(blob)
+    assert decoded.shape == tensor.shape
+    assert to_picture(decoded).tobytes() == nano.decode(blob).tobytes()
+
+
+def test_arrays_and_pictures_give_the_same_bytes(nano, photo):
+    array, blob = np.array(photo), nano.encode(photo)
+    assert nano.encode(array) == blob
+    assert nano.encode(np.asarray(photo)) == blob  # which cannot be written to
+    assert nano.encode(torch.from_numpy(array).permute(2, 0, 1)) == blob
+    mirrored = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert nano.encode(array[:, ::-1]) == nano.encode(mirrored)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3))]
+)
+def test_arrays_that_are_no_picture(nano, array):
+    with pytest.raises(ImageError, match="array"):
+        nano.encode(array)
+
+
+@pytest.mark.parametrize("encoder", ["nano", "light", "base"])
+def test_tiles_give_the_latents_of_the_whole(photo, encoder, monkeypatch):
+    coder = Codec(encoder, device="cpu")
+    pictures = [photo, torch.rand(1, 3, 81, 99) * 2 - 1]
+    with torch.inference_mode():
+        for picture in pictures:
+            monkeypatch.setattr("dynenc.networks.layers.has_bfloat16", lambda: False)
+            whole = coder._latents([picture])
+            monkeypatch.setattr(codec, "TILE", 5)
+            tiles = coder._latents([picture])
+            monkeypatch.undo()
+            torch.testing.assert_close(tiles, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["light", "base"])
+def test_bfloat16_hardly_moves_latents(photo, encoder, monkeypatch):
+    """Where the CPU has it the blocks use it, unless somebody wants a gradient."""
+    network, picture, found = dynenc.load_encoder(encoder), to_tensor(photo)[..., :80, :96], {}
+    for half in (False, True):
+        monkeypatch.setattr("dynenc.networks.layers.has_bfloat16", lambda half=half: half)
+        with torch.no_grad():
+            found[half] = network(picture)
+    torch.testing.assert_close(network(picture), found[False])
+    error = (found[True] - found[False]).square().mean().sqrt()
+    assert 0 < error < 0.005
+
+
+def test_encoding_twice_gives_the_same_bytes(nano, photo):
+    assert nano.encode(photo) == nano.encode(photo)
+
+
+def test_grey_and_transparent_pictures(nano, photo):
+    for mode in ("L", "RGBA", "P"):
+        assert nano.decode(nano.encode(photo.convert(mode))).size == photo.size
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 8), (1, 8, 8), (2, 3, 8, 8), (8, 8), (3, 70_000, 1)])
+def test_tensors_that_are_no_picture(nano, shape):
+    with pytest.raises(ImageError):
+        nano.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("quality", [-1, 100.5, float("nan")])
+def test_quality_out_of_range(nano, photo, quality):
+    with pytest.raises(ValueError, match="quality"):
+        nano.encode(photo, quality=quality)
+
+
+def test_values_that_are_not_numbers_do_not_break_the_file(nano):
+    image = torch.full((1, 3, 16, 16), float("nan"))
+    image[..., 8:] = 1e30
+    assert nano.decode(nano.encode(image)).size == (16, 16)
+
+
+def test_an_encoder_notices_that_its_weights_changed():
+    """It keeps what it makes of them for pixels of 8 bits."""
+    pixels = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
+    encoder = dynenc.load_encoder("nano")
+    before = encoder(pixels)
+    encoder.linear.weight.mul_(2)
+    after = encoder(pixels)
+    assert (after - before).abs().max() > 0.1
+    assert (after - encoder(pixels / 127.5 - 1)).abs().max() < 1e-5
+    encoder.load_state_dict(dynenc.load_encoder("nano").state_dict())
+    assert encoder(pixels).equal(before)
+    with torch.inference_mode():
+        assert dynenc.load_encoder("nano")(pixels).equal(before)
+
+
+def test_pixels_of_8_bits_train_as_floats_do():
+    pixels = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
+    gradients = []
+    for image in (pixels, pixels / 127.5 - 1):
+        encoder = dynenc.load_encoder("nano").requires_grad_()
+        with torch.inference_mode():
+            encoder(pixels)  # rows that are made here are without a gradient
+        encoder(image).square().sum().backward()
+        gradients.append(encoder.stem.weight.grad)
+    assert gradients[0].abs().max() > 0
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-4)
+    frozen = dynenc.load_encoder("nano")
+    with torch.inference_mode():
+        before = frozen(pixels)
+    assert frozen(pixels).equal(before)
+
+
+def test_unknown_encoder():
+    with pytest.raises(WeightsError, match="nano, light, base"):
+        Codec("huge")
+
+
+def test_foreign_model_numbers(nano, photo):
+    header, payload = bitstream.read(nano.encode(photo))
+    for change in ({"model_id": 200}, {"coder_id": 200}):
+        with pytest.raises(UnknownModel, match=r"200.*update"):
+            nano.decode(bitstream.write(replace(header, **change), payload))
+
+
+def test_a_payload_of_another_size_is_refused(nano, photo):
+    header, payload = bitstream.read(nano.encode(photo))
+    other = replace(header, width=header.width + 80)
+    with pytest.raises(Corrupt):
+        nano.decode(bitstream.write(other, payload))
+
+
+def test_random_payloads_raise_only_bitstream_errors(nano):
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        header = bitstream.Header(*random.integers(1, 300, 3).tolist(), 1, 1)
+        junk = random.bytes(4 * int(random.integers(0, 60)))
+        with contextlib.suppress(BitstreamError):
+            codec.read_latents(bitstream.write(header, junk))
+
+
+@pytest.mark.parametrize("name", registry.names("encoder"))
+def test_encoders_are_local(name, photo_path):
+    """A crop aligned to 8 px has the crop of the latents, away from the border."""
+    image = to_tensor(Image.open(photo_path).convert("RGB"))[..., :296, :448]
+    encoder = dynenc.load_encoder(name)
+    with torch.inference_mode():
+        whole = encoder(image)
+        part = encoder(image[..., 64:264, 80:360])
+    margin = 6
+    inner = part[..., margin:-margin, margin:-margin]
+    expected = whole[..., 8 + margin : 33 - margin, 10 + margin : 45 - margin]
+    assert (inner - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("name", registry.names("encoder"))
+def test_encoder_shapes(name):
+    with torch.inference_mode():
+        assert dynenc.load_encoder(name)(torch.zeros(2, 3, 16, 24)).shape == (2, 4, 2, 3)
+
+
+def test_picture_formats_do_not_matter(nano, photo):
+    buffer = io.BytesIO()
+    photo.save(buffer, "WEBP", lossless=True)
+    assert nano.encode(Image.open(buffer)) == nano.encode(photo)
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert codec.pick_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert codec.pick_device("auto") == torch.device("cuda")
+    with pytest.raises(dynenc.DynencError, match="mps"):
+        codec.pick_device("mps")
+
+
+@pytest.mark.parametrize("encoder", ["light", "base"])
+def test_flat_pictures_are_rounded_plainly(photo, encoder):
+    """As a constant is cheaper on one lattice than on two."""
+    made = Codec(encoder, device="cpu")
+    coder = codec.entropy_model(made.model.coder)
+    assert bitstream.read(made.encode(photo))[0].coder_id == 3
+    coders, (n_bytes, errors) = [], np.zeros((2, 2))
+    for colour in ((243, 8, 36), (79, 222, 108), (121, 131, 193)):
+        flat = Image.new("RGB", (200, 200), colour)
+        blob = made.encode(flat, quality=25)
+        header, decoded = read_latents(blob)
+        coders.append(header.coder_id)
+        latents = made._latents([flat])
+        symbols = quantize.to_symbols(latents, header.step_q, coder)
+        again = quantize.from_symbols(symbols, header.step_q, coder)
+        n_bytes += len(blob), len(coder.encode(symbols, header.step_q))
+        errors += [(each - latents).square().mean().item() for each in (decoded, again)]
+    assert 4 in coders
+    assert n_bytes[0] < 0.95 * n_bytes[1]
+    assert errors[0] < 1.3 * errors[1]

@@ -1,0 +1,129 @@
+"""Pillow opens and saves .lat files, without importing torch before pixels are needed."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops, UnidentifiedImageError
+
+import dynenc.pillow
+from dynenc import Codec
+from dynenc.batch import plan
+from dynenc.coding import bitstream
+from dynenc.errors import WeightsError
+
+GOLDEN = Path(__file__).parent / "golden" / "v1_light_33x40.lat"
+
+
+@pytest.fixture
+def picture(photo_path):
+    return Image.open(photo_path).convert("RGB").crop((100, 60, 171, 109))
+
+
+def saved(picture, **options):
+    file = io.BytesIO()
+    picture.save(file, "LAT", **options)
+    return file.getvalue()
+
+
+def test_open_gives_what_the_codec_decodes():
+    with Image.open(GOLDEN) as picture:
+        assert (picture.format, picture.mode, picture.size) == ("LAT", "RGB", (33, 40))
+        assert picture.get_format_mimetype() == "image/x-lat"
+        expected = Codec(decoder="embedded").decode(GOLDEN.read_bytes())
+        assert ImageChops.difference(picture, expected).getbbox() is None
+        assert picture.resize((8, 8)).size == (8, 8)
+
+
+def test_save_by_suffix(picture, tmp_path):
+    picture.save(tmp_path / "a.lat", quality=80)
+    blob = (tmp_path / "a.lat").read_bytes()
+    assert blob == Codec().encode(picture, quality=80)
+    assert bitstream.read(blob)[0].step_q == 150
+    with Image.open(tmp_path / "a.lat") as again:
+        assert again.size == picture.size
+        again.convert("L").save(tmp_path / "b.png")
+
+
+@pytest.mark.filterwarnings("ignore::dynenc.errors.PictureWarning")  # of 16 bits
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
+def test_save_of_any_mode(picture, mode):
+    blob = saved(picture.convert("L").convert(mode))
+    opened = Image.open(io.BytesIO(blob))
+    expected = Codec(decoder="embedded").decode(blob)
+    assert (opened.mode, opened.size) == (expected.mode, expected.size)
+    assert opened.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_known_at_once_and_comes_back(picture, mode):
+    alpha = Image.linear_gradient("L").resize(picture.size)
+    transparent = picture.convert(mode)
+    transparent.putalpha(alpha)
+    opened = Image.open(io.BytesIO(saved(transparent)))
+    assert opened.mode == mode
+    assert opened.getchannel("A").tobytes() == alpha.tobytes()
+
+
+def test_metadata_is_kept_if_asked_for(picture):
+    exif = Image.Exif()
+    exif[0x010E] = "a cat"
+    picture.info["exif"] = exif.tobytes()
+    opened = Image.open(io.BytesIO(saved(picture, keep_metadata=True)))
+    opened.load()
+    assert opened.getexif()[0x010E] == "a cat"
+
+
+def test_options_of_save(picture):
+    assert saved(picture) == Codec().encode(picture)
+    assert bitstream.read(saved(picture, encoder="nano"))[0].model_id == 1
+    with pytest.raises(WeightsError, match="no encoder 'none'"):
+        saved(picture, encoder="none")
+    with pytest.raises(ValueError, match="quality 101"):
+        saved(picture, quality=101)
+
+
+def test_failed_save_leaves_no_file(picture, tmp_path):
+    with pytest.raises(ValueError, match="quality -1"):
+        picture.save(tmp_path / "a.lat", quality=-1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_decoder_is_a_choice(monkeypatch):
+    monkeypatch.setattr(dynenc.pillow, "decoder", "no/such folder")
+    with Image.open(GOLDEN) as opened, pytest.raises(WeightsError):
+        opened.load()
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:4], lambda b: b[:30] + b[31:]])
+def test_damaged_files_are_refused(damage):
+    with pytest.raises(UnidentifiedImageError, match="file is"):
+        Image.open(io.BytesIO(damage(GOLDEN.read_bytes())))
+
+
+def test_damaged_payload_is_noticed_at_load():
+    header, payload = bitstream.read(GOLDEN.read_bytes())
+    opened = Image.open(io.BytesIO(bitstream.write(header, payload + bytes(4))))
+    with pytest.raises(OSError, match="payload"):
+        opened.load()
+
+
+def test_bombs_meet_pillows_limit():
+    header = bitstream.Header(65_535, 65_535, 307, 2, 1)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(bitstream.write(header, bytes(100))))
+
+
+def test_lat_files_in_a_folder_are_no_pictures_to_encode():
+    assert ".lat" not in plan.input_suffixes("encode")
+
+
+def test_torch_waits_until_pixels_are_needed():
+    code = (
+        "import sys, dynenc.pillow; from PIL import Image;"
+        f"p = Image.open({str(GOLDEN)!r}); assert p.size == (33, 40);"
+        "assert 'torch' not in sys.modules; p.load(); assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

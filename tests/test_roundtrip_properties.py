@@ -1,0 +1,95 @@
+"""What one half of the codec does, the other undoes; for the format and the coder see beside."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from dynenc import codec, registry
+from dynenc.batch import converter
+from dynenc.codec import Codec
+from dynenc.coding import quantize
+from dynenc.coding.entropy import LIMIT
+from dynenc.imaging import image
+from dynenc.io import storage
+from dynenc.networks import loading
+
+NANO = Codec.from_pretrained("nano", decoder="embedded", device="cpu")
+sides = st.integers(1, 20)
+
+
+@st.composite
+def pictures(draw):
+    """RGB pictures of up to 20x20 px, of noise between two colours."""
+    shape = (draw(sides), draw(sides), 3)
+    low, high = sorted((draw(st.integers(0, 255)), draw(st.integers(0, 255))))
+    random = np.random.default_rng(draw(st.integers(0, 99)))
+    return Image.fromarray(random.integers(low, high + 1, shape, np.uint8))
+
+
+@given(pictures())
+def test_pixels_survive_the_tensor(picture):
+    assert image.to_picture(image.to_tensor(picture)).tobytes() == picture.tobytes()
+
+
+@given(pictures())
+def test_padding_only_adds(picture):
+    tensor = image.to_tensor(picture)
+    padded = image.pad(tensor)
+    assert padded[..., : picture.height, : picture.width].equal(tensor)
+    assert not any(side % 8 for side in padded.shape[-2:])
+
+
+@given(
+    hnp.arrays(np.int32, (4, 3, 6), elements=st.integers(3 - LIMIT, LIMIT - 3)),
+    st.integers(1, 65_535),
+    st.sampled_from(registry.names("coder")),
+)
+def test_symbols_survive_dequantising(symbols, step_q, name):
+    coder = codec.entropy_model(name)
+    latents = quantize.from_symbols(symbols, step_q, coder)
+    assert np.array_equal(quantize.to_symbols(latents, step_q, coder, bit=0), symbols)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pictures(), st.floats(0, 100))
+def test_a_picture_keeps_its_size_and_its_latents_their_values(picture, quality):
+    blob = NANO.encode(picture, quality=quality)
+    header, latents = codec.read_latents(blob)
+    assert (header.width, header.height) == picture.size == NANO.decode(blob).size
+    with torch.inference_mode():
+        raw = NANO.encoder(image.pad(image.to_tensor(picture)))
+    assert (raw - latents).abs().max() <= header.step_q / 2048 * (1 + 1e-4)
+    assert NANO.encode(picture, quality=quality) == blob
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300))
+def test_bytes_survive_the_disk(data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.lat")
+        with storage.writing(str(path), overwrite=False) as file:
+            file.write(b"\x89LAT" + data)
+        assert converter.read_bytes(str(path)) == b"\x89LAT" + data
+        with storage.writing(str(path), overwrite=True) as file:
+            file.write(data)
+        assert path.read_bytes() == data
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+@pytest.mark.parametrize("model", ["nano", "embedded"])
+def test_weights_survive_the_disk(model, seed):
+    torch.manual_seed(seed)
+    network = loading.build(registry.MODELS[model])
+    state = {name: torch.randn_like(value).half() for name, value in network.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        loading.save_weights(state, path := Path(folder, "x.safetensors"), {"model": model})
+        loaded = loading.load_path(path).state_dict()
+    assert all(loaded[name].equal(value.float()) for name, value in state.items())

@@ -1,0 +1,312 @@
+import json
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from dynenc.cli.main import app
+from dynenc.coding.entropy import EntropyModel
+from dynenc.errors import ImageError, UsageError, WeightsError
+from dynenc.evaluation.lpips import LPIPS
+from dynenc.networks.encoder import to_floats
+from dynenc.networks.loading import load_path
+from dynenc.training.crops import Crops, build_cache, iter_images
+from dynenc.training.trainer import (
+    PRESETS,
+    Prior,
+    TrainConfig,
+    TrainPaths,
+    configure,
+    train,
+    train_with_progress,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three pictures, a file that is none, a tiny teacher and a tiny LPIPS."""
+    from diffusers import AutoencoderTiny
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    folder = tmp_path_factory.mktemp("train")
+    (pictures := folder / "pictures").mkdir()
+    for i, size in enumerate([(80, 64), (65, 71), (40, 90), (36, 200)]):
+        Image.effect_noise(size, 60).convert("RGB").save(pictures / f"{i}.png")
+    (pictures / "notes.txt").write_text("not a picture")
+    torch.manual_seed(0)
+    channels = (8, 8, 8, 8)
+    AutoencoderTiny(
+        encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels,
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    ).save_pretrained(folder / "teacher")
+    widths = [3, 4, 6, 5, 4, 4]
+    kernels = [11, 5, 3, 3, 3]
+    state = {}
+    for i, kernel in enumerate(kernels):
+        shape = (widths[i + 1], widths[i], kernel, kernel)
+        state[f"AlexNet_0.Conv_{i}.kernel"] = torch.randn(shape) * 0.2
+        state[f"AlexNet_0.Conv_{i}.bias"] = torch.zeros(widths[i + 1])
+        state[f"NetLinLayer_{i}.Conv_0.kernel"] = torch.rand(1, widths[i + 1], 1, 1)
+    save_file(state, folder / "lpips.safetensors")
+    return folder
+
+
+def paths(folder, run, **changes):
+    values = {
+        "data": (folder / "pictures",),
+        "teacher": folder / "teacher",
+        "lpips": folder / "lpips.safetensors",
+        "run": run,
+        "export": run / "out.safetensors",
+    }
+    return TrainPaths(**values | changes)
+
+
+SMALL = {"steps": 6, "distill_steps": 2, "batch": 2, "crop": 40, "warmup_steps": 2}
+
+
+def nothing(_step, _terms):
+    pass
+
+
+@pytest.mark.parametrize("preset", ["nano", "light", "autoencoder"])
+def test_resuming_gives_the_same_weights(folder, tmp_path, preset):
+    config = replace(PRESETS[preset], **SMALL)
+    straight = paths(folder, tmp_path / "straight")
+    train(config, straight, CPU, nothing)
+
+    stopped = paths(folder, tmp_path / "stopped")
+
+    def stop(step, _terms):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stopped, CPU, stop)
+    assert not stopped.export.exists()
+    train(config, stopped, CPU, nothing)
+    one, two = load_file(straight.export), load_file(stopped.export)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_another_configuration_does_not_take_the_checkpoint(folder, tmp_path):
+    config = replace(PRESETS["nano"], **SMALL)
+    where = paths(folder, tmp_path)
+    train(config, where, CPU, nothing)
+    with pytest.raises(Exception, match="other settings"):
+        train(replace(config, seed=1), where, CPU, nothing)
+
+
+def test_what_is_exported_may_lie_between_the_start_and_the_end(folder, tmp_path):
+    begin = paths(folder, tmp_path / "begin")
+    config = replace(PRESETS["nano"], **SMALL)
+    train(config, begin, CPU, nothing)
+    found = {}
+    for share in (0.0, 0.5, 1.0):
+        where = paths(folder, tmp_path / str(share), start=begin.export)
+        train(replace(config, seed=1, share_of_start=share), where, CPU, nothing)
+        found[share] = load_file(where.export)
+    start = load_file(begin.export)
+    name = "stem.weight"
+    assert not torch.equal(found[0.0][name], start[name])
+    assert torch.equal(found[1.0][name], start[name])
+    mean = (found[0.0][name].float() + start[name].float()) / 2
+    assert torch.allclose(found[0.5][name].float(), mean, rtol=2e-3, atol=1e-6)
+
+
+def test_the_autoencoder_learns_whole_and_pays_for_its_bits(folder, tmp_path):
+    where = paths(folder, tmp_path, test=folder / "pictures")
+    config = replace(PRESETS["autoencoder"], **SMALL | {"distill_steps": 0})
+    seen = []
+    figures = train(config, where, CPU, lambda _, terms: seen.append(terms))
+    assert all(terms.keys() == {"mse", "lpips", "rate"} for terms in seen)
+    assert all(terms["rate"] > 0 for terms in seen)
+    assert figures["pictures"] == 4
+    network = load_path(where.export)
+    image = torch.rand(1, 3, 32, 40) * 2 - 1
+    with torch.inference_mode():
+        assert network(image).shape == image.shape
+        assert torch.equal(network(image), network.decoder(network.encoder(image)))
+    assert 2 * sum(p.numel() for p in network.parameters()) < 1_000_000
+
+
+def test_bits_of_the_prior_are_those_of_its_distribution():
+    """Over all symbols the probabilities sum to 1; a position never sees itself or what follows."""
+    torch.manual_seed(0)
+    prior = Prior()
+    latents, step = torch.randn(1, 4, 6, 6), torch.full((1, 1, 1, 1), 0.5)
+    symbols = torch.arange(-400, 401).view(-1, 1, 1, 1) * step
+    many = latents.repeat(len(symbols), 1, 1, 1)
+    many[:, :, 3:4, 3:4] = symbols
+    with torch.no_grad():
+        bits = prior(many, step.expand(len(symbols), 1, 1, 1))
+    assert torch.allclose((2 ** -bits[:, :, 3, 3]).sum(0), torch.ones(4), atol=2e-3)
+    assert torch.equal(bits[0, :, :3], bits[-1, :, :3])
+    assert torch.equal(bits[0, :, 3, :3], bits[-1, :, 3, :3])
+
+
+def test_embedded_decoder_learns_from_teacher_and_encoders(folder, tmp_path):
+    encoder = paths(folder, tmp_path / "encoder")
+    train(replace(PRESETS["nano"], **SMALL), encoder, CPU, nothing)
+    where = paths(
+        folder, tmp_path / "decoder", encoders=(encoder.export,), test=folder / "pictures"
+    )
+    seen = []
+    config = replace(PRESETS["embedded"], **SMALL | {"distill_steps": 0})
+    figures = train(config, where, CPU, lambda _, terms: seen.append(terms))
+    assert all(terms.keys() == {"mse", "lpips"} for terms in seen)
+    assert figures["pictures"] == 4
+    with safe_open(where.export, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["model"] == "embedded"
+    assert json.loads(metadata["figures"]) == figures
+    assert json.loads(metadata["config"])["steps"] == 6
+    assert metadata["data"] == "pictures"
+
+    through = paths(folder, tmp_path / "again", start=encoder.export, embedded=where.export)
+    config = replace(PRESETS["nano"], **SMALL | {"distill_steps": 0})
+    train(config, through, CPU, nothing)
+    assert through.export.exists()
+
+
+def test_encoder_and_decoder_learn_together(folder, tmp_path):
+    decoder = paths(folder, tmp_path / "decoder")
+    small = SMALL | {"distill_steps": 0}
+    train(replace(PRESETS["embedded"], **small), decoder, CPU, nothing)
+    other = paths(folder, tmp_path / "other")
+    train(replace(PRESETS["nano"], **small, seed=1), other, CPU, nothing)
+    where = paths(
+        folder,
+        tmp_path / "both",
+        embedded=decoder.export,
+        encoders=(other.export,),
+        test=folder / "pictures",
+    )
+    config = replace(PRESETS["nano"], **small, joint=1, embedded_share=1.0, rate=0.02)
+    seen = []
+    train(config, where, CPU, lambda _, terms: seen.append(terms))
+    assert all(terms["rate"] > 0 for terms in seen)
+    before, after = load_file(decoder.export), load_file(tmp_path / "both" / "embedded.safetensors")
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["layers.0.weight"], after["layers.0.weight"])
+    with safe_open(where.export, "pt") as file:
+        assert file.metadata()["model"] == "nano"
+    with pytest.raises(UsageError, match="--embedded"):
+        train(config, paths(folder, tmp_path / "alone"), CPU, nothing)
+
+
+def test_training_lowers_the_distance_to_the_teacher(folder, tmp_path):
+    settings = SMALL | {"steps": 60, "distill_steps": 60, "batch": 4}
+    seen = []
+    train(
+        replace(PRESETS["nano"], **settings),
+        paths(folder, tmp_path),
+        CPU,
+        lambda _, terms: seen.append(terms["tie"]),
+    )
+    assert np.mean(seen[-10:]) < np.mean(seen[:10])
+
+
+def test_command(folder, tmp_path):
+    command = ["train", "nano", "--data", folder / "pictures", "--teacher", folder / "teacher"]
+    command += ["--lpips", folder / "lpips.safetensors", "--run", tmp_path / "run"]
+    command += ["-o", tmp_path / "nano.safetensors", "--test", folder / "pictures"]
+    for name, value in SMALL.items():
+        command += ["--set", f"{name}={value}"]
+    result = CliRunner().invoke(app, [str(c) for c in command])
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["pictures"] == 4
+    assert (tmp_path / "nano.safetensors").exists()
+
+
+def test_coder_is_fitted_to_teacher_and_encoders(folder, tmp_path):
+    encoder = paths(folder, tmp_path / "encoder")
+    train(replace(PRESETS["nano"], **SMALL), encoder, CPU, nothing)
+    config = configure("context", ["samples=300", "iterations=3", "batch=64", "copies=1"])
+    changes = {"encoders": (encoder.export,), "test": folder / "pictures", "lpips": None}
+    where = paths(folder, tmp_path, **changes, data=(large_pictures(tmp_path / "large"),))
+    figures = train_with_progress(config, where, CPU, quiet=True)
+    assert figures["pictures"] == 4
+    assert 0 < figures["bpp"] < 10
+    model = EntropyModel.load(where.export.read_bytes())
+    symbols = np.ones((4, 3, 5), np.int32)
+    assert np.array_equal(model.decode(model.encode(symbols, 307), 3, 5, 307), symbols)
+
+
+def large_pictures(folder):
+    """Pictures of the size that crops for training must have."""
+    folder.mkdir()
+    for i in range(2):
+        Image.effect_noise((136, 128), 60).convert("RGB").save(folder / f"{i}.png")
+    return folder
+
+
+def test_networks_need_lpips(folder, tmp_path):
+    with pytest.raises(UsageError, match="--lpips"):
+        train(PRESETS["nano"], paths(folder, tmp_path, lpips=None), CPU, nothing)
+
+
+def test_settings():
+    assert configure("nano", ["steps=5", "lpips=0.5"]) == replace(
+        PRESETS["nano"], steps=5, lpips=0.5
+    )
+    for wrong in ("steps", "steps=x", "speed=1", "preset=base"):
+        with pytest.raises(UsageError, match=wrong):
+            configure("nano", [wrong])
+
+
+def test_every_preset_is_a_model_and_every_field_a_number():
+    for name, config in PRESETS.items():
+        assert isinstance(config, TrainConfig)
+        assert config.preset == name
+
+
+def test_crops_are_aligned_with_their_latents(folder, tmp_path):
+    class Mean(torch.nn.Module):
+        def forward(self, image):
+            return torch.nn.functional.avg_pool2d(image, 8)[:, [0, 1, 2, 0]]
+
+    build_cache(folder / "pictures", tmp_path / "cache", Mean(), 40)
+    crops = Crops([tmp_path / "cache"], 40)
+    assert len(crops) == 3
+    pixels, latents = crops.sample(20, np.random.default_rng(0))
+    assert pixels.shape == (20, 3, 40, 40)
+    assert torch.allclose(Mean()(to_floats(pixels)), latents, atol=2e-3)
+
+
+def test_tar_shards_hold_the_same_pictures(folder, tmp_path):
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(folder / "pictures", "x")
+    from_tar = [(n.split("/")[-1], p.tobytes()) for n, p in iter_images(tmp_path / "shard.tar")]
+    assert from_tar == [(n, p.tobytes()) for n, p in iter_images(folder / "pictures")]
+
+
+def test_data_that_is_not_there(tmp_path):
+    with pytest.raises(ImageError, match="neither a folder nor a tar"):
+        list(iter_images(tmp_path / "none.tar"))
+
+
+def test_lpips_of_equal_pictures_is_zero(folder):
+    distance = LPIPS(folder / "lpips.safetensors")
+    one, two = torch.rand(2, 2, 3, 64, 64)
+    assert torch.equal(distance(one, one), torch.zeros(2))
+    assert (distance(one, two) > 0).all()
+
+
+def test_lpips_needs_its_weights(folder, tmp_path):
+    with pytest.raises(WeightsError, match="LPIPS"):
+        LPIPS(tmp_path / "none.safetensors")
+    with pytest.raises(WeightsError, match="LPIPS"):
+        LPIPS(folder / "teacher" / "diffusion_pytorch_model.safetensors")
