@@ -1,58 +1,74 @@
-"""Everything dynenc raises on purpose, and the exit code of the command.
+"""Every error that dynenc raises on purpose, and the exit code that the command ends with.
 
-DynencError             1   (also: some files of a batch failed)
-├── UsageError          2   an option's value makes no sense
-├── ImageError          3   the picture cannot be read
-├── BitstreamError      4   the .lat file cannot be read
-│   ├── NotALatFile         its first bytes are not those of a .lat file
+DynencError             1   base class (also: some of several files failed)
+├── UsageError          2 * an argument has a value that makes no sense
+├── ImageError          3 * the image cannot be read
+├── BitstreamError      4 * the .lat file cannot be read
+│   ├── NotALatFile         it does not start with the magic bytes of a .lat file
 │   ├── UnsupportedVersion  written by a newer dynenc
-│   ├── UnknownModel        names a coder or encoder that this dynenc does not have
-│   ├── OtherLatents        holds latents that the decoder asked for cannot read
+│   ├── UnknownModel        names an entropy coder or encoder that this dynenc does not have
+│   ├── OtherLatents        its latents are not those that the chosen decoder reads
 │   ├── TooLarge            more pixels than the limit
-│   └── Corrupt             damaged, cut short, or contradicting itself
-├── WeightsError        5   weights are missing, altered, or not for these latents
-├── OutputExists        6   refused to overwrite; --force allows it
+│   └── Corrupt             damaged, truncated, or inconsistent
+├── WeightsError        5 * weights are missing, altered, or not for these latents
+├── OutputExists        6   the output exists and is not to be overwritten
 ├── OutputError         7   the output cannot be written
-│   └── DiskFull            no space, or read-only: no other output could be written either
-├── DeviceError         8   the device is not there
-├── EngineError         9   the cluster is not there, or what it needs is not installed
-├── LatentsError       10   a file of latents cannot be read, or they are not of SD 1.x
-└── OutOfMemory        11   the memory does not suffice for what was asked
+│   └── DiskFull            no space left, or read-only: no other output could be written either
+├── DeviceError         8 * no such device
+├── EngineError         9   the cluster cannot be reached, or a package for it is missing
+├── LatentsError       10 * a file of latents cannot be imported
+└── OutOfMemory        11   not enough memory
 
-PictureWarning, a warning of Python's, tells what of a picture is lost without failing.
+Those marked * are caused by the value of an argument, and are also `ValueError`s.
+`PictureWarning`, a Python warning, names what is lost of an image that is otherwise processed.
 """
 
 
 class PictureWarning(UserWarning):
-    """Something of a picture cannot be kept and is left out; the rest is done."""
+    """Part of an image cannot be kept and is left out; the rest is processed."""
 
 
 class DynencError(Exception):
-    """Base of all errors that a user can cause and mend; its text is one sentence."""
+    """Base class of all errors that a user can cause and fix.
+
+    Args:
+        message: one sentence that says what is wrong with what; it does not end with a full stop.
+        hint: what to do about it on the command line, in a few words. The command prints it after
+            the message; `str()` of the error leaves it out.
+    """
 
     exit_code = 1
 
+    def __init__(self, message: str = "", *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
-class UsageError(DynencError):
-    """An option's value makes no sense."""
+    @property
+    def sentence(self) -> str:
+        """The message and the hint, as the command prints them."""
+        return f"{self}: {self.hint}" if self.hint else str(self)
+
+
+class UsageError(DynencError, ValueError):
+    """An argument has a value that makes no sense."""
 
     exit_code = 2
 
 
-class ImageError(DynencError):
-    """The picture cannot be read."""
+class ImageError(DynencError, ValueError):
+    """The image cannot be read."""
 
     exit_code = 3
 
 
-class BitstreamError(DynencError):
+class BitstreamError(DynencError, ValueError):
     """The .lat file cannot be read."""
 
     exit_code = 4
 
 
 class NotALatFile(BitstreamError):
-    """The first bytes are not those of a .lat file."""
+    """The file does not start with the magic bytes of a .lat file."""
 
 
 class UnsupportedVersion(BitstreamError):
@@ -60,11 +76,11 @@ class UnsupportedVersion(BitstreamError):
 
 
 class UnknownModel(BitstreamError):
-    """The file names a coder or encoder that this dynenc does not have."""
+    """The file names an entropy coder or encoder that this dynenc does not have."""
 
 
 class OtherLatents(BitstreamError):
-    """The file holds latents that the decoder asked for cannot read."""
+    """The latents of the file are not those that the chosen decoder reads."""
 
 
 class TooLarge(BitstreamError):
@@ -72,17 +88,17 @@ class TooLarge(BitstreamError):
 
 
 class Corrupt(BitstreamError):
-    """The file is damaged, cut short, or contradicts itself."""
+    """The file is damaged, truncated, or inconsistent."""
 
 
-class WeightsError(DynencError):
+class WeightsError(DynencError, ValueError):
     """Weights are missing, altered, or not for these latents."""
 
     exit_code = 5
 
 
 class OutputExists(DynencError):
-    """The output exists and overwriting was not asked for."""
+    """The output exists and is not to be overwritten."""
 
     exit_code = 6
 
@@ -97,25 +113,25 @@ class DiskFull(OutputError):
     """No space is left, or the disk is read-only: no other output could be written either."""
 
 
-class DeviceError(DynencError):
-    """The device that was asked for is not there."""
+class DeviceError(DynencError, ValueError):
+    """There is no such device."""
 
     exit_code = 8
 
 
 class EngineError(DynencError):
-    """The cluster is not there, or what it needs is not installed."""
+    """The cluster cannot be reached, or a package that it needs is not installed."""
 
     exit_code = 9
 
 
-class LatentsError(DynencError):
-    """A file of latents to import cannot be read, or they are not those of SD 1.x."""
+class LatentsError(DynencError, ValueError):
+    """A file of latents cannot be imported: unreadable, or not latents of a known space."""
 
     exit_code = 10
 
 
 class OutOfMemory(DynencError):
-    """The memory does not suffice for what was asked."""
+    """There is not enough memory for what was asked."""
 
     exit_code = 11
