@@ -24,8 +24,9 @@ from dynenc.errors import DeviceError, OtherLatents, UnknownModel
 from dynenc.imaging import image, metadata
 from dynenc.imaging.image import Picture
 from dynenc.imaging.metadata import Extras
+from dynenc.latent_space import SD1
 from dynenc.networks import loading
-from dynenc.networks.encoder import CHANNELS, PATCH, Encoder
+from dynenc.networks.encoder import Encoder
 from dynenc.networks.published import PublishedEncoder
 from dynenc.refine import STAGES, refine
 
@@ -265,13 +266,13 @@ class Codec:
         A tile is read with the patches around it that its latents depend on, and equals the same
         part of the whole.
         """
-        height, width = (-(-side // PATCH) for side in image.size_of(pictures[0]))
-        latents = torch.empty(len(pictures), CHANNELS, height, width, device=self.device)
+        height, width = SD1.size(*image.size_of(pictures[0]))
+        latents = torch.empty(len(pictures), SD1.channels, height, width, device=self.device)
         reach = self.encoder.reach
         for top, left in product(range(0, height, TILE), range(0, width, TILE)):
             first, start = max(0, top - reach), max(0, left - reach)
             edges = start, first, left + TILE + reach, top + TILE + reach
-            box = [PATCH * edge for edge in edges]
+            box = [SD1.patch * edge for edge in edges]
             tiles = image.batch([image.part_of(picture, *box) for picture in pictures])
             part = self.encoder(tiles.to(self.device))[:, :, top - first :, left - start :]
             latents[:, :, top : top + TILE, left : left + TILE] = part[:, :, :TILE, :TILE]
@@ -423,7 +424,7 @@ def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tupl
         raise UnknownModel(
             f"the file was written with entropy coder {header.coder_id}, unknown: update dynenc"
         )
-    height, width = -(-header.height // PATCH), -(-header.width // PATCH)
+    height, width = SD1.size(header.height, header.width)
     model = entropy_model(coder.name)
     symbols = model.decode(payload, height, width, header.step_q)
     return header, quantize.from_symbols(symbols, header.step_q, model)
@@ -432,7 +433,7 @@ def read_latents(blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> tupl
 def require_sd(header: Header) -> None:
     """Raise OtherLatents unless the latents of a file are those of Stable Diffusion."""
     model = maker(header)
-    if model.kind == "autoencoder":
+    if model.space is not SD1:
         raise OtherLatents(
             f"the latents are those of the {model.name}, not of Stable Diffusion: decode the file"
         )

@@ -40,7 +40,8 @@ from dynenc.coding.entropy import EntropyModel, Floats, Index, Ints
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.errors import OutOfMemory
 from dynenc.imaging.image import pad
-from dynenc.networks.encoder import CHANNELS, PATCH, Encoder
+from dynenc.latent_space import SD1
+from dynenc.networks.encoder import Encoder
 
 if TYPE_CHECKING:
     from dynenc.networks.external_vae import Decoder
@@ -157,7 +158,7 @@ def distortion(rebuilt: Tensor, original: Tensor, eye: Encoder, features: Tensor
         if min(original.shape[-2:]) < BLOCK:
             break
         total = total + STRUCTURE / SCALES * by_patch(1 - _structure(rebuilt, original))
-    return total * PATCH**2
+    return total * SD1.patch**2
 
 
 def _structure(one: Tensor, two: Tensor) -> Tensor:
@@ -279,7 +280,7 @@ class _State:
         best, least = symbols, errors.sum()
         weight = self.weight
         curvature = self._curvature(symbols, slopes)
-        doubts = np.zeros((2 * CHANNELS, *errors.shape), np.float32)  # of one more, of one less
+        doubts = np.zeros((2 * SD1.channels, *errors.shape), np.float32)  # of one more, of one less
         for _ in range(rounds):
             _, more, less = self._bits(symbols)
             bits = np.float32(weight) * np.concatenate([more, less])
@@ -317,7 +318,9 @@ class _State:
 def _changed(symbols: Ints, kinds: Index, rows: Index, columns: Index) -> Ints:
     """Symbols [4, h, w] with changes at some places: of a kind 0..3 one more, of 4..7 one less."""
     changed = symbols.copy()
-    changed[kinds % CHANNELS, rows, columns] += np.where(kinds < CHANNELS, 1, -1).astype(np.int32)
+    changed[kinds % SD1.channels, rows, columns] += np.where(kinds < SD1.channels, 1, -1).astype(
+        np.int32
+    )
     return changed
 
 
@@ -355,15 +358,15 @@ def windows(height: int, width: int, side: int) -> Iterator[Window]:
             spans = []
             for first, last, pixels in ((top, bottom, height), (left, right, width)):
                 begin = max(0, first - MARGIN)
-                end = min(-(-pixels // PATCH), last + MARGIN)
-                start, stop = first * PATCH, min(last * PATCH, pixels)
-                inner = slice(start - begin * PATCH, stop - begin * PATCH)
+                end = min(-(-pixels // SD1.patch), last + MARGIN)
+                start, stop = first * SD1.patch, min(last * SD1.patch, pixels)
+                inner = slice(start - begin * SD1.patch, stop - begin * SD1.patch)
                 spans.append((slice(begin, end), slice(first, last), inner, slice(start, stop)))
             yield Window(*zip(*spans, strict=True))
 
 
 def _spans(pixels: int, side: int) -> Iterator[tuple[int, int]]:
-    length = -(-pixels // PATCH)
+    length = -(-pixels // SD1.patch)
     count = -(-length // side)
     bounds = [i * length // count for i in range(count + 1)]
     return pairwise(bounds)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dynenc.errors import WeightsError
+from dynenc.latent_space import AUTOENCODER, SD1, LatentSpace
 
 Network = Literal["encoder", "decoder"]  # a file of an autoencoder holds one of each
 Kind = Literal["encoder", "decoder", "autoencoder", "coder", "foreign"]  # foreign: made elsewhere
@@ -25,6 +26,7 @@ class Model:
     file: str = ""  # in the folder weights/; "" only of IMPORTED
     sha256: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)  # of the network's constructor
+    space: LatentSpace = SD1  # of the latents
     coder: str = "wide"  # the entropy coder that new files of its latents are written with
 
 
@@ -67,6 +69,7 @@ MODELS = {
                 "widths": (88, 44, 24),
                 "blocks": (2, 2, 2),
             },
+            space=AUTOENCODER,
             coder="trellis",  # "wide" knows SD latents better, and these worse
         ),
         Model(

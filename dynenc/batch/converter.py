@@ -55,8 +55,8 @@ from dynenc.imaging.metadata import Extras
 from dynenc.interop import latent_files
 from dynenc.io import shards, storage
 from dynenc.io.storage import STREAM
+from dynenc.latent_space import SD1
 from dynenc.networks import external_vae
-from dynenc.networks.encoder import PATCH
 
 FATAL = (WeightsError, DeviceError, UsageError, DiskFull)  # all other files would fail as well
 GPU_BATCH = 16  # pictures in one pass; on a CPU one at a time is as fast and needs less memory
@@ -235,7 +235,7 @@ class Converter:
             blob = read_bytes(item.source) if blob is None else blob
             read = read_latents(blob, max_pixels=self.settings.max_pixels)
             height, width = read[1].shape[-2:]
-            shape = PATCH * height, PATCH * width, read[0].model_id
+            shape = SD1.patch * height, SD1.patch * width, read[0].model_id
             return Loaded(read, len(blob), shape, read_extras(blob))
         with noting() as notes:
             picture = image.open_image(
@@ -243,7 +243,7 @@ class Converter:
                 max_pixels=self.settings.max_pixels,
                 keep_metadata=self.settings.keep_metadata,
             )
-        width, height = (-(-side // PATCH) * PATCH for side in picture.size)
+        width, height = (-(-side // SD1.patch) * SD1.patch for side in picture.size)
         n_bytes = Path(item.source).stat().st_size if blob is None else len(blob)
         return Loaded(picture, n_bytes, (height, width), note=joined(*notes))
 

@@ -27,6 +27,7 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  
 
 from dynenc.coding import trellis
 from dynenc.errors import Corrupt, WeightsError
+from dynenc.latent_space import SD1
 
 Ints = npt.NDArray[np.int32]
 Index = npt.NDArray[np.int64]
@@ -34,7 +35,6 @@ Floats = npt.NDArray[np.float32]
 Tensors = dict[str, npt.NDArray[Any]]
 
 LIMIT = 32_767  # largest magnitude of a symbol
-CHANNELS = 4  # of SD latents
 STAGES = (  # planes (row % 4, column % 4) of each stage
     ((0, 0),),
     ((2, 2),),
@@ -43,7 +43,7 @@ STAGES = (  # planes (row % 4, column % 4) of each stage
     ((0, 1), (0, 3), (2, 1), (2, 3)),
     ((1, 0), (1, 2), (3, 0), (3, 2)),
 )
-PASSES = len(STAGES) + CHANNELS - 1
+PASSES = len(STAGES) + SD1.channels - 1
 ONE_BY_ONE = [range(number, number + 1) for number in range(PASSES)]
 BLOCK = 8192  # symbols whose networks are computed together
 MANY = 2**17  # symbols; of as many, passes go one by one, as less memory is also faster
@@ -121,15 +121,17 @@ class Stage:
         far = max(LEVELS[-1] - MIDDLE_LEVEL, MIDDLE_LEVEL - LEVELS[0])
         weights = np.concatenate([np.abs(layer).sum(2) for layer in (hidden, middle, output)], 1)
         sums = weights * MAX_VALUE + np.abs(bias) @ [1, far]
-        if sums.max() >= 2**24 or np.abs(neighbours).max() > CHANNELS:
+        if sums.max() >= 2**24 or np.abs(neighbours).max() > SD1.channels:
             raise WeightsError("the entropy coder's tables exceed exact arithmetic")
         places = np.stack([places_of(number, each) for each in neighbours], 1)
         passes = PASS_OF[places[0]].max(2)  # [4, F]: when the last of a neighbour's is known
         third, direct, straight = np.split(output, np.cumsum([middle.shape[1], hidden.shape[1]]), 2)
         used = (hidden != 0).any(1) | (straight != 0).any(1)
-        if (used & (passes >= number + np.arange(CHANNELS)[:, None])).any():
+        if (used & (passes >= number + np.arange(SD1.channels)[:, None])).any():
             raise WeightsError("the entropy coder's tables use what is not known yet")
-        selves = np.stack([places_of(number, np.array([[c, 0, 0]])) for c in range(CHANNELS)], 1)
+        selves = np.stack(
+            [places_of(number, np.array([[c, 0, 0]])) for c in range(SD1.channels)], 1
+        )
         one = np.zeros_like(hidden[:, :1])
         rows = (hidden / 1024, one, straight), (middle / 1024, direct)
         first, second = (np.pad(np.concatenate(r, 1), ((0, 0), (0, 0), (0, 1))) for r in rows)
@@ -171,15 +173,15 @@ class Stage:
         n_hidden, n_middle = first.shape[1] - 3, self.third.shape[2]
         starts = planes.layout.starts(*self.places)  # [4, F + 1, P]
         window = planes.layout.window
-        of_outputs = of_outputs.reshape(CHANNELS, 3, -1, window)
-        size = max(1, BLOCK // (CHANNELS * starts.shape[2]))
+        of_outputs = of_outputs.reshape(SD1.channels, 3, -1, window)
+        size = max(1, BLOCK // (SD1.channels * starts.shape[2]))
         for start in range(0, window, size):
             stop = min(start + size, window)
             inputs = planes.windows(stop - start)[starts + start]
             inputs[:, -1] = 1
             hidden = _saturated((first @ inputs.reshape(*starts.shape[:2], -1))[:, :n_hidden])
             middle = _saturated((second @ hidden)[:, :n_middle])
-            output = of_outputs[..., start:stop].reshape(CHANNELS, 3, -1)
+            output = of_outputs[..., start:stop].reshape(SD1.channels, 3, -1)
             of_middle = _through(self.third, output) * _is_free(middle)
             of_hidden = _through(second, np.concatenate([of_middle, output], 1)) * _is_free(hidden)
             of_inputs = _through(first, np.concatenate([of_hidden, output], 1))
@@ -219,7 +221,7 @@ def _planes() -> Index:
         [
             (number, channel, row, column)
             for number in range(PASSES)
-            for channel in range(CHANNELS)
+            for channel in range(SD1.channels)
             if 0 <= number - channel < len(STAGES)
             for row, column in STAGES[number - channel]
         ]
@@ -259,7 +261,7 @@ class Layout:
         self.size = (rows + 2) * self.stride
         self.window = rows * self.stride  # a plane's symbols with the zeros between them
         self.length = 64 * self.size + self.stride + 2
-        channel, y, x = np.ogrid[:CHANNELS, :height, :width]
+        channel, y, x = np.ogrid[: SD1.channels, :height, :width]
         self.index = self.starts(plane_of(channel, y, x), y // 4 + 1, x // 4 + 1)  # [4, h, w]
         self.inside = np.zeros(self.length, np.bool_)
         self.inside[self.index] = True
@@ -295,7 +297,7 @@ class Layout:
         networks = [
             (stage, channel)
             for number in passes
-            for channel in range(CHANNELS)
+            for channel in range(SD1.channels)
             if 0 <= (stage := number - channel) < len(STAGES)
         ]
         among = np.flatnonzero((PLANES[:, 0] >= passes[0]) & (PLANES[:, 0] <= passes[-1]))
@@ -308,7 +310,7 @@ class Layout:
 
 
 def _is_large(height: int, width: int) -> bool:
-    return CHANNELS * height * width >= MANY
+    return SD1.channels * height * width >= MANY
 
 
 @lru_cache(maxsize=4)
@@ -478,7 +480,7 @@ class EntropyModel:
         """What the networks of some passes say, one after another: [3, M], as Stage returns it."""
         by_network = {}
         for number, stage in enumerate(self.stages):
-            channels = [c for c in range(CHANNELS) if number + c in passes]
+            channels = [c for c in range(SD1.channels) if number + c in passes]
             if channels:
                 some = slice(channels[0], channels[-1] + 1)
                 outputs = stage(planes, some, self._known_level(step_q))
@@ -550,7 +552,7 @@ class EntropyModel:
         by_network = dict(zip(order.networks, parts, strict=True))
         found = np.zeros(planes.layout.length, np.float32)
         for number, stage in enumerate(self.stages):
-            of_outputs = np.stack([by_network[number, channel] for channel in range(CHANNELS)])
+            of_outputs = np.stack([by_network[number, channel] for channel in range(SD1.channels)])
             stage.add_slopes(found, of_outputs, planes, self._known_level(step_q))
         found *= np.abs(planes.values) < MAX_VALUE
         return found[planes.layout.index] * np.float32(step_q / 8)
@@ -561,7 +563,7 @@ class EntropyModel:
 
     def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Ints:
         """Undo encode(): symbols [4, height, width] int32; raise Corrupt for any other bytes."""
-        n_symbols = CHANNELS * height * width
+        n_symbols = SD1.channels * height * width
         cheapest = PRECISION - float(np.log2(self.counts.max()))  # bits; no symbol costs less
         least = n_symbols * cheapest / 8 - WORD.itemsize  # so that a few bytes cannot claim much
         if len(payload) % WORD.itemsize or not least < len(payload) <= 6 * n_symbols + 8:

@@ -15,7 +15,8 @@ from dynenc.coding.bitstream import MAX_PIXELS, MAX_SIDE
 from dynenc.errors import ImageError
 from dynenc.imaging import colour, metadata
 from dynenc.imaging.metadata import SOURCE_PROFILE, warn
-from dynenc.networks.encoder import PATCH, to_floats
+from dynenc.latent_space import SD1
+from dynenc.networks.encoder import to_floats
 
 Picture = Image.Image | npt.NDArray[np.uint8] | Tensor  # any mode; [H, W, 3]; [1, 3, H, W]
 
@@ -129,7 +130,7 @@ def _filled(picture: Image.Image, alpha: Image.Image) -> Image.Image:
     """An L or RGB image that goes on smoothly where it is transparent, which costs fewest bits."""
     seen = np.asarray(alpha) > 0
     colours = np.asarray(picture.convert("RGB"))
-    coarse = _spread(*_reduced(colours * seen[..., None], seen, PATCH))
+    coarse = _spread(*_reduced(colours * seen[..., None], seen, SD1.patch))
     background = Image.fromarray(coarse.round().astype(np.uint8))
     background = background.resize(picture.size, Image.Resampling.BILINEAR).convert(picture.mode)
     return Image.composite(picture, background, Image.fromarray(seen))
@@ -260,7 +261,7 @@ def pad(image: Tensor) -> Tensor:
     """
     pixels = image.permute(0, 2, 3, 1)
     for side in (1, 2):
-        if missing := -pixels.shape[side] % PATCH:
+        if missing := -pixels.shape[side] % SD1.patch:
             last = pixels.narrow(side, pixels.shape[side] - 1, 1)
             pixels = torch.cat([pixels, last.repeat_interleave(missing, side)], side)
     return pixels.permute(0, 3, 1, 2)

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from dynenc import codec, registry
 from dynenc.errors import WeightsError
 from dynenc.imaging import image
+from dynenc.latent_space import SD1
 from dynenc.networks import loading
-from dynenc.networks.encoder import LATENT_SCALE
 from dynenc.networks.external_vae import SMALL_TILE, load_decoder
 
 CONFIG = {  # of the SD 1.x VAE, as far as pipelines ask for it
     "in_channels": 3,
     "out_channels": 3,
-    "latent_channels": 4,
+    "latent_channels": SD1.channels,
     "block_out_channels": (
         128,
         256,
@@ -32,7 +32,7 @@ CONFIG = {  # of the SD 1.x VAE, as far as pipelines ask for it
         512,
     ),  # their number tells pipelines that sides shrink by 8
     "sample_size": 512,
-    "scaling_factor": LATENT_SCALE,
+    "scaling_factor": SD1.scale,
     "shift_factor": None,
     "latents_mean": None,
     "latents_std": None,
@@ -70,7 +70,7 @@ class Vae(nn.Module):
 
         Returns: an object with `latent_dist`, or without `return_dict` a tuple of it.
         """
-        mean = self.encoder(image.pad(x.to(self.device, self.dtype))) / LATENT_SCALE
+        mean = self.encoder(image.pad(x.to(self.device, self.dtype))) / SD1.scale
         moments = torch.cat([mean, torch.zeros_like(mean)], dim=1)
         latent_dist = DiagonalGaussianDistribution(moments, deterministic=True)
         return AutoencoderKLOutput(latent_dist=latent_dist) if return_dict else (latent_dist,)
@@ -84,7 +84,7 @@ class Vae(nn.Module):
         Returns: an object with `sample`, or without `return_dict` a tuple of it.
         """
         parts = z.split(1) if self.use_slicing else [z]
-        sample = torch.cat([self.decoder(part * LATENT_SCALE) for part in parts]).to(self.dtype)
+        sample = torch.cat([self.decoder(part * SD1.scale) for part in parts]).to(self.dtype)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(self, sample: Tensor, sample_posterior: bool = False) -> Any:

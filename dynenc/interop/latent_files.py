@@ -35,8 +35,8 @@ from dynenc.batch.records import LATENT_FORMS
 from dynenc.coding import quantize
 from dynenc.coding.bitstream import MAX_SIDE, Header
 from dynenc.errors import LatentsError, UsageError
-from dynenc.networks.encoder import CHANNELS, LATENT_SCALE, PATCH
-from dynenc.networks.external_vae import SDXL_NAME, SDXL_SCALE
+from dynenc.latent_space import SD1, SDXL
+from dynenc.networks.external_vae import SDXL_NAME
 
 RAW = 1.0  # the scale of latents as the VAE gives them
 MAX_BYTES = 2**28  # of a file of one picture's latents; the largest picture takes 45 MB
@@ -83,17 +83,17 @@ def write(suffix: str, header: Header, latents: Tensor) -> bytes:
 
 
 def _write_safetensors(header: Header, latents: Tensor) -> bytes:
-    return safetensors.torch.save({"latents": latents}, _facts(header, LATENT_SCALE))
+    return safetensors.torch.save({"latents": latents}, _facts(header, SD1.scale))
 
 
 def _write_comfy(header: Header, latents: Tensor) -> bytes:
-    tensors = {COMFY: latents[None] / LATENT_SCALE, MARKER: torch.tensor([])}
+    tensors = {COMFY: latents[None] / SD1.scale, MARKER: torch.tensor([])}
     return safetensors.torch.save(tensors, _facts(header, RAW))
 
 
 def _write_pt(header: Header, latents: Tensor) -> bytes:
     file = io.BytesIO()
-    torch.save({"latents": latents, **_facts(header, LATENT_SCALE)}, file)
+    torch.save({"latents": latents, **_facts(header, SD1.scale)}, file)
     return file.getvalue()
 
 
@@ -102,7 +102,7 @@ def _write_npz(header: Header, latents: Tensor) -> bytes:
     file = io.BytesIO()
     size = "_{}x{}".format(*latents.shape[1:])
     arrays: dict[str, npt.NDArray[Any]] = {
-        "latents" + size: (latents / LATENT_SCALE).numpy(),
+        "latents" + size: (latents / SD1.scale).numpy(),
         "original_size" + size: np.array([header.width, header.height]),
         "crop_ltrb" + size: np.array([0, 0, header.width, header.height]),
     }
@@ -142,7 +142,7 @@ def read(data: bytes, name: str, scale: float | None = None) -> Foreign:
         of another space (SDXL, SD 3, FLUX), or NaN, or if their scale is not known; UsageError if
         there is no such scale.
     """
-    if scale not in (None, RAW, LATENT_SCALE):
+    if scale not in (None, RAW, SD1.scale):
         raise UsageError(f"latents of SD 1.x are never times {scale}: give --scale 1 or 0.18215")
     try:
         tensors, facts = _open(data, name)
@@ -162,7 +162,7 @@ def read(data: bytes, name: str, scale: float | None = None) -> Foreign:
     _refuse_sdxl(facts, name)
     if scale is None:
         scale = _scale(key, tensors, facts, name)
-    latents = latents.to("cpu", torch.float32)[None] * (LATENT_SCALE / scale)
+    latents = latents.to("cpu", torch.float32)[None] * (SD1.scale / scale)
     sides = tensors.get(key.replace("latents", "original_size")) if key != COMFY else None
     return _described(latents, facts, sides)
 
@@ -228,13 +228,14 @@ def _checked(latents: Tensor, name: str) -> Tensor:
     shape = list(latents.shape)
     if len(shape) == 4:
         raise LatentsError(f"{name} holds latents {shape}, of {shape[0]} pictures: split it")
-    if len(shape) == 3 and shape[0] != CHANNELS:
+    if len(shape) == 3 and shape[0] != SD1.channels:
         which = ", as SD 3's and FLUX's" if shape[0] == 16 else ""
         raise LatentsError(
-            f"{name} holds latents of {shape[0]} channels{which}: those of SD 1.x have {CHANNELS}"
+            f"{name} holds latents of {shape[0]} channels{which}: "
+            f"those of {SD1.title} have {SD1.channels}"
         )
-    if len(shape) != 3 or not 0 < min(shape) <= max(shape) <= -(-MAX_SIDE // PATCH):
-        raise LatentsError(f"{name} holds a tensor {shape}, not latents [{CHANNELS}, h, w]")
+    if len(shape) != 3 or not 0 < min(shape) <= max(shape) <= -(-MAX_SIDE // SD1.patch):
+        raise LatentsError(f"{name} holds a tensor {shape}, not latents [{SD1.channels}, h, w]")
     if latents.is_sparse or not latents.is_floating_point():
         raise LatentsError(f"{name} holds {latents.dtype} instead of floating-point latents")
     if latents.numel() * latents.element_size() > latents.untyped_storage().nbytes():
@@ -255,38 +256,38 @@ def _refuse_sdxl(facts: dict[str, str], name: str) -> None:
             said += [match[1] for match in MODEL_FILE.finditer(text)]
         else:
             said.append(text)
-    if facts.get("scale") == str(SDXL_SCALE) or any(SDXL_NAME.search(text) for text in said):
+    if facts.get("scale") == str(SDXL.scale) or any(SDXL_NAME.search(text) for text in said):
         raise LatentsError(f"{name} is for SDXL, whose latents are others: SD 1.x's are needed")
 
 
 def _scale(key: str, tensors: dict[str, Tensor], facts: dict[str, str], name: str) -> float:
     """What the VAE's latents were multiplied with, as the file says or its format has it."""
     if key == COMFY:
-        return RAW if MARKER in tensors else LATENT_SCALE
+        return RAW if MARKER in tensors else SD1.scale
     if key.replace("latents", "original_size") in tensors:  # of sd-scripts
         return RAW
     try:
         scale = float(facts["scale"])
     except (KeyError, ValueError):
         raise LatentsError(f"{name} does not say in which scale its latents are: {CURE}") from None
-    if scale not in (RAW, LATENT_SCALE):
+    if scale not in (RAW, SD1.scale):
         raise LatentsError(f"{name} says that its latents are times {scale}, not SD 1.x's: {CURE}")
     return scale
 
 
 def _described(latents: Tensor, facts: dict[str, str], sides: Tensor | None) -> Foreign:
     """Latents with the size, encoder and step that a file gives, as far as they can be true."""
-    height, width = (min(PATCH * side, MAX_SIDE) for side in latents.shape[-2:])
+    height, width = (min(SD1.patch * side, MAX_SIDE) for side in latents.shape[-2:])
     made_by, step_q = registry.IMPORTED, None
     try:
         said = sides.tolist() if sides is not None else (facts["width"], facts["height"])
         wide, high = (int(side) for side in said)
-        if (-(-high // PATCH), -(-wide // PATCH)) == latents.shape[-2:]:
+        if SD1.size(high, wide) == latents.shape[-2:]:
             width, height = wide, high
         [made_by] = [
             maker
             for maker in registry.MAKERS
-            if maker.name == facts["encoder"] and maker.kind != "autoencoder"
+            if maker.name == facts["encoder"] and maker.space is SD1
         ]
         step = round(float(facts["step"]) * quantize.STEP_UNIT)
         step_q = step if 0 < step < 2**16 else None

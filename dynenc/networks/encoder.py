@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynenc.latent_space import SD1
 from dynenc.networks.layers import (
     ByteRows,
     DynamicBlock,
@@ -18,9 +19,6 @@ from dynenc.networks.layers import (
     patches,
 )
 
-PATCH = 8  # px; the side of the patch that one latent position stands for
-CHANNELS = 4  # of SD 1.x latents
-LATENT_SCALE = 0.18215  # of SD 1.x latents to those of the VAE; its config says so
 WIDE = 64  # channels; narrower blocks are no faster in bfloat16
 CHUNK = 8192  # patches of a strip of the picture; more need memory, fewer more time
 
@@ -51,13 +49,13 @@ class Encoder(nn.Module):
         super().__init__()
         self.reach = blocks  # patches to each side that a latent depends on, beside its own
         self.stem = (
-            DynamicConv(3, width, PATCH, PATCH, hidden=hidden, batch_norm=False)
+            DynamicConv(3, width, SD1.patch, SD1.patch, hidden=hidden, batch_norm=False)
             if hidden
-            else GatedConv(3, width, PATCH, PATCH)
+            else GatedConv(3, width, SD1.patch, SD1.patch)
         )
         self.context = nn.Sequential(*(DynamicBlock(width) for _ in range(blocks)))
-        self.linear = nn.Conv2d(3, CHANNELS, PATCH, PATCH)
-        self.head = nn.Conv2d(width, CHANNELS, 1)
+        self.linear = nn.Conv2d(3, SD1.channels, SD1.patch, SD1.patch)
+        self.head = nn.Conv2d(width, SD1.channels, 1)
         self._made: tuple[list[tuple[int, int]], tuple[Tensor, Tensor, ByteRows]] | None = None
 
     def forward(self, image: Tensor) -> Tensor:
@@ -91,17 +89,19 @@ class Encoder(nn.Module):
         else:
             kernels, bias, byte_rows = self._fixed()
         features, linear = [], []
-        rows_at_once = max(1, CHUNK * PATCH // image.shape[-1])
-        for strip in image.split(rows_at_once * PATCH, 2):
+        rows_at_once = max(1, CHUNK * SD1.patch // image.shape[-1])
+        for strip in image.split(rows_at_once * SD1.patch, 2):
             if byte_rows and image.dtype == torch.uint8:
-                products = byte_rows(patches(strip, (PATCH, PATCH)))
+                products = byte_rows(patches(strip, (SD1.patch, SD1.patch)))
             else:
                 floats = to_floats(strip).to(kernels.dtype)
-                products = F.conv2d(floats, kernels, bias, PATCH).permute(0, 2, 3, 1).flatten(1, 2)
-            stem, rest = products.split([products.shape[2] - CHANNELS, CHANNELS], 2)
+                products = (
+                    F.conv2d(floats, kernels, bias, SD1.patch).permute(0, 2, 3, 1).flatten(1, 2)
+                )
+            stem, rest = products.split([products.shape[2] - SD1.channels, SD1.channels], 2)
             features.append(self.stem.gated(stem))
             linear.append(rest)
-        size = [image.shape[-2] // PATCH, -1]
+        size = [image.shape[-2] // SD1.patch, -1]
         return joined(features, 1).unflatten(1, size), joined(linear, 1).unflatten(1, size)
 
     def _fixed(self) -> tuple[Tensor, Tensor, ByteRows]:
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
         if self._made is None or self._made[0] != state:
             with torch.inference_mode(False), torch.no_grad():  # a gradient may pass later
                 weight, bias = self._rows()
-                byte_rows = ByteRows(by_position(weight, (PATCH, PATCH)), bias)
+                byte_rows = ByteRows(by_position(weight, (SD1.patch, SD1.patch)), bias)
                 self._made = state, (_kernels(weight), bias, byte_rows)
         return self._made[1]
 
@@ -131,5 +131,5 @@ class Encoder(nn.Module):
 
 def _kernels(weight: Tensor) -> Tensor:
     """Rows [R, 192], rounded to 8 bits, as kernels [R, 3, 8, 8] of a convolution of floats."""
-    kernels: Tensor = in_bytes(weight).unflatten(1, (-1, PATCH, PATCH))
+    kernels: Tensor = in_bytes(weight).unflatten(1, (-1, SD1.patch, SD1.patch))
     return kernels.contiguous(memory_format=torch.channels_last)

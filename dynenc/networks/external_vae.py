@@ -29,16 +29,14 @@ from torch import Tensor, nn
 
 from dynenc import registry
 from dynenc.errors import WeightsError
+from dynenc.latent_space import SD1, SDXL
 from dynenc.networks import loading
 from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder
-from dynenc.networks.encoder import LATENT_SCALE
 from dynenc.networks.layers import has_bfloat16, in_bfloat16
 
 logger = logging.getLogger(__name__)
 
-SDXL_SCALE = 0.13025
 SDXL_NAME = re.compile("sd[-_]?xl|diffusion-xl", re.IGNORECASE)
-PIXELS = 8  # side of the image that one latent stands for
 OVERLAP = 24  # latents that neighbouring tiles share
 MARGIN = 4  # of them, at each tile's edge, not used: padding spoils them
 EMBEDDED_TILES = {  # equal the whole: of its reach of 13 latents the outer 7 change no 8 bits
@@ -123,7 +121,7 @@ class Decoder(nn.Module):
             yield self._decode(latents)
             return
         like = next(self.network.parameters())
-        width = latents.shape[3] * PIXELS
+        width = latents.shape[3] * SD1.patch
         begun = torch.zeros(len(latents), 3, 0, width, device=like.device)
         for row, below in itertools.zip_longest(rows, rows[1:]):
             weight_y = row.weight.to(like.device)[:, None]
@@ -149,7 +147,7 @@ class Decoder(nn.Module):
             with in_bfloat16(inputs):
                 image = self.network(inputs, cut).float()
         else:
-            image = F.pad(self.network(inputs).float(), [-PIXELS * count for count in cut])
+            image = F.pad(self.network(inputs).float(), [-SD1.patch * count for count in cut])
         if like.dtype != torch.float32 and not image.isfinite().all():
             with torch.inference_mode(False):  # else no gradient could ever flow through it again
                 self.network.float()
@@ -175,14 +173,14 @@ def _spans(length: int, tile: int, margin: int = MARGIN, overlap: int = OVERLAP)
     count = max(1, -(-(length - overlap) // (tile - overlap)))
     size = -(-(length + (count - 1) * overlap) // count)
     starts = [i * (length - size) // max(1, count - 1) for i in range(count)]
-    pixel = torch.arange(length * PIXELS) + 0.5
-    ramp = (overlap - 2 * margin) * PIXELS
-    rises = [((pixel - (start + margin) * PIXELS) / ramp).clamp(0, 1) for start in starts]
+    pixel = torch.arange(length * SD1.patch) + 0.5
+    ramp = (overlap - 2 * margin) * SD1.patch
+    rises = [((pixel - (start + margin) * SD1.patch) / ramp).clamp(0, 1) for start in starts]
     rises = [torch.ones_like(pixel), *rises[1:], torch.zeros_like(pixel)]
     spans = []
     for i, start in enumerate(starts):
         cut = (margin if i > 0 else 0, margin if i + 1 < count else 0)
-        pixels = slice((start + cut[0]) * PIXELS, (start + size - cut[1]) * PIXELS)
+        pixels = slice((start + cut[0]) * SD1.patch, (start + size - cut[1]) * SD1.patch)
         weight = (rises[i] - rises[i + 1])[pixels]
         spans.append(_Span(slice(start, start + size), cut, pixels, weight))
     return spans
@@ -458,14 +456,17 @@ def _check(config: dict[str, Any], name: str) -> None:
     kind = config.get("_class_name")
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         raise WeightsError(f"{name} is of class {kind}: name an AutoencoderKL or AutoencoderTiny")
-    right = 1.0 if kind == "AutoencoderTiny" else LATENT_SCALE
-    scale, channels = config.get("scaling_factor", right), config.get("latent_channels", 4)
+    right = 1.0 if kind == "AutoencoderTiny" else SD1.scale
+    scale, channels = (
+        config.get("scaling_factor", right),
+        config.get("latent_channels", SD1.channels),
+    )
     names = f"{Path(name).name} {config.get('_name_or_path')}"  # taesdxl has no other mark
     why = None
-    if scale == SDXL_SCALE or SDXL_NAME.search(names):
+    if scale == SDXL.scale or SDXL_NAME.search(names):
         why = "is for SDXL latents"
-    elif channels != 4:
-        why = f"is for latents of {channels} channels, not 4"
+    elif channels != SD1.channels:
+        why = f"is for latents of {channels} channels, not {SD1.channels}"
     elif scale != right:
         why = f"is for latents times {scale}, not {right}"
     if why:

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from dynenc.errors import WeightsError
 from dynenc.io import storage
-from dynenc.networks.encoder import CHANNELS, LATENT_SCALE, PATCH, to_floats
+from dynenc.latent_space import SD1
+from dynenc.networks.encoder import to_floats
 from dynenc.networks.layers import EPSILON
 
 MODEL = "imported"  # in the metadata of a converted file
@@ -245,7 +246,7 @@ class PublishedEncoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Encode each picture by its own statistics, whatever stands beside it in the batch."""
         pictures = to_floats(image)
-        return LATENT_SCALE * torch.cat([self.latents(one[None]) for one in pictures])
+        return SD1.scale * torch.cat([self.latents(one[None]) for one in pictures])
 
     def latents(self, image: Tensor) -> Tensor:
         """One picture [1, 3, H, W] of any range -> [1, 4, H/8, W/8], in the scale of the author."""
@@ -277,7 +278,7 @@ class PublishedAutoencoder(nn.Module):
         features = self.encoder.latents((image + 1) / 2)
         for layer in self.decoder:
             features = layer(features)
-        return F.pixel_shuffle(features, PATCH).clamp(0, 1) * 2 - 1
+        return F.pixel_shuffle(features, SD1.patch).clamp(0, 1) * 2 - 1
 
 
 Published: TypeAlias = PublishedEncoder | PublishedAutoencoder
@@ -374,7 +375,7 @@ def load_imported(data: bytes, metadata: dict[str, str], name: str) -> Published
         network = network.eval().requires_grad_(False)
         encoder = network.encoder if isinstance(network, PublishedAutoencoder) else network
         shapes = [tuple(net(torch.zeros(1, 3, 32, 40)).shape) for net in (encoder, network)]
-        if shapes[0] != (1, CHANNELS, 4, 5) or shapes[1] not in (shapes[0], (1, 3, 32, 40)):
+        if shapes[0] != (1, SD1.channels, 4, 5) or shapes[1] not in (shapes[0], (1, 3, 32, 40)):
             raise ValueError("its latents are not 4 of 8x8 pixels")
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as exc:
         raise WeightsError(f"{name} does not hold a network of the author's: {exc}") from exc

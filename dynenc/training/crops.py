@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dynenc.errors import ImageError
-from dynenc.networks.encoder import CHANNELS, PATCH, to_floats
+from dynenc.latent_space import SD1
+from dynenc.networks.encoder import to_floats
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".jxl", ".tif", ".tiff", ".bmp", ".ppm"}
 
@@ -70,7 +71,7 @@ def build_cache(source: Path, cache: Path, teacher: nn.Module, smallest: int) ->
         (partial / "latents.f16").open("wb") as codes,
     ):
         for name, picture in iter_images(source):
-            width, height = (side // PATCH * PATCH for side in picture.size)
+            width, height = (side // SD1.patch * SD1.patch for side in picture.size)
             if min(width, height) < smallest:
                 continue
             array = np.asarray(picture)[:height, :width]
@@ -97,7 +98,7 @@ class Crops:
         for number, cache in enumerate(caches):
             self._pixels.append(np.memmap(cache / "pixels.u8", np.uint8, "r").reshape(-1, 3))
             codes = np.memmap(cache / "latents.f16", np.float16, "r")
-            self._latents.append(codes.reshape(-1, CHANNELS))
+            self._latents.append(codes.reshape(-1, SD1.channels))
             rows = json.loads((cache / "index.json").read_text())
             self._tiles += [(number, Tile(*row)) for row in rows]
         area = np.array([t.height * t.width for _, t in self._tiles], np.float64)
@@ -121,8 +122,8 @@ class Crops:
         crops = []
         for pick in random.choice(len(self._tiles), count, p=self._chance):
             number, tile = self._tiles[pick]
-            top = PATCH * int(random.integers((tile.height - self.size) // PATCH + 1))
-            left = PATCH * int(random.integers((tile.width - self.size) // PATCH + 1))
+            top = SD1.patch * int(random.integers((tile.height - self.size) // SD1.patch + 1))
+            left = SD1.patch * int(random.integers((tile.width - self.size) // SD1.patch + 1))
             crops.append(self._part(number, tile, top, left, self.size, self.size))
         return _to_tensors(crops)
 
@@ -132,11 +133,13 @@ class Crops:
         """Pixels and latents of a rectangle of a tile, all of it in multiples of 8 px."""
         pixels = self._pixels[number][tile.start : tile.start + tile.height * tile.width]
         pixels = pixels.reshape(tile.height, tile.width, 3)
-        start, stop = (p // PATCH**2 for p in (tile.start, tile.start + tile.height * tile.width))
+        start, stop = (
+            p // SD1.patch**2 for p in (tile.start, tile.start + tile.height * tile.width)
+        )
         latents = self._latents[number][start:stop]
-        latents = latents.reshape(tile.height // PATCH, tile.width // PATCH, CHANNELS)
-        rows = slice(top // PATCH, (top + height) // PATCH)
-        columns = slice(left // PATCH, (left + width) // PATCH)
+        latents = latents.reshape(tile.height // SD1.patch, tile.width // SD1.patch, SD1.channels)
+        rows = slice(top // SD1.patch, (top + height) // SD1.patch)
+        columns = slice(left // SD1.patch, (left + width) // SD1.patch)
         return pixels[top : top + height, left : left + width], latents[rows, columns]
 
 

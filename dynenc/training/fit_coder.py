@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from dynenc.coding.entropy import (
-    CHANNELS,
     FRACTIONS,
     MIDDLE_LEVEL,
     PASSES,
@@ -26,8 +25,9 @@ from dynenc.coding.entropy import (
 from dynenc.coding.quantize import STEP_UNIT, Floats, cheapest, in_steps, nearest
 from dynenc.coding.trellis import PLAIN, ungerboeck
 from dynenc.errors import UsageError
+from dynenc.latent_space import SD1
 
-NETWORKS = CHANNELS * len(STAGES)
+NETWORKS = SD1.channels * len(STAGES)
 VARIANTS = FRACTIONS // 2 + 1
 SCALES = 30  # quarter octaves of the standard deviation, in symbols ...
 SMALLEST_OCTAVE = -3.5  # ... from here up
@@ -90,7 +90,7 @@ def fit(
     ]
     for stage in range(len(STAGES)):
         names = ("neighbours", "hidden", "middle", "output", "bias")
-        chosen = [available(stage, channel, config.neighbours) for channel in range(CHANNELS)]
+        chosen = [available(stage, channel, config.neighbours) for channel in range(SD1.channels)]
         most = max(len(rows) for rows in chosen)
         networks = []
         for channel, rows in enumerate(chosen):
@@ -100,7 +100,7 @@ def fit(
             samples[0][:, len(rows) :] = 0
             networks.append((padded.astype(np.int8), *_train(*samples, len(rows), config)))
             if report:
-                report(CHANNELS * stage + channel + 1)
+                report(SD1.channels * stage + channel + 1)
         for name, parts in zip(names, zip(*networks, strict=True), strict=True):
             tensors[f"{stage}.{name}"] = np.stack(parts)
     tensors["counts"] = _counts(EntropyModel.of(tensors), pictures, config)
@@ -118,7 +118,7 @@ def available(stage: int, channel: int, most: int) -> list[tuple[int, int, int]]
     """The nearest neighbours (channel, down, right) decoded before a stage of a channel."""
     stage_of = {plane: number for number, planes in enumerate(STAGES) for plane in planes}
     found = []
-    for other in range(CHANNELS):
+    for other in range(SD1.channels):
         for down in range(-4, 5):
             for right in range(-4, 5):
                 planes = (((y + down) % 4, (x + right) % 4) for y, x in STAGES[stage])
@@ -133,7 +133,7 @@ def _scaled(
 ) -> tuple[Floats, int]:
     """One picture at a random step: its latents in steps, and step_q."""
     if random.random() < config.faded:
-        array = array * 2 ** -random.uniform(1, 10) + random.normal(0, 0.5, (CHANNELS, 1, 1))
+        array = array * 2 ** -random.uniform(1, 10) + random.normal(0, 0.5, (SD1.channels, 1, 1))
     limits = np.log([config.smallest_step, config.largest_step])
     step_q = round(1024 * float(np.exp(random.uniform(*limits))))
     return in_steps(torch.from_numpy(array)[None], step_q), step_q

@@ -37,10 +37,11 @@ from dynenc.errors import OutputExists, UsageError
 from dynenc.evaluation.benchmark import evaluate
 from dynenc.evaluation.lpips import LPIPS
 from dynenc.imaging.image import pad, to_tensor
+from dynenc.latent_space import SD1
 from dynenc.metrics import bpp
 from dynenc.networks import loading
 from dynenc.networks.autoencoder import Autoencoder
-from dynenc.networks.encoder import CHANNELS, PATCH, Encoder, to_floats
+from dynenc.networks.encoder import Encoder, to_floats
 from dynenc.networks.external_vae import fast_dtype, load_teacher
 from dynenc.training.crops import Crops, build_cache, iter_images
 from dynenc.training.fit_coder import NETWORKS, FitConfig, fit
@@ -115,18 +116,22 @@ class TrainPaths:
 
 def linear_start(crops: Crops, random: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Least-squares map of 8x8 patches to the teacher's latents: weight [4, 3, 8, 8], bias [4]."""
-    gram = torch.zeros(193, 193, dtype=torch.float64)
-    moment = torch.zeros(193, 4, dtype=torch.float64)
+    n_values = SD1.patch_values
+    gram = torch.zeros(n_values + 1, n_values + 1, dtype=torch.float64)
+    moment = torch.zeros(n_values + 1, SD1.channels, dtype=torch.float64)
     for _ in range(64):
         pixels, target = crops.sample(16, random)
         image = to_floats(pixels)
-        rows = F.pixel_unshuffle(image, PATCH).permute(0, 2, 3, 1).reshape(-1, 192).double()
+        rows = (
+            F.pixel_unshuffle(image, SD1.patch).permute(0, 2, 3, 1).reshape(-1, n_values).double()
+        )
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
         gram += rows.T @ rows
-        moment += rows.T @ target.permute(0, 2, 3, 1).reshape(-1, 4).double()
-    gram += 1e-4 * gram.diagonal().mean() * torch.eye(193, dtype=torch.float64)
+        moment += rows.T @ target.permute(0, 2, 3, 1).reshape(-1, SD1.channels).double()
+    gram += 1e-4 * gram.diagonal().mean() * torch.eye(n_values + 1, dtype=torch.float64)
     solution = torch.linalg.solve(gram, moment).float()
-    return solution[:192].T.reshape(4, 3, PATCH, PATCH), solution[192]
+    weight, bias = solution[:n_values].T, solution[n_values]
+    return weight.reshape(SD1.channels, 3, SD1.patch, SD1.patch), bias
 
 
 class Prior(nn.Module):
@@ -141,8 +146,8 @@ class Prior(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         side = 2 * self.RADIUS + 1
-        self.context = nn.Conv2d(CHANNELS + 1, self.HIDDEN, side, padding=self.RADIUS)
-        self.output = nn.Conv2d(self.HIDDEN, 2 * CHANNELS, 1)
+        self.context = nn.Conv2d(SD1.channels + 1, self.HIDDEN, side, padding=self.RADIUS)
+        self.output = nn.Conv2d(self.HIDDEN, 2 * SD1.channels, 1)
         before = torch.arange(side**2).view(side, side) < side**2 // 2
         self.register_buffer("before", before.float())
 

@@ -35,8 +35,8 @@ from dynenc import Codec, DynamicConv, load_encoder, metrics, registry
 from dynenc.codec import read_latents
 from dynenc.evaluation.lpips import LPIPS
 from dynenc.imaging import image
+from dynenc.latent_space import SD1
 from dynenc.networks import published
-from dynenc.networks.encoder import LATENT_SCALE
 from dynenc.networks.external_vae import load_teacher
 from dynenc.training.crops import Crops, iter_images
 from dynenc.training.trainer import linear_start
@@ -81,7 +81,7 @@ def as_published(network: published.PublishedEncoder) -> Callable[[Tensor], Tens
                 pooled = F.max_pool2d(picture, picture.shape[-1] // features.shape[-1])
                 features = torch.cat([features, pooled], dim=1)
             features = materialised(layer, features)
-        return LATENT_SCALE * features
+        return SD1.scale * features
 
     return encode
 
