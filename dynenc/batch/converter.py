@@ -7,11 +7,10 @@ import io
 import os
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import AvifImagePlugin, Image
-from PIL.PngImagePlugin import PngInfo
 
 from dynenc import metrics, registry
 from dynenc.batch.plan import Job, input_suffixes, suffix_of, with_suffix
@@ -45,12 +43,11 @@ from dynenc.errors import (
     LatentsError,
     OutputError,
     OutputExists,
-    PictureWarning,
     TooLarge,
     UsageError,
     WeightsError,
 )
-from dynenc.imaging import image, metadata
+from dynenc.imaging import image, notes, preview, save
 from dynenc.imaging.metadata import Extras
 from dynenc.interop import latent_files
 from dynenc.io import shards, storage
@@ -63,13 +60,6 @@ GPU_BATCH = 16  # pictures in one pass; on a CPU one at a time is as fast and ne
 PICTURE_OUT = ("decode", "roundtrip")  # tasks
 WRITERS = 4  # threads that write; most of the time they wait for the disk
 BATCH_PIXELS = 64_000_000  # in one pass
-SOFTWARE = 0x0131  # EXIF tag: which decoder made a picture
-
-LOSSY, LOSSY_QUALITY = ("JPEG", "WEBP", "AVIF"), 95  # Pillow's default loses too much again
-WITH_METADATA = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF")  # formats; of them all but JPEG have alpha
-WITH_ALPHA = (*WITH_METADATA[1:], "JPEG2000", "TGA", "QOI")
-MAX_LINES = 40  # of a terminal, for a preview
-XMP_OF_PNG, XMP_OF_TIFF = "XML:com.adobe.xmp", 0x02BC  # name of a text, tag
 
 T = TypeVar("T")
 
@@ -222,7 +212,7 @@ class Converter:
         task, blob = self.settings.task, item.data
         if not item.member:
             if task in PICTURE_OUT and item.target:
-                picture_format(item.target)
+                save.picture_format(item.target)
             refuse_existing(item.target, self.settings.overwrite)
         if blob is None and (item.source == STREAM or storage.is_url(item.source)):
             with storage.reading(item.source) as file:
@@ -237,7 +227,7 @@ class Converter:
             height, width = read[1].shape[-2:]
             shape = SD1.patch * height, SD1.patch * width, read[0].model_id
             return Loaded(read, len(blob), shape, read_extras(blob))
-        with noting() as notes:
+        with notes.collected() as lost:
             picture = image.open_image(
                 Path(item.source) if blob is None else NamedBytes(blob, item.source),
                 max_pixels=self.settings.max_pixels,
@@ -245,7 +235,7 @@ class Converter:
             )
         width, height = (-(-side // SD1.patch) * SD1.patch for side in picture.size)
         n_bytes = Path(item.source).stat().st_size if blob is None else len(blob)
-        return Loaded(picture, n_bytes, (height, width), note=joined(*notes))
+        return Loaded(picture, n_bytes, (height, width), note=notes.joined(*lost))
 
     def _make(self, items: list[Input], group: list[Loaded]) -> Sequence[Made | DynencError]:
         """The outputs of files of one shape; one by one if they fail together."""
@@ -272,7 +262,7 @@ class Converter:
                 one.value.height,
                 one.n_bytes,
                 len(made.blob),
-                note=joined(one.note, made.note),
+                note=notes.joined(one.note, made.note),
             )
             for made, one in zip(encoded, group, strict=True)
         ]
@@ -363,10 +353,10 @@ class Converter:
                 item, decoded, one, len(blob), figures.decoder, figures=figures, note=encoded.note
             )
         else:
-            note = joined(one.note, encoded.note)
+            note = notes.joined(one.note, encoded.note)
             made = Made(b"", width, height, one.n_bytes, len(blob), figures, note)
         if columns := self.settings.preview:
-            made = replace(made, preview=side_by_side(picture, decoded, columns))
+            made = replace(made, preview=preview.side_by_side(picture, decoded, columns))
         return made
 
     def _saved(
@@ -376,26 +366,15 @@ class Converter:
         one: Loaded,
         n_lat: int,
         decoder_name: str,
-        beside: Extras = Extras(),  # noqa: B008  # frozen
+        extras: Extras = Extras(),  # noqa: B008  # frozen
         figures: Roundtrip | None = None,
         note: str = "",
     ) -> Made:
         """A picture with its extras as the bytes of a file that says which decoder made it."""
         name = item.member or item.target
-        form = picture_format(name)
-        with noting() as notes:
-            if form not in WITH_METADATA and (beside.exif or beside.xmp or beside.profile):
-                metadata.warn(f"{form} has no place for metadata: it is left out")
-                beside = replace(beside, exif=b"", xmp=b"", profile=b"")
-            picture = metadata.restore(picture, beside)
-            if picture.mode in ("LA", "RGBA") and form not in WITH_ALPHA:
-                metadata.warn(f"{form} has no alpha: what is transparent became white")
-                picture = image.to_rgb(picture)
-            try:
-                data = save(picture, form, software(decoder_name))
-            except (OSError, ValueError) as exc:
-                raise OutputError(f"{name} cannot be written as {form}: {exc}") from exc
-        note = joined(one.note, note, *notes)
+        with notes.collected() as lost:
+            data = save.picture_bytes(picture, extras, name, decoder_name)
+        note = notes.joined(one.note, note, *lost)
         return Made(data, picture.width, picture.height, one.n_bytes, n_lat, figures, note)
 
     def _write(self, item: Input, made: Made | DynencError) -> Made | DynencError:
@@ -438,19 +417,6 @@ class Converter:
             return DynencError(f"it fails with {type(exc).__name__}: {exc}")
 
 
-def side_by_side(original: Image.Image, decoded: Image.Image, columns: int) -> Image.Image:
-    """Both pictures, RGB and small, for a terminal: a column is a pixel wide, a line two high."""
-    most = max(1, columns // 2 - 1), 2 * MAX_LINES
-    scale = min(1, most[0] / original.width, most[1] / original.height)
-    width = max(1, round(scale * original.width))
-    height = 2 * max(1, round(scale * original.height / 2))
-    both = Image.new("RGB", (2 * width + 2, height))
-    for number, picture in enumerate((original, decoded)):
-        small = image.to_rgb(picture).resize((width, height), Image.Resampling.BOX)
-        both.paste(small, (number * (width + 2), 0))
-    return both
-
-
 def is_current(job: Job, settings: Settings) -> bool:
     """Whether an existing output is what this job would write: newer, and of the same settings.
 
@@ -488,9 +454,9 @@ def _is_made_so(data: bytes, settings: Settings) -> bool:
         is_so = header.model_id == model.number and header.coder_id in numbers
         return is_so and _meets(settings.goal, header, len(data))
     with Image.open(io.BytesIO(data)) as picture:
-        made_by: str | None = picture.getexif().get(SOFTWARE)
+        made_by: str | None = picture.getexif().get(save.SOFTWARE)
     names = [external_vae.resolve(settings.decoder).name, *registry.names("autoencoder")]
-    return made_by in [software(name) for name in names]
+    return made_by in [save.software(name) for name in names]
 
 
 def _meets(goal: Goal, header: bitstream.Header, n_bytes: int) -> bool:
@@ -500,11 +466,6 @@ def _meets(goal: Goal, header: bitstream.Header, n_bytes: int) -> bool:
         return header.step_q == quantize.quality_to_step(goal.value, coder)
     bpp = metrics.bpp(n_bytes, header.width, header.height)
     return goal.kind != "dB" and not goal.note(bpp if goal.kind == "bpp" else n_bytes)
-
-
-def software(decoder_name: str) -> str:
-    """The EXIF "Software" of a picture that this decoder made; of a path only the last part."""
-    return f"dynenc, decoder {Path(decoder_name).name}"
 
 
 def info_file(
@@ -577,72 +538,10 @@ def read_foreign(source: str) -> bytes:
     return data
 
 
-def picture_format(target: str) -> str:
-    """Pillow's name of the format that a suffix stands for; PNG for stdout."""
-    if target == STREAM:
-        return "PNG"
-    form = Image.registered_extensions().get(suffix_of(target).lower(), "")
-    if form not in Image.SAVE:
-        raise OutputError(f"{target} has no suffix of a picture format that can be written")
-    return form
-
-
-def save(picture: Image.Image, form: str, made_by: str) -> bytes:
-    """A picture as a file of that format, with the metadata in its `info` and what made it.
-
-    Warns of metadata that does not fit in. Raises: OSError or ValueError if it cannot be written.
-    """
-    info = picture.info
-    try:
-        return _save(picture, form, made_by, info.get("exif", b""), info.get("xmp", b""))
-    except (OSError, ValueError) as exc:
-        if not ("exif" in info or "xmp" in info):
-            raise
-        metadata.warn(f"EXIF and XMP are left out: {exc}")
-        return _save(picture, form, made_by)
-
-
-def _save(
-    picture: Image.Image, form: str, made_by: str, exif: bytes = b"", xmp: bytes = b""
-) -> bytes:
-    entries = metadata.read_exif(exif) if exif else Image.Exif()
-    entries[SOFTWARE] = made_by
-    options: dict[str, Any] = {"quality": LOSSY_QUALITY} if form in LOSSY else {}
-    if xmp and form == "PNG":
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt(XMP_OF_PNG, xmp.decode())
-    elif xmp and form == "TIFF":
-        entries[XMP_OF_TIFF] = xmp
-    elif xmp:
-        options["xmp"] = xmp
-    buffer = io.BytesIO()
-    profile = picture.info.get("icc_profile")
-    picture.save(buffer, form, exif=entries, icc_profile=profile, **options)
-    return buffer.getvalue()
-
-
 def refuse_existing(target: str, overwrite: bool) -> None:
     """Raise OutputExists if the target exists and may not be overwritten."""
     if target not in ("", STREAM) and not overwrite and storage.exists(target):
         raise OutputExists(f"{target} exists: name another with -o, or overwrite it with --force")
-
-
-@contextmanager
-def noting() -> Iterator[list[str]]:
-    """What is warned of pictures within, each once; other warnings, Pillow's on metadata, go."""
-    notes: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", PictureWarning)
-        try:
-            yield notes
-        finally:
-            notes += dict.fromkeys(str(each.message) for each in caught)
-
-
-def joined(*notes: str) -> str:
-    """Several notes as one."""
-    return "; ".join(filter(None, notes))
 
 
 class NamedBytes(io.BytesIO):

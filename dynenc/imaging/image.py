@@ -14,7 +14,8 @@ from torch import Tensor
 from dynenc.coding.bitstream import MAX_PIXELS, MAX_SIDE
 from dynenc.errors import ImageError
 from dynenc.imaging import colour, metadata
-from dynenc.imaging.metadata import SOURCE_PROFILE, warn
+from dynenc.imaging.metadata import SOURCE_PROFILE
+from dynenc.imaging.notes import note
 from dynenc.latent_space import SD1
 from dynenc.networks.encoder import to_floats
 
@@ -43,7 +44,7 @@ def open_image(
                     "raise --max-pixels if you trust it"
                 )
             if ";16" in str(picture.tile) and picture.mode not in WIDE_MODES:
-                warn("more than 8 bits a channel are reduced to 8")
+                note("more than 8 bits a channel are reduced to 8")
             exif = picture.getexif() if keep_metadata and picture.format == "TIFF" else None
             ImageOps.exif_transpose(picture, in_place=True)
             if exif is not None:  # where it is all over the file
@@ -90,7 +91,7 @@ def to_plain(picture: Image.Image) -> Image.Image:
     mode = "L" if picture.mode in GREY_MODES else "RGB"
     given, info = picture, dict(picture.info)
     if picture.mode in WIDE_MODES:
-        warn("more than 8 bits a channel are reduced to 8")
+        note("more than 8 bits a channel are reduced to 8")
         grey = np.asarray(picture, np.float64)
         if picture.mode != "F":
             grey = grey / 257  # 65535 -> 255
@@ -122,7 +123,7 @@ def _managed(picture: Image.Image, profile: bytes) -> Image.Image:
     try:
         return colour.to_srgb(picture, profile)
     except ValueError as exc:
-        warn(f"the colour profile is of no use, and the pixels are taken as sRGB: {exc}")
+        note(f"the colour profile is of no use, and the pixels are taken as sRGB: {exc}")
         return picture
 
 

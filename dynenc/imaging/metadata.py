@@ -18,8 +18,9 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from dynenc.coding.bitstream import Chunk
-from dynenc.errors import Corrupt, PictureWarning
+from dynenc.errors import Corrupt
 from dynenc.imaging import colour
+from dynenc.imaging.notes import note
 
 GREY, ALPHA = "grey", "alph"
 METADATA = {"exif": "exif", "xmp": "xmpp", "profile": "iccp"}  # field of Extras: tag
@@ -77,7 +78,7 @@ def metadata(picture: Image.Image) -> dict[str, bytes]:
             elif data and kind == SOURCE_PROFILE:
                 colour.from_srgb(Image.new(picture.mode.removesuffix("A"), (1, 1)), data)
         except ValueError as exc:
-            warn(f"the {name} is left out: {exc}")
+            note(f"the {name} is left out: {exc}")
         else:
             kept |= {kind: data} if data else {}
     return kept
@@ -119,7 +120,7 @@ def restore(picture: Image.Image, extras: Extras) -> Image.Image:
             picture = colour.from_srgb(picture, extras.profile)
             picture.info["icc_profile"] = extras.profile
         except ValueError as exc:
-            warn(f"the colour profile is left out, and the pixels stay sRGB: {exc}")
+            note(f"the colour profile is left out, and the pixels stay sRGB: {exc}")
     if extras.alpha:
         picture.putalpha(extras.alpha)
     if extras.exif:
@@ -181,8 +182,3 @@ def _unpack(tag: str, data: bytes, most: int) -> bytes:
     if not unpacker.eof or unpacker.unused_data:
         raise Corrupt(f"chunk {tag} is cut short, or longer than what it holds")
     return unpacked
-
-
-def warn(message: str) -> None:
-    """Say that something of a picture is lost, without failing."""
-    warnings.warn(message, PictureWarning, stacklevel=2)

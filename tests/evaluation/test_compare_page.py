@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dynenc.batch import converter
 from dynenc.cli import report
 from dynenc.cli.main import app
+from dynenc.imaging import preview
 
 runner = CliRunner()
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -158,13 +158,13 @@ def test_a_browser_shows_both_sides_and_their_difference(tmp_path):
 
 def test_small_pictures_for_a_terminal(photo):
     picture = Image.open(photo).convert("RGB")
-    both = converter.side_by_side(picture, picture, columns=60)
+    both = preview.side_by_side(picture, picture, columns=60)
     assert both.size == (2 * 29 + 2, 20)
     left, right = both.crop((0, 0, 29, 20)), both.crop((31, 0, 60, 20))
     assert left.tobytes() == right.tobytes()
     for size in ((1, 3000), (3000, 1), (1, 1)):
         tiny = Image.new("RGB", size)
-        assert converter.side_by_side(tiny, tiny, columns=2).height in range(2, 82, 2)
+        assert preview.side_by_side(tiny, tiny, columns=2).height in range(2, 82, 2)
     text = report.half_blocks(both)
     assert len(text.plain.splitlines()) == 10
     assert text.plain.count("\u2580") == 60 * 10

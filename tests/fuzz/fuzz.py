@@ -78,7 +78,7 @@ def payload() -> Callable[[bytes], None]:
 def metadata() -> Callable[[bytes], None]:
     """A target, as above: a byte for the chunk, one whether to pack, the rest is its data."""
     with atheris.instrument_imports(include=["dynenc"]):
-        from dynenc.batch import converter
+        from dynenc.imaging import save
         from dynenc.imaging import image, metadata
     logging.getLogger("PIL").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
@@ -95,10 +95,10 @@ def metadata() -> Callable[[bytes], None]:
             chunks = [("grey", b""), (tag, body)][not data[1] & 2 :]
             beside = metadata.from_chunks(chunks, side, side)
             picture = metadata.restore(Image.new("RGB", (side, side), "teal"), beside)
-            for form in converter.WITH_METADATA:
+            for form in save.WITH_METADATA:
                 try:
                     shown = image.to_rgb(picture) if form == "JPEG" else picture
-                    saved = converter.save(shown, form, "fuzz")
+                    saved = save.save(shown, form, "fuzz")
                 except (OSError, ValueError) as exc:  # only where metadata is not to blame
                     raise AssertionError(form) from exc
                 image.open_image(io.BytesIO(saved), keep_metadata=True)

@@ -12,11 +12,10 @@ from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from dynenc import codec
-from dynenc.batch import converter
 from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.errors import Corrupt, PictureWarning
-from dynenc.imaging import colour, image, metadata
+from dynenc.imaging import colour, image, metadata, save
 from dynenc.imaging.metadata import MAX_METADATA, Extras
 
 XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>a cat</x:xmpmeta>"
@@ -129,7 +128,7 @@ def test_metadata_travels(nano, photo, form):
     opened = image.open_image(with_metadata(photo, form), keep_metadata=True)
     decoded = nano.decode(nano.encode(opened, keep_metadata=True))
     assert decoded.info["xmp"] == XMP
-    with Image.open(io.BytesIO(converter.save(decoded, form, "a test"))) as saved:
+    with Image.open(io.BytesIO(save.save(decoded, form, "a test"))) as saved:
         saved.load()
         assert saved.info["xmp"] == XMP
         entries = saved.getexif()
@@ -249,7 +248,7 @@ def test_formats_that_hold_less(photo):
         "icc_profile": SRGB,
     }
     with pytest.warns(PictureWarning, match="left out"):
-        saved = converter.save(photo, "JPEG", "a test")
+        saved = save.save(photo, "JPEG", "a test")
     with Image.open(io.BytesIO(saved)) as read:
         assert dict(read.getexif()) == {0x0131: "a test"}
         assert read.info["icc_profile"] == SRGB  # it is what the pixels mean
