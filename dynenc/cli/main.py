@@ -122,6 +122,14 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr wh
 Device = Annotated[
     str, typer.Option(metavar="|".join(DEVICES), callback=one_of(DEVICES), help="Where to compute.")
 ]
+LpipsWeights = Annotated[
+    Path | None,
+    typer.Option("--lpips", metavar="FILE", help="Weights of LPIPS on AlexNet (safetensors)."),
+]
+VggWeights = Annotated[
+    Path | None,
+    typer.Option("--vgg", metavar="FILE", help="Weights of LPIPS on VGG-16 and DISTS, in one."),
+]
 EncoderName = Annotated[
     str,
     typer.Option(
@@ -668,33 +676,35 @@ def compare(
     ] = None,
     codec: Annotated[
         list[str] | None,
-        typer.Option(help="jpeg:QUALITY, webp:QUALITY or avif:QUALITY, too; may be repeated."),
+        typer.Option(help="Also jpeg:QUALITY, webp:..., avif:... or jxl:...; may be repeated."),
     ] = None,
     encoder: EncoderName = "light",
     decoder: DecoderName = "auto",
     device: Device = "auto",
-    lpips: Annotated[
-        Path | None, typer.Option(help="Weights of LPIPS (AlexNet) as safetensors.")
-    ] = None,
+    lpips: LpipsWeights = None,
+    vgg: VggWeights = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a page to look at pictures beside their coded versions.
 
     One HTML file that needs no network: a slider between any two versions, zoom, a difference map,
-    and bytes, bpp, PSNR, MS-SSIM and LPIPS of each. Without a version B, --quality or --codec, A is
-    coded with quality 50. Of two folders, files of the same name but for the suffix are compared.
+    and bytes, bpp, PSNR and MS-SSIM of each, with LPIPS and DISTS if their weights are given.
+    Without a version B, --quality or --codec, A is coded with quality 50. Of two folders, files of
+    the same name but for the suffix are compared.
     """
     with reporting(quiet):
         from dynenc.batch import converter
         from dynenc.codec import Codec
         from dynenc.evaluation import compare_page
+        from dynenc.evaluation.measure import Measure, load_distances
         from dynenc.io import storage
 
         converter.refuse_existing(output, force)
         pairs = compare_page.pair(original, others or [])
         qualities = quality or ([] if others or codec else [50.0])
-        request = compare_page.Request(qualities, codec or [], lpips)
+        measure = Measure(load_distances(lpips, vgg))
+        request = compare_page.Request(qualities, codec or [], measure)
         with storage.writing(output, force) as file:
             errors = compare_page.write(file, pairs, Codec(encoder, decoder, device), request)
         for error in errors:
@@ -816,7 +826,7 @@ def train(
     "eval",
     epilog=examples(
         "dynenc eval photos/",
-        "dynenc eval photos/ -e base --effort 0 --effort 7 --lpips lpips.safetensors --json",
+        "dynenc eval photos/ -e base --lpips alex.safetensors --vgg vgg16.safetensors --json",
     ),
 )
 def evaluate(
@@ -840,9 +850,8 @@ def evaluate(
     others: Annotated[
         bool, typer.Option(help="Measure JPEG, WebP, AVIF and JPEG XL, where Pillow has them.")
     ] = True,
-    lpips: Annotated[
-        Path | None, typer.Option(help="Weights of LPIPS (AlexNet) as safetensors.")
-    ] = None,
+    lpips: LpipsWeights = None,
+    vgg: VggWeights = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object for each codec, as CompressAI does.")
     ] = False,
@@ -852,23 +861,30 @@ def evaluate(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Measure rate and distortion over the pictures of FOLDER, of dynenc and of other codecs."""
+    """Measure rate and distortion over the pictures of FOLDER, of dynenc and of other codecs.
+
+    Prints the mean of each figure over all pictures, and by how many percent of the bits dynenc
+    differs from each other codec at equal quality (BD-rate).
+    """
     with reporting(quiet):
         from dynenc.cli.report import bar
-        from dynenc.evaluation import benchmark as evaluation
+        from dynenc.codec import pick_device
+        from dynenc.evaluation import benchmark, curves
+        from dynenc.evaluation.measure import Measure, load_distances
 
-        qualities = quality or evaluation.QUALITIES
-        contestants = evaluation.ours(
+        qualities = quality or benchmark.QUALITIES
+        measure = Measure(load_distances(lpips, vgg), pick_device(device))
+        candidates = benchmark.ours(
             encoder or ["light"], decoder or ["embedded"], effort or [0], qualities, device
         )
         if latents_of:
-            contestants.append(evaluation.latents_of(latents_of, qualities, device))
-        draw = evaluation.plotter(plot) if plot else None
-        result = evaluation.run(
+            candidates.append(benchmark.latents_of(latents_of, qualities, device))
+        draw = curves.plotter(plot) if plot else None
+        result = benchmark.run(
             folder,
-            contestants,
-            evaluation.others() if others else [],
-            lpips=lpips,
+            candidates,
+            benchmark.others() if others else [],
+            measure=measure,
             progress=lambda total: bar("pictures", total, quiet=quiet),
         )
         typer.echo(result.as_json() if as_json else result.as_tables())

@@ -1,167 +1,180 @@
-"""A page to look at pictures and what codecs make of them: one HTML file that needs no network."""
+"""One HTML file, which needs no network, to look at pictures beside their coded versions."""
 
 import base64
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from PIL import Image, features
+from PIL import Image
 
 from dynenc import metrics
 from dynenc.batch import converter
 from dynenc.batch.plan import input_suffixes
 from dynenc.codec import Codec
 from dynenc.errors import DynencError, ImageError, UsageError
-from dynenc.evaluation.lpips import LPIPS
+from dynenc.evaluation import peers
+from dynenc.evaluation.measure import Measure
 from dynenc.imaging import image
+from dynenc.imaging.sources import open_rgb
 
-PICTURES = "<!--PICTURES-->"  # where the page holds them
-PEERS: dict[
-    str, tuple[str, dict[str, object]]
-] = {  # codecs to compare with: Pillow's format, and its settings beside the quality
-    "jpeg": ("JPEG", {"optimize": True}),
-    "webp": ("WEBP", {"method": 6}),
-    "avif": ("AVIF", {}),
-}
-LEAST_SIDE = 32  # px; LPIPS has no value below
+PLACEHOLDER = "<!--PICTURES-->"  # where the template holds them
+MAX_PSNR = 99.99  # dB, for equal pictures: JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a picture; the fields are those that the page reads."""
+    """One version of a picture; compare.html reads the fields by these names."""
 
     name: str
     data: str  # URI of a PNG
-    n_bytes: int | None = None  # of the coded file; None: the original itself
+    n_bytes: int | None = None  # of the coded file; None for the original
     bpp: float | None = None
     psnr_db: float | None = None
     ms_ssim: float | None = None  # None below 161 px
-    lpips: float | None = None
+    lpips: float | None = None  # this and the next two: None below 32 px, or without weights
+    lpips_vgg: float | None = None
+    dists: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to set beside each original."""
+    """What to show beside each original, apart from files.
 
-    qualities: Sequence[float] = ()  # of dynenc
-    peers: Sequence[str] = ()  # such as "jpeg:75"
-    lpips: Path | None = None  # weights of the metric
+    Args:
+        qualities: of dynenc.
+        codecs: others, with their qualities, such as "jpeg:75".
+        measure: with the perceptual distances to show.
+    """
+
+    qualities: Sequence[float] = ()
+    codecs: Sequence[str] = ()
+    measure: Measure = field(default_factory=lambda: Measure({}))
+
+
+class Coded(NamedTuple):
+    """A coded picture."""
+
+    name: str
+    blob: bytes
+    picture: Image.Image
 
 
 def pair(original: str, others: Sequence[str]) -> list[tuple[Path, list[Path]]]:
-    """The originals and their versions: two files, or those of one stem in folders.
+    """Each original with its versions: of files as they are named, of folders by equal stems.
 
-    Raises: UsageError if a folder is to be compared with a file, ImageError if it holds no picture.
+    Raises: UsageError if a folder is to be compared with a file or if two folders share no stem,
+        ImageError if a folder holds no picture.
     """
     if not Path(original).is_dir():
         if folders := [name for name in others if Path(name).is_dir()]:
             raise UsageError(f"{folders[0]} is a folder and {original} is not: name two of a kind")
         return [(Path(original), [Path(name) for name in others])]
     if single := [name for name in others if not Path(name).is_dir()]:
-        raise UsageError(f"{single[0]} is no folder and {original} is: name two of a kind")
+        raise UsageError(f"{single[0]} is not a folder and {original} is: name two of a kind")
     suffixes = input_suffixes("encode")
-    found = sorted(p for p in Path(original).iterdir() if p.suffix.lower() in suffixes)
-    if not found:
+    originals = sorted(p for p in Path(original).iterdir() if p.suffix.lower() in suffixes)
+    if not originals:
         raise ImageError(f"{original} holds no picture")
-    known = suffixes | {".lat"}
-    pairs = []
-    for path in found:
-        named = [sorted(Path(folder).glob(f"{path.stem}.*")) for folder in others]
-        pairs.append((path, [p for each in named for p in each if p.suffix.lower() in known]))
-    return pairs
+    stems = {path.stem for path in originals}
+    versions: dict[str, list[Path]] = {stem: [] for stem in stems}
+    for folder in others:
+        found = [p for p in sorted(Path(folder).iterdir()) if p.stem in stems]
+        found = [p for p in found if p.suffix.lower() in suffixes | {".lat"}]
+        if not found:
+            raise UsageError(f"no file in {folder} has the name of a picture in {original}")
+        for path in found:
+            versions[path.stem].append(path)
+    return [(path, versions[path.stem]) for path in originals]
 
 
 def write(
     file: BinaryIO, pairs: Sequence[tuple[Path, list[Path]]], codec: Codec, request: Request
 ) -> list[DynencError]:
-    """Write the page, a picture at a time; return the errors of those that are left out.
+    """Write the page picture by picture; return the errors of those that were left out.
 
-    Raises: WeightsError, UsageError, and the error of the only picture.
+    Raises: UsageError, and the first error if no picture is left.
     """
-    peers = [_peer(name) for name in request.peers]
-    perceptual = LPIPS(request.lpips) if request.lpips else None
+    codecs = [peers.parse(text) for text in request.codecs]
     page = resources("dynenc.evaluation").joinpath("compare.html").read_text("utf-8")
-    head, tail = page.split(PICTURES)
+    head, tail = page.split(PLACEHOLDER)
     file.write(head.encode())
     errors: list[DynencError] = []
-    for original, others in pairs:
+    for path, files in pairs:
         try:
-            picture = image.to_rgb(image.open_image(original))
-            versions = [Version("original", _uri(picture))]
-            for name, blob, decoded in _versions(picture, others, codec, request.qualities, peers):
-                versions.append(_measured(name, blob, decoded, picture, perceptual))
+            original = open_rgb(path)
+            versions = [Version("original", _uri(original))]
+            figures_of = request.measure.against(original)
+            for coded in [
+                *_read(files, codec),
+                *_encode(original, codec, request.qualities),
+                *_encode_with_peers(original, codecs),
+            ]:
+                if coded.picture.size != original.size:
+                    sizes = (f"{p.width}x{p.height}" for p in (coded.picture, original))
+                    raise ImageError(
+                        f"{coded.name} and its original are {' and '.join(sizes)} px: "
+                        "they cannot be compared"
+                    )
+                versions.append(_version(coded, figures_of(coded.picture)))
         except ImageError as exc:
-            if len(pairs) == 1:
-                raise
             errors.append(exc)
             continue
-        entry = {"name": original.name, "width": picture.width, "height": picture.height}
-        entry_json = json.dumps(entry | {"versions": [asdict(v) for v in versions]})
-        safe = entry_json.replace("<", "\\u003c")  # a name must not end the script
-        file.write(f'<script type="application/json" class="picture">{safe}</script>\n'.encode())
+        file.write(_script(path.name, original, versions))
     if len(errors) == len(pairs):
         raise errors[0]
     file.write(tail.encode())
     return errors
 
 
-def _versions(
-    picture: Image.Image,
-    others: Sequence[Path],
-    codec: Codec,
-    qualities: Sequence[float],
-    peers: Sequence[tuple[str, str, dict[str, object]]],
-) -> Iterator[tuple[str, bytes, Image.Image]]:
-    """Name, file and pixels of each version."""
-    for path in others:
+def _read(files: Sequence[Path], codec: Codec) -> Iterator[Coded]:
+    for path in files:
         if path.suffix.lower() == ".lat":
             blob = converter.read_bytes(str(path))
-            yield path.name, blob, codec.decode(blob)
+            yield Coded(path.name, blob, image.to_rgb(codec.decode(blob)))
         else:
-            decoded = image.open_image(path)
-            yield path.name, path.read_bytes(), decoded
+            picture = open_rgb(path)
+            yield Coded(path.name, path.read_bytes(), picture)
+
+
+def _encode(picture: Image.Image, codec: Codec, qualities: Sequence[float]) -> Iterator[Coded]:
     for quality in qualities:
         blob = codec.encode(picture, quality=quality)
-        yield f"{codec.model.name}, quality {quality:g}", blob, codec.decode(blob)
-    for name, form, options in peers:
-        buffer = io.BytesIO()
-        picture.save(buffer, form, **options)
-        yield name, buffer.getvalue(), Image.open(buffer)
+        rebuilt = image.to_rgb(codec.decode(blob))
+        yield Coded(f"{codec.model.name}, quality {quality:g}", blob, rebuilt)
 
 
-def _measured(
-    name: str, blob: bytes, decoded: Image.Image, original: Image.Image, perceptual: LPIPS | None
-) -> Version:
-    decoded = image.to_rgb(decoded)
-    if decoded.size != original.size:
-        sizes = " and ".join(f"{one.width}x{one.height}" for one in (decoded, original))
-        raise ImageError(f"{name} and its original are {sizes} px: they cannot be compared")
-    one, two = image.to_tensor(decoded), image.to_tensor(original)
-    psnr_db = metrics.psnr_db(one, two)
+def _encode_with_peers(
+    picture: Image.Image, codecs: Sequence[tuple[peers.Peer, int]]
+) -> Iterator[Coded]:
+    for peer, quality in codecs:
+        blob = peer.encode(picture, quality)
+        yield Coded(f"{peer.name}, quality {quality}", blob, peer.decode(blob))
+
+
+def _version(coded: Coded, figures: dict[str, float]) -> Version:
     return Version(
-        name,
-        _uri(decoded),
-        len(blob),
-        metrics.bpp(len(blob), *original.size),
-        min(psnr_db, 99.99),  # JSON has no infinity
-        metrics.ms_ssim(one, two),
-        perceptual(one, two).item() if perceptual and min(original.size) >= LEAST_SIDE else None,
+        coded.name,
+        _uri(coded.picture),
+        len(coded.blob),
+        metrics.bpp(len(coded.blob), *coded.picture.size),
+        psnr_db=min(figures["psnr-rgb"], MAX_PSNR),
+        ms_ssim=figures.get("ms-ssim-rgb"),
+        lpips=figures.get("lpips"),
+        lpips_vgg=figures.get("lpips-vgg"),
+        dists=figures.get("dists"),
     )
 
 
-def _peer(name: str) -> tuple[str, str, dict[str, object]]:
-    """A codec's name for people, Pillow's format, and its settings."""
-    kind, _, quality = name.partition(":")
-    if kind not in PEERS or not quality.isdecimal() or int(quality) > 100:
-        raise UsageError(f"{name} is no codec: choose {', '.join(PEERS)} and a quality, as jpeg:75")
-    if kind != "jpeg" and not features.check(kind):
-        raise UsageError(f"Pillow is here without {kind}: install one that has it")
-    form, options = PEERS[kind]
-    return f"{kind}, quality {quality}", form, {"quality": int(quality), **options}
+def _script(name: str, original: Image.Image, versions: Sequence[Version]) -> bytes:
+    """One picture as JSON in a script element, which a name in it must not be able to end."""
+    entry = {"name": name, "width": original.width, "height": original.height}
+    text = json.dumps(entry | {"versions": [asdict(version) for version in versions]})
+    text = text.replace("<", "\\u003c")
+    return f'<script type="application/json" class="picture">{text}</script>\n'.encode()
 
 
 def _uri(picture: Image.Image) -> str:

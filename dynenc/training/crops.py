@@ -4,10 +4,8 @@ A source is decoded once and kept as two flat memory maps beside an index, becau
 pictures and running the teacher would otherwise cost more than the training step itself.
 """
 
-import io
 import json
 import os
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,32 +13,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from dynenc.errors import ImageError
+from dynenc.imaging.sources import iter_images
 from dynenc.latent_space import SD1
 from dynenc.networks.encoder import to_floats
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".jxl", ".tif", ".tiff", ".bmp", ".ppm"}
-
-
-def iter_images(source: Path) -> Iterator[tuple[str, Image.Image]]:
-    """Yield (name, RGB picture) of every picture in a folder or a tar shard, sorted by name."""
-    if source.is_dir():
-        for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
-            with Image.open(path) as picture:
-                yield path.name, picture.convert("RGB")
-        return
-    try:
-        with tarfile.open(source) as tar:
-            for member in sorted(tar.getmembers(), key=lambda m: m.name):
-                file = tar.extractfile(member)
-                if file is not None and Path(member.name).suffix.lower() in SUFFIXES:
-                    with Image.open(io.BytesIO(file.read())) as picture:
-                        yield member.name, picture.convert("RGB")
-    except (OSError, tarfile.TarError) as exc:
-        raise ImageError(f"{source} is neither a folder nor a tar of pictures: {exc}") from exc
 
 
 @dataclass(frozen=True, slots=True)

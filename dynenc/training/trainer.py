@@ -34,16 +34,17 @@ from dynenc import registry
 from dynenc.coding.entropy import EntropyModel
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.errors import OutputExists, UsageError
-from dynenc.evaluation.benchmark import evaluate
 from dynenc.evaluation.lpips import LPIPS
+from dynenc.evaluation.measure import evaluate
 from dynenc.imaging.image import pad, to_tensor
+from dynenc.imaging.sources import iter_images
 from dynenc.latent_space import SD1
 from dynenc.metrics import bpp
 from dynenc.networks import loading
 from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.encoder import Encoder, to_floats
 from dynenc.networks.external_vae import fast_dtype, load_teacher
-from dynenc.training.crops import Crops, build_cache, iter_images
+from dynenc.training.crops import Crops, build_cache
 from dynenc.training.fit_coder import NETWORKS, FitConfig, fit
 
 
@@ -195,7 +196,8 @@ class Trainer:
             self.model[DECODER] = self.decoders[1].requires_grad_(True)
         self.begun = [weight.detach().clone() for weight in self.model.parameters()]
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
-        self.perceptual = self._frozen(LPIPS(paths.lpips))
+        self.perceptual = LPIPS(paths.lpips)
+        self._frozen(self.perceptual)  # in place
         parameters = [*self.model.parameters(), *self.prior.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, config.learning_rate)
         # decoders only, as encoders stay exact; and the autoencoder's is too small to gain by it

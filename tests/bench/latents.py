@@ -26,9 +26,9 @@ from dynenc import LatentDataset, codec, load_decoder, load_encoder, metrics, re
 from dynenc.coding import quantize
 from dynenc.coding.bitstream import Header
 from dynenc.imaging import image
+from dynenc.imaging.sources import iter_images
 from dynenc.interop import latent_files
 from dynenc.networks.external_vae import load_teacher
-from dynenc.training.crops import iter_images
 
 EVERY = 10  # pictures of which one is decoded
 

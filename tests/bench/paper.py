@@ -35,10 +35,11 @@ from dynenc import Codec, DynamicConv, load_encoder, metrics, registry
 from dynenc.codec import read_latents
 from dynenc.evaluation.lpips import LPIPS
 from dynenc.imaging import image
+from dynenc.imaging.sources import iter_images
 from dynenc.latent_space import SD1
 from dynenc.networks import published
 from dynenc.networks.external_vae import load_teacher
-from dynenc.training.crops import Crops, iter_images
+from dynenc.training.crops import Crops
 from dynenc.training.trainer import linear_start
 
 SIDE = 512  # px, of the picture that is timed

@@ -14,8 +14,8 @@ from dynenc import load_encoder, registry
 from dynenc.evaluation.benchmark import distortion
 from dynenc.evaluation.lpips import LPIPS
 from dynenc.imaging import image
+from dynenc.imaging.sources import iter_images
 from dynenc.networks.external_vae import load_teacher
-from dynenc.training.crops import iter_images
 
 
 @torch.inference_mode()

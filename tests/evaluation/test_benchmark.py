@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from dynenc.cli.main import app
-from dynenc.evaluation import benchmark
-from dynenc.evaluation.benchmark import Curve, Evaluation
+from dynenc.evaluation import curves
+from dynenc.evaluation.curves import Curve, Evaluation
 
 runner = CliRunner()
 PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
@@ -60,20 +59,22 @@ def test_json_is_what_compressai_reads(folder):
 def test_table_of_several_encoders(folder):
     result = run(folder / "pictures", "-e", "nano", "-e", "light", "-Q", 50, "--no-others")
     lines = result.stdout.splitlines()
-    assert lines[0].startswith("| codec | quality | bpp | PSNR | MS-SSIM | s to encode")
-    assert [line.split(" | ")[:2] for line in lines[2:]] == [
-        ["| nano -> embedded", "50"],
-        ["| light -> embedded", "50"],
+    assert len({len(line) for line in lines}) == 1
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0][:6] == ["codec", "quality", "bpp", "PSNR", "MS-SSIM", "encode, s"]
+    assert [row[:2] for row in cells[2:]] == [
+        ["nano -> embedded", "50"],
+        ["light -> embedded", "50"],
     ]
 
 
-def test_bad_pictures_are_left_out_with_a_word(folder, tmp_path):
+def test_bad_pictures_are_left_out_with_a_message(folder, tmp_path):
     for path in (*(folder / "pictures").iterdir(), folder / "tiny.png", folder / "broken.png"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     result = run(tmp_path, "-e", "nano", "-Q", 50, "--no-others")
     assert result.exit_code == 1
     assert "broken.png cannot be read as a picture" in result.stderr
-    assert "tiny.png is too small, 20x30 px" in result.stderr
+    assert "tiny.png: left out, MS-SSIM needs sides of 161 px, not 20x30" in result.stderr
     assert "nano -> embedded" in result.stdout
 
 
@@ -89,7 +90,7 @@ def test_folders_without_pictures(folder, tmp_path):
         assert result.stdout == ""
 
 
-def test_latents_of_another_encoder_and_lpips(folder):
+def test_latents_of_another_encoder_and_perceptual_distances(folder, lpips_path, vgg_path):
     from diffusers import AutoencoderTiny
     from diffusers.utils import logging
 
@@ -98,23 +99,22 @@ def test_latents_of_another_encoder_and_lpips(folder):
     sides = {f"{part}_block_out_channels": (8, 8, 8, 8) for part in ("encoder", "decoder")}
     counts = {f"num_{part}_blocks": (1, 1, 1, 1) for part in ("encoder", "decoder")}
     AutoencoderTiny(**sides, **counts).save_pretrained(folder / "teacher")
-    widths, state = [3, 4, 6, 5, 4, 4], {}
-    for i, kernel in enumerate([11, 5, 3, 3, 3]):
-        state[f"AlexNet_0.Conv_{i}.kernel"] = torch.randn(widths[i + 1], widths[i], kernel, kernel)
-        state[f"AlexNet_0.Conv_{i}.bias"] = torch.zeros(widths[i + 1])
-        state[f"NetLinLayer_{i}.Conv_0.kernel"] = torch.rand(1, widths[i + 1], 1, 1)
-    save_file(state, folder / "lpips.safetensors")
-    options = ("-e", "nano", "-Q", 50, "--no-others", "--json", "--latents-of", folder / "teacher")
-    result = run(folder / "pictures", *options, "--lpips", folder / "lpips.safetensors")
+    options = ("-e", "nano", "-Q", 50, "--no-others", "--latents-of", folder / "teacher")
+    options = (folder / "pictures", *options, "--lpips", lpips_path, "--vgg", vgg_path)
+    result = run(*options, "--json")
     assert result.exit_code == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["name"] for row in rows] == ["nano -> embedded", "teacher -> teacher"]
-    assert rows[0]["results"]["psnr-rgb"] > rows[1]["results"]["psnr-rgb"]  # an untrained one
-    assert all(row["results"]["lpips"][0] > 0 for row in rows)
+    assert rows[0]["results"]["psnr-rgb"] > rows[1]["results"]["psnr-rgb"]  # untrained
+    for name in ("lpips", "lpips-vgg", "dists"):
+        assert 0 < rows[0]["results"][name][0] < rows[1]["results"][name][0]
+    head = run(*options).stdout.splitlines()[0]
+    assert [c.strip() for c in head.split("|")[6:9]] == ["LPIPS-Alex", "LPIPS-VGG", "DISTS"]
 
 
-def test_wrong_options_are_told_before_anything_is_measured(folder, tmp_path):
+def test_wrong_options_fail_before_anything_is_measured(folder, tmp_path):
     assert run(folder / "pictures", "--lpips", tmp_path / "none").exit_code == 5
+    assert run(folder / "pictures", "--vgg", tmp_path / "none").exit_code == 5
     assert run(folder / "pictures", "--latents-of", tmp_path / "none").exit_code == 5
     assert run(folder / "pictures", "-e", "huge").exit_code == 5
     assert run(folder / "pictures", "-Q", 101).exit_code == 2
@@ -124,37 +124,41 @@ def test_bd_rate_of_half_the_bits():
     pytest.importorskip("bjontegaard")
     one = curve("one", [24.0, 27.0, 28.5, 29.5])
     half = curve("half", [24.0, 27.0, 28.5, 29.5], rates=[rate / 2 for rate in RATES])
-    assert benchmark.bd_rate(half, one, "psnr-rgb") == pytest.approx(-50, abs=0.01)
-    assert benchmark.bd_rate(one, half, "psnr-rgb") == pytest.approx(100, abs=0.01)
+    assert curves.bd_rate(half, one, "psnr-rgb") == pytest.approx(-50, abs=0.01)
+    assert curves.bd_rate(one, half, "psnr-rgb") == pytest.approx(100, abs=0.01)
 
 
-def test_bd_rate_of_a_distance_is_the_other_way_round():
+@pytest.mark.parametrize("metric", ["lpips", "lpips-vgg", "dists"])
+def test_bd_rate_by_a_distance_of_half_the_bits(metric):
     pytest.importorskip("bjontegaard")
-    one = curve("one", [0.4, 0.3, 0.22, 0.2], "lpips")
-    half = curve("half", [0.4, 0.3, 0.22, 0.2], "lpips", [rate / 2 for rate in RATES])
-    assert benchmark.bd_rate(half, one, "lpips") == pytest.approx(-50, abs=0.01)
+    one = curve("one", [0.4, 0.3, 0.22, 0.2], metric)
+    half = curve("half", [0.4, 0.3, 0.22, 0.2], metric, [rate / 2 for rate in RATES])
+    assert curves.bd_rate(half, one, metric) == pytest.approx(-50, abs=0.01)
+    rates = json.loads(Evaluation([half], [one], 0).as_json().splitlines()[0])["bd-rate"]
+    assert rates[metric]["one"] == pytest.approx(-50, abs=0.01)
 
 
 def test_bd_rate_of_curves_that_share_nothing():
     pytest.importorskip("bjontegaard")
     low, high = curve("low", [20.0, 21, 22, 23]), curve("high", [30.0, 31, 32, 33])
-    assert math.isnan(benchmark.bd_rate(low, high, "psnr-rgb"))
+    assert math.isnan(curves.bd_rate(low, high, "psnr-rgb"))
     flat = curve("flat", [24.0, 24, 24, 24])
-    assert math.isnan(benchmark.bd_rate(flat, low, "psnr-rgb"))
+    assert math.isnan(curves.bd_rate(flat, low, "psnr-rgb"))
     evaluation = Evaluation([low], [high], 0)
     assert json.loads(evaluation.as_json().splitlines()[0])["bd-rate"] == {
         "psnr-rgb": {"high": None}
     }
-    assert evaluation.as_tables().endswith("| low | PSNR | - |")
+    last = evaluation.as_tables().splitlines()[-1]
+    assert last.split() == ["|", "low", "|", "PSNR", "|", "-", "|"]
 
 
 def test_points_that_are_no_gain_do_not_count():
     falling = curve("falling", [24.0, 27.0, 26.9, 28.0])
-    assert benchmark._rising(falling, "psnr-rgb") == ([0.1, 0.2, 0.4], [24, 27, 28])
+    assert curves._monotonic(falling, "psnr-rgb") == ([0.1, 0.2, 0.4], [24, 27, 28])
 
 
 def test_without_the_package_there_are_no_bd_rates(monkeypatch):
-    monkeypatch.setattr(benchmark, "find_spec", lambda _: None)
+    monkeypatch.setattr(curves, "find_spec", lambda _: None)
     both = Evaluation([curve("one", [1.0, 2, 3, 4])], [curve("two", [1.0, 2, 3, 4])], 0)
     assert "pip install 'dynenc[eval]'" in both.as_tables()
     assert json.loads(both.as_json().splitlines()[0])["bd-rate"] == {}

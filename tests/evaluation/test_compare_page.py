@@ -64,6 +64,33 @@ def test_qualities_and_codecs_side_by_side(photo, tmp_path):
     assert versions[0]["n_bytes"] < versions[1]["n_bytes"]
 
 
+def test_perceptual_distances_where_their_weights_are_given(photo, tmp_path, lpips_path, vgg_path):
+    Image.open(photo).crop((0, 0, 31, 31)).save(tmp_path / "small.png")
+    page = tmp_path / "page.html"
+    for option, weights, names in (
+        ("--lpips", lpips_path, {"lpips"}),
+        ("--vgg", vgg_path, {"lpips_vgg", "dists"}),
+    ):
+        run("compare", photo, photo, "-Q", 0, "-d", "embedded", option, weights, "-fo", page)
+        [entry] = pictures(page.read_text())
+        _, equal, coarse = entry["versions"]
+        for name in ("lpips", "lpips_vgg", "dists"):
+            assert equal[name] == (0 if name in names else None)
+            assert coarse[name] is None if name not in names else coarse[name] > 0.001
+    run("compare", tmp_path / "small.png", "-d", "embedded", "--vgg", vgg_path, "-fo", page)
+    assert pictures(page.read_text())[0]["versions"][1]["dists"] is None
+
+
+def test_folders_without_common_names(photo, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shutil.copy(photo, tmp_path / name / f"{name}.png")
+    result = run("compare", tmp_path / "one", tmp_path / "two", "-o", tmp_path / "page.html")
+    assert result.exit_code == 2
+    assert "two has the name of a picture in" in result.stderr
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_a_page_asks_the_network_for_nothing(photo, tmp_path):
     run("compare", photo, "-e", "nano", "-d", "embedded", "-o", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
@@ -107,9 +134,11 @@ def test_folders_make_a_gallery(photo, tmp_path):
         (["photo.png", "small.png"], 3, "9x9 and 75x50 px"),
         (["photo.png", "."], 2, "name two of a kind"),
         (["photo.png", "none.lat"], 4, "cannot be read"),
-        (["photo.png", "--codec", "gif:3"], 2, "gif:3 is no codec"),
-        (["photo.png", "--codec", "jpeg:101"], 2, "no codec"),
+        (["photo.png", "--codec", "gif:3"], 2, "no codec 'gif': choose jpeg, webp, avif, jxl"),
+        (["photo.png", "--codec", "jpeg:300"], 2, "jpeg:300 needs a quality from 0 to 100"),
+        (["photo.png", "--codec", "jpeg"], 2, "jpeg needs a quality from 0 to 100"),
         (["photo.png", "--lpips", "none.safetensors"], 5, "LPIPS"),
+        (["photo.png", "--vgg", "none.safetensors"], 5, "VGG-16"),
         (["photo.png", "-o", "there.html"], 6, "--force"),
         (["photo.png", "-o", "no/page.html"], 7, "cannot be written"),
     ],

@@ -14,9 +14,10 @@ from dynenc.cli.main import app
 from dynenc.coding.entropy import EntropyModel
 from dynenc.errors import ImageError, UsageError, WeightsError
 from dynenc.evaluation.lpips import LPIPS
+from dynenc.imaging.sources import iter_images
 from dynenc.networks.encoder import to_floats
 from dynenc.networks.loading import load_path
-from dynenc.training.crops import Crops, build_cache, iter_images
+from dynenc.training.crops import Crops, build_cache
 from dynenc.training.trainer import (
     PRESETS,
     Prior,

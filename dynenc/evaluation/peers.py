@@ -1,0 +1,81 @@
+"""The codecs that dynenc is compared with: those that Pillow has."""
+
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import PIL
+from PIL import Image
+
+from dynenc.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A codec of Pillow's, at the strongest setting that is in common use."""
+
+    name: str  # on the command line
+    label: str  # for people
+    format: str  # Pillow's name
+    qualities: Sequence[int]  # that give about 0.05 to 0.4 bpp on photographs
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def description(self) -> str:
+        """Implementation and settings."""
+        settings = ", ".join(f"{key} {value}" for key, value in self.options.items())
+        return f"Pillow {PIL.__version__}, {settings or 'its defaults'}"
+
+    def is_installed(self) -> bool:
+        """Whether Pillow, with its plugins, can write the format."""
+        if self.format == "JXL":
+            with suppress(ImportError):
+                import pillow_jxl  # noqa: F401  # registers the format
+        Image.init()
+        return self.format in Image.SAVE
+
+    def encode(self, picture: Image.Image, quality: float, **options: object) -> bytes:
+        """Compress an RGB picture; further options of Pillow's override those of the peer."""
+        buffer = io.BytesIO()
+        settings = {**self.options, "quality": round(quality), **options}
+        picture.save(buffer, self.format, **settings)
+        return buffer.getvalue()
+
+    def decode(self, data: bytes) -> Image.Image:
+        """Undo `encode`: an RGB picture."""
+        with Image.open(io.BytesIO(data)) as picture:
+            return picture.convert("RGB")
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("jpeg", "JPEG", "JPEG", (2, 5, 10, 15, 20, 30), {"optimize": True}),
+        Peer("webp", "WebP", "WEBP", (0, 5, 10, 20, 30, 50), {"method": 6}),
+        Peer("avif", "AVIF", "AVIF", (5, 12, 20, 28, 36, 44), {"speed": 6}),
+        Peer("jxl", "JPEG XL", "JXL", (0, 5, 10, 20, 30, 40)),
+    )
+}
+
+
+def installed() -> list[Peer]:
+    """The codecs that Pillow has here."""
+    return [peer for peer in PEERS.values() if peer.is_installed()]
+
+
+def parse(text: str) -> tuple[Peer, int]:
+    """The codec and quality that a text such as "avif:40" names.
+
+    Raises: UsageError if there is no such codec, if Pillow lacks it, or if the quality is not a
+    whole number from 0 to 100.
+    """
+    name, _, quality = text.partition(":")
+    if name not in PEERS:
+        raise UsageError(f"there is no codec {name!r}: choose {', '.join(PEERS)}, as in jpeg:75")
+    if not quality.isdecimal() or int(quality) > 100:
+        raise UsageError(f"{text} needs a quality from 0 to 100, as in {name}:75")
+    if not PEERS[name].is_installed():
+        plugin = "pillow-jxl-plugin" if name == "jxl" else f"a Pillow with {PEERS[name].label}"
+        raise UsageError(f"Pillow cannot write {PEERS[name].label} here: install {plugin}")
+    return PEERS[name], int(quality)
