@@ -13,7 +13,6 @@ from dataclasses import asdict, fields
 from types import TracebackType
 from typing import Any, TextIO
 
-import typer
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -21,6 +20,7 @@ from rich.text import Text
 
 from dynenc.batch.plan import suffix_of
 from dynenc.batch.records import Result, Roundtrip, Summary, Task
+from dynenc.cli import console
 from dynenc.errors import UsageError
 from dynenc.io import storage
 
@@ -72,10 +72,11 @@ class Reporter:
         if self.file:
             self._record(result, self.file)
         if result.status == "failed" and not summary.single:
-            typer.echo(f"dynenc: {result.reason}", err=True)
+            hint = f": {result.error.hint}" if result.error and result.error.hint else ""
+            console.tell(f"dynenc: {result.reason}{hint}")
         if result.note and not self.quiet:
             name = "" if summary.single else f"{result.source}: "
-            typer.echo(f"dynenc: {name}{result.note}", err=True)
+            console.tell(f"dynenc: {name}{result.note}")
         if result.status in ("done", "planned"):
             self._print(result, summary)
         if result.preview and not self.quiet:
@@ -95,9 +96,12 @@ class Reporter:
     def _print(self, result: Result, summary: Summary) -> None:
         if result.figures:
             if self.as_json:
-                typer.echo(json.dumps(asdict(result.figures)))
+                console.show(json.dumps(asdict(result.figures)))
+            elif not self.quiet and summary.single:
+                console.show(*_lines(result.figures))
             elif not self.quiet:
-                typer.echo(_lines(result.figures) if summary.single else self._row(result.figures))
+                console.show(*([] if self.rows else [HEAD]), _row([result.figures], result.source))
+                self.rows.append(result.figures)
         elif not self.quiet:
             if result.status == "planned":
                 line = f"{result.source} -> {result.target}" if result.target else result.source
@@ -105,12 +109,7 @@ class Reporter:
                 line = f"{result.target}  {result.n_bytes_out} bytes  {result.bpp:.3f} bpp"
             else:
                 line = result.target
-            typer.echo(line, err=result.target == storage.STREAM)
-
-    def _row(self, figures: Roundtrip) -> str:
-        head = "" if self.rows else HEAD + "\n"
-        self.rows.append(figures)
-        return head + _table([figures], figures.image)
+            console.show(line, to_stderr=result.target == storage.STREAM)
 
     def _progress(self, summary: Summary) -> None:
         text = _progress_text(summary)
@@ -120,7 +119,7 @@ class Reporter:
             self.told = time.monotonic()
             rest = summary.jobs - summary.finished
             left = rest * summary.seconds / max(1, summary.finished)
-            typer.echo(f"dynenc: {text}, {left:.0f} s left", err=True)
+            console.tell(f"dynenc: {text}, {left:.0f} s left")
 
     def step(self, done: int, of: int) -> None:
         """Show the progress of a picture's refinement, on a terminal."""
@@ -148,13 +147,13 @@ class Reporter:
         if self.quiet:
             return
         if self.rows:
-            typer.echo(_table(self.rows, f"mean of {len(self.rows)}"))
+            console.show(_row(self.rows, f"mean of {len(self.rows)}"))
         if self.bar:
             self.bar.stop()
         if not summary.single:
-            typer.echo(f"dynenc: {_final(summary)}", err=True)
+            console.tell(f"dynenc: {_final(summary)}")
         elif summary.skipped:
-            typer.echo("dynenc: the output is there already: skipped", err=True)
+            console.tell("dynenc: the output exists: skipped")
 
 
 @contextmanager
@@ -186,7 +185,7 @@ def half_blocks(picture: Image.Image) -> Text:
     return text
 
 
-def _table(rows: list[Roundtrip], name: str) -> str:
+def _row(rows: list[Roundtrip], name: str) -> str:
     """The means of some pictures as one line of the table."""
 
     def mean(values: list[float]) -> float:
@@ -204,18 +203,18 @@ def _table(rows: list[Roundtrip], name: str) -> str:
     )
 
 
-def _lines(figures: Roundtrip) -> str:
+def _lines(figures: Roundtrip) -> list[str]:
     similarity = "-" if figures.ms_ssim is None else f"{figures.ms_ssim:.4f}"
-    return (
+    return [
         f"{figures.image}  {figures.width}x{figures.height}  "
-        f"{figures.encoder} -> {figures.decoder}\n"
-        f"PSNR      {figures.psnr_db:.2f} dB\n"
-        f"MS-SSIM   {similarity}\n"
+        f"{figures.encoder} -> {figures.decoder}",
+        f"PSNR      {figures.psnr_db:.2f} dB",
+        f"MS-SSIM   {similarity}",
         f"size      {figures.n_bytes} bytes, {figures.bpp:.3f} bpp, 1:{figures.ratio_raw:.0f} of "
-        f"the pixels, 1:{figures.ratio_file:.1f} of the input file\n"
+        f"the pixels, 1:{figures.ratio_file:.1f} of the input file",
         f"time      {1e3 * figures.encode_s:.1f} ms to encode, {1e3 * figures.decode_s:.1f} ms to"
-        " decode"
-    )
+        " decode",
+    ]
 
 
 def _progress_text(summary: Summary) -> str:

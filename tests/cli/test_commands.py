@@ -351,8 +351,8 @@ def test_help_does_not_import_torch():
 
 def test_encode_does_not_import_diffusers(picture):
     code = (
-        "import sys; from pathlib import Path; from dynenc.cli import main as cli;"
-        f"cli.encode(Path({str(picture)!r}), encoder='nano');"
+        "import sys; from dynenc.cli import app;"
+        f"app(['encode', {str(picture)!r}, '-e', 'nano'], standalone_mode=False);"
         "heavy = {'diffusers', 'huggingface_hub', 'torchvision', 'matplotlib'};"
         "assert not heavy & set(sys.modules)"
     )

@@ -42,7 +42,7 @@ def test_sound_files(folder, sound):
     ):
         result = run(*arguments)
         assert (result.exit_code, result.stderr) == (0, "")
-        assert result.stdout == f"all is well: {count} checked\n"
+        assert result.stdout == f"{count} checked, no damage found\n"
     assert run("-", stdin=sound).exit_code == 0
     assert run(folder, "-q").stdout == ""
 
@@ -58,7 +58,7 @@ def test_a_line_per_bad_file(folder, sound):
     ]
     assert "checksum" in result.stdout
     assert f"{folder / 'none.lat'}: cannot be read: No such file or directory" in result.stdout
-    assert result.stderr == "dynenc: 4 of 5 failed: restore them from a copy\n"
+    assert result.stderr == "dynenc: 4 of 5 files failed: restore them from a backup\n"
     assert run(folder, folder / "none.lat", "-q").stdout == result.stdout
 
 

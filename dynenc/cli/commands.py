@@ -1,0 +1,160 @@
+"""How commands are declared and shown: groups of options, help in sections, examples."""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import wraps
+from typing import Any, get_type_hints
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from dynenc.cli import console
+
+Function = Callable[..., None]
+RANGE = re.compile(r"(  \[|; )(\d+<=)?x[<>]=\d+(?=\])|(?<=  )\[(\d+<=)?x[<>]=\d+\]")
+
+
+GENERAL = "General"  # section of the help that holds --help
+SECTIONS = ("Options", "Output", "Quality", "Decoder", "Input", "Execution", GENERAL)
+
+
+class Command(TyperCommand):
+    """A command whose help shows its options in sections, the most used ones first."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What follows the command's name in the usage line."""
+        return ["[OPTIONS]", *(str(each.metavar) for each in _arguments(self))]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then each section of options."""
+        if arguments := _arguments(self):
+            with formatter.section("Arguments"):
+                formatter.write_dl([(str(each.metavar), each.help) for each in arguments])
+        for title, parameters in sections(self, ctx).items():
+            with formatter.section(title):
+                formatter.write_dl([record(each, ctx) for each in parameters])
+
+
+def _arguments(command: Any) -> list[Any]:
+    return [each for each in command.params if each.param_type_name == "argument"]
+
+
+def record(option: Any, ctx: Any) -> tuple[str, str]:
+    """An option's names and its help with the default, without the range its metavar shows."""
+    names, text = option.get_help_record(ctx)
+    return names, RANGE.sub("", text)
+
+
+def sections(command: Any, ctx: Any) -> dict[str, list[Any]]:
+    """The options of a command by section of the help, in the order they are shown."""
+    found: dict[str, list[Any]] = {title: [] for title in SECTIONS}
+    for option in command.get_params(ctx):
+        if option.param_type_name == "option" and not option.hidden:
+            default = GENERAL if option.name == "help" else "Options"
+            found[getattr(option, "rich_help_panel", None) or default].append(option)
+    return {title: options for title, options in found.items() if options}
+
+
+class Program(TyperGroup):
+    """The command itself: its help shows the sub-commands in sections, in the order declared."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run; a stdout that cannot be written ends it with one line, whatever was printed."""
+        console.occupy_standard_streams()
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as exc:
+            error = console.stdout_error(exc)
+            if error is None:
+                raise
+            console.tell(f"dynenc: {error.sentence}")
+            sys.exit(error.exit_code)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of the commands, in the order declared."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each section of commands."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            title = getattr(command, "rich_help_panel", None) or "Commands"
+            found.setdefault(title, []).append((name, command.get_short_help_str(200)))
+        for title, records in found.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def examples(*lines: str) -> str:
+    """The end of a help text: lines to copy, kept as they are."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def grouped(function: Function) -> Function:
+    """A command whose parameters of a dataclass type stand for the fields of that class.
+
+    Each field, annotated as a Typer option, becomes an option of the command; the function receives
+    an instance of the class. So a group of options is declared once, for all commands that have it.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in groups:
+            parameters += _options(groups[parameter.name])
+        else:
+            annotation = hints[parameter.name]
+            parameters.append(
+                parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY)
+            )
+
+    @wraps(function)
+    def command(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{each.name: values.pop(each.name) for each in fields(kind)})
+        function(**values)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
+def _options(group: Any) -> list[inspect.Parameter]:
+    """The fields of a group as keyword parameters."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=each.default,
+            annotation=hints[each.name],
+        )
+        for each in fields(group)
+    ]
+
+
+@dataclass
+class Section:
+    """Commands that stand together in the help of the program."""
+
+    title: str
+    commands: list[tuple[str, str, Function]] = field(default_factory=list)
+
+    def command(self, name: str, *lines: str) -> Callable[[Function], Function]:
+        """Declare a command: its name, and examples for the end of its help."""
+
+        def declare(function: Callable[..., None]) -> Callable[..., None]:
+            self.commands.append((name, examples(*lines), function))
+            return function
+
+        return declare
+
+    def add_to(self, app: typer.Typer) -> None:
+        """Make them commands of a program."""
+        for name, epilog, function in self.commands:
+            app.command(name, cls=Command, epilog=epilog, rich_help_panel=self.title)(
+                grouped(function)
+            )

@@ -1,0 +1,144 @@
+"""The terminal: results on stdout, messages on stderr, errors as one line and an exit code."""
+
+import codecs
+import io
+import logging
+import os
+import signal
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import typer
+
+from dynenc.errors import DiskFull, DynencError, OutputError
+
+INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM
+STDOUT_ERRORS = "dynenc.names"  # codec error handler of `_encode_name`
+BIDI_CONTROLS = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+
+
+def quoted(text: str) -> str:
+    """Text with escapes in place of what acts on a terminal: control characters and the like.
+
+    File names are data of strangers: they may hold escape sequences, line breaks, characters that
+    reverse the direction of writing, and bytes that are not UTF-8.
+    """
+    return "".join(_escape(char) if _is_unsafe(char) else char for char in text)
+
+
+def _is_unsafe(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in BIDI_CONTROLS
+
+
+def _escape(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # a byte of a name that is not UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _encode_name(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Codec error handler: undecodable bytes of file names as they were, the rest as escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    encoded = b""
+    for char in error.object[error.start : error.end]:
+        if "\udc80" <= char <= "\udcff":
+            encoded += bytes([ord(char) - 0xDC00])
+        else:
+            encoded += _escape(char).encode("ascii")
+    return encoded, error.end
+
+
+def show(*lines: str, to_stderr: bool = False) -> None:
+    """Print result lines on stdout; on a terminal with `quoted`, else as they are for programs.
+
+    Args:
+        to_stderr: print them as messages, because the output itself goes to stdout.
+    Raises: OutputError if stdout is closed; OSError if it cannot be written, see `stdout_error`.
+    """
+    if to_stderr:
+        for line in lines:
+            tell(line)
+        return
+    if sys.stdout is None:
+        raise OutputError("standard output is closed")
+    is_terminal = sys.stdout.isatty()
+    for line in lines:
+        typer.echo(quoted(line) if is_terminal else line)
+
+
+def tell(message: str) -> None:
+    """Print a message on stderr, in one line whatever names it holds."""
+    with suppress(OSError):  # nobody could be told
+        typer.echo(quoted(message), err=True)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """The record in one line; tracebacks keep their lines."""
+        first, *traceback = super().format(record).split("\nTraceback", 1)
+        return "\nTraceback".join([f"dynenc: {quoted(first)}", *traceback])
+
+
+@contextmanager
+def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
+    """Run a command: show the library's log, turn expected errors into one line and an exit code.
+
+    Bugs keep their traceback. SIGTERM is treated like Ctrl-C, so that nothing half-written stays.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    logger = logging.getLogger("dynenc")
+    logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    logger.addHandler(handler)
+    stdout = sys.stdout if isinstance(sys.stdout, io.TextIOWrapper) else None
+    errors = stdout.errors if stdout else None
+    if stdout:
+        codecs.register_error(STDOUT_ERRORS, _encode_name)
+        stdout.reconfigure(errors=STDOUT_ERRORS)
+    try:
+        yield
+    except DynencError as exc:
+        tell(f"dynenc: {exc.sentence}")
+        raise typer.Exit(exc.exit_code) from exc
+    except KeyboardInterrupt:
+        tell("dynenc: interrupted; run the same command again to continue")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        logger.removeHandler(handler)
+        signal.signal(signal.SIGTERM, before)
+        if stdout and not stdout.closed:
+            stdout.reconfigure(errors=errors)
+
+
+def stdout_error(exc: OSError) -> OutputError | None:
+    """The error to report if `exc` came from writing to stdout, else None.
+
+    What could not be written is still in the buffer of stdout, so flushing it fails again; it is
+    then thrown away, as Python would otherwise complain once more when it exits.
+    """
+    if sys.stdout is None:
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DiskFull(f"standard output cannot be written: {exc.strerror or exc}")
+    return None
+
+
+def occupy_standard_streams() -> None:
+    """Open /dev/null in place of closed standard streams.
+
+    Otherwise the next file that is opened would take the place of stdout or stderr, and receive
+    what libraries print there.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor

@@ -1,0 +1,275 @@
+"""Commands that convert files: encode, decode, roundtrip, export, import."""
+
+import shutil
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from dynenc.batch.records import LATENT_FORMS, Task
+from dynenc.cli import console, options
+from dynenc.cli.commands import GENERAL, Section
+from dynenc.cli.options import SOURCES
+from dynenc.coding.bitstream import MAX_PIXELS
+from dynenc.errors import DynencError, UsageError
+
+STREAM = "-"
+SECTION = Section("Convert")
+
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help=f"Images, {SOURCES}")]
+Lats = Annotated[list[str], typer.Argument(metavar="LAT...", help=f".lat files, {SOURCES}")]
+
+
+@SECTION.command(
+    "encode",
+    "dynenc encode photo.jpg",
+    "dynenc encode photo.jpg -e base --quality 80 -o best.lat",
+    "dynenc encode photo.jpg --target-size 5KB --keep-metadata",
+    "dynenc encode photos/ -r -o latents/ --report report.csv",
+    "dynenc encode photos/ -r -o shards/ --shard-size 1000",
+    "curl -s https://example.org/a.jpg | dynenc encode - -o a.lat",
+)
+def encode(
+    images: Images,
+    encoding: options.Encoding,
+    selection: options.Selection,
+    placement: options.Placement,
+    execution: options.Execution,
+    messages: options.Messages,
+    tune_for: options.TuneFor = "embedded",
+    keep_metadata: options.KeepMetadata = False,
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+    suffix: options.Suffix = None,
+    shard_size: options.ShardSize = None,
+    batch_size: options.BatchSize = None,
+) -> None:
+    """Compress images to .lat files.
+
+    Each is written beside its image unless -o names another place.
+    """
+    convert(
+        "encode",
+        images,
+        placement,
+        messages,
+        **_arguments(encoding, selection, execution),
+        tune_for=tune_for,
+        keep_metadata=keep_metadata,
+        max_pixels=max_pixels,
+        suffix=suffix,
+        shard_size=shard_size,
+        batch_size=batch_size,
+    )
+
+
+@SECTION.command(
+    "decode",
+    "dynenc decode photo.lat",
+    "dynenc decode photo.lat -o photo.jpg -d sd-vae",
+    "dynenc decode latents/ -r -o images/ --suffix webp",
+    "dynenc decode photo.lat -o - | display -",
+)
+def decode(
+    lats: Lats,
+    selection: options.Selection,
+    placement: options.Placement,
+    execution: options.Execution,
+    messages: options.Messages,
+    decoder: options.Decoder = "auto",
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+    suffix: options.ImageSuffix = None,
+    shard_size: options.ShardSize = None,
+    batch_size: options.BatchSize = None,
+) -> None:
+    """Rebuild the images of .lat files.
+
+    Each is written beside its .lat file unless -o names another place; as PNG unless the suffix of
+    -o, or --suffix, says otherwise.
+    """
+    convert(
+        "decode",
+        lats,
+        placement,
+        messages,
+        **_arguments(selection, execution),
+        decoder=decoder,
+        max_pixels=max_pixels,
+        suffix=suffix,
+        shard_size=shard_size,
+        batch_size=batch_size,
+    )
+
+
+@SECTION.command(
+    "roundtrip",
+    "dynenc roundtrip photo.jpg",
+    "dynenc roundtrip photo.jpg -Q 20 -o rebuilt.png",
+    "dynenc roundtrip photo.jpg --show",
+    "dynenc roundtrip photos/ -r --report figures.csv",
+)
+def roundtrip(
+    images: Images,
+    encoding: options.Encoding,
+    selection: options.Selection,
+    placement: options.Placement,
+    execution: options.Execution,
+    messages: options.Messages,
+    decoder: options.Decoder = "auto",
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+    suffix: options.ImageSuffix = None,
+    as_json: options.JsonLines = False,
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--show",
+            rich_help_panel=GENERAL,
+            help="Show both images, small, in a terminal with colours.",
+        ),
+    ] = False,
+) -> None:
+    """Encode and decode images in memory, and measure the result.
+
+    Prints size, PSNR, MS-SSIM and times. The rebuilt images are kept only if -o names a place.
+    """
+    convert(
+        "roundtrip",
+        images,
+        placement,
+        messages,
+        as_json=as_json,
+        show=show,
+        **_arguments(encoding, selection, execution),
+        decoder=decoder,
+        max_pixels=max_pixels,
+        suffix=suffix,
+    )
+
+
+@SECTION.command(
+    "export",
+    "dynenc export cat.lat --to comfy",
+    "dynenc export lats/ -r --to npz -o cache/",
+)
+def export_latents(
+    lats: Lats,
+    to: options.LatentForm,
+    selection: options.Selection,
+    placement: options.Placement,
+    messages: options.Messages,
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+    jobs: options.Jobs = None,
+) -> None:
+    """Write the latents of .lat files, not decoded, in a format of other programs."""
+    convert(
+        "export",
+        lats,
+        placement,
+        messages,
+        **_arguments(selection),
+        suffix=LATENT_FORMS[to],
+        max_pixels=max_pixels,
+        jobs=jobs,
+    )
+
+
+@SECTION.command(
+    "import",
+    "dynenc import cache/ -r -o lats/",
+    "dynenc import vae.pt --scale 1 -Q 90",
+)
+def import_latents(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...", help=f"{', '.join(LATENT_FORMS.values())} files, {SOURCES}"
+        ),
+    ],
+    selection: options.Selection,
+    placement: options.Placement,
+    messages: options.Messages,
+    quality: options.ImportQuality = None,
+    scale: options.Scale = None,
+    jobs: options.Jobs = None,
+) -> None:
+    """Compress latents that another program or encoder made to .lat files.
+
+    Takes latents of Stable Diffusion 1.x in the formats that `dynenc export` writes.
+    """
+    convert(
+        "import",
+        files,
+        placement,
+        messages,
+        **_arguments(selection),
+        quality=quality,
+        scale=scale,
+        jobs=jobs,
+    )
+
+
+def _arguments(*groups: object) -> dict[str, Any]:
+    """The options of some groups, by name; those not given by default of their own are left out."""
+    return {
+        name: value for group in groups for name, value in vars(group).items() if value is not None
+    }
+
+
+def convert(
+    task: Task,
+    inputs: list[str],
+    placement: options.Placement,
+    messages: options.Messages,
+    *,
+    as_json: bool = False,
+    show: bool = False,
+    **arguments: Any,
+) -> None:
+    """Convert, and print what comes of it; exit code 1 if some of several files failed.
+
+    Args:
+        show: preview each roundtrip in the terminal.
+        arguments: of `dynenc.convert`.
+    """
+    with console.session(quiet=messages.quiet, verbose=messages.verbose):
+        from dynenc.batch.convert import convert
+        from dynenc.cli.report import Reporter, shows_colours
+
+        existing = placement.existing
+        _refuse_terminals(task, inputs, placement)
+        if show and shows_colours():
+            arguments["preview"] = shutil.get_terminal_size().columns
+        elif show:
+            console.tell("dynenc: --show needs a terminal with colours: nothing is shown")
+        with Reporter(
+            task, quiet=messages.quiet, as_json=as_json, report=placement.report
+        ) as reporter:
+            summary = convert(
+                task,
+                inputs,
+                placement.output,
+                existing=existing,
+                dry_run=placement.dry_run,
+                on_result=reporter.add,
+                on_step=reporter.step,
+                **arguments,
+            )
+            reporter.finish(summary)
+        if summary.failed:
+            raise typer.Exit(DynencError.exit_code)
+
+
+def _refuse_terminals(task: Task, inputs: list[str], placement: options.Placement) -> None:
+    """Raise UsageError if binary data would be read from, or written to, a terminal."""
+    if placement.force or placement.dry_run:
+        return
+    if STREAM in inputs and sys.stdin is not None and sys.stdin.isatty():
+        raise UsageError(
+            "standard input is a terminal", hint="redirect a file to it, or insist with --force"
+        )
+    default = STREAM if inputs == [STREAM] and task != "roundtrip" else None
+    is_stream = (placement.output or default) == STREAM
+    if is_stream and sys.stdout is not None and sys.stdout.isatty():
+        raise UsageError(
+            "binary data is not written to a terminal",
+            hint="redirect it, name a file with -o, or insist with --force",
+        )

@@ -1,0 +1,126 @@
+"""Commands for those who train networks: train, import-checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynenc.cli import console, options
+from dynenc.cli.commands import Section
+
+SECTION = Section("Develop")
+
+
+@SECTION.command(
+    "train",
+    "dynenc train light --data photos/ --teacher taesd/ --run runs/light -o light.safetensors",
+    "dynenc train wide --data photos/ --teacher taesd/ --run runs/c -o entropy.safetensors",
+)
+def train(
+    preset: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET",
+            help="An encoder (nano, light, base), autoencoder, embedded (the decoder), or an "
+            "entropy coder (context, trellis, wide, plain).",
+        ),
+    ],
+    data: Annotated[
+        list[Path], typer.Option(metavar="PATH", help="Folder or tar of images; repeatable.")
+    ],
+    teacher: Annotated[
+        Path, typer.Option(metavar="PATH", help="SD VAE or TAESD, in diffusers form.")
+    ],
+    run: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder for checkpoints, log and cached data.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write.")
+    ],
+    lpips: options.LpipsWeights = None,
+    start: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights to start from.")
+    ] = None,
+    embedded: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Embedded decoder through which the encoder is trained."),
+    ] = None,
+    encoder: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Encoder on whose latents the decoder is trained; repeatable."
+        ),
+    ] = None,
+    test: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of images to measure on at the end."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Change a field of TrainConfig; repeatable."
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
+) -> None:
+    """Train a network, or fit an entropy coder.
+
+    Run again, the same command continues from its last checkpoint.
+    """
+    with console.session(quiet=quiet):
+        from dynenc.codec import pick_device
+        from dynenc.training.trainer import (
+            CODERS,
+            PRESETS,
+            TrainPaths,
+            configure,
+            train_with_progress,
+        )
+
+        presets = [*PRESETS, *CODERS]
+        if preset not in presets:
+            raise typer.BadParameter(f"{preset!r} is not one of {', '.join(presets)}.")
+        config = configure(preset, setting or [])
+        paths = TrainPaths(
+            data=tuple(data),
+            teacher=teacher,
+            lpips=lpips,
+            run=run,
+            export=output,
+            start=start,
+            embedded=embedded,
+            encoders=tuple(encoder or []),
+            test=test,
+        )
+        figures = train_with_progress(config, paths, pick_device(device), quiet=quiet)
+        console.show(json.dumps({"path": str(output), **figures}))
+
+
+@SECTION.command(
+    "import-checkpoint", "dynenc import-checkpoint lightencoder.pt -o author.safetensors"
+)
+def import_checkpoint(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A .pt file that the author of the paper published."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write.")
+    ],
+    force: options.Force = False,
+) -> None:
+    """Convert a checkpoint of the paper to a file for --encoder.
+
+    Nothing that is pickled in the checkpoint is executed.
+    """
+    with console.session():
+        from dynenc.networks.published import import_checkpoint
+
+        network = import_checkpoint(checkpoint, output, overwrite=force)
+        parameters = sum(p.numel() for p in network.parameters())
+        kind = type(network).__name__
+        console.show(json.dumps({"path": str(output), "network": kind, "parameters": parameters}))

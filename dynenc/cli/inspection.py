@@ -1,0 +1,271 @@
+"""Commands that look and measure: info, verify, compare, eval, doctor."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dynenc import registry
+from dynenc.cli import console, options
+from dynenc.cli.commands import Section
+from dynenc.coding.bitstream import MAX_PIXELS
+from dynenc.errors import DynencError
+
+SECTION = Section("Inspect")
+
+
+@SECTION.command("info", "dynenc info photo.lat", "dynenc info photo.lat --json | jq .bpp")
+def info(
+    lat: Annotated[
+        str, typer.Argument(metavar="LAT", help="A .lat file or URL; '-' reads standard input.")
+    ],
+    as_json: options.Json = False,
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+) -> None:
+    """Print the header of a .lat file.
+
+    The whole file is checked for damage, without decoding the image.
+    """
+    with console.session():
+        from dynenc import metrics
+        from dynenc.batch import converter
+        from dynenc.coding import bitstream, quantize
+
+        header, n_bytes, chunks = converter.info_file(lat, max_pixels=max_pixels)
+        encoder = registry.maker(header.model_id)
+        fields: dict[str, Any] = {
+            "version": bitstream.VERSION,
+            "width": header.width,
+            "height": header.height,
+            "encoder": encoder.name if encoder else "unknown",
+            "step": header.step_q / quantize.STEP_UNIT,
+            "n_bytes": n_bytes,
+            "bpp": metrics.bpp(n_bytes, header.width, header.height),
+            "chunks": {tag: len(data) for tag, data in chunks},
+        }
+        if as_json:
+            console.show(json.dumps(fields))
+            return
+        sizes = ", ".join(f"{tag} {size} bytes" for tag, size in fields.pop("chunks").items())
+        fields |= {"chunks": sizes} if sizes else {}
+        for name, value in fields.items():
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            console.show(f"{name:8} {text}")
+
+
+@SECTION.command(
+    "verify", "dynenc verify photo.lat", "dynenc verify archive/ -q || echo restore it"
+)
+def verify(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help=".lat files, and folders with all below them."),
+    ],
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+    quiet: options.Quiet = False,
+) -> None:
+    """Check .lat files for damage, without decoding the images.
+
+    Prints a line for each damaged file, and ends with exit code 1 if there is one.
+    """
+    with console.session(quiet=quiet):
+        from dynenc.batch import converter
+
+        faults = []
+        for path, fault in converter.verify(paths, max_pixels=max_pixels):
+            faults.append(fault)
+            if fault:
+                console.show(f"{path}: {fault}")
+        if bad := sum(map(bool, faults)):
+            raise DynencError(
+                f"{bad} of {len(faults)} files failed", hint="restore them from a backup"
+            )
+        if not quiet:
+            console.show(f"{len(faults)} checked, no damage found")
+
+
+@SECTION.command(
+    "compare",
+    "dynenc compare photo.png",
+    "dynenc compare photo.png --quality 20 --quality 50 --codec jpeg:30 --codec avif:40",
+    "dynenc compare photo.png photo.lat other.jpg -o page.html",
+    "dynenc compare images/ latents/",
+)
+def compare(
+    original: Annotated[str, typer.Argument(metavar="A", help="An image, or a folder of images.")],
+    others: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[B...]", help="Versions of A: .lat files or images; or folders of them."
+        ),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="The HTML file.")
+    ] = "compare.html",
+    quality: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--quality",
+            "-Q",
+            metavar="0..100",
+            min=0,
+            max=100,
+            help="Add A encoded at this quality; repeatable.",
+        ),
+    ] = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:QUALITY",
+            help="Add A encoded as jpeg, webp, avif or jxl, such as jpeg:30; repeatable.",
+        ),
+    ] = None,
+    encoder: options.Encoder = "light",
+    decoder: options.Decoder = "auto",
+    device: options.Device = "auto",
+    lpips: options.LpipsWeights = None,
+    vgg: options.VggWeights = None,
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write an HTML page that shows images beside their coded versions.
+
+    One file that needs no network: a slider between any two versions, zoom, a difference map, and
+    the size, bpp, PSNR and MS-SSIM of each, with LPIPS and DISTS if their weights are given.
+    Without B, --quality or --codec, A is encoded at quality 50. Of folders, files with the same
+    name but for the suffix are compared.
+    """
+    with console.session(quiet=quiet):
+        from dynenc.batch import converter
+        from dynenc.codec import Codec
+        from dynenc.evaluation import compare_page
+        from dynenc.evaluation.measure import Measure, load_distances
+        from dynenc.io import storage
+
+        converter.refuse_existing(output, force)
+        pairs = compare_page.pair(original, others or [])
+        qualities = quality or ([] if others or codec else [50.0])
+        measure = Measure(load_distances(lpips, vgg))
+        request = compare_page.Request(qualities, codec or [], measure)
+        with storage.writing(output, force) as file:
+            errors = compare_page.write(file, pairs, Codec(encoder, decoder, device), request)
+        for error in errors:
+            console.tell(f"dynenc: {error.sentence}")
+        if not quiet:
+            console.show(output, to_stderr=output == storage.STREAM)
+        if errors:
+            raise typer.Exit(DynencError.exit_code)
+
+
+@SECTION.command(
+    "eval",
+    "dynenc eval photos/",
+    "dynenc eval photos/ -e base --lpips alex.safetensors --vgg vgg16.safetensors --json",
+)
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of images.")],
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--encoder", "-e", metavar="ENCODER", help="As of encode; repeatable. [default: light]"
+        ),
+    ] = None,
+    decoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--decoder",
+            "-d",
+            metavar="DECODER",
+            help="As of decode; repeatable. [default: embedded]",
+        ),
+    ] = None,
+    quality: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--quality",
+            "-Q",
+            metavar="0..100",
+            min=0,
+            max=100,
+            help="Quality of dynenc; repeatable. [default: 0, 20, 35, 50, 65 and 80]",
+        ),
+    ] = None,
+    effort: Annotated[
+        list[int] | None,
+        typer.Option(metavar="0..9", min=0, max=9, help="As of encode; repeatable. [default: 0]"),
+    ] = None,
+    latents_of: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="SD VAE or TAESD: measure it with its own latents coded by dynenc, too.",
+        ),
+    ] = None,
+    others: Annotated[
+        bool, typer.Option(help="Measure JPEG, WebP, AVIF and JPEG XL, where Pillow has them.")
+    ] = True,
+    lpips: options.LpipsWeights = None,
+    vgg: options.VggWeights = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object for each codec, as CompressAI does."),
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Plot the curves to this .png, .svg or .pdf file."),
+    ] = None,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure rate and distortion of dynenc and other codecs on a folder of images.
+
+    Prints the mean of each figure over all images, and by how many percent the bits of dynenc
+    differ from those of each other codec at equal quality (BD-rate).
+    """
+    with console.session(quiet=quiet):
+        from dynenc.cli.report import bar
+        from dynenc.codec import pick_device
+        from dynenc.evaluation import benchmark, curves
+        from dynenc.evaluation.measure import Measure, load_distances
+
+        qualities = quality or benchmark.QUALITIES
+        measure = Measure(load_distances(lpips, vgg), pick_device(device))
+        candidates = benchmark.ours(
+            encoder or ["light"], decoder or ["embedded"], effort or [0], qualities, device
+        )
+        if latents_of:
+            candidates.append(benchmark.latents_of(latents_of, qualities, device))
+        draw = curves.plotter(plot) if plot else None
+        result = benchmark.run(
+            folder,
+            candidates,
+            benchmark.others() if others else [],
+            measure=measure,
+            progress=lambda total: bar("images", total, quiet=quiet),
+        )
+        console.show(*(result.as_json() if as_json else result.as_tables()).splitlines())
+        if draw:
+            draw(result)
+        if result.left_out:
+            raise typer.Exit(DynencError.exit_code)
+
+
+@SECTION.command("doctor", "dynenc doctor", "dynenc doctor --json > report.json")
+def doctor(as_json: options.Json = False) -> None:
+    """Show what dynenc finds on this machine.
+
+    Versions, device, data types, weights, caches, image formats and extras; exit code 1 if
+    something is wrong.
+    """
+    with console.session():
+        from dynenc.cli import doctor
+
+        findings, problems = doctor.examine()
+        if as_json:
+            console.show(json.dumps({"findings": findings, "problems": problems}))
+        else:
+            console.show(*(f"{name:14} {finding}" for name, finding in findings.items()))
+        if problems:
+            count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+            raise DynencError(f"{count}: {'; '.join(problems)}")

@@ -1,0 +1,408 @@
+"""The options of the commands, each declared once; groups are shared as a whole.
+
+Nothing here imports torch or Pillow, so that `--help` and Tab completion answer at once.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dynenc import registry
+from dynenc.batch.records import LATENT_FORMS, Existing
+from dynenc.cli.commands import GENERAL
+from dynenc.errors import UsageError
+
+INPUT, OUTPUT, QUALITY, DECODER = "Input", "Output", "Quality", "Decoder"  # sections of the help
+EXECUTION = "Execution"
+SOURCES = "folders, tar shards, patterns or URLs; '-' reads standard input."
+ENCODERS = registry.names("encoder")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DECODERS = ("auto", "embedded", "sd-vae", *registry.names("autoencoder"))
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps(:\d+)?")
+
+
+def completed(*choices: str) -> Callable[[str], list[str]]:
+    """What Tab offers for a value: those of the choices that start with what is typed."""
+    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
+
+
+def _refused(value: str, choices: Sequence[str]) -> typer.BadParameter:
+    return typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}.")
+
+
+def check_encoder(name: str) -> str:
+    """Refuse a value that is neither an encoder's name nor that of a weight file."""
+    if name in ENCODERS or registry.is_weight_file(name):
+        return name
+    raise _refused(name, (*ENCODERS, "a .safetensors file"))
+
+
+def check_device(name: str) -> str:
+    """Refuse a value that cannot name a device; whether it is there is found out when used."""
+    if DEVICE.fullmatch(name):
+        return name
+    raise _refused(name, (*DEVICES, "cuda:N"))
+
+
+def check_latent_form(name: str) -> str:
+    """Refuse a value that names no format of latents."""
+    if name in LATENT_FORMS:
+        return name
+    raise _refused(name, tuple(LATENT_FORMS))
+
+
+Encoder = Annotated[
+    str,
+    typer.Option(
+        "--encoder",
+        "--model",
+        "-e",
+        metavar="|".join([*ENCODERS, "FILE"]),
+        callback=check_encoder,
+        autocompletion=completed(*ENCODERS),
+        rich_help_panel=QUALITY,
+        help="nano is the fastest, base gives the best images; autoencoder has a latent space of "
+        "its own. FILE is a .safetensors file, trained or imported.",
+    ),
+]
+Quality = Annotated[
+    float | None,
+    typer.Option(
+        "--quality",
+        "-Q",
+        metavar="0..100",
+        min=0,
+        max=100,
+        rich_help_panel=QUALITY,
+        help="Higher is better and larger. [default: 50]",
+    ),
+]
+ImportQuality = Annotated[
+    float | None,
+    typer.Option(
+        "--quality",
+        "-Q",
+        metavar="0..100",
+        min=0,
+        max=100,
+        rich_help_panel=QUALITY,
+        help="Higher is better and larger. [default: keep the step of latents that are already "
+        "quantised, 80 for others]",
+    ),
+]
+TuneFor = Annotated[
+    str,
+    typer.Option(
+        metavar="DECODER",
+        autocompletion=completed(*DECODERS),
+        rich_help_panel=QUALITY,
+        help="Decoder that --effort and --target-psnr optimise for; takes what --decoder takes.",
+    ),
+]
+KeepMetadata = Annotated[
+    bool,
+    typer.Option(
+        "--keep-metadata", rich_help_panel=QUALITY, help="Keep EXIF, XMP and the ICC profile."
+    ),
+]
+Decoder = Annotated[
+    str,
+    typer.Option(
+        "--decoder",
+        "-d",
+        metavar="DECODER",
+        autocompletion=completed(*DECODERS),
+        rich_help_panel=DECODER,
+        help="auto (an SD VAE if one is on this disk, else embedded), embedded, sd-vae, a Hugging "
+        "Face id, or a path to an SD VAE or TAESD. Files of the autoencoder use their own.",
+    ),
+]
+MaxPixels = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=1, rich_help_panel=INPUT, help="Refuse images of more than N pixels."
+    ),
+]
+Scale = Annotated[
+    float | None,
+    typer.Option(
+        metavar="1|0.18215",
+        rich_help_panel=INPUT,
+        help="Scale of the latents: 1 as a VAE returns them, 0.18215 as a U-Net takes them. "
+        "[default: what the file says]",
+    ),
+]
+LatentForm = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="|".join(LATENT_FORMS),
+        callback=check_latent_form,
+        autocompletion=completed(*LATENT_FORMS),
+        rich_help_panel=OUTPUT,
+        help="File format: npz is that of kohya's sd-scripts, comfy is ComfyUI's .latent.",
+    ),
+]
+Suffix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SUFFIX", rich_help_panel=OUTPUT, help="Suffix of the outputs. [default: .lat]"
+    ),
+]
+ImageSuffix = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SUFFIX",
+        rich_help_panel=OUTPUT,
+        help="Format of the images by its suffix: png, jpg, webp, avif and so on. [default: png]",
+    ),
+]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        rich_help_panel=OUTPUT,
+        help="Pack the outputs into tar shards of N images each.",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", "-f", rich_help_panel=OUTPUT, help="Overwrite existing outputs.")
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join([*DEVICES, "cuda:N"]),
+        callback=check_device,
+        autocompletion=completed(*DEVICES),
+        rich_help_panel=EXECUTION,
+        help="Where to compute; auto takes a GPU if there is one.",
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        "-j",
+        metavar="N",
+        min=1,
+        rich_help_panel=EXECUTION,
+        help="Number of worker processes. [default: one for each core]",
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        rich_help_panel=EXECUTION,
+        help="Images of equal size in one network pass. [default: 16 on a GPU, else 1]",
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", rich_help_panel=GENERAL, help="Print errors only.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", rich_help_panel=GENERAL, help="Print one JSON object.")
+]
+JsonLines = Annotated[
+    bool,
+    typer.Option("--json", rich_help_panel=GENERAL, help="Print a JSON object for each image."),
+]
+LpipsWeights = Annotated[
+    Path | None,
+    typer.Option("--lpips", metavar="FILE", help="Weights of LPIPS on AlexNet; adds this metric."),
+]
+VggWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--vgg",
+        metavar="FILE",
+        help="Weights of LPIPS on VGG-16 and of DISTS, in one file; adds both metrics.",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How images are encoded."""
+
+    encoder: Encoder = "light"
+    quality: Quality = None
+    target_bpp: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BPP",
+            rich_help_panel=QUALITY,
+            help="Instead of a quality: the best file of at most BPP bits per pixel.",
+        ),
+    ] = None
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            rich_help_panel=QUALITY,
+            help="Instead of a quality: the best file of at most BYTES, such as 5KB or 5KiB.",
+        ),
+    ] = None
+    target_psnr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DB",
+            rich_help_panel=QUALITY,
+            help="Instead of a quality: the smallest file that decodes with a PSNR of DB.",
+        ),
+    ] = None
+    effort: Annotated[
+        int,
+        typer.Option(
+            metavar="0..9",
+            min=0,
+            max=9,
+            rich_help_panel=QUALITY,
+            help="Refine the latents by gradient descent: slower, for a better image in no more "
+            "bytes.",
+        ),
+    ] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which files of folders and patterns are taken."""
+
+    recursive: Annotated[
+        bool,
+        typer.Option(
+            "--recursive",
+            "-r",
+            rich_help_panel=INPUT,
+            help="Include sub-folders; outputs keep this structure.",
+        ),
+    ] = False
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            rich_help_panel=INPUT,
+            help="Take only names that match, such as '*.png', or 'cats/*' below the folder; "
+            "may be repeated.",
+        ),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            rich_help_panel=INPUT,
+            help="Leave out names that match; may be repeated.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where outputs are written, and what happens to those that exist."""
+
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            rich_help_panel=OUTPUT,
+            help="Output folder or URL, or for a single input the output file; '-' writes to "
+            "standard output.",
+        ),
+    ] = None
+    force: Force = False
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update",
+            "-u",
+            rich_help_panel=OUTPUT,
+            help="Redo outputs that are older than their input or made with other settings.",
+        ),
+    ] = False
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing",
+            rich_help_panel=OUTPUT,
+            help="Keep existing outputs; the default for more than one input.",
+        ),
+    ] = False
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            rich_help_panel=OUTPUT,
+            help="Print which output each input would get, and write nothing.",
+        ),
+    ] = False
+    report: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=OUTPUT,
+            help="Write a row for each image to a .csv or .jsonl file.",
+        ),
+    ] = None
+
+    @property
+    def existing(self) -> Existing | None:
+        """What to do about existing outputs; None is the library's choice. Raises UsageError."""
+        flags: dict[Existing, bool] = {
+            "force": self.force,
+            "update": self.update,
+            "skip": self.skip_existing,
+        }
+        given = [existing for existing, flag in flags.items() if flag]
+        if len(given) > 1:
+            raise UsageError(
+                "--force, --update and --skip-existing exclude each other", hint="choose one"
+            )
+        return given[0] if given else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where the work is done."""
+
+    device: Device = "auto"
+    jobs: Jobs = None
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            metavar="local|ray",
+            rich_help_panel=EXECUTION,
+            help="Run on this machine or on a Ray cluster.",
+        ),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            rich_help_panel=EXECUTION,
+            help="Ray cluster: auto, HOST:PORT or ray://HOST:PORT. [default: start one here]",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Messages:
+    """What is printed beside the results."""
+
+    quiet: Quiet = False
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            rich_help_panel=GENERAL,
+            help="Print what is done, and tracebacks of unexpected errors.",
+        ),
+    ] = False
