@@ -47,7 +47,7 @@ from dynenc.errors import (
     UsageError,
     WeightsError,
 )
-from dynenc.imaging import image, notes, preview, save
+from dynenc.imaging import formats, image, notes, preview, save
 from dynenc.imaging.metadata import Extras
 from dynenc.interop import latent_files
 from dynenc.io import shards, storage
@@ -229,7 +229,8 @@ class Converter:
             return Loaded(read, len(blob), shape, read_extras(blob))
         with notes.collected() as lost:
             picture = image.open_image(
-                Path(item.source) if blob is None else NamedBytes(blob, item.source),
+                item.source if blob is None else blob,
+                name=item.source,
                 max_pixels=self.settings.max_pixels,
                 keep_metadata=self.settings.keep_metadata,
             )
@@ -453,7 +454,7 @@ def _is_made_so(data: bytes, settings: Settings) -> bool:
         numbers = {registry.named(coder, "coder").number for coder in (model.coder, PLAIN_CODER)}
         is_so = header.model_id == model.number and header.coder_id in numbers
         return is_so and _meets(settings.goal, header, len(data))
-    with Image.open(io.BytesIO(data)) as picture:
+    with formats.open_file(io.BytesIO(data), "the output") as picture:
         made_by: str | None = picture.getexif().get(save.SOFTWARE)
     names = [external_vae.resolve(settings.decoder).name, *registry.names("autoencoder")]
     return made_by in [save.software(name) for name in names]
@@ -542,14 +543,3 @@ def refuse_existing(target: str, overwrite: bool) -> None:
     """Raise OutputExists if the target exists and may not be overwritten."""
     if target not in ("", STREAM) and not overwrite and storage.exists(target):
         raise OutputExists(f"{target} exists: name another with -o, or overwrite it with --force")
-
-
-class NamedBytes(io.BytesIO):
-    """A file in memory that error messages can name."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        super().__init__(data)
-        self.source = name
-
-    def __repr__(self) -> str:
-        return self.source

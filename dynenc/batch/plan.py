@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from PIL import Image
-
 from dynenc.batch.records import LATENT_FORMS, Task
 from dynenc.errors import UsageError
+from dynenc.imaging import formats
 from dynenc.io.storage import STREAM, base, is_url, join, parent
 
 TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 SHARD = "{:06d}.tar"
-NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS"}  # Pillow knows them, but cannot read
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +167,12 @@ def folded(name: str) -> str:
 
 
 def input_suffixes(task: Task) -> frozenset[str]:
-    """The suffixes of what a task reads, in small letters; of pictures all that Pillow decodes."""
+    """The suffixes of what a task reads, in small letters; of images all formats that are opened."""
     if task in ("decode", "export"):
         return frozenset({".lat"})
     if task == "import":
         return frozenset(LATENT_FORMS.values())
-    Image.init()
-    formats = set(Image.OPEN) - NO_PICTURES - {"LAT"}  # of our own plugin
-    return frozenset(s for s, form in Image.registered_extensions().items() if form in formats)
+    return formats.suffixes()
 
 
 def suffix_of(name: str) -> str:

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import PIL
@@ -29,11 +28,7 @@ class Peer:
 
     def is_installed(self) -> bool:
         """Whether Pillow, with its plugins, can write the format."""
-        if self.format == "JXL":
-            with suppress(ImportError):
-                import pillow_jxl  # noqa: F401  # registers the format
-        Image.init()
-        return self.format in Image.SAVE
+        return formats.can_write(self.format)
 
     def encode(self, picture: Image.Image, quality: float, **options: object) -> bytes:
         """Compress an RGB picture; further options of Pillow's override those of the peer."""
@@ -44,7 +39,7 @@ class Peer:
 
     def decode(self, data: bytes) -> Image.Image:
         """Undo `encode`: an RGB picture."""
-        with Image.open(io.BytesIO(data)) as picture:
+        with formats.open_file(io.BytesIO(data)) as picture:
             return picture.convert("RGB")
 
 

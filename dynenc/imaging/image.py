@@ -1,19 +1,18 @@
 """Pictures: file, Pillow image or array <-> tensor, and the padding to whole patches."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from dynenc.coding.bitstream import MAX_PIXELS, MAX_SIDE
 from dynenc.errors import ImageError
-from dynenc.imaging import colour, metadata
+from dynenc.imaging import colour, formats, metadata
 from dynenc.imaging.metadata import SOURCE_PROFILE
 from dynenc.imaging.notes import note
 from dynenc.latent_space import SD1
@@ -27,57 +26,60 @@ GREY_MODES = WIDE_MODES | {"1", "L", "LA", "La"}
 
 
 def open_image(
-    source: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, keep_metadata: bool = False
+    source: str | Path | bytes | BinaryIO,
+    *,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
+    keep_metadata: bool = False,
 ) -> Image.Image:
-    """Read a picture file, upright, as `to_plain` gives it.
+    """Read an image file, upright, as `to_plain` gives it: the one way images are read.
 
-    The EXIF orientation is applied. To keep metadata means that `info` holds what is fit to be
-    kept of it, and nothing else. Raises: ImageError if the file is missing, not a picture, damaged,
-    or declares more than `max_pixels` pixels.
+    Args:
+        source: path, content, or seekable file.
+        name: of the file, for messages; without it the path.
+        max_pixels: refuse images that declare more pixels.
+        keep_metadata: keep in `info` what `metadata.metadata` can keep, and nothing else.
+    Raises: ImageError if the file is missing, of no format that is opened, damaged, or too large.
     """
-    name = source if isinstance(source, Path) else "the input"
-    try:
-        with _pillow_allows(max_pixels), Image.open(source) as picture:
-            if (pixels := picture.width * picture.height) > max_pixels:
-                raise ImageError(
-                    f"{name} declares {pixels} pixels, the limit is {max_pixels}: "
-                    "raise --max-pixels if you trust it"
+    if isinstance(source, str | Path):
+        name = name or str(source)
+        try:
+            with Path(source).open("rb") as file:
+                return open_image(
+                    file, name=name, max_pixels=max_pixels, keep_metadata=keep_metadata
                 )
-            if ";16" in str(picture.tile) and picture.mode not in WIDE_MODES:
-                note("more than 8 bits a channel are reduced to 8")
-            exif = picture.getexif() if keep_metadata and picture.format == "TIFF" else None
-            ImageOps.exif_transpose(picture, in_place=True)
-            if exif is not None:  # where it is all over the file
-                picture.info["exif"] = metadata.describing(exif).tobytes()
-            plain = to_plain(picture)
-        if keep_metadata:
-            plain.info = {str(name): data for name, data in metadata.metadata(plain).items()}
-        return plain
+        except FileNotFoundError as exc:
+            raise ImageError(f"{name} does not exist") from exc
+        except OSError as exc:
+            raise ImageError(f"{name} cannot be read: {exc.strerror}") from exc
+    name = name or "the input"
+    try:
+        opened = io.BytesIO(source) if isinstance(source, bytes) else source
+        return _read(opened, name, max_pixels, keep_metadata)
     except ImageError:
         raise
-    except Image.DecompressionBombError as exc:
-        raise ImageError(
-            f"{name} declares so many pixels that it may be a decompression bomb: "
-            "raise --max-pixels if you trust it"
-        ) from exc
-    except FileNotFoundError as exc:
-        raise ImageError(f"{name} does not exist") from exc
-    except UnidentifiedImageError as exc:
-        raise ImageError(f"{name} cannot be read as a picture: no known format") from exc
     except Exception as exc:  # Pillow's plugins raise whatever a damaged file makes them trip over
-        raise ImageError(f"{name} cannot be read as a picture: {exc}") from exc
+        reason = str(exc) or type(exc).__name__
+        raise ImageError(f"{name} cannot be read as an image: {reason}") from exc
 
 
-@contextmanager
-def _pillow_allows(max_pixels: int) -> Iterator[None]:
-    """Raise Pillow's own limit, a global, for a while; it is left alone unless ours is raised."""
-    before = Image.MAX_IMAGE_PIXELS
-    if max_pixels > MAX_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+def _read(file: BinaryIO, name: str, max_pixels: int, keep_metadata: bool) -> Image.Image:
+    with formats.open_file(file, name) as picture:
+        if (pixels := picture.width * picture.height) > max_pixels:
+            raise ImageError(
+                f"{name} declares {pixels} pixels, the limit is {max_pixels}",
+                hint="raise --max-pixels if you trust it",
+            )
+        if ";16" in str(picture.tile) and picture.mode not in WIDE_MODES:
+            note("more than 8 bits a channel are reduced to 8")
+        exif = picture.getexif() if keep_metadata and picture.format == "TIFF" else None
+        ImageOps.exif_transpose(picture, in_place=True)
+        if exif is not None:  # where it is all over the file
+            picture.info["exif"] = metadata.describing(exif).tobytes()
+        plain = to_plain(picture)
+    if keep_metadata:
+        plain.info = {str(name): data for name, data in metadata.metadata(plain).items()}
+    return plain
 
 
 def to_plain(picture: Image.Image) -> Image.Image:

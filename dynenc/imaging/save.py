@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dynenc.errors import OutputError
-from dynenc.imaging import image, metadata
+from dynenc.imaging import formats, image, metadata
 from dynenc.imaging.metadata import Extras
 from dynenc.imaging.notes import note
 from dynenc.io.storage import STREAM
@@ -29,8 +29,8 @@ def picture_format(target: str) -> str:
     if target == STREAM:
         return "PNG"
     suffix = PurePosixPath(target.rpartition("/")[2]).suffix.lower()
-    form = Image.registered_extensions().get(suffix, "")
-    if form not in Image.SAVE:
+    form = formats.writer_of(suffix)
+    if form is None:
         raise OutputError(f"{target} has no suffix of a picture format that can be written")
     return form
 

@@ -1,6 +1,5 @@
-"""Pictures from files, folders and tar shards, as every measurement and training run sees them."""
+"""Images from files, folders and tar shards, as every measurement and training run sees them."""
 
-import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,39 +8,37 @@ from typing import BinaryIO
 from PIL import Image
 
 from dynenc.errors import ImageError
-from dynenc.imaging import image
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".jxl", ".tif", ".tiff", ".bmp", ".ppm"}
+from dynenc.imaging import formats, image
 
 
-def open_rgb(source: Path | BinaryIO) -> Image.Image:
-    """Read a picture as upright sRGB pixels without metadata, over white where it is transparent.
+def open_rgb(source: Path | bytes | BinaryIO, name: str = "") -> Image.Image:
+    """Read an image as upright sRGB pixels without metadata, over white where it is transparent.
 
     Raises: ImageError as `image.open_image`.
     """
-    picture = image.to_rgb(image.open_image(source))
+    picture = image.to_rgb(image.open_image(source, name=name))
     picture.info.clear()
     return picture
 
 
 def iter_images(source: Path) -> Iterator[tuple[str, Image.Image]]:
-    """Yield (name, RGB picture) of every picture in a folder or a tar shard, sorted by name.
+    """Yield (name, RGB image) of every image in a folder or a tar shard, sorted by name.
 
-    Raises: ImageError if the source is neither, or holds a picture that cannot be read.
+    Raises: ImageError if the source is neither, or holds an image that cannot be read.
     """
     if source.is_dir():
-        for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
+        for path in sorted(p for p in source.rglob("*") if _is_image(p.name)):
             yield path.name, open_rgb(path)
         return
     try:
         with tarfile.open(source) as tar:
             for member in sorted(tar.getmembers(), key=lambda m: m.name):
                 file = tar.extractfile(member)
-                if file is not None and Path(member.name).suffix.lower() in SUFFIXES:
-                    try:
-                        picture = open_rgb(io.BytesIO(file.read()))
-                    except ImageError as exc:
-                        raise ImageError(f"{member.name} in {source}: {exc}") from exc
-                    yield member.name, picture
+                if file is not None and _is_image(member.name):
+                    yield member.name, open_rgb(file.read(), f"{source}/{member.name}")
     except (OSError, tarfile.TarError) as exc:
-        raise ImageError(f"{source} is neither a folder nor a tar of pictures: {exc}") from exc
+        raise ImageError(f"{source} is neither a folder nor a tar of images: {exc}") from exc
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in formats.suffixes()

@@ -147,7 +147,7 @@ def test_errors_nobody_expects_fail_one_file_only(pictures, tmp_path, monkeypatc
     real = image.open_image
 
     def open_image(source, **options):
-        if source.name == "05.png":
+        if str(source).endswith("05.png"):
             raise ZeroDivisionError("a bug")
         return real(source, **options)
 

@@ -78,8 +78,7 @@ def payload() -> Callable[[bytes], None]:
 def metadata() -> Callable[[bytes], None]:
     """A target, as above: a byte for the chunk, one whether to pack, the rest is its data."""
     with atheris.instrument_imports(include=["dynenc"]):
-        from dynenc.imaging import save
-        from dynenc.imaging import image, metadata
+        from dynenc.imaging import image, metadata, save
     logging.getLogger("PIL").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     tags = ["grey", "alph", "exif", "xmpp", "iccp", "none"]

@@ -1,4 +1,3 @@
-import dynenc.networks.layers
 import numpy as np
 import pytest
 import torch
@@ -7,6 +6,7 @@ from hypothesis import strategies as st
 from oracle_layers import materialised
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dynenc.networks.layers
 from dynenc import DynamicConv, HybridDense
 from dynenc.networks.layers import ByteRows, DynamicBlock, GatedConv, exact_int_mm, patches
 

@@ -1,0 +1,194 @@
+"""EXIF: read, cleaned and written without interpreting it, so that its bytes come back.
+
+A block of EXIF is edited in place: what stays keeps its offset. So text in any encoding, private
+tags, and the notes of camera makers, which hold offsets of their own, survive.
+"""
+
+import struct
+
+from dynenc.imaging import ifd
+from dynenc.imaging.ifd import Entry, Node, Structure
+
+PREFIX = b"Exif\0\0"
+ORIENTATION, SOFTWARE = 0x0112, 0x0131
+PIXEL_WIDTH, PIXEL_HEIGHT = 0xA002, 0xA003  # of the EXIF directory
+THUMBNAIL_OFFSET, THUMBNAIL_LENGTH = 0x0201, 0x0202
+XMP, IPTC, ICC_PROFILE = 0x02BC, 0x83BB, 0x8773  # in TIFF files; kept apart from EXIF
+# Tags of the first directory that say how the pixels lie in their file, which is another file now,
+# and how they become colours. All other tags are kept.
+GONE = {
+    *(0x00FE, 0x00FF, 0x0100, 0x0101, 0x0102, 0x0103, 0x0106, 0x0107, 0x0108, 0x0109, 0x010A),
+    *(0x0111, 0x0115, 0x0116, 0x0117, 0x0118, 0x0119, 0x011C, 0x0120, 0x0121, 0x0122, 0x0123),
+    *(0x0124, 0x0125, 0x012D, 0x013D, 0x013E, 0x013F, 0x0140, 0x0141, 0x0142, 0x0143, 0x0144),
+    *(0x0145, 0x0146, 0x0147, 0x0148, 0x014A, 0x014C, 0x014D, 0x014E, 0x0150, 0x0152, 0x0153),
+    *(0x0154, 0x0155, 0x0156, 0x015B, 0x0200, 0x0201, 0x0202, 0x0203, 0x0205, 0x0206, 0x0207),
+    *(0x0208, 0x0209, 0x0211, 0x0212, 0x0213, 0x0214),
+    *(ORIENTATION, XMP, ICC_PROFILE),
+}
+
+
+def orientation(block: bytes) -> int:
+    """The EXIF orientation, 1 to 8; 1 if there is none or it cannot be read."""
+    block = block.removeprefix(PREFIX)
+    try:
+        structure = Structure.of(block[:16])
+        entries = structure.directory(_reader(block), structure.first)[0]
+    except ValueError:
+        return 1
+    found = [structure.integers(_reader(block), e, 1) for e in entries if e.tag == ORIENTATION]
+    value = found[0][0] if found and found[0] else 1
+    return value if 1 <= value <= 8 else 1
+
+
+def cleaned(block: bytes, width: int, height: int) -> tuple[bytes, list[int]]:
+    """EXIF that fits pixels without their file: upright, width x height px.
+
+    Thumbnail, orientation and the tags of `GONE` are taken out and their values zeroed; tags of
+    width and height tell those of the pixels. All else keeps its bytes and its offset.
+
+    Returns: the block without its prefix, b"" if nothing is left, and the tags that are damaged
+        and left out.
+    Raises: ValueError if it is no EXIF.
+    """
+    data = bytearray(block.removeprefix(PREFIX))
+    return _Cleaner(data).run(width, height)
+
+
+class _Cleaner:
+    """Cleans one block of EXIF in place."""
+
+    def __init__(self, data: bytearray) -> None:
+        self.data = data
+        self.structure = Structure.of(bytes(data[:16]))
+        if self.structure.is_big:
+            raise ValueError("it is damaged")
+        self.kept: list[tuple[int, int]] = [(0, 8)]  # spans: start and stop
+        self.gone: list[tuple[int, int]] = []
+        self.damaged: list[int] = []
+        self.n_kept = 0
+
+    def run(self, width: int, height: int) -> tuple[bytes, list[int]]:
+        self._thumbnail()
+        self._directory(self.structure.first, {"width": width, "height": height}, 0)
+        if not self.n_kept:
+            return b"", self.damaged
+        mask = bytearray(len(self.data))
+        for start, stop in self.kept:
+            mask[start:stop] = b"\1" * (min(stop, len(mask)) - start)
+        for start, stop in self.gone:
+            for i in range(start, min(stop, len(mask))):
+                if not mask[i]:
+                    self.data[i] = 0
+        end = mask.rfind(1) + 1
+        return bytes(self.data[:end]) + bytes(self.data[end:]).rstrip(b"\0"), self.damaged
+
+    def _thumbnail(self) -> None:
+        """Mark the directory of the thumbnail and its data as gone."""
+        read_at = _reader(self.data)
+        following = self.structure.directory(read_at, self.structure.first)[2]
+        try:
+            entries = self.structure.directory(read_at, following)[0] if following else []
+        except ValueError:
+            return
+        numbers = {e.tag: self.structure.integers(read_at, e, 1) for e in entries}
+        self.gone += [(e.position, e.position + 12) for e in entries]
+        self.gone += [e.span for e in entries]
+        start, length = (numbers.get(t) for t in (THUMBNAIL_OFFSET, THUMBNAIL_LENGTH))
+        if start and length:
+            self.gone.append((start[0], start[0] + length[0]))
+
+    def _directory(self, start: int, size: dict[str, int], depth: int) -> None:
+        """Clean a directory and those below it."""
+        read_at = _reader(self.data)
+        entries, damaged, _ = self.structure.directory(read_at, start)
+        n_before = len(entries) + len(damaged)
+        self.damaged += [tag for tag in damaged if depth or tag not in GONE]
+        kept: list[Entry] = []
+        for entry in entries:
+            if depth == 0 and entry.tag in GONE:
+                self.gone.append(entry.span)
+                continue
+            if entry.tag in ifd.POINTERS[depth]:
+                try:
+                    [below] = self.structure.integers(read_at, entry, 1)
+                    self._directory(below, size, depth + 1)
+                except ValueError:
+                    self.damaged.append(entry.tag)
+                    continue
+            else:
+                self.n_kept += 1
+            kept.append(entry)
+            self.kept.append(entry.span)
+        for entry in kept:
+            if depth and entry.tag in (PIXEL_WIDTH, PIXEL_HEIGHT):
+                self._set(entry, size["width" if entry.tag == PIXEL_WIDTH else "height"])
+        raw = b"".join(bytes(self.data[e.position : e.position + 12]) for e in kept)
+        end = start + 2 + 12 * n_before + 4
+        table = struct.pack(self.structure.order + "H", len(kept)) + raw
+        self.data[start:end] = table.ljust(end - start, b"\0")
+        self.kept.append((start, start + len(table) + 4))
+
+    def _set(self, entry: Entry, value: int) -> None:
+        letter = {ifd.SHORT: "H", ifd.LONG: "I"}.get(entry.kind)
+        if letter and entry.count == 1:
+            struct.pack_into(self.structure.order + letter, self.data, entry.start, value)
+
+
+def with_software(block: bytes, software: str) -> bytes:
+    """A block as `cleaned` gives it, or b"", that says by which software the file was written.
+
+    All but the first directory keeps its offset.
+    """
+    text = software.encode() + b"\0"
+    node = Node(SOFTWARE, ifd.ASCII, len(text), text)
+    if not block:
+        return b"II*\0\x08\0\0\0" + ifd.written([node], 8, "<")
+    structure = Structure.of(block[:16])
+    order = structure.order
+    start = len(block) + len(block) % 2
+    entries = structure.directory(_reader(block), structure.first)[0]
+    raw = {entry.tag: entry.raw for entry in entries}
+    n_entries = len(raw.keys() | {SOFTWARE})
+    where = start + 2 + 12 * n_entries + 4
+    raw[SOFTWARE] = struct.pack(f"{order}HHII", SOFTWARE, ifd.ASCII, len(text), where)
+    table = struct.pack(f"{order}H", n_entries) + b"".join(raw[tag] for tag in sorted(raw))
+    head = block[:4] + struct.pack(f"{order}I", start)
+    return (head + block[8:]).ljust(start, b"\0") + table + bytes(4) + text
+
+
+def of_tiff(structure: Structure, read_at: ifd.ReadAt, start: int, most_bytes: int) -> bytes:
+    """The EXIF of a directory of a TIFF file as a block of its own."""
+    nodes = ifd.tree(structure, read_at, start, most_bytes)
+    kept = [node for node in nodes if node.tag not in GONE - {ORIENTATION}]
+    order = structure.order
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
+    return head + ifd.written(kept, 8, order)
+
+
+def into_tiff(file: bytes, block: bytes, more: list[Node]) -> bytes:
+    """A TIFF file of one image with the entries of a block of EXIF, and more, in its directory.
+
+    Where both have a tag, the file's own stays.
+    """
+    structure = Structure.of(file[:16])
+    nodes = more
+    if block:
+        source = Structure.of(block[:16])
+        found = ifd.tree(source, _reader(block), source.first, len(block))
+        nodes = [*(found if source.order == structure.order else map(ifd.swapped, found)), *more]
+    own = structure.directory(_reader(file), structure.first)[0]
+    added = {node.tag: node for node in nodes} | {
+        entry.tag: Node(
+            entry.tag, entry.kind, entry.count, _reader(file)(entry.start, entry.n_bytes)
+        )
+        for entry in own
+    }
+    start = len(file) + len(file) % 2
+    head = file[:4] + struct.pack(f"{structure.order}I", start)
+    return (head + file[8:]).ljust(start, b"\0") + ifd.written(
+        added.values(), start, structure.order
+    )
+
+
+def _reader(data: bytes | bytearray) -> ifd.ReadAt:
+    return lambda start, n_bytes: bytes(data[start : start + n_bytes])

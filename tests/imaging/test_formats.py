@@ -1,0 +1,122 @@
+"""Which files are opened, and by what."""
+
+import io
+import stat
+import tarfile
+
+import pytest
+from PIL import EpsImagePlugin, Image
+from typer.testing import CliRunner
+
+from dynenc import Codec
+from dynenc.cli.main import app
+from dynenc.errors import ImageError
+from dynenc.imaging import formats, image
+from dynenc.imaging.sources import iter_images
+
+
+def encoded(picture: Image.Image, form: str, **options) -> bytes:
+    picture.save(buffer := io.BytesIO(), form, **options)
+    return buffer.getvalue()
+
+
+EPS = encoded(Image.new("RGB", (20, 10), "red"), "EPS")
+IPTC = (  # a picture within IPTC, which Pillow would open with any plugin
+    b"\x1c\x03\x3c\x00\x02\x01\x01"
+    + b"\x1c\x03\x14\x00\x02\x00\x14\x1c\x03\x1e\x00\x02\x00\x0a"
+    + b"\x1c\x03\x78\x00\x01\x01"
+    + b"\x1c\x08\x0a"
+    + len(EPS).to_bytes(2, "big")
+    + EPS
+)
+
+
+@pytest.fixture
+def trace(tmp_path, monkeypatch):
+    """A file that appears if anything starts Ghostscript."""
+    (folder := tmp_path / "bin").mkdir()
+    (script := folder / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/trace\n")
+    script.chmod(script.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    return tmp_path / "trace"
+
+
+def test_ghostscript_would_have_left_a_trace(trace):
+    with Image.open(io.BytesIO(EPS)) as picture, pytest.raises(OSError):  # noqa: PT011
+        picture.load()
+    assert trace.exists()
+
+
+@pytest.mark.parametrize("data", [EPS, IPTC], ids=["EPS", "IPTC"])
+def test_no_file_starts_a_program(trace, tmp_path, data):
+    (folder := tmp_path / "in").mkdir()
+    good = encoded(Image.new("RGB", (20, 10), "blue"), "PNG")
+    (folder / "good.png").write_bytes(good)
+    for name in ("holiday.jpg", "x.png", "y.tif"):
+        (folder / name).write_bytes(data)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        tar.add(folder / "holiday.jpg", "a.jpg")
+        tar.add(folder / "good.png", "b.png")
+    bad = str(folder / "holiday.jpg")
+    runner = CliRunner()
+    for command in (
+        ["encode", str(folder), "-e", "nano", "-o", str(tmp_path / "out")],
+        ["encode", str(tmp_path / "0.tar"), "-e", "nano", "-o", str(tmp_path / "tars")],
+        ["encode", bad, "-o", str(tmp_path / "x.lat")],
+        ["roundtrip", bad],
+        ["compare", bad, str(folder / "good.png"), "-o", str(tmp_path / "c.html")],
+        ["compare", str(folder / "good.png"), bad, "-o", str(tmp_path / "d.html")],
+    ):
+        result = runner.invoke(app, command)
+        assert result.exit_code in (1, 3), command
+        assert isinstance(result.exception, SystemExit)
+    result = runner.invoke(app, ["encode", "-", "-o", str(tmp_path / "y.lat")], input=data)
+    assert result.exit_code == 3
+    with pytest.raises(ImageError):
+        image.open_image(data)
+    with pytest.raises(ImageError):
+        list(iter_images(folder))
+    assert not trace.exists()
+    assert (tmp_path / "out" / "good.lat").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (EPS, "PostScript, a program that is not run"),
+        (b"%PDF-1.7", "PDF"),
+        (b"<svg xmlns=", "SVG"),
+        (b"", "is empty"),
+        (b"some text", "no known format"),
+    ],
+)
+def test_what_is_not_opened_is_named(data, message):
+    with pytest.raises(ImageError, match=message):
+        image.open_image(data, name="x.png")
+
+
+def test_plugins_are_named_when_they_are_missing(monkeypatch):
+    monkeypatch.setattr(formats, "find_spec", lambda _: None)
+    monkeypatch.setattr(Image, "OPEN", {k: v for k, v in Image.OPEN.items() if k[0] not in "HJ"})
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+    with pytest.raises(ImageError, match=r"x is HEIC/HEIF.*pip install pillow-heif"):
+        image.open_image(heic, name="x")
+    with pytest.raises(ImageError, match=r"JPEG XL.*pip install pillow-jxl-plugin"):
+        image.open_image(b"\xff\x0a" + bytes(40))
+    formats.suffixes.cache_clear()
+    assert formats.why_ignored(".HEIC") == "pip install pillow-heif"
+    assert formats.why_ignored(".txt") is None
+    formats.suffixes.cache_clear()
+
+
+def test_formats_of_plugins(photo_path):
+    pytest.importorskip("pillow_heif")
+    pytest.importorskip("pillow_jxl")
+    photo = Image.open(photo_path).convert("RGB")
+    for plugin in formats.PLUGINS:
+        assert plugin.load()
+        read = image.open_image(encoded(photo, plugin.form, quality=90))
+        assert read.size == photo.size
+        assert set(plugin.suffixes) <= formats.suffixes()
+        assert Codec("nano").encode(read)
