@@ -167,7 +167,7 @@ def folded(name: str) -> str:
 
 
 def input_suffixes(task: Task) -> frozenset[str]:
-    """The suffixes of what a task reads, in small letters; of images all formats that are opened."""
+    """The suffixes of what a task reads, in small letters."""
     if task in ("decode", "export"):
         return frozenset({".lat"})
     if task == "import":

@@ -8,6 +8,7 @@ import PIL
 from PIL import Image
 
 from dynenc.errors import UsageError
+from dynenc.imaging import formats
 
 
 @dataclass(frozen=True, slots=True)

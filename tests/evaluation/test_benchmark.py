@@ -73,7 +73,7 @@ def test_bad_pictures_are_left_out_with_a_message(folder, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     result = run(tmp_path, "-e", "nano", "-Q", 50, "--no-others")
     assert result.exit_code == 1
-    assert "broken.png cannot be read as a picture" in result.stderr
+    assert "broken.png cannot be read as an image" in result.stderr
     assert "tiny.png: left out, MS-SSIM needs sides of 161 px, not 20x30" in result.stderr
     assert "nano -> embedded" in result.stdout
 
