@@ -1,0 +1,148 @@
+"""The structure of the package: imports point one way, and modules and functions stay small."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dynenc
+
+PACKAGE = Path(dynenc.__file__).parent
+ORDER = (  # packages and top-level modules; each may import those before it, and itself
+    *("errors", "latent_space", "metrics", "registry", "runtime", "native"),
+    *("io", "coding", "networks", "imaging"),
+    *("refine", "codec", "pillow"),
+    *("interop", "batch", "evaluation", "training"),
+    *("__init__", "cli", "__main__"),
+)
+MAX_MODULE, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 8  # lines, lines with docstring, parameters
+
+# Exceptions, each with its reason. They are to become fewer.
+UPWARD_IMPORTS = {
+    "interop.latent_files -> batch.records": "the records of converted files belong below both",
+    "interop.torch_dataset -> batch.plan": "which files a folder or tar holds belongs in io",
+}
+LONG_MODULES = {
+    "batch.converter": "holds all tasks: one module for each is to come",
+    "cli.options": "declares the options of all commands",
+    "codec": "encoding, decoding and the choice of the coder: to be split",
+    "coding.entropy": "holds all coders: to be split",
+    "networks.external_vae": "loading and tiling: to be split",
+    "refine": "to be split",
+    "training.trainer": "settings, the prior and the loop: to be split",
+}
+LONG_FUNCTIONS = {"batch.convert:convert": "public; most of it documents its arguments"}
+MANY_PARAMETERS = {
+    "batch.convert:convert": "public, with the options of the command as keywords",
+    "networks.layers:DynamicConv.__init__": "has those of torch.nn.Conv2d",
+    "refine:refine": "its arguments are to become an object",
+}
+
+
+def sources() -> dict[str, str]:
+    """The source of every module by its name below dynenc; "" is the package itself."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = path.read_text(encoding="utf-8")
+    return found
+
+
+SOURCES = sources()
+MODULES = {name: ast.parse(source) for name, source in SOURCES.items()}
+
+
+def imports_of(tree: ast.Module) -> Iterator[str]:
+    """Modules of dynenc that a module imports anywhere, in functions and for types, too."""
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            root, _, rest = name.partition(".")
+            if root == "dynenc" and rest != "__version__":
+                while rest and rest not in MODULES:
+                    rest = rest.rpartition(".")[0]
+                yield rest
+
+
+def rank(module: str) -> int:
+    """The place of a module's package in ORDER."""
+    return ORDER.index(module.partition(".")[0] or "__init__")
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function and method, by module and name."""
+    for module, tree in MODULES.items():
+        parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                name, parent = node.name, parents[node]
+                while not isinstance(parent, ast.Module):
+                    if hasattr(parent, "name"):
+                        name = f"{parent.name}.{name}"
+                    parent = parents[parent]
+                yield f"{module}:{name}", node
+
+
+def is_command(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether Typer makes a command or callback of it, whose parameters are its options."""
+    decorators = [ast.unparse(one) for one in function.decorator_list]
+    return any(".command" in one or ".callback" in one for one in decorators)
+
+
+def test_every_package_has_a_place_in_the_order():
+    names = {module.partition(".")[0] or "__init__" for module in MODULES}
+    assert names - set(ORDER) == set()
+
+
+def test_imports_point_one_way():
+    upward = {
+        f"{module} -> {target}"
+        for module, tree in MODULES.items()
+        for target in imports_of(tree)
+        if rank(target) > rank(module)
+    }
+    assert upward - UPWARD_IMPORTS.keys() == set()
+
+
+def test_modules_stay_short():
+    long = {name for name, text in SOURCES.items() if len(text.splitlines()) > MAX_MODULE}
+    assert long - LONG_MODULES.keys() == set()
+
+
+def test_functions_stay_short():
+    long = {
+        name
+        for name, node in functions()
+        if node.end_lineno - node.lineno >= MAX_FUNCTION and not is_command(node)
+    }
+    assert long - LONG_FUNCTIONS.keys() == set()
+
+
+def test_functions_take_few_parameters():
+    many = set()
+    for name, node in functions():
+        arguments = node.args
+        parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        parameters = [one for one in parameters if one.arg not in ("self", "cls")]
+        if len(parameters) > MAX_PARAMETERS and not is_command(node):
+            many.add(name)
+    assert many - MANY_PARAMETERS.keys() == set()
+
+
+@pytest.mark.parametrize("arguments", [["-m", "dynenc", "--help"], ["-c", "import dynenc.cli"]])
+def test_the_command_line_starts_without_torch(arguments):
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=True
+    )
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "dynenc.cli" in imported
+    assert not {"torch", "diffusers", "numpy"} & imported
