@@ -39,6 +39,11 @@ def train(
         Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write.")
     ],
     lpips: options.LpipsWeights = None,
+    vgg: options.VggWeights = None,
+    fonts: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="TrueType fonts for the text in drawn crops."),
+    ] = None,
     start: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights to start from.")
     ] = None,
@@ -71,13 +76,8 @@ def train(
     """
     with console.session(quiet=quiet):
         from dynenc.codec import pick_device
-        from dynenc.training.trainer import (
-            CODERS,
-            PRESETS,
-            TrainPaths,
-            configure,
-            train_with_progress,
-        )
+        from dynenc.training.config import CODERS, PRESETS, TrainPaths, configure
+        from dynenc.training.run import train_with_progress
 
         presets = [*PRESETS, *CODERS]
         if preset not in presets:
@@ -87,6 +87,8 @@ def train(
             data=tuple(data),
             teacher=teacher,
             lpips=lpips,
+            vgg=vgg,
+            fonts=fonts,
             run=run,
             export=output,
             start=start,

@@ -126,20 +126,24 @@ def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 @torch.inference_mode()
 def evaluate(
-    reconstruct: Callable[[Tensor], Tensor], folder: Path, perceptual: PerceptualDistance
+    reconstruct: Callable[[Tensor], Tensor],
+    folder: Path,
+    distances: Mapping[str, PerceptualDistance],
 ) -> dict[str, float]:
-    """Mean PSNR and LPIPS of reconstructed pictures.
+    """Mean figures of reconstructed pictures.
 
     Args:
         reconstruct: [1, 3, H, W] in [-1, 1] -> the same shape; H and W multiples of 8.
         folder: pictures, or a tar shard of them.
-        perceptual: `lpips.LPIPS`.
-    Returns: `pictures`, `psnr_db` and `lpips`. Reconstructions are rounded to 8 bits first.
+        distances: of `load_distances`.
+    Returns: `pictures`, `psnr_db`, and the mean of each distance. Reconstructions are rounded to 8
+        bits first.
     """
-    measure = Measure({"lpips": perceptual})
+    measure = Measure(distances)
     rows = []
     for _, picture in iter_images(folder):
         rebuilt = image.to_picture(reconstruct(image.pad(image.to_tensor(picture))))
         rows.append(measure(rebuilt.crop((0, 0, *picture.size)), picture))
     mean = means(rows)
-    return {"pictures": len(rows), "psnr_db": mean["psnr-rgb"], "lpips": mean["lpips"]}
+    figures = {"pictures": len(rows), "psnr_db": mean["psnr-rgb"]}
+    return figures | {name: mean[name] for name in distances}

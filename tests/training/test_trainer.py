@@ -15,18 +15,12 @@ from dynenc.coding.entropy import EntropyModel
 from dynenc.errors import ImageError, UsageError, WeightsError
 from dynenc.evaluation.lpips import LPIPS
 from dynenc.imaging.sources import iter_images
-from dynenc.networks.encoder import to_floats
 from dynenc.networks.loading import load_path
+from dynenc.training.config import PRESETS, TrainConfig, TrainPaths, configure
 from dynenc.training.crops import Crops, build_cache
-from dynenc.training.trainer import (
-    PRESETS,
-    Prior,
-    TrainConfig,
-    TrainPaths,
-    configure,
-    train,
-    train_with_progress,
-)
+from dynenc.training.prior import Prior
+from dynenc.training.run import train, train_with_progress
+from dynenc.training.synthetic import Synthetic
 
 CPU = torch.device("cpu")
 
@@ -60,7 +54,20 @@ def folder(tmp_path_factory):
         state[f"AlexNet_0.Conv_{i}.bias"] = torch.zeros(widths[i + 1])
         state[f"NetLinLayer_{i}.Conv_0.kernel"] = torch.rand(1, widths[i + 1], 1, 1)
     save_file(state, folder / "lpips.safetensors")
+    save_file(vgg_weights(), folder / "vgg.safetensors")
     return folder
+
+
+def vgg_weights(width=4):
+    """Of a VGG-16 with so many channels everywhere."""
+    inputs = [3] + [width] * 12
+    convolutions = {
+        f"conv.{i}.weight": torch.randn(width, n, 3, 3) / 3 for i, n in enumerate(inputs)
+    }
+    biases = {f"conv.{i}.bias": torch.zeros(width) for i in range(13)}
+    heads = {f"head.{i}": torch.rand(1, width, 1, 1) for i in range(5)}
+    channels = {name: torch.rand(1, 3 + 5 * width, 1, 1) for name in ("alpha", "beta")}
+    return convolutions | biases | heads | channels
 
 
 def paths(folder, run, **changes):
@@ -68,28 +75,37 @@ def paths(folder, run, **changes):
         "data": (folder / "pictures",),
         "teacher": folder / "teacher",
         "lpips": folder / "lpips.safetensors",
+        "vgg": folder / "vgg.safetensors",
         "run": run,
         "export": run / "out.safetensors",
     }
     return TrainPaths(**values | changes)
 
 
+WEIGHTS = ("mse", "blocks", "lpips", "lpips_vgg", "dists")  # of the loss of a decoder
 SMALL = {"steps": 6, "distill_steps": 2, "batch": 2, "crop": 40, "warmup_steps": 2}
 
 
-def nothing(_step, _terms):
+def nothing(_step, _progress, _terms):
     pass
 
 
-@pytest.mark.parametrize("preset", ["nano", "light", "autoencoder"])
-def test_resuming_gives_the_same_weights(folder, tmp_path, preset):
-    config = replace(PRESETS[preset], **SMALL)
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("nano", {"rate": 0.1}),
+        ("autoencoder", {}),
+        ("embedded", {"distill_steps": 0, "gan": 0.5, "gan_warmup": 1}),
+    ],
+)
+def test_resuming_gives_the_same_weights(folder, tmp_path, preset, changes):
+    config = replace(PRESETS[preset], **SMALL | changes)
     straight = paths(folder, tmp_path / "straight")
     train(config, straight, CPU, nothing)
 
     stopped = paths(folder, tmp_path / "stopped")
 
-    def stop(step, _terms):
+    def stop(step, _progress, _terms):
         if step == 3:
             raise KeyboardInterrupt
 
@@ -131,8 +147,8 @@ def test_the_autoencoder_learns_whole_and_pays_for_its_bits(folder, tmp_path):
     where = paths(folder, tmp_path, test=folder / "pictures")
     config = replace(PRESETS["autoencoder"], **SMALL | {"distill_steps": 0})
     seen = []
-    figures = train(config, where, CPU, lambda _, terms: seen.append(terms))
-    assert all(terms.keys() == {"mse", "lpips", "rate"} for terms in seen)
+    figures = train(config, where, CPU, lambda _step, _progress, terms: seen.append(terms))
+    assert all(terms.keys() >= {"mse", "blocks", "lpips", "rate"} for terms in seen)
     assert all(terms["rate"] > 0 for terms in seen)
     assert figures["pictures"] == 4
     network = load_path(where.export)
@@ -166,12 +182,13 @@ def test_embedded_decoder_learns_from_teacher_and_encoders(folder, tmp_path):
     )
     seen = []
     config = replace(PRESETS["embedded"], **SMALL | {"distill_steps": 0})
-    figures = train(config, where, CPU, lambda _, terms: seen.append(terms))
-    assert all(terms.keys() == {"mse", "lpips"} for terms in seen)
+    figures = train(config, where, CPU, lambda _step, _progress, terms: seen.append(terms))
+    assert {name for terms in seen for name in terms} == set(WEIGHTS)
     assert figures["pictures"] == 4
     with safe_open(where.export, "pt") as file:
         metadata = file.metadata()
     assert metadata["model"] == "embedded"
+    assert figures.keys() == {"pictures", "psnr_db", "lpips", "lpips-vgg", "dists"}
     assert json.loads(metadata["figures"]) == figures
     assert json.loads(metadata["config"])["steps"] == 6
     assert metadata["data"] == "pictures"
@@ -197,7 +214,7 @@ def test_encoder_and_decoder_learn_together(folder, tmp_path):
     )
     config = replace(PRESETS["nano"], **small, joint=1, embedded_share=1.0, rate=0.02)
     seen = []
-    train(config, where, CPU, lambda _, terms: seen.append(terms))
+    train(config, where, CPU, lambda _step, _progress, terms: seen.append(terms))
     assert all(terms["rate"] > 0 for terms in seen)
     before, after = load_file(decoder.export), load_file(tmp_path / "both" / "embedded.safetensors")
     assert before.keys() == after.keys()
@@ -215,14 +232,15 @@ def test_training_lowers_the_distance_to_the_teacher(folder, tmp_path):
         replace(PRESETS["nano"], **settings),
         paths(folder, tmp_path),
         CPU,
-        lambda _, terms: seen.append(terms["tie"]),
+        lambda _step, _progress, terms: seen.append(terms["tie"]),
     )
     assert np.mean(seen[-10:]) < np.mean(seen[:10])
 
 
 def test_command(folder, tmp_path):
     command = ["train", "nano", "--data", folder / "pictures", "--teacher", folder / "teacher"]
-    command += ["--lpips", folder / "lpips.safetensors", "--run", tmp_path / "run"]
+    command += ["--lpips", folder / "lpips.safetensors", "--vgg", folder / "vgg.safetensors"]
+    command += ["--run", tmp_path / "run"]
     command += ["-o", tmp_path / "nano.safetensors", "--test", folder / "pictures"]
     for name, value in SMALL.items():
         command += ["--set", f"{name}={value}"]
@@ -254,9 +272,10 @@ def large_pictures(folder):
     return folder
 
 
-def test_networks_need_lpips(folder, tmp_path):
-    with pytest.raises(UsageError, match="--lpips"):
-        train(PRESETS["nano"], paths(folder, tmp_path, lpips=None), CPU, nothing)
+def test_networks_need_the_weights_of_the_distances(folder, tmp_path):
+    for name in ("lpips", "vgg"):
+        with pytest.raises(UsageError, match=f"--{name}"):
+            train(PRESETS["nano"], paths(folder, tmp_path, **{name: None}), CPU, nothing)
 
 
 def test_settings():
@@ -274,17 +293,36 @@ def test_every_preset_is_a_model_and_every_field_a_number():
         assert config.preset == name
 
 
-def test_crops_are_aligned_with_their_latents(folder, tmp_path):
-    class Mean(torch.nn.Module):
-        def forward(self, image):
-            return torch.nn.functional.avg_pool2d(image, 8)[:, [0, 1, 2, 0]]
-
-    build_cache(folder / "pictures", tmp_path / "cache", Mean(), 40)
+def test_crops_are_parts_of_their_pictures_mirrored_or_not(folder, tmp_path):
+    build_cache(folder / "pictures", tmp_path / "cache", 40)
     crops = Crops([tmp_path / "cache"], 40)
     assert len(crops) == 3
-    pixels, latents = crops.sample(20, np.random.default_rng(0))
+    pixels = crops.sample(20, np.random.default_rng(0))
     assert pixels.shape == (20, 3, 40, 40)
-    assert torch.allclose(Mean()(to_floats(pixels)), latents, atol=2e-3)
+    wholes = [whole.tobytes() for whole in crops.whole()]
+    rows = [crop[:, 0].T.numpy() for crop in pixels]  # of the top row, [40, 3]
+    straight = [any(row.tobytes() in whole for whole in wholes) for row in rows]
+    mirrored = [any(row[::-1].tobytes() in whole for whole in wholes) for row in rows]
+    assert all(one or two for one, two in zip(straight, mirrored, strict=True))
+    assert any(straight)
+    assert any(mirrored)
+
+
+def test_drawn_crops_depend_on_the_random_numbers_alone():
+    one, two = (Synthetic(64).sample(30, np.random.default_rng(5)) for _ in range(2))
+    assert one.shape == (30, 3, 64, 64)
+    assert torch.equal(one, two)
+    deviations = one.float().flatten(1).std(1)
+    assert deviations.min() == 0  # a flat
+    assert deviations.max() > 60  # black and white
+
+
+def test_a_budget_of_time_ends_the_run(folder, tmp_path):
+    config = replace(PRESETS["nano"], **SMALL, budget_s=1.5)
+    seen = []
+    train(config, paths(folder, tmp_path), CPU, lambda step, progress, _: seen.append(progress))
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
 
 
 def test_tar_shards_hold_the_same_pictures(folder, tmp_path):

@@ -1,0 +1,110 @@
+"""What a decoded picture is judged by: pixels, means of blocks, LPIPS, DISTS and an adversary."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from dynenc.errors import UsageError
+from dynenc.evaluation.lpips import LPIPS
+from dynenc.evaluation.vgg import DISTS, LPIPSVGG, VGG16
+from dynenc.latent_space import SD1
+from dynenc.training.config import TrainConfig, TrainPaths
+
+SHIFT = 8  # px; both pictures are cut by less than this before a network judges them
+BLOCKS = (4, 8, 16, 32)  # px, sides of the blocks whose means are compared
+
+
+class Distortion(nn.Module):
+    """The weighted distances of decoded pictures to their originals, by name.
+
+    LPIPS on VGG-16 and DISTS take turns, each with twice its weight, and judge a share of the
+    crops, as one of them costs more than all the rest. Networks see both pictures cut at the top
+    and left by the same 0 to 7 px, so that nothing can hide on the grids of their strides.
+    """
+
+    def __init__(self, config: TrainConfig, paths: TrainPaths) -> None:
+        """Load the networks; raises UsageError if their weights are not named."""
+        super().__init__()
+        if paths.lpips is None:
+            raise UsageError(f"training {config.preset} needs the weights of LPIPS: give --lpips")
+        self.config = config
+        self.alex = LPIPS(paths.lpips)
+        self.vgg: LPIPSVGG | None = None
+        self.dists: DISTS | None = None
+        if config.lpips_vgg or config.dists:
+            if paths.vgg is None:
+                raise UsageError("LPIPS on VGG-16 and DISTS need their weights: give --vgg")
+            network = VGG16(paths.vgg)
+            self.vgg, self.dists = LPIPSVGG(network), DISTS(network)
+
+    def forward(
+        self, decoded: Tensor, image: Tensor, random: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """Terms of the loss of [B, 3, H, W] in about [-1, 1], weighted.
+
+        Args:
+            random: draws the shift, and what is judged by which of the two networks on VGG-16.
+        """
+        config = self.config
+        terms = {
+            "mse": config.mse * F.mse_loss(decoded, image),
+            "blocks": config.blocks * _block_error(decoded, image),
+        }
+        top, left = random.integers(0, SHIFT, 2).tolist()
+        decoded, image = decoded[..., top:, left:], image[..., top:, left:]
+        terms["lpips"] = config.lpips * self.alex(decoded, image).mean()
+        if self.vgg is None or self.dists is None:
+            return terms
+        count = max(1, round(config.vgg_share * len(image)))
+        some = torch.from_numpy(random.permutation(len(image))[:count]).to(image.device)
+        decoded, image = decoded[some], image[some]
+        if random.random() < 0.5:
+            terms["lpips_vgg"] = 2 * config.lpips_vgg * self.vgg(decoded, image).mean()
+        else:
+            terms["dists"] = 2 * config.dists * self.dists(decoded, image).mean()
+        return terms
+
+
+def _block_error(decoded: Tensor, image: Tensor) -> Tensor:
+    """Mean absolute error of the means of blocks, over all their sizes.
+
+    Perceptual networks hardly see a colour cast or a blotch; this does.
+    """
+    difference = decoded - image
+    errors = [F.avg_pool2d(difference, side).abs().mean() for side in BLOCKS]
+    return torch.stack(errors).mean()
+
+
+class Discriminator(nn.Module):
+    """Says of every patch of a picture whether it is an original, given the latents.
+
+    A patch discriminator with spectral norms, conditioned on the latents at 1/8 of the size (HiFiC,
+    Mentzer et al. 2020). Shapes: image [B, 3, H, W], latents [B, 4, H/8, W/8] -> [B, 1, H/8, W/8].
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        sides = (width, 2 * width, 4 * width)
+        self.down = nn.ModuleList(
+            spectral_norm(nn.Conv2d(before, after, 4, 2, padding=1))
+            for before, after in zip((3, *sides), sides, strict=False)
+        )
+        self.latents = nn.Conv2d(SD1.channels, width, 3, padding=1)
+        self.mix = spectral_norm(nn.Conv2d(5 * width, 4 * width, 3, padding=1))
+        self.score = spectral_norm(nn.Conv2d(4 * width, 1, 3, padding=1))
+
+    def forward(self, image: Tensor, latents: Tensor) -> Tensor:
+        """Scores [B, 1, H/8, W/8], high for originals."""
+        features = image
+        for layer in self.down:
+            features = F.leaky_relu(layer(features), 0.2)
+        joined = torch.cat([features, self.latents(latents)], 1)
+        score: Tensor = self.score(F.leaky_relu(self.mix(joined), 0.2))
+        return score
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of the scores of originals and of decoded pictures."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()

@@ -1,0 +1,36 @@
+"""Bits of latents, for the rate term of training alone."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynenc.latent_space import SD1
+
+
+class Prior(nn.Module):
+    """Bits of latents; in training, a small network stands in for the entropy coder.
+
+    It sees the latents above and to the left of each position, and expects a logistic distribution.
+    """
+
+    RADIUS = 2  # positions
+    HIDDEN = 32
+
+    def __init__(self) -> None:
+        super().__init__()
+        side = 2 * self.RADIUS + 1
+        self.context = nn.Conv2d(SD1.channels + 1, self.HIDDEN, side, padding=self.RADIUS)
+        self.output = nn.Conv2d(self.HIDDEN, 2 * SD1.channels, 1)
+        before = torch.arange(side**2).view(side, side) < side**2 // 2
+        self.register_buffer("before", before.float())
+
+    def forward(self, latents: Tensor, step: Tensor) -> Tensor:
+        """Bits of each latent: [B, 4, h, w] in steps of [B, 1, 1, 1] -> [B, 4, h, w]."""
+        inputs = torch.cat([latents, step.expand_as(latents[:, :1])], dim=1)
+        weight = self.context.weight * self.get_buffer("before")
+        features = F.conv2d(inputs, weight, self.context.bias, padding=self.RADIUS)
+        expected, scale = self.output(F.leaky_relu(features)).chunk(2, dim=1)
+        distance, spread = latents - expected, F.softplus(scale) + 0.01
+        upper = torch.sigmoid((distance + step / 2) / spread)
+        lower = torch.sigmoid((distance - step / 2) / spread)
+        return -torch.log2((upper - lower).clamp(min=1e-6))

@@ -1,0 +1,34 @@
+"""How weights were made, for the metadata of their files."""
+
+import json
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+from dynenc.training.config import TrainConfig, TrainPaths
+from dynenc.training.fit_coder import FitConfig
+
+
+def origin(
+    config: TrainConfig | FitConfig, paths: TrainPaths, tiles: int, figures: dict[str, float]
+) -> dict[str, str]:
+    """Settings, data, teacher, commit and figures of a run that used so many tiles."""
+    return {
+        "config": json.dumps(asdict(config)),
+        "data": ", ".join(source.name for source in paths.data),
+        "tiles": str(tiles),
+        "teacher": paths.teacher.name,
+        "commit": commit(),
+        "test": paths.test.name if paths.test else "none",
+        "figures": json.dumps(figures),
+    }
+
+
+def commit() -> str:
+    """The commit of the source tree, or 'unknown' outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

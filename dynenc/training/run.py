@@ -1,0 +1,118 @@
+"""Running a training to its end: resuming, checkpoints, the log, progress."""
+
+import json
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from safetensors.numpy import save_file
+
+from dynenc.coding.entropy import EntropyModel
+from dynenc.coding.quantize import STEP_UNIT, to_symbols
+from dynenc.imaging.image import pad, to_tensor
+from dynenc.imaging.sources import iter_images
+from dynenc.metrics import bpp
+from dynenc.networks import loading
+from dynenc.networks.encoder import to_floats
+from dynenc.networks.external_vae import load_teacher
+from dynenc.training.config import PRESETS, TrainConfig, TrainPaths
+from dynenc.training.crops import open_crops
+from dynenc.training.fit_coder import NETWORKS, FitConfig, fit
+from dynenc.training.provenance import origin
+from dynenc.training.trainer import TEST_STEP, Trainer
+
+LOG_EVERY = 50  # steps
+
+
+def train(
+    config: TrainConfig,
+    paths: TrainPaths,
+    device: torch.device,
+    report: Callable[[int, float, dict[str, float]], None],
+    save_every: int = 200,
+) -> dict[str, float]:
+    """Run or resume a training run to its end, export it and return its figures.
+
+    `report` gets every step, the progress of the run from 0 to 1, and the terms of the loss. A
+    checkpoint is written every `save_every` steps, at the end, and when interrupted.
+    """
+    paths.run.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, paths, device)
+    trainer.resume()
+    try:
+        while trainer.progress < 1:
+            terms = trainer.train_step()
+            report(trainer.step, trainer.progress, terms)
+            if trainer.step % save_every == 0:
+                trainer.save()
+    finally:
+        trainer.save()
+    return trainer.export()
+
+
+def train_coder(
+    config: FitConfig, paths: TrainPaths, report: Callable[[int], None]
+) -> dict[str, float]:
+    """Fit the entropy coder to latents of the teacher and of the encoders in turn, and export it.
+
+    Returns: `pictures` and the mean `bpp` of the test pictures' payloads, their latents made by the
+    last of the encoders (else by the teacher) and rounded to TEST_STEP; nothing without them.
+    """
+    teacher, _ = load_teacher(paths.teacher)
+    encoders = [teacher, *(loading.load_path(path) for path in paths.encoders)]
+    crops = open_crops(paths, PRESETS["embedded"].crop)
+
+    @torch.inference_mode()
+    def latents() -> Iterator[npt.NDArray[np.float32]]:
+        for number, pixels in enumerate(crops.whole()):
+            image = to_floats(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
+            yield encoders[number % len(encoders)](pad(image))[0].numpy()
+
+    tensors = fit(latents(), config, report)
+    figures: dict[str, float] = {}
+    if paths.test:
+        coder, step_q = EntropyModel.of(tensors), round(TEST_STEP * STEP_UNIT)
+        rates = []
+        for _, picture in iter_images(paths.test):
+            with torch.inference_mode():
+                encoded = encoders[-1](pad(to_tensor(picture)))
+            payload = coder.encode(to_symbols(encoded, step_q, coder), step_q)
+            rates.append(bpp(len(payload), *picture.size))
+        figures = {"pictures": len(rates), "bpp": sum(rates) / len(rates)}
+    save_file(
+        tensors,
+        paths.export,
+        {"model": config.preset, **origin(config, paths, len(crops), figures)},
+    )
+    return figures
+
+
+def train_with_progress(
+    config: TrainConfig | FitConfig, paths: TrainPaths, device: torch.device, *, quiet: bool
+) -> dict[str, float]:
+    """Train with a progress bar on stderr and a line every 50 steps in the run's log."""
+    paths.run.mkdir(parents=True, exist_ok=True)
+    columns = Progress.get_default_columns()
+    bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
+    if isinstance(config, FitConfig):
+        with bar:
+            coder_task = bar.add_task(config.preset, total=NETWORKS)
+            return train_coder(config, paths, lambda done: bar.update(coder_task, completed=done))
+    sums: dict[str, list[float]] = {}
+    with (paths.run / f"{config.preset}.log").open("a") as log, bar:
+        task = bar.add_task("reading the data", total=None)
+
+        def report(step: int, progress: float, terms: dict[str, float]) -> None:
+            for name, value in terms.items():
+                sums.setdefault(name, []).append(value)
+            if step % LOG_EVERY == 0:
+                means = {name: sum(values) / len(values) for name, values in sums.items()}
+                log.write(json.dumps({"step": step, **means}) + "\n")
+                log.flush()
+                sums.clear()
+            bar.update(task, description=config.preset, total=1, completed=progress)
+
+        return train(config, paths, device, report)

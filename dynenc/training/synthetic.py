@@ -1,0 +1,296 @@
+"""Drawn training crops: flats, gradients, text, charts, user interfaces, stripes, bricks, lines.
+
+Photographs hold too little of what a codec of latents loses first: regular structure, lettering,
+hard edges on flat ground. Every kind is drawn with Pillow from a few random numbers; most are then
+rotated a little and lit unevenly, as a camera would see them.
+"""
+
+import string
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from torch import Tensor
+
+Random = np.random.Generator
+Colour = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+GLYPHS = string.ascii_lowercase * 4 + string.ascii_uppercase * 2 + string.digits * 2 + ".,:;-()%$&?"
+LARGE = 1.5  # side of what is drawn before it is rotated and cropped, in sides of the crop
+
+
+class Synthetic:
+    """Draws crops [n, 3, size, size] uint8.
+
+    Args:
+        size: px, side of a crop.
+        fonts: folder of TrueType or OpenType fonts; without, Pillow's own font draws all text.
+    """
+
+    def __init__(self, size: int, fonts: Path | None = None) -> None:
+        self.size = size
+        files = fonts.rglob("*") if fonts else ()
+        found = (f for f in files if f.suffix.lower() in (".ttf", ".otf"))
+        self.fonts = sorted(f for f in found if _has_latin_letters(f))
+        self.kinds: Sequence[Callable[[Random, int], Image.Image]] = (
+            self.flat,
+            self.gradient,
+            self.text,
+            self.text,
+            self.chart,
+            self.interface,
+            self.stripes,
+            self.bricks,
+            self.windows,
+            self.lines,
+            self.product,
+        )
+
+    def sample(self, count: int, random: Random) -> Tensor:
+        """Draw crops [count, 3, size, size] uint8, each of a random kind."""
+        pictures = [self._one(random) for _ in range(count)]
+        arrays = [np.asarray(picture, np.uint8) for picture in pictures]
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+    def _one(self, random: Random) -> Image.Image:
+        draw = self.kinds[int(random.integers(len(self.kinds)))]
+        if draw in (self.flat, self.gradient) or random.random() < 0.4:
+            return draw(random, self.size)
+        side = round(LARGE * self.size)
+        angle = random.normal(0, 4) if random.random() < 0.7 else random.uniform(0, 360)
+        turned = draw(random, side).rotate(angle, Image.Resampling.BICUBIC)
+        edge = (side - self.size) // 2
+        picture = turned.crop((edge, edge, edge + self.size, edge + self.size))
+        if random.random() < 0.3:
+            picture = picture.filter(ImageFilter.GaussianBlur(random.uniform(0.3, 1.0)))
+        return _lit(picture, random) if random.random() < 0.4 else picture
+
+    def flat(self, random: Random, side: int) -> Image.Image:
+        """One colour, or two with a straight border between them."""
+        picture = Image.new("RGB", (side, side), _colour(random))
+        if random.random() < 0.4:
+            edge = int(random.integers(8, side - 8))
+            picture.paste(_colour(random), (0, edge, side, side))
+        return picture
+
+    def gradient(self, random: Random, side: int) -> Image.Image:
+        """Smooth ramps between colours, straight or round, as of skies and studio backgrounds."""
+        y, x = np.mgrid[:side, :side] / side
+        angle = random.uniform(0, 2 * np.pi)
+        ramp = x * np.cos(angle) + y * np.sin(angle)
+        if random.random() < 0.3:
+            ramp = np.hypot(x - random.random(), y - random.random())
+        ramp = (ramp - ramp.min()) / np.ptp(ramp)
+        if random.random() < 0.7:
+            first = np.array(_colour(random), np.float64)
+            last = np.clip(first + random.normal(0, 40, 3), 0, 255)
+        else:
+            first, last = (np.array(_colour(random), np.float64) for _ in range(2))
+        mixed = first + (last - first) * ramp[..., None]
+        return _picture(mixed + random.normal(0, random.choice([0, 0.4, 1.5]), mixed.shape))
+
+    def text(self, random: Random, side: int) -> Image.Image:
+        """Lines of text of one font, with larger headings, dark on light or light on dark."""
+        paper, ink = _pair(random)
+        picture = Image.new("RGB", (side, side), paper)
+        draw = ImageDraw.Draw(picture)
+        top, left = int(random.integers(-8, 12)), int(random.integers(-12, 16))
+        height = int(np.exp(random.uniform(np.log(8), np.log(48))))
+        font = self._font(random, height)
+        while top < side:
+            draw.text((left, top), _words(random, 2 * side // height), ink, font)
+            top += round(height * random.uniform(1.15, 1.8))
+            if random.random() < 0.1:
+                height = int(random.integers(9, 40))
+                font, ink = self._font(random, height), _contrasting(random, paper)
+        return picture
+
+    def chart(self, random: Random, side: int) -> Image.Image:
+        """Axes, grid lines, labels, bars or curves."""
+        paper, ink = _pair(random)
+        picture = Image.new("RGB", (side, side), paper)
+        draw = ImageDraw.Draw(picture)
+        font = self._font(random, int(random.integers(8, 15)))
+        pitch = int(random.integers(14, 40))
+        faint = _mixed(paper, ink, 0.2)
+        for place in range(pitch, side, pitch):
+            draw.line((24, place, side, place), faint)
+            draw.text((2, place - 6), str(int(random.integers(1000))), ink, font)
+        draw.line((24, 0, 24, side), ink, int(random.integers(1, 3)))
+        places = np.arange(24, side, random.uniform(6, 24))
+        for _ in range(int(random.integers(1, 4))):
+            colour = _contrasting(random, paper)
+            heights = side / 2 + np.cumsum(random.normal(0, side / 16, len(places)))
+            if random.random() < 0.4:
+                for x, y in zip(places, heights, strict=True):
+                    draw.rectangle(
+                        (x, min(y, side - 1), x + places[1] - places[0] - 2, side), colour
+                    )
+            else:
+                points = list(zip(places.tolist(), heights.tolist(), strict=True))
+                draw.line(points, colour, int(random.integers(1, 4)))
+        return picture
+
+    def interface(self, random: Random, side: int) -> Image.Image:
+        """Panels, buttons and labels on flat ground."""
+        paper, ink = _pair(random)
+        picture = Image.new("RGB", (side, side), paper)
+        draw = ImageDraw.Draw(picture)
+        for _ in range(int(random.integers(3, 12))):
+            left, top = random.integers(-20, side - 16, 2).tolist()
+            width, height = random.integers([16, 12], [side, side // 3]).tolist()
+            fill = _colour(random) if random.random() < 0.4 else _mixed(paper, ink, 0.08)
+            outline = _mixed(paper, ink, 0.3) if random.random() < 0.5 else None
+            box = (left, top, left + width, top + height)
+            draw.rounded_rectangle(box, int(random.integers(0, 10)), fill, outline)
+            size = int(random.integers(9, 20))
+            label = _words(random, width // size + 1)
+            draw.text(
+                (left + 6, top + 4), label, _contrasting(random, fill), self._font(random, size)
+            )
+        return picture
+
+    def stripes(self, random: Random, side: int) -> Image.Image:
+        """Parallel stripes of a constant or slowly changing period, hard or soft."""
+        y, x = np.mgrid[:side, :side].astype(np.float64)
+        angle = random.choice([0, np.pi / 2, random.uniform(0, np.pi)])
+        phase = x * np.cos(angle) + y * np.sin(angle)
+        phase += random.choice([0.0, 0.002]) * (x - side / 2) ** 2
+        wave = np.sin(2 * np.pi * phase / np.exp(random.uniform(np.log(3), np.log(32))))
+        if random.random() < 0.6:
+            wave = np.clip(wave * random.uniform(2, 8), -1, 1)
+        if random.random() < 0.2:
+            wave = wave * np.sin(2 * np.pi * (y * np.cos(angle) - x * np.sin(angle)) / 12)
+        one, two = (np.array(colour, np.float64) for colour in _pair(random))
+        return _picture(one + (two - one) * (wave[..., None] + 1) / 2)
+
+    def bricks(self, random: Random, side: int) -> Image.Image:
+        """Courses of bricks, shingles or tiles with joints."""
+        joint, brick = _pair(random)
+        picture = Image.new("RGB", (side, side), joint)
+        draw = ImageDraw.Draw(picture)
+        width, height = int(random.integers(10, 48)), int(random.integers(5, 20))
+        gap, shift = int(random.integers(1, 4)), random.choice([0.0, 0.5])
+        for course, top in enumerate(range(0, side, height + gap)):
+            for left in range(-width, side, width + gap):
+                begin = left + int(shift * width * (course % 2))
+                shade = random.normal(0, 12, 3)
+                fill = _clipped(np.array(brick) + shade)
+                draw.rectangle((begin, top, begin + width - 1, top + height - 1), fill)
+        return picture
+
+    def windows(self, random: Random, side: int) -> Image.Image:
+        """A facade: a grid of windows with frames, some of them lit."""
+        wall, glass = _pair(random)
+        picture = Image.new("RGB", (side, side), wall)
+        draw = ImageDraw.Draw(picture)
+        width, height = random.integers([5, 6], [30, 40]).tolist()
+        pitch_x, pitch_y = width + int(random.integers(3, 16)), height + int(random.integers(3, 16))
+        frame, lit = _mixed(wall, glass, -0.5), _clipped(random.normal((250, 215, 150), 25))
+        for top in range(0, side, pitch_y):
+            for left in range(0, side, pitch_x):
+                fill = lit if random.random() < 0.25 else _clipped(glass + random.normal(0, 10, 3))
+                box = (left, top, left + width, top + height)
+                draw.rectangle(box, fill, frame)
+                if width > 12:
+                    draw.line((left + width // 2, top, left + width // 2, top + height), frame)
+        return picture
+
+    def lines(self, random: Random, side: int) -> Image.Image:
+        """Thin lines on smooth ground: strings, rails, masts, branches."""
+        picture = self.gradient(random, side)
+        draw = ImageDraw.Draw(picture)
+        for _ in range(int(random.integers(2, 10))):
+            ends = random.uniform(-0.2 * side, 1.2 * side, 4)
+            for copy in range(int(random.integers(1, 6))):
+                points = (ends + 9 * copy).tolist()
+                draw.line(points, _contrasting(random, (128, 128, 128)), int(random.integers(1, 4)))
+        return picture
+
+    def product(self, random: Random, side: int) -> Image.Image:
+        """Shapes with soft shading on white or another flat ground, as logos and product photos."""
+        ground = (255, 255, 255) if random.random() < 0.6 else _colour(random)
+        picture = Image.new("RGB", (side, side), ground)
+        shaded = self.gradient(random, side)
+        mask = Image.new("L", (side, side))
+        draw = ImageDraw.Draw(mask)
+        for _ in range(int(random.integers(1, 4))):
+            corners = np.sort(random.uniform(0.05 * side, 0.95 * side, (2, 2)), axis=0)
+            box = tuple(corners.ravel().tolist())
+            if random.random() < 0.5:
+                draw.ellipse(box, 255)
+            else:
+                draw.polygon(random.uniform(0.1 * side, 0.9 * side, 8).tolist(), 255)
+        picture.paste(shaded, (0, 0), mask)
+        return picture
+
+    def _font(self, random: Random, size: int) -> Font:
+        if not self.fonts:
+            return ImageFont.load_default(size)
+        return ImageFont.truetype(self.fonts[int(random.integers(len(self.fonts)))], size)
+
+
+def _has_latin_letters(font: Path) -> bool:
+    """Whether two letters look different; where a font lacks them, both are its empty box."""
+    loaded = ImageFont.truetype(font, 16)
+    return bytes(loaded.getmask("A")) != bytes(loaded.getmask("e"))
+
+
+def _colour(random: Random) -> Colour:
+    """White, black, a grey, a saturated or any colour."""
+    kind = random.random()
+    if kind < 0.15:
+        return (255, 255, 255)
+    if kind < 0.22:
+        return (0, 0, 0)
+    if kind < 0.4:
+        grey = int(random.integers(256))
+        return (grey, grey, grey)
+    if kind < 0.6:
+        return _clipped(random.choice([0, 85, 170, 255], 3))
+    return _clipped(random.integers(0, 256, 3))
+
+
+def _contrasting(random: Random, ground: Colour) -> Colour:
+    """A colour whose brightness differs from that of the ground by 60 levels or more."""
+    while True:
+        colour = _colour(random)
+        if abs(sum(colour) - sum(ground)) > 180:
+            return colour
+
+
+def _pair(random: Random) -> tuple[Colour, Colour]:
+    """Two colours that can be told apart, the first one often white."""
+    ground: Colour = (255, 255, 255) if random.random() < 0.3 else _colour(random)
+    return ground, _contrasting(random, ground)
+
+
+def _mixed(one: Colour, two: Colour, share: float) -> Colour:
+    """The first colour with a share of the second."""
+    return _clipped(np.array(one) * (1 - share) + np.array(two) * share)
+
+
+def _clipped(values: npt.ArrayLike) -> Colour:
+    red, green, blue = np.clip(np.rint(np.asarray(values, np.float64)), 0, 255).astype(int).tolist()
+    return red, green, blue
+
+
+def _picture(values: npt.NDArray[np.float64]) -> Image.Image:
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def _lit(picture: Image.Image, random: Random) -> Image.Image:
+    """The picture under uneven light."""
+    side = picture.width
+    y, x = np.mgrid[:side, :side] / side
+    light = 1 + random.normal(0, 0.3) * (x - 0.5) + random.normal(0, 0.3) * (y - 0.5)
+    return _picture(np.asarray(picture, np.float64) * np.clip(light, 0.2, 1.5)[..., None])
+
+
+def _words(random: Random, length: int) -> str:
+    letters = random.choice(list(GLYPHS), max(1, length))
+    letters[random.random(len(letters)) < 0.16] = " "
+    return "".join(letters)
