@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dynenc.networks.layers import DynamicConv, HybridDense
     from dynenc.networks.loading import load_encoder
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 __all__ = [
     "Codec",

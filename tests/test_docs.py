@@ -1,17 +1,46 @@
-"""The README, the changelog and the command agree with each other and with the code."""
+"""README, docs and changelog agree with each other, with the command and with the code."""
 
 import re
-from pathlib import Path
+import shlex
 
+import docs_examples
 import pytest
+from docs_examples import CONSOLE, PAGES, ROOT
 from typer.main import get_command
 
 from dynenc import __version__, errors
-from dynenc.cli import main
+from dynenc.cli import app
 from dynenc.coding import bitstream
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+USAGE = TEXTS["docs/usage.md"]
+GROUP = get_command(app)
+
+every_page = pytest.mark.parametrize("name", TEXTS)
+PYTHON = [
+    pytest.param(block, id=f"{name}-{number}")
+    for name, text in TEXTS.items()
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+]
+
+
+def command_lines(text):
+    """The dynenc command lines of the `sh` and `console` blocks."""
+    for block in re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").split("\n"):
+            yield from re.findall(r"(?:^|&& |\| )(?:\$ )?dynenc ([^|&#]*)", line)
+
+
+def all_names(parameter):
+    """Of an option, those that switch it off included."""
+    return [*parameter.opts, *parameter.secondary_opts, "--help"]
+
+
+def anchors(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 def test_changelog_ends_at_this_version():
@@ -20,19 +49,23 @@ def test_changelog_ends_at_this_version():
     assert top.group(1) == __version__
 
 
-@pytest.mark.parametrize("name", sorted(get_command(main.app).commands))
-def test_every_command_stands_in_the_readme(name):
-    assert f"dynenc {name}" in README
+def test_readme_is_short():
+    assert 150 <= README.count("\n") <= 200
 
 
-def test_every_exit_code_stands_in_the_readme():
+@pytest.mark.parametrize("name", sorted(GROUP.commands))
+def test_every_command_is_in_the_table_of_usage(name):
+    assert re.search(rf"^\| `dynenc {name} ?[^`]*` \|", USAGE, re.MULTILINE)
+
+
+def test_every_exit_code_is_in_the_table_of_usage():
     kinds = [errors.DynencError, *errors.DynencError.__subclasses__()]
     for kind in kinds:
-        assert re.search(rf"^\| {kind.exit_code} \|.*`{kind.__name__}`", README, re.MULTILINE)
+        assert re.search(rf"^\| {kind.exit_code} \|.*`{kind.__name__}`", USAGE, re.MULTILINE)
 
 
-def test_header_of_the_readme_is_that_of_the_code():
-    rows = re.findall(r"^\| (\d+) \| (\d) \| `(\w+)` \|", README, re.MULTILINE)
+def test_header_of_the_specification_is_that_of_the_code():
+    rows = re.findall(r"^\| (\d+) \| (\d) \| `(\w+)` \|", TEXTS["docs/format.md"], re.MULTILINE)
     position = bitstream.PREFIX.size
     expected = [("0", "4", "magic"), ("4", "1", "version")]
     for field in bitstream.fields(bitstream.Header):
@@ -42,10 +75,53 @@ def test_header_of_the_readme_is_that_of_the_code():
     assert rows == expected
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+@every_page
+def test_every_command_line_parses(name):
+    for line in command_lines(TEXTS[name]):
+        command, *arguments = shlex.split(line)
+        GROUP.commands[command].make_context(command, arguments).close()
+
+
+@every_page
+def test_options_in_the_text_exist(name):
+    """Of commands in backticks, which may leave out arguments."""
+    for span in re.findall(r"`dynenc ([a-z][^`]*)`", TEXTS[name]):
+        command, *words = span.split()
+        options = {option for p in GROUP.commands[command].params for option in all_names(p)}
+        assert {word for word in words if re.match("--?[A-Za-z]", word)} <= options, span
+
+
+@every_page
+def test_links_lead_somewhere(name):
+    page = ROOT / name
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXTS[name]):
+        file, _, anchor = target.partition("#")
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in anchors(there.read_text(encoding="utf-8")), target
+
+
+@every_page
+def test_files_that_are_named_exist(name):
+    """Paths in backticks or in commands: modules, weights, tests, pages."""
+    named = re.findall(r"(?:dynenc|tests|weights|docs)/[\w/.*]*\w(?:\.\w+)?", TEXTS[name])
+    for path in named:
+        assert list(ROOT.glob(path)) or list(ROOT.glob(path + "/")), path
+
+
+@every_page
+def test_console_examples_print_what_they_show(name):
+    with docs_examples.sandbox():
+        for block in CONSOLE.findall(TEXTS[name]):
+            for line, shown in docs_examples.commands(block):
+                now = docs_examples.run(line)
+                assert docs_examples.same(shown, now), f"{line} prints\n{now}"
+
+
+@pytest.mark.parametrize("block", PYTHON)
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12, in a DataLoader
 @pytest.mark.filterwarnings("ignore:.*worker processes in total")  # the same, with one core
-def test_python_of_the_readme_runs(block, tmp_path, monkeypatch, photo_path):
-    (tmp_path / "photo.png").write_bytes(photo_path.read_bytes())
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
+def test_python_of_the_docs_runs(block):
+    with docs_examples.sandbox():
+        exec(compile(block, "docs", "exec"), {})
