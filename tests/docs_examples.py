@@ -68,8 +68,13 @@ def commands(block: str) -> list[tuple[str, str]]:
 
 
 def fresh(block: str) -> str:
-    """A block with the output that its commands have now."""
-    return "".join(f"{PROMPT}{line}\n{run(line)}" for line, _ in commands(block))
+    """A block with the output that its commands have now; times stay if nothing else changed."""
+    parts = []
+    for line, shown in commands(block):
+        now = run(line)
+        kept = shown if TIME.sub("", now) == TIME.sub("", shown) else now
+        parts.append(f"{PROMPT}{line}\n{kept}")
+    return "".join(parts)
 
 
 def same(old: str, new: str) -> bool:
