@@ -1,5 +1,11 @@
 """`python -m dynenc` is the `dynenc` command."""
 
-from dynenc.cli.main import app
+import sys
+from pathlib import Path
+
+# `python -m` puts the current folder first; a stranger's torch.py in it would be run
+sys.path[:] = [path for path in sys.path if path not in ("", str(Path.cwd()))]
+
+from dynenc.cli.main import app  # noqa: E402
 
 app(prog_name="dynenc")

@@ -1,29 +1,24 @@
-"""Workers that die; in a module of its own, which a worker process can import."""
+"""A worker that dies over files named by the environment; run in place of a worker's program."""
 
 import os
 import signal
+import sys
 from pathlib import Path
 
-from dynenc.batch import converter, local_engine
+sys.path[:0] = sys.argv[1:]
 
-real_serve = local_engine._serve
+from dynenc.batch import converter, worker  # noqa: E402
+
+real = converter.Converter._load
 
 
-class CrashingServe:
-    """Stands in for `_serve`; a class of a module, so that it can be sent to a worker."""
+def load(self, item):
+    left = Path(os.environ["DEATHS"], f"deaths-n{Path(item.source).stem}")
+    if left.exists() and (n := int(left.read_text())):
+        left.write_text(str(n - 1))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, item)
 
-    def __init__(self, folder):
-        self.folder = folder
 
-    def __call__(self, pipe, settings, halt):
-        real = converter.Converter._load
-
-        def load(converter, item):
-            left = Path(self.folder, f"deaths-n{Path(item.source).stem}")
-            if left.exists() and (n := int(left.read_text())):
-                left.write_text(str(n - 1))
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(converter, item)
-
-        converter.Converter._load = load
-        real_serve(pipe, settings, halt)
+converter.Converter._load = load
+worker.serve()

@@ -9,13 +9,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dynenc.batch import local_engine
-from dynenc.batch.plan import TAR, Found, Job, folded, input_suffixes, plan, select
+from dynenc.batch.plan import Found, Job, input_suffixes, plan, select
 from dynenc.batch.records import Existing, Result, Settings, Summary, Task
 from dynenc.coding import rate_control
 from dynenc.coding.bitstream import MAX_PIXELS
-from dynenc.errors import BitstreamError, ImageError, LatentsError, OutputError, UsageError
-from dynenc.io import storage
-from dynenc.io.storage import STREAM
+from dynenc.errors import (
+    BitstreamError,
+    DynencError,
+    ImageError,
+    LatentsError,
+    OutputError,
+    UsageError,
+)
+from dynenc.io import names, storage
+from dynenc.io.names import STREAM
+from dynenc.io.shards import is_archive, is_tar
 
 Name = str | os.PathLike[str]
 Engine = Literal["local", "ray"]
@@ -107,7 +115,7 @@ def convert(
         quality, target_bpp=target_bpp, target_size=target_size, target_psnr=target_psnr
     )
     if task == "import" and goal.kind != "quality":
-        raise UsageError("latents are imported with a quality, not with a target: give --quality")
+        raise UsageError("latents are imported with a quality, not with a target")
     if task == "import" and quality is None:
         goal = rate_control.Goal(value=rate_control.IMPORT_QUALITY)
     if goal.kind == "quality" and not 0 <= goal.value <= 100:
@@ -115,11 +123,11 @@ def convert(
     if not 0 <= effort <= 9:
         raise UsageError(f"effort {effort} is not within 0..9")
     suffix = SUFFIXES[task] if suffix is None else "." + suffix.removeprefix(".")
-    target = None if output is None else storage.plain(output)
-    names = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
-    found = _find(task, [storage.plain(name) for name in names], target, recursive)
+    target = None if output is None else names.plain(output)
+    named = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    found = _find(task, [names.plain(name) for name in named], target, recursive)
     taken, ignored = _select(task, found, include, exclude)
-    single = len(found.files) == 1 and found.files[0].named and not _is_tar(found.files[0])
+    single = len(found.files) == 1 and found.files[0].named and not _is_archive(found.files[0])
     planned = _plan(task, taken, target, suffix, shard_size, single)
     existing = existing or ("refuse" if single else "skip")
     settings = Settings(
@@ -154,7 +162,7 @@ def convert(
         tell(Result(job.source or job.target, job.target, "planned") for job in todo)
         return summary
     is_folder = not single or (target or "").endswith(("/", os.sep))
-    folders = {storage.parent(job.target) for job in todo if job.target and is_folder}
+    folders = {names.parent(job.target) for job in todo if job.target and is_folder}
     for folder in sorted(folders):
         storage.make_folder(folder)
         storage.sweep(folder)
@@ -185,27 +193,28 @@ class _Listing:
     folders: list[str] = field(default_factory=list)  # named, or found by a pattern
 
 
-def _find(task: Task, names: list[str], output: str | None, recursive: bool) -> _Listing:
-    """The files that names stand for: themselves, or what folders and patterns hold."""
-    if STREAM in names and len(names) > 1:
-        raise UsageError("'-' cannot be combined with other inputs: convert it by itself")
+def _find(task: Task, inputs: list[str], output: str | None, recursive: bool) -> _Listing:
+    """The files that inputs stand for: themselves, or what folders and patterns hold."""
+    if STREAM in inputs and len(inputs) > 1:
+        raise UsageError("'-' cannot be combined with other inputs", hint="convert it by itself")
     listing = _Listing()
-    for name in names:
+    for name in inputs:
         if storage.is_folder(name):
             _list(listing, name, output, recursive)
             continue
-        is_pattern = any(c in name for c in "*?[") and not name.startswith("http")
-        expanded = storage.expand(name) if is_pattern and not storage.exists(name) else []
+        is_pattern = any(c in name for c in "*?[") and not names.is_web(name)
+        expanded = storage.expand(name) if is_pattern else []
+        if expanded in ([], [name]):
+            listing.files.append(Found(name, names.base(name), named=True))
+            continue
         for one in expanded:
             if storage.is_folder(one):
                 _list(listing, one, output, recursive)
-            else:
-                listing.files.append(Found(one, storage.base(one)))
-        if not expanded:
-            listing.files.append(Found(name, storage.base(name), named=True))
+            else:  # a pattern such as *.zip asks for archives
+                listing.files.append(Found(one, names.base(one), named=is_archive(name)))
     if not listing.files and not listing.unreadable:
-        hint = "" if recursive else "; -r looks into its sub-folders too"
-        raise _nothing(task, f"{', '.join(listing.folders) or 'the list of inputs'} is empty{hint}")
+        where = ", ".join(listing.folders) or "the list of inputs"
+        raise _nothing(task, f"{where} is empty", "" if recursive else "-r takes sub-folders too")
     return listing
 
 
@@ -227,18 +236,23 @@ def _select(
         what = {"import": "latents", "decode": ".lat files", "export": ".lat files"}.get(
             task, "pictures"
         )
-        raise _nothing(task, f"none of the {ignored} files are {what} to {task}: see --include, -r")
+        raise _nothing(
+            task, f"none of the {ignored} files are {what} to {task}", "see --include, -r"
+        )
     return taken, ignored
 
 
-def _nothing(task: Task, message: str) -> ImageError | BitstreamError | LatentsError:
-    if task == "import":
-        return LatentsError(message)
-    return BitstreamError(message) if task in ("decode", "export") else ImageError(message)
+def _nothing(task: Task, message: str, hint: str) -> DynencError:
+    errors: dict[Task, type[DynencError]] = {
+        "import": LatentsError,
+        "decode": BitstreamError,
+        "export": BitstreamError,
+    }
+    return errors.get(task, ImageError)(message, hint=hint)
 
 
-def _is_tar(file: Found) -> bool:
-    return TAR.search(file.path) is not None
+def _is_archive(file: Found) -> bool:
+    return is_archive(file.path)
 
 
 def _plan(
@@ -252,17 +266,21 @@ def _plan(
     """The jobs; of one file named by itself the output may be a file, else it is a folder."""
     if output is None and task == "roundtrip":
         output = ""
-    one_tar = len(taken) == 1 and taken[0].named and _is_tar(taken[0])
-    names_file = output is not None and (single or (one_tar and TAR.search(output) is not None))
+    one_archive = len(taken) == 1 and taken[0].named and _is_archive(taken[0])
+    names_file = output is not None and (single or (one_archive and is_tar(output)))
     if output and names_file:
         names_file = not (output.endswith(("/", os.sep)) or storage.is_folder(output))
     if output and not names_file:
         if output == STREAM:
-            raise UsageError("only a single file can go to standard output: name a folder with -o")
-        if not storage.is_url(output) and os.path.isfile(output):  # noqa: PTH113
-            raise OutputError(f"{output} is a file: name a folder for several outputs with -o")
-    ignores_case = not storage.is_url(output or "") and storage.ignores_case(
-        output or storage.parent(taken[0].path if taken else "")
+            raise UsageError(
+                "only a single file can go to standard output", hint="name a folder with -o"
+            )
+        if not names.is_url(output) and os.path.isfile(output):  # noqa: PTH113
+            raise OutputError(
+                f"{output} is a file, not a folder for several outputs", hint="name one with -o"
+            )
+    ignores_case = not names.is_url(output or "") and storage.ignores_case(
+        output or names.parent(taken[0].path if taken else "")
     )
     return plan(
         taken,
@@ -270,7 +288,7 @@ def _plan(
         suffix,
         into_folder=not names_file,
         shard_size=shard_size,
-        same_name=folded if ignores_case else str,
+        same_name=names.folded if ignores_case else str,
     )
 
 
@@ -280,8 +298,8 @@ def _unfinished(
     """Which jobs are to be done, and which are left out because their outputs are there."""
     if settings.existing not in ("skip", "update"):
         return jobs, []
-    if output and storage.is_url(output) and storage.is_folder(output):  # one listing, not many
-        there = {storage.join(output, relative) for _, relative in storage.walk(output, True)}
+    if output and names.is_url(output) and storage.is_folder(output):  # one listing, not many
+        there = {names.join(output, relative) for _, relative in storage.walk(output, True)}
         finished = {job for job in jobs if job.target in there}
     else:
         finished = {job for job in jobs if job.target and storage.exists(job.target)}

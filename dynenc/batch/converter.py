@@ -20,7 +20,7 @@ import torch
 from PIL import AvifImagePlugin, Image
 
 from dynenc import metrics, registry
-from dynenc.batch.plan import Job, input_suffixes, suffix_of, with_suffix
+from dynenc.batch.plan import Job, input_suffixes
 from dynenc.batch.records import Result, Roundtrip, Settings
 from dynenc.codec import (
     PLAIN_CODER,
@@ -40,10 +40,10 @@ from dynenc.errors import (
     DeviceError,
     DiskFull,
     DynencError,
+    ImageError,
     LatentsError,
     OutputError,
     OutputExists,
-    TooLarge,
     UsageError,
     WeightsError,
 )
@@ -51,7 +51,7 @@ from dynenc.imaging import formats, image, notes, preview, save
 from dynenc.imaging.metadata import Extras
 from dynenc.interop import latent_files
 from dynenc.io import shards, storage
-from dynenc.io.storage import STREAM
+from dynenc.io.names import suffix_of, with_suffix
 from dynenc.latent_space import SD1
 from dynenc.networks import external_vae
 
@@ -60,6 +60,8 @@ GPU_BATCH = 16  # pictures in one pass; on a CPU one at a time is as fast and ne
 PICTURE_OUT = ("decode", "roundtrip")  # tasks
 WRITERS = 4  # threads that write; most of the time they wait for the disk
 BATCH_PIXELS = 64_000_000  # in one pass
+SMALL = 2**20  # bytes; larger members of archives that are not converted are copied in chunks
+MAX_INPUT = 2**30  # bytes of a file that must be read whole, such as a member of an archive
 
 T = TypeVar("T")
 
@@ -154,13 +156,13 @@ class Converter:
                 yield job, outcome
 
     def _shard(self, job: Job) -> list[Result]:
-        """Convert the members of a shard, or pack pictures into one; other members are copied."""
+        """Convert the members of an archive, or pack pictures into a tar; others are copied."""
         results: list[Result] = []
         target, overwrite = job.target, self.settings.overwrite
-        refuse_existing(target, overwrite)
+        storage.refuse_existing(target, overwrite)
         with storage.writing(target, overwrite) if target else nullcontext() as file:
             writer = shards.Writer(file) if file else None
-            for item, made in self._convert(self._members(job)):
+            for item, made in self._members(job, writer):
                 if isinstance(made, Made) and writer:
                     try:
                         writer.add(item.member, made.data, item.mtime)
@@ -173,17 +175,45 @@ class Converter:
                 writer.close()
         return results
 
-    def _members(self, job: Job) -> Iterator[Input]:
+    def _members(
+        self, job: Job, writer: shards.Writer | None
+    ) -> Iterator[tuple[Input, Made | DynencError]]:
+        """What becomes of the members of a shard, in their order; large others are copied here."""
         if job.members:
-            yield from (Input(source, job.target, member=name) for source, name in job.members)
+            inputs = (Input(source, job.target, member=name) for source, name in job.members)
+            yield from self._convert(inputs)
             return
         suffixes = input_suffixes(self.settings.task)
+        window: list[Input] = []
         with storage.reading(job.source) as file:
-            for info, data in shards.members(file, job.source):
-                convert = suffix_of(info.name).lower() in suffixes
-                member = with_suffix(info.name, self.settings.suffix) if convert else info.name
-                source = f"{job.source}/{info.name}"
-                yield Input(source, job.target, data, member, info.mtime, convert)
+            for member in shards.members(file, job.source):
+                source = f"{job.source}/{member.name}"
+                if suffix_of(member.name).lower() in suffixes:
+                    name = with_suffix(member.name, self.settings.suffix)
+                    limit, convert = MAX_INPUT, True
+                else:
+                    name, limit, convert = member.name, SMALL, False
+                item = Input(source, job.target, None, name, member.mtime, convert)
+                if convert or member.size <= limit:
+                    data = self._attempt(
+                        storage.read_at_most, member.file, limit, source, ImageError
+                    )
+                    if isinstance(data, bytes):
+                        window.append(replace(item, data=data))
+                        if len(window) >= self.window:
+                            yield from self._convert(window)
+                            window.clear()
+                        continue
+                    error: DynencError | None = data
+                else:
+                    error = None
+                yield from self._convert(window)  # what is before it in the archive
+                window.clear()
+                if error is None and writer:
+                    error = self._attempt(writer.copy, member)
+                if error:
+                    yield item, error
+            yield from self._convert(window)
 
     def _convert(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, Made | DynencError]]:
         """Read, convert in groups of one shape, and yield in the order of the inputs."""
@@ -213,10 +243,7 @@ class Converter:
         if not item.member:
             if task in PICTURE_OUT and item.target:
                 save.picture_format(item.target)
-            refuse_existing(item.target, self.settings.overwrite)
-        if blob is None and (item.source == STREAM or storage.is_url(item.source)):
-            with storage.reading(item.source) as file:
-                blob = file.read()
+            storage.refuse_existing(item.target, self.settings.overwrite)
         if task == "import":
             blob = read_foreign(item.source) if blob is None else blob
             foreign = latent_files.read(blob, item.source, self.settings.scale)
@@ -227,6 +254,8 @@ class Converter:
             height, width = read[1].shape[-2:]
             shape = SD1.patch * height, SD1.patch * width, read[0].model_id
             return Loaded(read, len(blob), shape, read_extras(blob))
+        if blob is None and storage.is_sequential(item.source):
+            blob = read_picture(item.source)
         with notes.collected() as lost:
             picture = image.open_image(
                 item.source if blob is None else blob,
@@ -433,9 +462,11 @@ def is_current(job: Job, settings: Settings) -> bool:
     try:
         with storage.reading(job.target) as file:
             if not job.is_shard:
-                return _is_made_so(file.read(), settings)
-            for info, data in shards.members(file, job.target):
-                if suffix_of(info.name).lower() == settings.suffix.lower():
+                data = storage.read_at_most(file, MAX_INPUT, job.target)
+                return _is_made_so(data, settings)
+            for member in shards.members(file, job.target):
+                if suffix_of(member.name).lower() == settings.suffix.lower():
+                    data = storage.read_at_most(member.file, MAX_INPUT, member.name)
                     return _is_made_so(data, settings)
     except (OSError, DynencError):
         pass
@@ -518,28 +549,24 @@ def read_bytes(source: str) -> bytes:
             start = file.read(len(bitstream.MAGIC))
             if start != bitstream.MAGIC:
                 return start
-            if file.seekable():
-                if file.seek(0, os.SEEK_END) > bitstream.MAX_BYTES:
-                    raise TooLarge(f"{source} is larger than any .lat file: it is not read")
-                file.seek(len(start))
-            return start + file.read()
+            return start + storage.read_at_most(file, bitstream.MAX_BYTES - len(start), source)
     except OSError as exc:
         raise BitstreamError(f"{source} cannot be read: {exc.strerror}") from exc
+
+
+def read_picture(source: str) -> bytes:
+    """The bytes of a picture that cannot be read in any order: a URL, a FIFO or stdin."""
+    try:
+        with storage.reading(source) as file:
+            return storage.read_at_most(file, MAX_INPUT, source, ImageError)
+    except OSError as exc:
+        raise ImageError(f"{source} cannot be read: {exc.strerror}") from exc
 
 
 def read_foreign(source: str) -> bytes:
     """The bytes of another program's file of latents, a URL or stdin; raises LatentsError."""
     try:
         with storage.reading(source) as file:
-            data = file.read(latent_files.MAX_BYTES + 1)
+            return storage.read_at_most(file, latent_files.MAX_BYTES, source, LatentsError)
     except OSError as exc:
         raise LatentsError(f"{source} cannot be read: {exc.strerror}") from exc
-    if len(data) > latent_files.MAX_BYTES:
-        raise LatentsError(f"{source} is larger than any file of latents: it is not read")
-    return data
-
-
-def refuse_existing(target: str, overwrite: bool) -> None:
-    """Raise OutputExists if the target exists and may not be overwritten."""
-    if target not in ("", STREAM) and not overwrite and storage.exists(target):
-        raise OutputExists(f"{target} exists: name another with -o, or overwrite it with --force")

@@ -1,40 +1,39 @@
 """The local engine: worker processes that read, convert and write, each a few files ahead.
 
-A worker does all of a file's way, so that no pixels travel between processes, and holds the
-networks. It is given at most two windows of files, which bounds what is under way. If it dies (a
-crash in a decoder of pictures, the kernel out of memory) another takes its place; the file that
-killed two is given up.
+A worker takes a file all the way, so that no pixels travel between processes, and holds the
+networks. It is given at most two windows of files, which bounds the memory in use. If it dies (a
+crash in an image library, the kernel out of memory) another takes its place; a file over which two
+workers died is given up. Where no worker can be started, this process does the work.
 """
 
+import contextlib
 import logging
-import multiprocessing
 import os
-import signal
-import sys
+import pickle
+import queue
+import subprocess
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
-from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Event
-from types import ModuleType
+from typing import Any
 
+from dynenc.batch import worker
 from dynenc.batch.plan import Job
 from dynenc.batch.records import Result, Settings
+from dynenc.batch.worker import AHEAD, Hello
 from dynenc.errors import DynencError
-from dynenc.io.storage import parent, sweep
+from dynenc.io.names import parent
+from dynenc.io.storage import sweep
 
 logger = logging.getLogger(__name__)
 
 FEW = 8  # pictures for which starting processes does not pay
 GPU_WORKERS = 4  # enough to keep one busy; each takes some 0.5 GB of its memory
-AHEAD = 8  # files that a worker is given at once, so that it writes while it converts
+KILLED = 9  # signal.SIGKILL, which Windows does not have
 PATIENCE = 1.0  # s; how long files under way may take to finish after Ctrl-C
-ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def cores() -> int:
@@ -54,22 +53,26 @@ def run(
 
     Args:
         workers: how many processes; 1 is this very process; None chooses.
-        on_step: as of `folders.convert`.
+        on_step: as of `convert`.
     Raises: WeightsError, DeviceError, UsageError or DiskFull once all other files would fail too.
     """
     few = len(jobs) == 1 or (len(jobs) <= FEW and not any(job.is_shard for job in jobs))
-    if workers == 1 or (workers is None and (few or cores() == 1)):
+    if workers == 1 or len(jobs) == 1 or (workers is None and (few or cores() == 1)):
         yield from _run_here(jobs, settings, on_step)
-    else:
-        pool = _Pool(jobs, settings, workers)
-        try:
-            yield from pool.run()
-        finally:
-            pool.close()
+        return
+    pool = _Pool(jobs, settings, workers)
+    try:
+        yield from pool.run()
+    except _NoWorkers as exc:
+        logger.debug("worker processes cannot be started, so this process does the work: %s", exc)
+        yield from pool.give_up_suspects()
+        yield from _run_here(pool.rest, settings, on_step)
+    finally:
+        pool.close()
 
 
 def _run_here(
-    jobs: Sequence[Job], settings: Settings, on_step: Callable[[int, int], None] | None
+    jobs: Iterable[Job], settings: Settings, on_step: Callable[[int, int], None] | None
 ) -> Iterator[list[Result]]:
     from dynenc.batch.converter import Converter  # imports torch
 
@@ -80,34 +83,38 @@ def _run_here(
             yield results
 
 
-def _serve(pipe: Connection, settings: Settings, halt: Event) -> None:
-    """The life of a worker: say what it is, then answer each job with its results."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    from dynenc.batch.converter import Converter
-
-    with suppress(EOFError, OSError):  # the parent has closed the pipe, or died
-        try:
-            converter = Converter(settings)
-            window = max(AHEAD, converter.window)
-            pipe.send((converter.codec.device.type, window, converter.note))
-            while True:
-                jobs = [pipe.recv()]
-                while len(jobs) < window and pipe.poll():
-                    jobs.append(pipe.recv())
-                for answer in converter.run(jobs):
-                    pipe.send(answer)
-                    if halt.is_set():
-                        return
-        except DynencError as exc:
-            pipe.send(exc)
+class _NoWorkers(Exception):
+    """No worker process can be started."""
 
 
 @dataclass(eq=False)
 class _Worker:
-    process: BaseProcess
-    pipe: Connection
-    window: int = 0  # 0 until it has said hello
+    process: subprocess.Popen[bytes]
+    listener: threading.Thread | None = None
+    hello: Hello | None = None
     pending: dict[Job, None] = field(default_factory=dict)  # given and not answered, in order
+
+    def send(self, message: Any) -> None:
+        """Give it something to do; if it is dead, that is noticed when it is listened to."""
+        assert self.process.stdin
+        with contextlib.suppress(OSError, ValueError):
+            worker.send(self.process.stdin, message)
+
+    def stop(self) -> None:
+        """Let it end after the job it is at."""
+        assert self.process.stdin
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+
+    def join(self, seconds: float | None = None) -> int:
+        """Wait for its end; returns its exit code. Raises: subprocess.TimeoutExpired."""
+        code = self.process.wait(seconds)
+        self.stop()
+        assert self.listener
+        assert self.process.stdout
+        self.listener.join()
+        self.process.stdout.close()
+        return code
 
 
 class _Pool:
@@ -120,47 +127,50 @@ class _Pool:
         self.suspects: deque[Job] = deque()  # a worker died over them: they go alone
         self.deaths: dict[Job, str] = {}
         self.workers: list[_Worker] = []
-        self.context = _context()
-        self.halt = self.context.Event()
+        self.heard: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
 
     def run(self) -> Iterator[list[Result]]:
-        """Yield the results of each job."""
-        self._start()
-        while any(worker.pending or not worker.window for worker in self.workers):
-            ready = wait([worker.pipe for worker in self.workers])
-            for worker in [w for w in self.workers if w.pipe in ready]:
-                yield from self._listen(worker)
+        """Yield the results of each job; raises _NoWorkers if no worker can be started."""
+        self._start_up_to(self.count or min(GPU_WORKERS, cores()))
+        while any(each.pending or not each.hello for each in self.workers):
+            yield from self._handle(*self.heard.get())
 
-    def _listen(self, worker: _Worker) -> Iterator[list[Result]]:
-        """Take one message of a worker, and give it more to do."""
-        try:
-            message = worker.pipe.recv()
-        except (EOFError, OSError):
-            yield from self._bury(worker)
+    def give_up_suspects(self) -> Iterator[list[Result]]:
+        """Fail the jobs over which a worker died, as no other process can try them."""
+        for job in self.suspects:
+            yield _given_up(job, f"a worker process ended over it, {self.deaths[job]}")
+
+    def _handle(self, sender: _Worker, message: Any) -> Iterator[list[Result]]:
+        """Take one message of a worker, None if it has ended, and give it more to do."""
+        if message is None:
+            yield from self._bury(sender)
             return
         if isinstance(message, DynencError):
             raise message
-        if worker.window:
-            job, results = message
-            del worker.pending[job]
-            yield results
+        if isinstance(message, Hello):
+            self._greet(sender, message)
         else:
-            device, worker.window, note = message
-            if note and len(self.workers) == 1:  # workers have no log that anybody sees
-                logger.info(note)
-            if self.count is None:
-                self.count = cores() if device == "cpu" else min(GPU_WORKERS, cores())
-            while len(self.workers) < min(self.count, self.n_jobs):
-                self._start()
-        self._feed(worker)
+            job, results = message
+            del sender.pending[job]
+            yield results
+        self._feed(sender)
 
-    def _feed(self, worker: _Worker) -> None:
+    def _greet(self, sender: _Worker, hello: Hello) -> None:
+        if hello.note and not any(each.hello for each in self.workers):  # once
+            logger.info(hello.note)
+        sender.hello = hello
+        if self.count is None:  # the device was not known before
+            self.count = cores() if hello.device == "cpu" else min(GPU_WORKERS, cores())
+            self._start_up_to(self.count)
+
+    def _feed(self, to: _Worker) -> None:
         """Give a worker files to have ahead; fewer when few are left, for all to end together."""
-        alone = any(job in self.deaths for job in worker.pending)
-        share = max(1, min(2 * worker.window, self.n_left // (2 * (self.count or 1))))
-        while not alone and len(worker.pending) < share:
+        assert to.hello
+        alone = any(job in self.deaths for job in to.pending)
+        share = max(1, min(2 * to.hello.window, self.n_left // (2 * (self.count or 1))))
+        while not alone and len(to.pending) < share:
             if self.suspects:
-                if worker.pending:
+                if to.pending:
                     return  # until it is idle
                 job, alone = self.suspects.popleft(), True
             elif (following := next(self.rest, None)) is not None:
@@ -168,98 +178,83 @@ class _Pool:
                 self.n_left -= 1
             else:
                 return
-            worker.pending[job] = None
-            with suppress(OSError):  # a dead worker is noticed when it is listened to
-                worker.pipe.send(job)
+            to.pending[job] = None
+            to.send(job)
 
-    def _bury(self, worker: _Worker) -> Iterator[list[Result]]:
+    def _bury(self, dead: _Worker) -> Iterator[list[Result]]:
         """Replace a worker that died; its files are tried once more, each alone."""
-        self.workers.remove(worker)
-        worker.process.join()
-        how = _cause(worker.process.exitcode or 0)
-        if not worker.window:
-            raise DynencError(f"a worker process ended while it was starting, {how}: try --jobs 1")
-        _sweep([worker])
-        for number, job in enumerate(worker.pending):
+        self.workers.remove(dead)
+        how = _cause(dead.join())
+        if not dead.hello:
+            logger.debug("a worker process ended while it was starting, %s", how)
+            if not self.workers:
+                raise _NoWorkers(f"it ended while it was starting, {how}")
+            return
+        _sweep([dead])
+        for number, job in enumerate(dead.pending):
             if job in self.deaths:
-                error = DynencError(f"two worker processes ended over it, {how}: leave it out")
-                yield [Result(job.source or job.target, job.target, "failed", error=error)]
-            elif number < worker.window:
+                yield _given_up(job, f"two worker processes ended over it, {how}")
+            elif number < dead.hello.window:
                 self.deaths[job] = how
                 self.suspects.append(job)
             else:
                 self.rest = chain([job], self.rest)
                 self.n_left += 1
-        self._start()
+        self._start_up_to(len(self.workers) + 1)
 
-    def _start(self) -> None:
-        ours, theirs = self.context.Pipe()
-        threads = max(1, cores() // (self.count or cores()))
-        arguments = (theirs, replace(self.settings, threads=threads), self.halt)
-        process = self.context.Process(target=_serve, args=arguments, daemon=True)
-        with _bare():
-            process.start()
-        theirs.close()
-        self.workers.append(_Worker(process, ours))
+    def _start_up_to(self, count: int) -> None:
+        """Have so many workers, or as many as can be started; raises _NoWorkers if that is none."""
+        while len(self.workers) < min(count, self.n_jobs):
+            try:
+                started = _Worker(worker.start())
+            except OSError as exc:
+                logger.debug("a worker process cannot be started: %s", exc)
+                if not self.workers:
+                    raise _NoWorkers(str(exc)) from exc
+                return
+            self.workers.append(started)
+            started.listener = threading.Thread(target=self._listen, args=(started,), daemon=True)
+            started.listener.start()
+            threads = max(1, cores() // (self.count or cores()))
+            started.send(replace(self.settings, threads=threads))
+
+    def _listen(self, to: _Worker) -> None:
+        """Pass on what a worker says, in a thread of its own; None when it has ended."""
+        assert to.process.stdout
+        try:
+            while True:
+                self.heard.put((to, pickle.load(to.process.stdout)))
+        except Exception:  # its end, whatever the half of a message looks like
+            self.heard.put((to, None))
 
     def close(self) -> None:
         """End all workers; what they are at is finished within PATIENCE or removed."""
-        self.halt.set()
         deadline = time.monotonic() + PATIENCE
-        for worker in self.workers:
-            if not worker.pending:
-                worker.pipe.close()
-        for worker in self.workers:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+        for each in self.workers:
+            each.stop()
+        for each in self.workers:
+            try:
+                each.join(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                each.process.kill()
+                each.join()
         _sweep(self.workers)
+
+
+def _given_up(job: Job, why: str) -> list[Result]:
+    error = DynencError(f"{why}: leave it out")
+    return [Result(job.source or job.target, job.target, "failed", error=error)]
 
 
 def _sweep(workers: Sequence[_Worker]) -> None:
     """Remove what dead workers were writing."""
-    pids = {worker.process.pid for worker in workers if worker.process.pid}
-    for folder in {parent(job.target) for worker in workers for job in worker.pending}:
-        sweep(folder, pids)
+    for folder in {parent(job.target) for each in workers for job in each.pending}:
+        sweep(folder)
 
 
 def _cause(exitcode: int) -> str:
-    if exitcode == -signal.SIGKILL:
+    if exitcode == -KILLED:
         return "killed, perhaps for lack of memory"
     if exitcode < 0:
         return f"by signal {-exitcode}"
     return f"with exit code {exitcode}"
-
-
-def _context() -> ForkServerContext | SpawnContext:
-    """How processes are started: forked from one that has imported torch, where that is possible.
-
-    Not forked from this one, whose threads would be lost in the middle of what they do.
-    """
-    if os.name == "nt":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dynenc.batch.converter"])
-    return context
-
-
-@contextmanager
-def _bare() -> Iterator[None]:
-    """Start a process with one thread for each library, and without the caller's script.
-
-    multiprocessing would run the script again in every worker, which needs nothing of it.
-    """
-    script = sys.modules["__main__"]
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    sys.modules["__main__"] = ModuleType("__main__")
-    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

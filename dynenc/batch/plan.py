@@ -3,8 +3,6 @@
 found files -> select -> plan -> jobs
 """
 
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,9 +10,18 @@ from fnmatch import fnmatchcase
 from dynenc.batch.records import LATENT_FORMS, Task
 from dynenc.errors import UsageError
 from dynenc.imaging import formats
-from dynenc.io.storage import STREAM, base, is_url, join, parent
+from dynenc.io.names import (
+    STREAM,
+    base,
+    is_chained,
+    is_web,
+    join,
+    parent,
+    suffix_of,
+    with_suffix,
+)
+from dynenc.io.shards import is_archive, is_tar, with_tar_suffix
 
-TAR = re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)
 SHARD = "{:06d}.tar"
 
 
@@ -38,7 +45,7 @@ class Job:
     @property
     def is_shard(self) -> bool:
         """Whether pictures are read from a tar shard or packed into one."""
-        return bool(self.members) or TAR.search(self.source) is not None
+        return bool(self.members) or is_archive(self.source)
 
 
 def select(
@@ -59,7 +66,7 @@ def select(
     taken: dict[str, Found] = {}
     ignored = 0
     for file in found:
-        wanted = file.named or TAR.search(file.path) or suffix_of(file.relative).lower() in suffixes
+        wanted = file.named or is_tar(file.path) or suffix_of(file.relative).lower() in suffixes
         if include:
             wanted = wanted and any(fits(file.relative, pattern) for pattern in include)
         if wanted and not any(fits(file.relative, pattern) for pattern in exclude):
@@ -107,27 +114,33 @@ def plan(
     for job in jobs:
         if job.target != STREAM and same_name(job.target) in inputs:
             raise UsageError(
-                f"{job.target} is an input, and would be overwritten: name another place with -o"
+                f"{job.target} is an input, and would be overwritten",
+                hint="name another place with -o",
             )
     return jobs
 
 
 def _target(file: Found, output: str | None, suffix: str) -> str:
-    is_tar = TAR.search(file.path) is not None
     if output is None:
-        if is_tar:
+        if is_archive(file.path):
             raise UsageError(
-                f"{file.path} is a tar: name the folder for its output with -o, or --exclude it"
+                f"{file.path} is an archive, and no folder is named for its output",
+                hint="name one with -o, or --exclude it",
             )
         if file.path == STREAM:
             return STREAM
-        if file.path.startswith("http") and is_url(file.path):
-            raise UsageError(f"{file.path} is on the web: name a place for its output with -o")
+        if is_web(file.path) or is_chained(file.path):
+            where = "on the web" if is_web(file.path) else "inside another file"
+            raise UsageError(
+                f"{file.path} is {where}, where no output can be written",
+                hint="name a place for it with -o",
+            )
         name = with_suffix(base(file.path), suffix)
         folder = parent(file.path)
         return join(folder, name) if folder else name
-    relative = TAR.sub(".tar", file.relative) if is_tar else with_suffix(file.relative, suffix)
-    return join(output, relative)
+    if is_archive(file.path):
+        return join(output, with_tar_suffix(file.relative))
+    return join(output, with_suffix(file.relative, suffix))
 
 
 def _packed(
@@ -138,11 +151,14 @@ def _packed(
     same_name: Callable[[str], str],
 ) -> list[Job]:
     if output is None:
-        raise UsageError("--shard-size needs -o: name the folder for the shards")
+        raise UsageError("no folder is named for the shards", hint="name one with -o")
     members = [(file.path, with_suffix(file.relative, suffix)) for file in found]
     for path, _ in members:
-        if TAR.search(path):
-            raise UsageError(f"{path} is a tar already: leave out --shard-size, or --exclude it")
+        if is_archive(path):
+            raise UsageError(
+                f"{path} is an archive already, and is not packed into shards",
+                hint="leave out --shard-size, or --exclude it",
+            )
     _refuse_clashes(members, same_name)
     return [
         Job("", join(output, SHARD.format(start // size)), tuple(members[start : start + size]))
@@ -156,14 +172,9 @@ def _refuse_clashes(pairs: Iterable[tuple[str, str]], same_name: Callable[[str],
         other = makers.setdefault(same_name(target), source)
         if other != source:
             raise UsageError(
-                f"{other} and {source} would both become {target}: "
-                "convert them apart with --include and --suffix"
+                f"{other} and {source} would both become {target}",
+                hint="convert them apart with --include and --suffix",
             )
-
-
-def folded(name: str) -> str:
-    """What names have in common where neither case nor the form of accents matters."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def input_suffixes(task: Task) -> frozenset[str]:
@@ -173,16 +184,3 @@ def input_suffixes(task: Task) -> frozenset[str]:
     if task == "import":
         return frozenset(LATENT_FORMS.values())
     return formats.suffixes()
-
-
-def suffix_of(name: str) -> str:
-    """The last suffix of a name with its dot, or ""."""
-    bare = name.rpartition("/")[2]
-    stem, dot, suffix = bare.rpartition(".")
-    return dot + suffix if stem else ""
-
-
-def with_suffix(name: str, suffix: str) -> str:
-    """A name with its last suffix replaced, or with one added if it has none."""
-    old = suffix_of(name)
-    return name[: len(name) - len(old)] + suffix

@@ -12,8 +12,8 @@ from dynenc.cli.commands import GENERAL, Section
 from dynenc.cli.options import SOURCES
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.errors import DynencError, UsageError
+from dynenc.io.names import STREAM
 
-STREAM = "-"
 SECTION = Section("Convert")
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help=f"Images, {SOURCES}")]

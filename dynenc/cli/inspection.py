@@ -137,13 +137,13 @@ def compare(
     name but for the suffix are compared.
     """
     with console.session(quiet=quiet):
-        from dynenc.batch import converter
         from dynenc.codec import Codec
         from dynenc.evaluation import compare_page
         from dynenc.evaluation.measure import Measure, load_distances
         from dynenc.io import storage
+        from dynenc.io.names import STREAM
 
-        converter.refuse_existing(output, force)
+        storage.refuse_existing(output, force)
         pairs = compare_page.pair(original, others or [])
         qualities = quality or ([] if others or codec else [50.0])
         measure = Measure(load_distances(lpips, vgg))
@@ -153,7 +153,7 @@ def compare(
         for error in errors:
             console.tell(f"dynenc: {error.sentence}")
         if not quiet:
-            console.show(output, to_stderr=output == storage.STREAM)
+            console.show(output, to_stderr=output == STREAM)
         if errors:
             raise typer.Exit(DynencError.exit_code)
 

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from dynenc.batch.plan import suffix_of
 from dynenc.batch.records import Result, Roundtrip, Summary, Task
 from dynenc.cli import console
 from dynenc.errors import UsageError
 from dynenc.io import storage
+from dynenc.io.names import STREAM, suffix_of
 
 COLUMNS = ("source", "target", "status", "reason", "note")
 COUNTS = ("n_bytes_in", "n_bytes_out", "width", "height", "bpp")
@@ -109,7 +109,7 @@ class Reporter:
                 line = f"{result.target}  {result.n_bytes_out} bytes  {result.bpp:.3f} bpp"
             else:
                 line = result.target
-            console.show(line, to_stderr=result.target == storage.STREAM)
+            console.show(line, to_stderr=result.target == STREAM)
 
     def _progress(self, summary: Summary) -> None:
         text = _progress_text(summary)

@@ -12,7 +12,7 @@ from dynenc.errors import OutputError
 from dynenc.imaging import formats, image, metadata
 from dynenc.imaging.metadata import Extras
 from dynenc.imaging.notes import note
-from dynenc.io.storage import STREAM
+from dynenc.io.names import STREAM
 
 SOFTWARE = 0x0131  # EXIF tag: which decoder made a picture
 LOSSY, LOSSY_QUALITY = ("JPEG", "WEBP", "AVIF"), 95  # Pillow's default loses too much again

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from dynenc.batch.plan import TAR, suffix_of, with_suffix
 from dynenc.codec import read_latents, require_sd
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.errors import BitstreamError, UsageError
-from dynenc.io import storage
+from dynenc.io import names, storage
+from dynenc.io.names import suffix_of, with_suffix
+from dynenc.io.shards import is_tar
 from dynenc.networks.external_vae import Decoder, load_decoder
 
 SUFFIX = ".lat"
@@ -52,11 +53,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
         decoder: str = "embedded",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        names = [sources] if isinstance(sources, str | os.PathLike) else sources
+        given = [sources] if isinstance(sources, str | os.PathLike) else sources
         self.pictures, self.decoder, self.max_pixels = pictures, decoder, max_pixels
         self.places: list[Place] = []
-        for name in map(storage.plain, names):
-            self.places += _shard(name) if TAR.search(name) else _files(name)
+        for name in map(names.plain, given):
+            self.places += _shard(name) if is_tar(name) else _files(name)
         if not self.places:
             raise UsageError(f"there is no .lat file in {sources}: make some with 'dynenc encode'")
 
@@ -98,7 +99,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 def _files(name: str) -> list[Place]:
     """The .lat files of a folder, or a .lat file by itself."""
     if not storage.is_folder(name):
-        return [(with_suffix(storage.base(name), ""), name, 0, -1)]
+        return [(with_suffix(names.base(name), ""), name, 0, -1)]
     return [
         (with_suffix(relative, ""), path, 0, -1)
         for path, relative in storage.walk(name, recursive=True)

@@ -1,14 +1,15 @@
 """Worker processes that crash, hang or are killed; the networks play no part here."""
 
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from crashing import CrashingServe
 from PIL import AvifImagePlugin, Image
 
 import dynenc
-from dynenc.batch import local_engine
+from dynenc.batch import worker
 from dynenc.batch.converter import Converter
 from dynenc.batch.records import Settings
 from dynenc.errors import DynencError, UsageError, WeightsError
@@ -85,7 +86,10 @@ def crashing(monkeypatch, tmp_path):
     def install(**deaths):
         for name, times in deaths.items():
             (tmp_path / f"deaths-{name}").write_text(str(times))
-        monkeypatch.setattr(local_engine, "_serve", CrashingServe(str(tmp_path)))
+        monkeypatch.setenv("DEATHS", str(tmp_path))
+        program = Path(__file__).parents[1] / "crashing.py"
+        command = [sys.executable, str(program), *sys.path]
+        monkeypatch.setattr(worker, "command", lambda: command)
 
     return install
 

@@ -28,7 +28,7 @@ OLD, NEW = b"old" * 30_000, b"new" * 40_000
 
 WRITER = """
 import sys
-from dynenc.storage import writing
+from dynenc.io.storage import writing
 target, data = sys.argv[1], [b"old" * 30_000, b"new" * 40_000]
 print("ready", flush=True)
 while True:
@@ -80,7 +80,7 @@ def killed_writers(folder, kills):
         with subprocess.Popen(
             [sys.executable, "-c", WRITER, target], stdout=subprocess.PIPE
         ) as process:
-            process.stdout.readline()
+            assert process.stdout.readline() == b"ready\n"
             time.sleep(random.Random(seed).uniform(0, 0.05))
             process.kill()
         seen.add(target.read_bytes())

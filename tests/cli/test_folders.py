@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 import dynenc
 from dynenc.cli.main import app
-from dynenc.io import storage
 
 runner = CliRunner()
 
@@ -303,7 +302,7 @@ def test_a_damaged_shard_leaves_nothing(shard, tmp_path):
 
 def test_an_empty_folder(tmp_path):
     (tmp_path / "sub").mkdir()
-    assert "-r looks into" in sentence("encode", tmp_path, code=3)
+    assert "-r takes sub-folders" in sentence("encode", tmp_path, code=3)
     assert "is empty" in sentence("encode", tmp_path, "-r", code=3)
     (tmp_path / "notes.txt").write_text("")
     assert "none of the 1 files are pictures" in sentence("encode", tmp_path, code=3)
@@ -345,13 +344,22 @@ def test_no_space_left_ends_the_run(photos, tmp_path, monkeypatch):
 
 
 def test_a_run_removes_what_killed_ones_left(photos, tmp_path):
-    child = subprocess.Popen(["sleep", "600"])
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / storage.partial_name(child.pid)).write_bytes(b"half")
+    program = (
+        "import sys, time; from dynenc.io.storage import writing\n"
+        "with writing(sys.argv[1], False): print(flush=True); time.sleep(600)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path / "out" / "x.lat"], stdout=subprocess.PIPE
+    )
+    child.stdout.readline()
 
     def die_late(_, summary):  # it was alive when the run began
+        if child.returncode is None:
+            assert any(name.endswith(".partial") for name in tree(tmp_path / "out"))
         child.kill()
         child.wait()
+        child.stdout.close()
 
     dynenc.convert("encode", photos, tmp_path / "out", encoder="nano", jobs=1, on_result=die_late)
     assert tree(tmp_path / "out") == ["a.lat", "b.lat"]

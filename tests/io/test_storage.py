@@ -1,9 +1,9 @@
 import errno
 import os
-import socket
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -132,19 +132,172 @@ def test_long_names(tmp_path):
 
 
 def test_sweep_removes_what_dead_processes_left(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    ours, theirs = storage.partial_name(), storage.partial_name(dead.pid)
-    foreign = f".dynenc-elsewhere-{dead.pid}-00000000.partial"
-    old = f".dynenc-elsewhere-{dead.pid}-00000001.partial"
-    for name in (ours, theirs, foreign, old, "photo.partial"):
+    dead = storage.partial_name()
+    foreign = f".dynenc-elsewhere-{'0' * 16}.partial"
+    old = f".dynenc-elsewhere-{'1' * 16}.partial"
+    for name in (dead, foreign, old, "photo.partial"):
         (tmp_path / name).write_bytes(b"")
     os.utime(tmp_path / old, (time.time() - 2 * storage.STALE,) * 2)
+    with storage.writing(str(tmp_path / "a.lat"), overwrite=False) as file:
+        file.write(b"1")
+        (alive,) = {path.name for path in tmp_path.iterdir()} - {
+            dead,
+            foreign,
+            old,
+            "photo.partial",
+        }
+        # another process, which cannot tell by a process number: it may have another PID namespace
+        command = f"from dynenc.io.storage import sweep; sweep({str(tmp_path)!r})"
+        subprocess.run([sys.executable, "-c", command], check=True)
+        assert {path.name for path in tmp_path.iterdir()} == {alive, foreign, "photo.partial"}
+    assert (tmp_path / "a.lat").read_bytes() == b"1"
+
+
+def test_no_lock_no_removal_before_it_is_old(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    (partial := tmp_path / storage.partial_name()).write_bytes(b"")
     storage.sweep(str(tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == {ours, foreign, "photo.partial"}
-    storage.sweep(str(tmp_path), {os.getpid()})
-    assert {path.name for path in tmp_path.iterdir()} == {foreign, "photo.partial"}
-    assert socket.gethostname() in ours
+    assert partial.exists()
+    os.utime(partial, (time.time() - 2 * storage.STALE,) * 2)
+    storage.sweep(str(tmp_path))
+    assert not partial.exists()
+
+
+def overwrite(target, data=b"new"):
+    with storage.writing(str(target), overwrite=True) as file:
+        file.write(data)
+
+
+def test_an_overwritten_file_keeps_its_mode_and_links(tmp_path):
+    (real := tmp_path / "real").write_bytes(b"old, and longer")
+    real.chmod(0o640)
+    (link := tmp_path / "link").symlink_to("real")
+    overwrite(link)
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+    assert real.stat().st_mode & 0o7777 == 0o640
+    os.link(real, tmp_path / "other")
+    overwrite(real, b"newer")
+    assert (tmp_path / "other").read_bytes() == b"newer"
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "link", "other"}
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root gives files away")
+def test_an_overwritten_file_keeps_its_owner(tmp_path):
+    (path := tmp_path / "a").write_bytes(b"old")
+    os.chown(path, 1234, 1235)
+    overwrite(path)
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 1235)
+
+
+def test_a_link_that_leads_nowhere_is_followed_if_it_may_be(tmp_path):
+    (link := tmp_path / "link").symlink_to("new")
+    with pytest.raises(OutputExists), storage.writing(str(link), overwrite=False):
+        pass
+    overwrite(link)
+    assert (tmp_path / "new").read_bytes() == b"new"
+    (loop := tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OutputError, match="symbolic links"):
+        overwrite(loop)
+    assert loop.is_symlink()
+
+
+def test_a_file_that_cannot_be_renamed_to_is_rewritten(tmp_path, monkeypatch):
+    def replace(*_):
+        raise OSError(errno.EBUSY, "Device or resource busy")  # a file mounted by itself
+
+    monkeypatch.setattr(Path, "replace", replace)
+    (path := tmp_path / "a").write_bytes(b"old, and longer")
+    overwrite(path)
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_fifo_is_written_through(tmp_path, replace):
+    os.mkfifo(fifo := tmp_path / "fifo")
+    (link := tmp_path / "link").symlink_to(fifo)
+    read = subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE)
+    storage.refuse_existing(str(link), overwrite=False)
+    with storage.writing(str(link), overwrite=replace) as file:
+        file.write(b"through")
+    assert read.communicate()[0] == b"through"
+    assert fifo.is_fifo()
+
+
+def test_a_device_is_written_through(tmp_path):
+    (link := tmp_path / "null").symlink_to(os.devnull)
+    overwrite(link)
+    overwrite(os.devnull)
+    assert Path(os.devnull).is_char_device()
+    with pytest.raises(DiskFull), storage.writing("/dev/full", overwrite=False) as file:
+        file.write(b"1")
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "-"])
+def test_a_descriptor_is_written_where_it_stands(tmp_path, name):
+    """It may be a file that the shell appends to, which must neither be truncated nor replaced."""
+    (out := tmp_path / "out").write_bytes(b"before ")
+    command = (
+        "from dynenc.io.storage import writing\n"
+        f"with writing({name!r}, overwrite=True) as file: file.write(b'new')"
+    )
+    with out.open("ab") as file:
+        subprocess.run([sys.executable, "-c", command], stdout=file, check=True)
+        file.write(b" after")
+    assert out.read_bytes() == b"before new after"
+
+
+def test_standard_output_that_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(OutputError, match="is closed"), storage.writing("-", False):
+        pass
+
+
+def test_no_more_than_the_limit_is_read(tmp_path):
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**40)
+    with (tmp_path / "sparse").open("rb") as file, pytest.raises(ImageError, match="longer than"):
+        storage.read_at_most(file, 2**20, "sparse", ImageError)
+    with open("/dev/zero", "rb") as file, pytest.raises(ImageError):  # noqa: PTH123
+        storage.read_at_most(file, 2**20, "zero", ImageError)
+    (tmp_path / "a").write_bytes(b"123")
+    with (tmp_path / "a").open("rb") as file:
+        file.seek(1)
+        assert storage.read_at_most(file, 2, "a") == b"23"
+
+
+def test_names_that_look_like_patterns(tmp_path):
+    for name in ("[b]/x.png", "b/y.png", "*.png", "z.png"):
+        (path := tmp_path / name).parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+
+    def expand(pattern):
+        return [os.path.relpath(name, tmp_path) for name in storage.expand(f"{tmp_path}/{pattern}")]
+
+    assert expand("[b]/*.png") == ["[b]/x.png"]
+    assert expand("*.png") == ["*.png"]
+    assert expand("?.png") == ["*.png", "z.png"]
+    (tmp_path / "[b]" / "x.png").unlink()
+    (tmp_path / "[b]").rmdir()
+    assert expand("[b]/*.png") == ["b/y.png"]
+    assert expand("**/y.png") == ["b/y.png"]
+
+
+def test_files_inside_a_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.png", b"1")
+        archive.writestr("sub/b.png", b"2")
+    url = f"zip://*.png::{tmp_path}/x.zip"
+    assert storage.expand(url) == [f"zip://a.png::{tmp_path}/x.zip"]
+    with storage.reading(storage.expand(url)[0]) as file:
+        assert file.read() == b"1"
+    listed = list(storage.walk(f"zip://::{tmp_path}/x.zip", recursive=True))
+    assert listed[1] == (f"zip://sub/b.png::{tmp_path}/x.zip", "sub/b.png")
+    with pytest.raises(ImageError, match="cannot be opened"):
+        storage.expand(f"zip://*.png::{tmp_path}/none.zip")
 
 
 def test_memory_urls():
@@ -165,7 +318,7 @@ def test_memory_urls():
 def test_a_file_system_that_shows_half_written_files_gets_a_rename(monkeypatch):
     from fsspec.implementations.memory import MemoryFileSystem
 
-    monkeypatch.setattr(storage, "WHOLE", set())
+    monkeypatch.setattr(storage, "ATOMIC", set())
     moved = []
     real = MemoryFileSystem.mv
     monkeypatch.setattr(
@@ -193,9 +346,6 @@ def test_a_url_without_its_extra_says_which(protocol, extra, monkeypatch):
 def test_other_urls():
     with pytest.raises(UsageError, match="nonsense"):
         storage.exists("nonsense://x")
-    assert storage.plain("file:///a/b") == "/a/b"
-    assert storage.base("https://x.y/a.png?key=1/2") == "a.png"
-    assert not storage.is_url("C:/x")
 
 
 def test_errors_of_remote_file_systems_are_translated(monkeypatch):

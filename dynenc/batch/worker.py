@@ -1,0 +1,150 @@
+"""A worker process: reads jobs from its parent, converts them, and answers with their results.
+
+It is started as a program of its own, so nothing of the parent's state has to change: no
+multiprocessing, hence no re-run of `__main__`, no semaphores, no socket below TMPDIR, and no ban on
+children of daemonic processes. Messages are pickles on its standard input and output:
+
+    parent -> worker   Settings, then Jobs; the end of the stream: stop after the current job
+    worker -> parent   Hello, then (Job, list of Results) for each; a DynencError ends the run
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from multiprocessing import spawn
+from pathlib import Path
+from typing import IO, Any
+
+import dynenc
+from dynenc.batch.plan import Job
+from dynenc.batch.records import Settings
+from dynenc.errors import DynencError
+
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+AHEAD = 8  # files that a worker is given at once, so that it writes while it converts
+
+# The program of a worker. Isolated mode (-I) leaves out the script's or current folder and
+# PYTHONPATH; what the parent could import is appended, except the current folder, from which a
+# stranger's torch.py would be run. dynenc is loaded from where the parent has it, even if that is
+# the current folder.
+START = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+import os, sysconfig
+from importlib import util
+package, *parents_path = sys.argv[1:]
+own = {os.path.realpath(path) for path in sysconfig.get_paths().values()}
+here = os.path.realpath(os.getcwd())
+def is_safe(path):
+    real = os.path.realpath(path)
+    return os.path.isabs(path) and (real != here or real in own)
+sys.path[:] = filter(is_safe, dict.fromkeys(sys.path + parents_path))
+spec = util.spec_from_file_location("dynenc", package)
+sys.modules["dynenc"] = module = util.module_from_spec(spec)
+spec.loader.exec_module(module)
+from dynenc.batch.worker import serve
+serve()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a worker says of itself when its networks can be loaded."""
+
+    device: str  # type of a torch device
+    window: int  # jobs that it takes at once
+    note: str  # for the user
+
+
+def command() -> list[str]:
+    """The command line that starts a worker."""
+    flags = ["-I", "-X", f"utf8={sys.flags.utf8_mode}"]  # file names are decoded as here
+    if sys.dont_write_bytecode:
+        flags.append("-B")
+    python = os.fsdecode(spawn.get_executable())  # what the host may have set for its own workers
+    return [python, *flags, "-c", START, str(Path(dynenc.__file__).absolute()), *sys.path]
+
+
+def start() -> subprocess.Popen[bytes]:
+    """Start a worker with one thread for each library; raises OSError.
+
+    In an application that is frozen into its own executable there is no Python to start.
+    """
+    if getattr(sys, "frozen", False):
+        raise OSError("this application has no Python interpreter of its own")
+    return subprocess.Popen(
+        command(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **dict.fromkeys(ONE_THREAD, "1")},
+    )
+
+
+def serve() -> None:
+    """Answer jobs until the parent closes the stream, or dies."""
+    received, answers = _streams()
+    settings: Settings = pickle.load(received)
+    inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def receive() -> None:
+        try:
+            while True:
+                inbox.put(pickle.load(received))
+        except (EOFError, OSError, pickle.UnpicklingError):
+            stopped.set()
+            inbox.put(None)
+
+    threading.Thread(target=receive, daemon=True).start()
+    try:
+        _convert(settings, inbox, stopped, answers)
+    except DynencError as exc:
+        send(answers, exc)
+    except BrokenPipeError:  # the parent has died
+        pass
+
+
+def _streams() -> tuple[IO[bytes], IO[bytes]]:
+    """The streams of messages; what libraries print goes to standard error instead."""
+    received, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    try:
+        os.dup2(2, 1)
+    except OSError:  # it is closed
+        os.dup2(nothing, 1)
+    return received, answers
+
+
+def _convert(
+    settings: Settings,
+    inbox: queue.SimpleQueue[Job | None],
+    stopped: threading.Event,
+    answers: IO[bytes],
+) -> None:
+    from dynenc.batch.converter import Converter
+
+    converter = Converter(settings)
+    window = max(AHEAD, converter.window)
+    send(answers, Hello(converter.codec.device.type, window, converter.note))
+    while (job := inbox.get()) is not None:
+        jobs = [job]
+        while len(jobs) < window and not inbox.empty():
+            if (job := inbox.get()) is not None:
+                jobs.append(job)
+        for answer in converter.run(jobs):
+            send(answers, answer)
+            if stopped.is_set():
+                return
+
+
+def send(stream: IO[bytes], message: Any) -> None:
+    """Write one message."""
+    stream.write(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+    stream.flush()
