@@ -56,7 +56,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = next(device for device, found in there.items() if found)
     if not there.get(name, False):
-        raise DeviceError(f"there is no device {name!r} here: choose --device cpu, or auto")
+        raise DeviceError(f"there is no device {name!r} here", hint="use --device cpu or auto")
     return torch.device(name)
 
 

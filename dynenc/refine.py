@@ -130,7 +130,9 @@ def refine(
             if reached < least:
                 best, least = found, reached
     except (torch.OutOfMemoryError, MemoryError) as exc:
-        raise OutOfMemory(f"the memory does not suffice for --effort {effort}: use 0") from exc
+        raise OutOfMemory(
+            f"there is not enough memory for effort {effort}", hint="use --effort 0"
+        ) from exc
     return best
 
 
@@ -394,8 +396,9 @@ def check_memory(eye: Encoder, decoder: Decoder, windows: list[Window]) -> None:
     need, free = 1.5 * bytes_each * largest, free_memory(device)
     if need > free:
         raise OutOfMemory(
-            f"--effort needs about {need / 1e9:.1f} GB of memory with this decoder and "
-            f"{free / 1e9:.1f} GB are free: use --effort 0, or a smaller decoder"
+            f"the effort needs about {need / 1e9:.1f} GB of memory with this decoder and "
+            f"{free / 1e9:.1f} GB are free",
+            hint="use --effort 0 or a smaller decoder",
         )
 
 

@@ -157,7 +157,7 @@ def test_steps_are_told(nano, photo):
 
 def test_too_little_memory_is_told(nano, photo, monkeypatch):
     monkeypatch.setattr(refine, "free_memory", lambda _: 1e6)
-    with pytest.raises(OutOfMemory, match=r"about 0\.\d GB .* use --effort 0"):
+    with pytest.raises(OutOfMemory, match=r"about 0\.\d GB"):
         nano.encode(photo, effort=1)
     assert nano.encode(photo)
 
@@ -167,7 +167,7 @@ def test_allocations_that_fail_are_told(nano, photo, monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(refine._State, "step", fail)
-    with pytest.raises(OutOfMemory, match="does not suffice"):
+    with pytest.raises(OutOfMemory, match="not enough memory"):
         nano.encode(photo, effort=1)
 
 

@@ -87,8 +87,8 @@ def read_all(blob: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, bytes, 
         raise Corrupt("the header holds a zero where a size or a step must stand")
     if header.width * header.height > max_pixels:
         raise TooLarge(
-            f"the file declares {header.width}x{header.height} pixels, the limit is {max_pixels}: "
-            "raise --max-pixels if you trust it"
+            f"the file declares {header.width}x{header.height} pixels, the limit is {max_pixels}",
+            hint="raise --max-pixels if you trust it",
         )
     if header.flags & ~HAS_CHUNKS:
         raise Corrupt(f"the header holds unknown flags {header.flags:#x}")

@@ -56,8 +56,8 @@ def goal(
     given = [one for one in goals if one is not None]
     if len(given) > 1:
         raise UsageError(
-            "--quality, --target-bpp, --target-size and --target-psnr exclude each other: "
-            "choose one"
+            "a quality and targets of bpp, size or PSNR exclude each other",
+            hint="choose one of --quality, --target-bpp, --target-size and --target-psnr",
         )
     chosen = given[0] if given else Goal()
     if chosen.kind != "quality" and not 0 < chosen.value < math.inf:

@@ -44,7 +44,7 @@ USUAL = (0.4, 2.3)  # root mean square in SD scale: pictures of one colour have 
 COMFY, MARKER = "latent_tensor", "latent_format_version_0"
 ARRAY = re.compile(r"(latents|original_size)(?P<size>_\d+x\d+)?\.npy")  # read from an .npz
 MODEL_FILE = re.compile(r'"([^"\n]*)\.(safetensors|ckpt|pt|sft)"')  # in ComfyUI's workflows
-CURE = "give --scale 0.18215 if a U-Net takes them as they are, or 1 if they come from a VAE"
+CURE = "give --scale 0.18215 if a U-Net takes them as they are, 1 if a VAE returned them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Foreign:
             return ""
         return (
             f"the latents' root mean square is {size:.2f}, that of pictures {USUAL[0]} to "
-            f"{USUAL[1]}: are they in another scale? See --scale"
+            f"{USUAL[1]}: their scale may be another"
         )
 
 
@@ -143,7 +143,9 @@ def read(data: bytes, name: str, scale: float | None = None) -> Foreign:
         there is no such scale.
     """
     if scale not in (None, RAW, SD1.scale):
-        raise UsageError(f"latents of SD 1.x are never times {scale}: give --scale 1 or 0.18215")
+        raise UsageError(
+            f"latents of SD 1.x are never times {scale}", hint="give --scale 1 or 0.18215"
+        )
     try:
         tensors, facts = _open(data, name)
     except LatentsError:
@@ -269,9 +271,13 @@ def _scale(key: str, tensors: dict[str, Tensor], facts: dict[str, str], name: st
     try:
         scale = float(facts["scale"])
     except (KeyError, ValueError):
-        raise LatentsError(f"{name} does not say in which scale its latents are: {CURE}") from None
+        raise LatentsError(
+            f"{name} does not say in which scale its latents are", hint=CURE
+        ) from None
     if scale not in (RAW, SD1.scale):
-        raise LatentsError(f"{name} says that its latents are times {scale}, not SD 1.x's: {CURE}")
+        raise LatentsError(
+            f"{name} says that its latents are times {scale}, which is not SD 1.x's", hint=CURE
+        )
     return scale
 
 

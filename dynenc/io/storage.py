@@ -293,7 +293,9 @@ def is_stream(name: str) -> bool:
 def refuse_existing(target: str, overwrite: bool) -> None:
     """Raise OutputExists if writing the target would replace something and may not."""
     if target and not overwrite and not is_stream(target) and exists(target):
-        raise OutputExists(f"{target} exists: name another with -o, or overwrite it with --force")
+        raise OutputExists(
+            f"{target} exists", hint="name another output with -o, or overwrite it with --force"
+        )
 
 
 @contextmanager
@@ -361,7 +363,7 @@ def _descriptor(name: str) -> int | None:
 def _writing_through(target: str) -> Iterator[BinaryIO]:
     if target == STREAM:
         if sys.stdout is None:
-            raise OutputError("standard output is closed: name a file with -o")
+            raise OutputError("standard output is closed", hint="name a file with -o")
         sys.stdout.flush()
         try:
             number: int | None = sys.stdout.fileno()

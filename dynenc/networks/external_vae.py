@@ -194,7 +194,7 @@ def resolve(name: str = "auto") -> Choice:
     if name in registry.names("autoencoder"):
         return Choice(name, "as asked")
     if name == "embedded":
-        return Choice(name, "as asked; '--decoder sd-vae' gives finer detail")
+        return Choice(name, "as asked")
     if name not in ("auto", "sd-vae"):
         return Choice(name, "as asked", _on_disk(name))
     if own := os.environ.get(VARIABLE):
@@ -204,17 +204,17 @@ def resolve(name: str = "auto") -> Choice:
             raise WeightsError(f"{VARIABLE} is set, but {exc}") from exc
         if path is None and name == "auto":
             raise WeightsError(
-                f"{own}, named by {VARIABLE}, is not on this disk: "
-                f"download it once with '--decoder {own}', or unset {VARIABLE}"
+                f"{own}, named by {VARIABLE}, is not on this disk",
+                hint=f"download it once with --decoder {own}, or unset {VARIABLE}",
             )
-        return Choice(own, f"named by {VARIABLE}; '--decoder embedded' is faster", path)
+        return Choice(own, f"named by {VARIABLE}; the embedded decoder is faster", path)
     for repository in SD_VAES:
         if path := _from_hub(repository, download=False):
-            note = "found in the hub cache; '--decoder embedded' is faster"
+            note = "found in the hub cache; the embedded decoder is faster"
             return Choice(repository, note, path)
     if name == "sd-vae":
-        return Choice(SD_VAES[0], "from the Hugging Face hub; '--decoder embedded' is faster")
-    note = "no SD VAE is on this disk; '--decoder sd-vae' gives finer detail, a 335 MB download"
+        return Choice(SD_VAES[0], "from the Hugging Face hub; the embedded decoder is faster")
+    note = "no SD VAE is on this disk; sd-vae, a 335 MB download, gives finer detail"
     return Choice("embedded", note)
 
 
@@ -333,8 +333,8 @@ def _hub_file(repository: str, name: str, download: bool) -> Path | None:
             return None
         why = "the Hugging Face hub cannot be reached" if unreachable else _first_line(exc)
         raise WeightsError(
-            f"{repository} is not on this disk and could not be downloaded ({why}): "
-            "check the name and the connection, or use '--decoder embedded'"
+            f"{repository} is not on this disk and could not be downloaded ({why})",
+            hint="check the name and the connection, or use --decoder embedded",
         ) from exc
 
 

@@ -90,6 +90,6 @@ def configure(preset: str, settings: list[str]) -> TrainConfig | FitConfig:
         except (KeyError, ValueError) as exc:
             choices = ", ".join(numbers)
             raise UsageError(
-                f"--set {setting} is not NAME=NUMBER with a name of {choices}"
+                f"{setting!r} is not NAME=NUMBER", hint=f"the names for --set are {choices}"
             ) from exc
     return replace(base, **changes)  # type: ignore[arg-type]  # each value has its field's type

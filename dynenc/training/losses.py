@@ -28,14 +28,16 @@ class Distortion(nn.Module):
         """Load the networks; raises UsageError if their weights are not named."""
         super().__init__()
         if paths.lpips is None:
-            raise UsageError(f"training {config.preset} needs the weights of LPIPS: give --lpips")
+            raise UsageError(
+                f"training {config.preset} needs the weights of LPIPS", hint="give --lpips"
+            )
         self.config = config
         self.alex = LPIPS(paths.lpips)
         self.vgg: LPIPSVGG | None = None
         self.dists: DISTS | None = None
         if config.lpips_vgg or config.dists:
             if paths.vgg is None:
-                raise UsageError("LPIPS on VGG-16 and DISTS need their weights: give --vgg")
+                raise UsageError("LPIPS on VGG-16 and DISTS need their weights", hint="give --vgg")
             network = VGG16(paths.vgg)
             self.vgg, self.dists = LPIPSVGG(network), DISTS(network)
 

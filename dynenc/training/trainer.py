@@ -72,7 +72,7 @@ class Trainer:
         self.model = nn.ModuleDict({config.preset: self._placed(model)})
         if config.joint:
             if len(self.decoders) < 2:
-                raise UsageError("joint training needs an embedded decoder: give --embedded")
+                raise UsageError("joint training needs an embedded decoder", hint="give --embedded")
             self.model[DECODER] = self.decoders[1].requires_grad_(True)
         self.begun = [weight.detach().clone() for weight in self.model.parameters()]
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
@@ -282,7 +282,7 @@ class Trainer:
         state: dict[str, Any] = torch.load(self.checkpoint, self.device, weights_only=True)
         if TrainConfig(**state["config"]) != self.config:
             raise OutputExists(
-                f"{self.checkpoint} is of a run with other settings: name another --run"
+                f"{self.checkpoint} is of a run with other settings", hint="name another --run"
             )
         self.step, self.spent_s = state["step"], state["spent_s"]
         for name, part in self._parts().items():

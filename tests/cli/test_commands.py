@@ -89,7 +89,7 @@ def test_decode_says_which_decoder_auto_is(lat, tmp_path, monkeypatch):
     assert result.exit_code == 0
     assert len(result.stderr.splitlines()) == 1
     assert "embedded" in result.stderr
-    assert "--decoder sd-vae" in result.stderr
+    assert "sd-vae" in result.stderr
 
 
 def test_standard_streams(picture, tmp_path):

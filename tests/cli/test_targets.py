@@ -101,6 +101,6 @@ def test_too_little_memory_fails_one_picture_and_not_the_others(picture, monkeyp
     arguments = ("encode", picture.parent, "-e", "nano", "--effort", 1)
     result = run(*arguments, "--jobs", 1)
     assert result.exit_code == 1
-    assert "photo.png: --effort needs about" in result.stderr
+    assert "photo.png: the effort needs about" in result.stderr
     assert [path.name for path in picture.parent.glob("*.lat")] == ["small.lat"]
     assert run("encode", picture, "-e", "nano", "--effort", 1).exit_code == 11

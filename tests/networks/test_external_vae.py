@@ -186,7 +186,7 @@ def into_hub_cache(folder: Path, tmp_path: Path, repository: str, inside: str) -
 def test_a_cached_vae_is_found_without_network(vae, folder, tmp_path, name, repository, inside):
     into_hub_cache(folder, tmp_path, repository, inside)
     choice = resolve(name)
-    assert (choice.name, "--decoder embedded" in choice.note) == (repository, True)
+    assert (choice.name, "the embedded decoder is faster" in choice.note) == (repository, True)
     check(repository, vae)
     torch.testing.assert_close(load_decoder(name)(LATENTS), decoded(vae), rtol=1e-4, atol=1e-5)
 
@@ -225,7 +225,7 @@ def test_auto_with_nothing_on_disk_is_embedded(monkeypatch):
     monkeypatch.setattr(loading, "load_named", lambda name, kind: network)
     decoder = load_decoder("auto")
     assert decoder.name == "embedded"
-    assert "--decoder sd-vae" in resolve("auto").note
+    assert "sd-vae" in resolve("auto").note
     torch.testing.assert_close(decoder(LATENTS), network(LATENTS))
 
 
@@ -354,7 +354,7 @@ def test_a_wrong_environment_is_named(monkeypatch):
     monkeypatch.setenv(VARIABLE, "nosuch")
     assert refused("auto").startswith(f"{VARIABLE} is set, but nosuch does not exist")
     monkeypatch.setenv(VARIABLE, "some/vae")
-    assert "--decoder some/vae" in refused("auto")
+    assert "some/vae, named by" in refused("auto")
 
 
 def test_an_unreachable_hub_is_one_sentence(caplog, capfd):
@@ -370,7 +370,7 @@ def test_any_other_trouble_with_the_hub_is_one_sentence(monkeypatch):
         raise LocalEntryNotFoundError("") if local_files_only else RuntimeError("401\nlog in")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert refused("some/vae").find("could not be downloaded (401): ") > 0
+    assert refused("some/vae").endswith("could not be downloaded (401)")
 
 
 def test_a_repository_without_weights_is_refused(monkeypatch):
