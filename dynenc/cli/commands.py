@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from dynenc.cli import console
 
 Function = Callable[..., None]
-RANGE = re.compile(r"(  \[|; )(\d+<=)?x[<>]=\d+(?=\])|(?<=  )\[(\d+<=)?x[<>]=\d+\]")
+RANGE = re.compile(r"  \[(\d+<=)?x[<>]=\d+\]|; (\d+<=)?x[<>]=\d+(?=\])")
 
 
 GENERAL = "General"  # section of the help that holds --help
@@ -26,19 +26,20 @@ class Command(TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """What follows the command's name in the usage line."""
-        return ["[OPTIONS]", *(str(each.metavar) for each in _arguments(self))]
+        return ["[OPTIONS]", *(str(each.metavar) for each in arguments(self))]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then each section of options."""
-        if arguments := _arguments(self):
+        if found := arguments(self):
             with formatter.section("Arguments"):
-                formatter.write_dl([(str(each.metavar), each.help) for each in arguments])
+                formatter.write_dl([(str(each.metavar), each.help) for each in found])
         for title, parameters in sections(self, ctx).items():
             with formatter.section(title):
                 formatter.write_dl([record(each, ctx) for each in parameters])
 
 
-def _arguments(command: Any) -> list[Any]:
+def arguments(command: Any) -> list[Any]:
+    """The positional arguments of a command."""
     return [each for each in command.params if each.param_type_name == "argument"]
 
 

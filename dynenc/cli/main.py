@@ -1,7 +1,7 @@
 """The `dynenc` command: parse, call the library, print."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,12 +10,14 @@ from dynenc.cli import conversion, development, inspection
 from dynenc.cli.commands import Program, examples
 from dynenc.coding.bitstream import VERSION
 
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
 app = typer.Typer(
     cls=Program,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings=SETTINGS,
     epilog=examples(
         "dynenc encode photo.jpg              writes photo.lat",
         "dynenc decode photo.lat -o back.png  rebuilds the image",
