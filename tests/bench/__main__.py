@@ -4,6 +4,7 @@
 print Markdown; nothing passes or fails.
 """
 
+import ast
 import importlib
 import sys
 from pathlib import Path
@@ -22,8 +23,8 @@ def main() -> None:
         return
     print(__doc__)
     for name in names:
-        text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
-        print(f"{name:10} {text.partition('.')[0].lstrip(chr(34)).partition(chr(10))[0]}")
+        tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+        print(f"{name:10} {(ast.get_docstring(tree) or '').partition(chr(10))[0]}")
     sys.exit(0 if "--help" in sys.argv else 2)
 
 

@@ -1,17 +1,19 @@
-"""Folders against a loop of API calls and against WebP: `python tests/bench/folders.py TILES`.
+"""Folders converted by dynenc, by a loop of API calls, and to WebP by Pillow.
 
-The three take turns on the same files, each a process of its own, start and import included.
-Prints pictures a second by the clock and seconds of CPU a picture, the latter because it tells
-what happens on a machine that is busy with other things.
+    python tests/bench folders PICTURES
+    python tests/bench folders PICTURES --ray
 
-`--ray` measures the Ray engine instead: the same files on clusters of one and of two nodes with a
-CPU each, which share this machine, against local workers. The clock starts when the cluster is up.
+They take turns on the same files, each in a process of its own, start and import included. Prints
+pictures a second of wall-clock time, and seconds of CPU time a picture, which depend less on what
+else the machine does.
+
+--ray measures the Ray engine instead: the same files on clusters of one and of two nodes with a CPU
+each, which share this machine, against local workers. The clock starts when the cluster is up.
 """
 
 import argparse
 import contextlib
 import ctypes
-import io
 import multiprocessing
 import os
 import resource
@@ -23,6 +25,7 @@ import time
 from pathlib import Path
 
 ARMS = ("dynenc.convert", "API loop", "API loop, one thread", "WebP, two processes")
+FOLDER = Path(__file__).parent  # of the benchmarks
 RAY_ARMS = ("one worker", "two workers", "Ray, one node", "Ray, two nodes")
 
 
@@ -30,14 +33,15 @@ def webp(path: Path) -> None:
     """Pillow's WebP, method 4, as `cwebp -m 4`."""
     from PIL import Image
 
-    buffer = io.BytesIO()
+    from dynenc.evaluation.peers import PEERS
+
     with Image.open(path) as picture:
-        picture.convert("RGB").save(buffer, "WEBP", method=4, quality=50)
-    (Path(os.environ["OUT"]) / f"{path.stem}.webp").write_bytes(buffer.getvalue())
+        data = PEERS["webp"].encode(picture.convert("RGB"), 50, method=4)
+    (Path(os.environ["OUT"]) / f"{path.stem}.webp").write_bytes(data)
 
 
 def work(arm: str, files: list[Path], encoder: str) -> None:
-    """Convert all files in the way of one arm."""
+    """Convert all files in one of the ways of ARMS."""
     out = Path(os.environ["OUT"])
     if arm == ARMS[0]:
         import dynenc
@@ -79,15 +83,17 @@ def work_on_ray(arm: str, files: list[Path], encoder: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tiles", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pictures", type=Path)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--encoder", default="light")
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--arm", choices=ARMS + RAY_ARMS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    files = sorted(arguments.tiles.iterdir())[: arguments.count]
+    files = sorted(arguments.pictures.iterdir())[: arguments.count]
     if arguments.arm in RAY_ARMS:
         print(work_on_ray(arguments.arm, files, arguments.encoder))
         return
@@ -102,10 +108,10 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as out:
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
                 start = time.perf_counter()
-                command = [sys.executable, *sys.argv, "--arm", arm]
+                command = [sys.executable, str(FOLDER), "folders", *sys.argv[1:], "--arm", arm]
                 environment = {**os.environ, "OUT": out}
-                said = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE)
-                seconds = float(said.stdout or time.perf_counter() - start)
+                done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE)
+                seconds = float(done.stdout or time.perf_counter() - start)
                 with contextlib.suppress(ChildProcessError):
                     while True:
                         os.wait()
@@ -117,7 +123,3 @@ def main() -> None:
     for arm, pairs in figures.items():
         rate, cpu = (statistics.median(values) for values in zip(*pairs, strict=True))
         print(f"| {arm} | {rate:.1f} | {1e3 * cpu:.1f} ms |")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,6 @@
-"""Caches of latents, their size, loss and reading speed: `python tests/bench/latents.py PICTURES`.
+"""The size, loss and reading speed of cached latents, as .lat files and as others keep them.
+
+    python tests/bench latents PICTURES
 
 PICTURES is a folder or tar of at least --count pictures. Their latents come from --encoder, or from
 --vae, an SD VAE or TAESD in diffusers form, which decodes, too; with --effort those in the .lat
@@ -28,6 +30,7 @@ from dynenc.coding.bitstream import Header
 from dynenc.imaging import image
 from dynenc.imaging.sources import iter_images
 from dynenc.interop import latent_files
+from dynenc.latent_space import SD1
 from dynenc.networks.external_vae import load_teacher
 
 EVERY = 10  # pictures of which one is decoded
@@ -69,7 +72,7 @@ def write_caches(
 def read_npz(path: Path) -> Tensor:
     with np.load(path) as file:
         key = next(key for key in file.files if key.startswith("latents"))
-        return torch.from_numpy(file[key]) * 0.18215
+        return torch.from_numpy(file[key]) * SD1.scale
 
 
 def readers(folder: Path) -> dict[str, list[Callable[[], Tensor]]]:
@@ -120,7 +123,9 @@ def psnr_of_pictures(latents: list[Tensor], pictures: list[Tensor], decode: Call
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--qualities", type=float, nargs="+", default=[50, 60, 80])
@@ -161,7 +166,3 @@ def main() -> None:
                 f" {fastest / seconds:.2f} |",
                 flush=True,
             )
-
-
-if __name__ == "__main__":
-    main()

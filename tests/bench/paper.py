@@ -1,10 +1,12 @@
-"""The README's chapter on the paper: `python tests/bench/paper.py PICTURES TEACHER LPIPS AUTHOR`.
+"""The networks of the paper's author beside those of dynenc.
 
-PICTURES is a folder (Kodak's 24 for the README), TEACHER a TAESD in diffusers form, LPIPS the
-weights that `dynenc train --lpips` takes, AUTHOR a folder of the author's checkpoints (.pt). With
---train CACHE, which `dynenc train` keeps beside its run, the ablation is trained and measured, too;
+    python tests/bench paper PICTURES TEACHER LPIPS AUTHOR
+
+PICTURES is a folder (Kodak for the published tables), TEACHER a TAESD in diffusers form, LPIPS the
+weights that `dynenc eval --lpips` takes, AUTHOR a folder of the author's checkpoints (.pt). With
+--train CACHE, which `dynenc train` keeps beside its run, the ablation is also trained and measured;
 with --montage FILE the pictures are shown side by side in it. --count N takes the first N of them
-only, --part names one of the tables. Prints Markdown.
+only, --part names one of the tables.
 """
 
 import argparse
@@ -12,7 +14,6 @@ import multiprocessing
 import os
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,17 +24,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from oracle_published import materialised
 from PIL import Image, ImageDraw
+from speed import SD_VAE
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.append(str(Path(__file__).parents[1]))
-from oracle_published import materialised
-from speed import SD_VAE
-
 from dynenc import Codec, DynamicConv, load_encoder, metrics, registry
 from dynenc.codec import read_latents
-from dynenc.evaluation.lpips import LPIPS
+from dynenc.evaluation.measure import Measure, load_distances, means
 from dynenc.imaging import image
 from dynenc.imaging.sources import iter_images
 from dynenc.latent_space import SD1
@@ -147,20 +146,17 @@ def fidelity(
     """Mean PSNR in dB and LPIPS of the pictures, through an encoder and a decoder."""
     figures = []
     for picture in arguments.opened:
-        original = image.to_tensor(picture)
-        padded = image.pad(original)
+        padded = image.pad(image.to_tensor(picture))
         rebuilt = decode(encode((padded + 1) / 2 if unit else padded))
         rebuilt = rebuilt.clamp(0, 1) * 2 - 1 if unit else rebuilt
-        figures.append(measured(rebuilt, original, arguments.perceptual))
-    psnr, lpips = torch.tensor(figures).mean(0).tolist()
-    return psnr, lpips
+        figures.append(measured(rebuilt, picture, arguments.measure))
+    mean = means(figures)
+    return mean["psnr-rgb"], mean["lpips"]
 
 
-def measured(rebuilt: Tensor, original: Tensor, perceptual: LPIPS) -> tuple[float, float]:
-    """PSNR and LPIPS of one picture, rounded to 8 bits and cropped."""
-    height, width = original.shape[-2:]
-    exact = image.to_tensor(image.to_picture(rebuilt[..., :height, :width]))
-    return metrics.psnr_db(exact, original), perceptual(exact, original).item()
+def measured(rebuilt: Tensor, original: Image.Image, measure: Measure) -> dict[str, float]:
+    """Figures of one picture, rounded to 8 bits and cropped."""
+    return measure(image.to_picture(rebuilt).crop((0, 0, *original.size)), original)
 
 
 @torch.inference_mode()
@@ -243,12 +239,12 @@ def autoencoders(arguments: argparse.Namespace) -> None:
         for picture in arguments.opened:
             blob = codec.encode(picture, quality=quality)
             rebuilt = codec.own_decoder(read_latents(blob)[1])
-            figures = measured(rebuilt, image.to_tensor(picture), arguments.perceptual)
-            rows.append((metrics.bpp(len(blob), *picture.size), *figures))
-        bpp, psnr, lpips = torch.tensor(rows).mean(0).tolist()
+            figures = measured(rebuilt, picture, arguments.measure)
+            rows.append({"bpp": metrics.bpp(len(blob), *picture.size), **figures})
+        mean = means(rows)
         print(
-            f"| `autoencoder`, quality {quality} | {count:,} | {n_bytes:,} | {bpp:.3f} | "
-            f"{psnr:.2f} dB | {lpips:.3f} |",
+            f"| `autoencoder`, quality {quality} | {count:,} | {n_bytes:,} | "
+            f"{mean['bpp']:.3f} | {mean['psnr-rgb']:.2f} dB | {mean['lpips']:.3f} |",
             flush=True,
         )
 
@@ -383,7 +379,9 @@ PARTS = {
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("pictures", "teacher", "lpips", "author"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--montage", type=Path, help="picture to write")
@@ -392,13 +390,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="of pictures")
     parser.add_argument("--rounds", type=int, default=15, help="of timing")
     arguments = parser.parse_args()
-    arguments.perceptual = LPIPS(arguments.lpips)
+    arguments.measure = Measure(load_distances(arguments.lpips))
     arguments.opened = [p for _, p in islice(iter_images(arguments.pictures), arguments.count)]
     torch.set_num_threads(1)
     for part in arguments.part or PARTS:
         PARTS[part](arguments)
         print(flush=True)
-
-
-if __name__ == "__main__":
-    main()

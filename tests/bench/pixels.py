@@ -1,19 +1,17 @@
-"""The cost of a pixel by the size of the picture: `python tests/bench/pixels.py [SIDE ...]`.
+"""Time for each pixel by the size of the picture.
+
+    python tests/bench pixels [SIDE ...]
 
 From an RGB array to the bytes of a file, and back by the embedded decoder, in nanoseconds a pixel,
-and as a multiple of that at the first size. All sizes take turns, so that a busy machine is so for
-all, and JPEG is measured, too, to tell what the machine does. Prints Markdown.
+and as a multiple of that at the first size. All sizes take turns, so that the load of the machine
+is the same for all; JPEG is a control.
 """
 
 import argparse
 import statistics
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.append(str(Path(__file__).parent))
 from speed import Key, codecs, seconds
 
 SIDES = (512, 1024, 2048, 4096, 8192)  # px; 0.26 to 67 megapixels
@@ -25,7 +23,9 @@ ROWS = (
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sides", nargs="*", type=int, default=SIDES)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -43,7 +43,3 @@ def main() -> None:
         cells = [f"{each:.1f} ns ({each / cost[0]:.2f}x)" for each in cost]
         spread = np.max(cost) / np.min(cost)
         print(f"| {name}, {kind} | " + " | ".join(cells) + f" | {spread:.2f} |")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,16 +1,16 @@
-"""The README's tables of speed: `python tests/bench/speed.py [SIZE|WIDTHxHEIGHT ...] [--keep]`.
+"""Speed of networks and codecs against others.
 
-Every figure is a ratio against a peer in the same run, its time over ours: all take turns, each is
-warm, and medians are compared. Networks are timed alone, dynenc's encoders on pixels of 8 bits, as
-the codec runs them, and on float32, as all others; codecs from an RGB array to the bytes of a
-file and back, each at the setting that it is known by. Weights do not matter for time, so those of
-others' networks are random. Prints Markdown; --keep writes the run into speed.tsv, as this
-release's.
+    python tests/bench speed [SIZE|WIDTHxHEIGHT ...] [--keep]
+
+Every figure is a ratio against a peer in the same run, its time over ours: all take turns, after
+one call to warm up, and medians are compared. Networks are timed alone, dynenc's encoders on uint8
+pixels, as the codec runs them, and on float32, as all others; codecs from an RGB array to the bytes
+of a file and back, each at its usual setting. Weights do not matter for time, so those of others'
+networks are random. --keep writes the run into speed.tsv, as this release's.
 """
 
 import argparse
 import csv
-import io
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageOps, features
 
 from dynenc import Codec, __version__, load_decoder, load_encoder, registry
+from dynenc.evaluation.peers import Peer, installed
 
 SIZES = ["256", "512", "768x512", "2048"]
 PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
@@ -39,6 +40,13 @@ PEERS = {  # of each kind of figure
     "decoder": ["SD VAE", "TAESD"],
     "array to bytes": ["JPEG", "WebP", "AVIF", "JPEG XL"],
     "bytes to array": ["JPEG", "WebP", "AVIF", "JPEG XL"],
+}
+
+USUAL_SETTINGS: dict[str, tuple[int, dict[str, object]]] = {  # quality, and options of Pillow's
+    "jpeg": (75, {"optimize": False}),
+    "webp": (80, {"method": 4}),
+    "avif": (75, {"speed": 6}),
+    "jxl": (75, {"effort": 7}),
 }
 
 Call = Callable[[], object]
@@ -90,24 +98,19 @@ def codecs(width: int, height: int, device: torch.device) -> dict[Key, Call]:
         calls["array to bytes", name] = lambda codec=codec: codec.encode(pixels)
         back = "bytes to array", f"{name}, embedded"
         calls[back] = lambda codec=codec, blob=blob: np.asarray(codec.decode(blob))
-    settings = {"JPEG": {"quality": 75}, "WebP": {"method": 4}, "AVIF": {"speed": 6}}
-    try:
-        import pillow_jxl  # noqa: F401 - a plugin of Pillow's
+    for peer in installed():
+        quality, options = USUAL_SETTINGS[peer.name]
 
-        settings["JPEG XL"] = {"effort": 7, "quality": 75}
-    except ImportError:
-        print("JPEG XL is left out: pip install pillow-jxl-plugin\n")
-    for name, options in settings.items():
-        form = name.upper().replace("JPEG XL", "JXL")
+        def encode(
+            peer: Peer = peer, quality: int = quality, options: dict[str, object] = options
+        ) -> bytes:
+            return peer.encode(Image.fromarray(pixels), quality, **options)
 
-        def write(form: str = form, options: dict[str, int] = options) -> bytes:
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, form, **options)
-            return buffer.getvalue()
-
-        calls["array to bytes", name] = write
-        blob = write()
-        calls["bytes to array", name] = lambda blob=blob: np.asarray(Image.open(io.BytesIO(blob)))
+        blob = encode()
+        calls["array to bytes", peer.label] = encode
+        calls["bytes to array", peer.label] = lambda peer=peer, blob=blob: np.asarray(
+            peer.decode(blob)
+        )
     return calls
 
 
@@ -178,7 +181,9 @@ def keep(rows: list[dict[str, str]], device: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sizes", nargs="*", default=SIZES)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=5)
@@ -200,7 +205,3 @@ def main() -> None:
         rows += compare(*sides, device, arguments.rounds, arguments.seconds)
     if arguments.keep:
         keep(rows, on)
-
-
-if __name__ == "__main__":
-    main()
