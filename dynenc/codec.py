@@ -21,9 +21,9 @@ from dynenc.coding.bitstream import Chunk, Header
 from dynenc.coding.entropy import EntropyModel
 from dynenc.coding.rate_control import Goal
 from dynenc.errors import DeviceError, OtherLatents, UnknownModel
-from dynenc.imaging import image, metadata
+from dynenc.imaging import extras, image
+from dynenc.imaging.extras import Extras
 from dynenc.imaging.image import Picture
-from dynenc.imaging.metadata import Extras
 from dynenc.latent_space import SD1
 from dynenc.networks import loading
 from dynenc.networks.encoder import Encoder
@@ -179,7 +179,7 @@ class Codec:
         Raises: ImageError if a side is 0 or above 65,535 px or the picture has another shape,
             ValueError if quality or effort is out of range, UsageError if targets make no sense,
             OutOfMemory if there is too little for the effort.
-        Warns: PictureWarning of what cannot be kept; see `image.to_plain`, `extras.metadata`.
+        Warns: PictureWarning of what cannot be kept; see `image.to_plain`, `metadata.of`.
         """
         goal = rate_control.goal(
             quality, target_bpp=target_bpp, target_size=target_size, target_psnr=target_psnr
@@ -208,7 +208,7 @@ class Codec:
             raise ValueError(f"effort {effort} is not within 0..{len(STAGES)}")
         pictures = [image.to_plain(p) if isinstance(p, Image.Image) else p for p in pictures]
         chunks = [
-            metadata.to_chunks(metadata.of(picture, keep_metadata=keep_metadata))
+            extras.to_chunks(extras.of(picture, keep_metadata=keep_metadata))
             if isinstance(picture, Image.Image)
             else []
             for picture in pictures
@@ -285,7 +285,7 @@ class Codec:
         Raises: BitstreamError or WeightsError.
         """
         [picture] = self.decode_batch([read_latents(blob, max_pixels=max_pixels)])
-        return metadata.restore(picture, read_extras(blob))
+        return extras.restore(picture, read_extras(blob))
 
     @torch.inference_mode()
     def decode_batch(self, read: Sequence[tuple[Header, Tensor]]) -> list[Image.Image]:
@@ -455,4 +455,4 @@ def read_extras(blob: bytes) -> Extras:
     Raises: Corrupt if a chunk that this dynenc knows is damaged.
     """
     header, _, chunks = bitstream.read_all(blob, sys.maxsize)
-    return metadata.from_chunks(chunks, header.width, header.height)
+    return extras.from_chunks(chunks, header.width, header.height)

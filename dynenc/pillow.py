@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dynenc.coding import bitstream
 from dynenc.errors import BitstreamError
-from dynenc.imaging import metadata
+from dynenc.imaging import extras
 
 if TYPE_CHECKING:
     from dynenc.codec import Codec
@@ -44,8 +44,8 @@ class LatImageFile(ImageFile.ImageFile):
             raise UnidentifiedImageError(str(exc)) from exc
         self._size = header.width, header.height
         tags = {tag for tag, _ in chunks}
-        self._mode = "L" if metadata.GREY in tags else "RGB"
-        if metadata.ALPHA in tags:
+        self._mode = "L" if extras.GREY in tags else "RGB"
+        if extras.ALPHA in tags:
             self._mode += "A"
 
     def load(self) -> Any:

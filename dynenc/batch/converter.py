@@ -48,7 +48,7 @@ from dynenc.errors import (
     WeightsError,
 )
 from dynenc.imaging import formats, image, notes, preview, save
-from dynenc.imaging.metadata import Extras
+from dynenc.imaging.extras import Extras
 from dynenc.interop import latent_files
 from dynenc.io import shards, storage
 from dynenc.io.names import suffix_of, with_suffix

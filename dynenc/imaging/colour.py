@@ -25,6 +25,12 @@ def to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
     return _apply(picture, transform) if transform else picture.convert("RGB")
 
 
+def is_srgb(profile: bytes) -> bool:
+    """Whether a profile, for which `to_srgb` works, says sRGB in its words."""
+    mode, transform = _way_to_srgb(profile)
+    return mode == "RGB" and transform is None
+
+
 @lru_cache(maxsize=8)  # pictures of one camera share theirs
 def _way_to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
     """The mode of a profile's pixels and their conversion, None if they are in sRGB already."""

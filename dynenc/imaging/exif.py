@@ -5,6 +5,10 @@ tags, and the notes of camera makers, which hold offsets of their own, survive.
 """
 
 import struct
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
 
 from dynenc.imaging import ifd
 from dynenc.imaging.ifd import Entry, Node, Structure
@@ -23,7 +27,7 @@ GONE = {
     *(0x0145, 0x0146, 0x0147, 0x0148, 0x014A, 0x014C, 0x014D, 0x014E, 0x0150, 0x0152, 0x0153),
     *(0x0154, 0x0155, 0x0156, 0x015B, 0x0200, 0x0201, 0x0202, 0x0203, 0x0205, 0x0206, 0x0207),
     *(0x0208, 0x0209, 0x0211, 0x0212, 0x0213, 0x0214),
-    *(ORIENTATION, XMP, ICC_PROFILE),
+    *(XMP, ICC_PROFILE),
 }
 
 
@@ -40,31 +44,35 @@ def orientation(block: bytes) -> int:
     return value if 1 <= value <= 8 else 1
 
 
-def cleaned(block: bytes, width: int, height: int) -> tuple[bytes, list[int]]:
-    """EXIF that fits pixels without their file: upright, width x height px.
+def cleaned(block: bytes, width: int, height: int, *, is_upright: bool) -> tuple[bytes, list[int]]:
+    """EXIF that fits width x height pixels without their file.
 
-    Thumbnail, orientation and the tags of `GONE` are taken out and their values zeroed; tags of
-    width and height tell those of the pixels. All else keeps its bytes and its offset.
+    The thumbnail, the tags of `GONE` and, if the pixels are upright, the orientation are taken out
+    and their values zeroed; the tags of width and height tell those of the pixels. All else keeps
+    its bytes and its offset.
 
     Returns: the block without its prefix, b"" if nothing is left, and the tags that are damaged
         and left out.
     Raises: ValueError if it is no EXIF.
     """
     data = bytearray(block.removeprefix(PREFIX))
-    return _Cleaner(data).run(width, height)
+    gone = GONE | {ORIENTATION} if is_upright else GONE
+    return _Cleaner(data, gone).run(width, height)
 
 
 class _Cleaner:
     """Cleans one block of EXIF in place."""
 
-    def __init__(self, data: bytearray) -> None:
+    def __init__(self, data: bytearray, unwanted: set[int]) -> None:
         self.data = data
+        self.unwanted = unwanted
         self.structure = Structure.of(bytes(data[:16]))
         if self.structure.is_big:
             raise ValueError("it is damaged")
         self.kept: list[tuple[int, int]] = [(0, 8)]  # spans: start and stop
         self.gone: list[tuple[int, int]] = []
         self.damaged: list[int] = []
+        self.visited: set[int] = set()
         self.n_kept = 0
 
     def run(self, width: int, height: int) -> tuple[bytes, list[int]]:
@@ -72,15 +80,11 @@ class _Cleaner:
         self._directory(self.structure.first, {"width": width, "height": height}, 0)
         if not self.n_kept:
             return b"", self.damaged
-        mask = bytearray(len(self.data))
-        for start, stop in self.kept:
-            mask[start:stop] = b"\1" * (min(stop, len(mask)) - start)
-        for start, stop in self.gone:
-            for i in range(start, min(stop, len(mask))):
-                if not mask[i]:
-                    self.data[i] = 0
-        end = mask.rfind(1) + 1
-        return bytes(self.data[:end]) + bytes(self.data[end:]).rstrip(b"\0"), self.damaged
+        data = np.frombuffer(self.data, np.uint8)
+        kept = _marked(self.kept, len(data))
+        data[_marked(self.gone, len(data)) & ~kept] = 0
+        end = int(np.flatnonzero(kept | (data != 0))[-1]) + 1
+        return data[:end].tobytes(), self.damaged
 
     def _thumbnail(self) -> None:
         """Mark the directory of the thumbnail and its data as gone."""
@@ -100,12 +104,15 @@ class _Cleaner:
     def _directory(self, start: int, size: dict[str, int], depth: int) -> None:
         """Clean a directory and those below it."""
         read_at = _reader(self.data)
+        if start in self.visited:
+            raise ValueError("a directory occurs twice")
+        self.visited.add(start)
         entries, damaged, _ = self.structure.directory(read_at, start)
         n_before = len(entries) + len(damaged)
-        self.damaged += [tag for tag in damaged if depth or tag not in GONE]
+        self.damaged += [tag for tag in damaged if depth or tag not in self.unwanted]
         kept: list[Entry] = []
         for entry in entries:
-            if depth == 0 and entry.tag in GONE:
+            if depth == 0 and entry.tag in self.unwanted:
                 self.gone.append(entry.span)
                 continue
             if entry.tag in ifd.POINTERS[depth]:
@@ -156,13 +163,15 @@ def with_software(block: bytes, software: str) -> bytes:
     return (head + block[8:]).ljust(start, b"\0") + table + bytes(4) + text
 
 
-def of_tiff(structure: Structure, read_at: ifd.ReadAt, start: int, most_bytes: int) -> bytes:
-    """The EXIF of a directory of a TIFF file as a block of its own."""
-    nodes = ifd.tree(structure, read_at, start, most_bytes)
-    kept = [node for node in nodes if node.tag not in GONE - {ORIENTATION}]
+def of_tiff(
+    structure: Structure, read_at: ifd.ReadAt, start: int, most_bytes: int
+) -> tuple[bytes, list[int]]:
+    """The EXIF of a directory of a TIFF file as a block, and the tags that it leaves out."""
+    reader = ifd.Reader(structure, read_at, most_bytes)
+    nodes = reader.tree(start, GONE)
     order = structure.order
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
-    return head + ifd.written(kept, 8, order)
+    return head + ifd.written(nodes, 8, order), reader.dropped
 
 
 def into_tiff(file: bytes, block: bytes, more: list[Node]) -> bytes:
@@ -174,7 +183,7 @@ def into_tiff(file: bytes, block: bytes, more: list[Node]) -> bytes:
     nodes = more
     if block:
         source = Structure.of(block[:16])
-        found = ifd.tree(source, _reader(block), source.first, len(block))
+        found = ifd.Reader(source, _reader(block), len(block)).tree(source.first)
         nodes = [*(found if source.order == structure.order else map(ifd.swapped, found)), *more]
     own = structure.directory(_reader(file), structure.first)[0]
     added = {node.tag: node for node in nodes} | {
@@ -192,3 +201,12 @@ def into_tiff(file: bytes, block: bytes, more: list[Node]) -> bytes:
 
 def _reader(data: bytes | bytearray) -> ifd.ReadAt:
     return lambda start, n_bytes: bytes(data[start : start + n_bytes])
+
+
+def _marked(spans: Iterable[tuple[int, int]], size: int) -> npt.NDArray[np.bool_]:
+    """Which of the first bytes are within spans (start, stop)."""
+    edges = np.zeros(size + 1, np.int32)
+    for start, stop in spans:
+        edges[min(start, size)] += 1
+        edges[min(stop, size)] -= 1
+    return np.cumsum(edges[:-1]) > 0

@@ -4,8 +4,8 @@ Values are never interpreted: their bytes are passed on as they are.
 """
 
 import struct
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,8 +14,9 @@ ReadAt = Callable[[int, int], bytes]  # offset, number of bytes -> bytes; fewer 
 # bytes of one value of each type; 13 is a pointer to a directory, 16 to 18 are BigTIFF's
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 SIZES |= {16: 8, 17: 8, 18: 8}
+MAX_KIND = 13  # of what is not BigTIFF
 RATIONALS = (5, 10)  # types of two integers of 4 bytes
-ASCII, SHORT, LONG = 2, 3, 4  # types
+BYTE, ASCII, SHORT, LONG = 1, 2, 3, 4  # types
 EXIF, GPS, INTEROPERABILITY, SUB_IFDS = 0x8769, 0x8825, 0xA005, 0x014A
 POINTERS = ({EXIF, GPS}, {INTEROPERABILITY}, set[int]())  # tags that point to directories, by depth
 MAX_ENTRIES = 4096  # of a directory; written ones hold fewer than 100
@@ -122,23 +123,38 @@ class Node:
     directory: tuple["Node", ...] | None = None
 
 
-def tree(
-    structure: Structure, read_at: ReadAt, start: int, most_bytes: int, depth: int = 0
-) -> tuple[Node, ...]:
-    """A directory and those it points to; entries of more than `most_bytes` are left out."""
-    nodes = []
-    for entry in structure.directory(read_at, start)[0]:
-        if entry.tag in POINTERS[depth]:
-            try:
-                [below] = structure.integers(read_at, entry, 1)
-                directory = tree(structure, read_at, below, most_bytes, depth + 1)
-            except ValueError:
+@dataclass(slots=True)
+class Reader:
+    """Takes directories with their values out of a file, in at most so many bytes."""
+
+    structure: Structure
+    read_at: ReadAt
+    most_bytes: int
+    dropped: list[int] = field(default_factory=list)  # tags that are damaged or too large
+
+    def tree(self, start: int, unwanted: Container[int] = (), depth: int = 0) -> tuple[Node, ...]:
+        """A directory and those it points to; raises ValueError if it is not there."""
+        nodes = []
+        entries, damaged, _ = self.structure.directory(self.read_at, start)
+        self.dropped += [tag for tag in damaged if tag not in unwanted]
+        for entry in entries:
+            if entry.tag in unwanted:
                 continue
-            nodes.append(Node(entry.tag, LONG, 1, b"", directory))
-        elif entry.n_bytes <= most_bytes:
-            data = read_at(entry.start, entry.n_bytes)
-            nodes.append(Node(entry.tag, entry.kind, entry.count, data))
-    return tuple(nodes)
+            if entry.tag in POINTERS[depth]:
+                try:
+                    [below] = self.structure.integers(self.read_at, entry, 1)
+                    directory = self.tree(below, (), depth + 1)
+                except ValueError:
+                    self.dropped.append(entry.tag)
+                else:
+                    nodes.append(Node(entry.tag, LONG, 1, b"", directory))
+            elif entry.n_bytes > self.most_bytes or entry.kind > MAX_KIND:
+                self.dropped.append(entry.tag)
+            else:
+                self.most_bytes -= entry.n_bytes
+                data = self.read_at(entry.start, entry.n_bytes)
+                nodes.append(Node(entry.tag, entry.kind, entry.count, data))
+        return tuple(nodes)
 
 
 def swapped(node: Node) -> Node:

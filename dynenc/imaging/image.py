@@ -1,19 +1,22 @@
 """Pictures: file, Pillow image or array <-> tensor, and the padding to whole patches."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from dynenc.coding.bitstream import MAX_PIXELS, MAX_SIDE
 from dynenc.errors import ImageError
-from dynenc.imaging import colour, formats, metadata
-from dynenc.imaging.metadata import SOURCE_PROFILE
+from dynenc.imaging import colour, exif, formats, metadata
+from dynenc.imaging.ifd import Structure
+from dynenc.imaging.metadata import MAX_METADATA, SOURCE_PROFILE
 from dynenc.imaging.notes import note
 from dynenc.latent_space import SD1
 from dynenc.networks.encoder import to_floats
@@ -22,6 +25,17 @@ Picture = Image.Image | npt.NDArray[np.uint8] | Tensor  # any mode; [H, W, 3]; [
 
 WIDE_MODES = {"I;16", "I;16B", "I;16L", "I", "F"}  # of more than 8 bits; only grey ones exist
 Array = npt.NDArray[Any]
+Transpose = Image.Transpose
+TURNS = {  # EXIF orientation: what turns the image upright
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+ORIENTATION_IN_XMP = re.compile(rb"tiff:Orientation(?:=[\"']|>)([2-8])[\"'<]")
 GREY_MODES = WIDE_MODES | {"1", "L", "LA", "La"}
 
 
@@ -72,14 +86,48 @@ def _read(file: BinaryIO, name: str, max_pixels: int, keep_metadata: bool) -> Im
             )
         if ";16" in str(picture.tile) and picture.mode not in WIDE_MODES:
             note("more than 8 bits a channel are reduced to 8")
-        exif = picture.getexif() if keep_metadata and picture.format == "TIFF" else None
-        ImageOps.exif_transpose(picture, in_place=True)
-        if exif is not None:  # where it is all over the file
-            picture.info["exif"] = metadata.describing(exif).tobytes()
-        plain = to_plain(picture)
-    if keep_metadata:
-        plain.info = {str(name): data for name, data in metadata.metadata(plain).items()}
+        if isinstance(picture, TiffImageFile):
+            picture.info["exif"], dropped = _tiff_exif(file, picture.tag_v2.offset)
+            for tag in dropped if keep_metadata else ():
+                note(f"tag {metadata.tag_name(tag)} is left out: it is damaged or too large")
+        picture.load()
+        texts = metadata.texts(picture.info)
+        picture.info = {key: value for key, value in picture.info.items() if key not in texts}
+        upright = _upright(picture)
+        plain = to_plain(upright)
+    plain.info = texts | plain.info
+    plain.info = metadata.to_info(metadata.of(plain, is_upright=True)) if keep_metadata else {}
     return plain
+
+
+def _tiff_exif(file: BinaryIO, start: int) -> tuple[bytes, list[int]]:
+    """The EXIF of a directory of a TIFF file, where it is all over the file, and dropped tags."""
+
+    def read_at(offset: int, n_bytes: int) -> bytes:
+        file.seek(min(offset, 2**62))
+        return file.read(n_bytes)
+
+    try:
+        return exif.of_tiff(Structure.of(read_at(0, 16)), read_at, start, MAX_METADATA)
+    except ValueError:
+        return b"", []
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The image turned as its EXIF or XMP says, whatever else they hold."""
+    turn = exif.orientation(metadata.exif_of(picture.info))
+    if turn == 1 and (found := ORIENTATION_IN_XMP.search(_xmp(picture.info))):
+        turn = int(found[1])
+    if turn not in TURNS:
+        return picture
+    turned = picture.transpose(TURNS[turn])
+    turned.info = dict(picture.info)
+    return turned
+
+
+def _xmp(info: dict[Any, Any]) -> bytes:
+    xmp = info.get("xmp", b"")
+    return xmp if isinstance(xmp, bytes) else str(xmp).encode("utf-8", "replace")
 
 
 def to_plain(picture: Image.Image) -> Image.Image:
@@ -104,8 +152,8 @@ def to_plain(picture: Image.Image) -> Image.Image:
         alpha = picture.getchannel("A")
         picture = picture.convert("RGB").convert(mode)
     profile = info.get("icc_profile") if picture.mode != "LAB" else None  # which needs none
-    if profile:
-        picture = _managed(picture, profile)
+    if isinstance(profile, bytes) and profile:
+        picture, profile = _managed(picture, profile)
     if picture.mode != mode:
         picture = picture.convert("RGB").convert(mode)
     if alpha and alpha.getextrema() != (255, 255):
@@ -118,15 +166,18 @@ def to_plain(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def _managed(picture: Image.Image, profile: bytes) -> Image.Image:
-    """An image in sRGB, or as it is if its profile is of no use."""
+def _managed(picture: Image.Image, profile: bytes) -> tuple[Image.Image, bytes]:
+    """An image in sRGB and the profile to keep, b"" if it is sRGB's.
+
+    The image comes back as it is if its profile is of no use.
+    """
     if picture.mode not in ("L", "RGB", "CMYK"):
         picture = picture.convert("RGB")
     try:
-        return colour.to_srgb(picture, profile)
+        return colour.to_srgb(picture, profile), b"" if colour.is_srgb(profile) else profile
     except ValueError as exc:
         note(f"the colour profile is of no use, and the pixels are taken as sRGB: {exc}")
-        return picture
+        return picture, b""
 
 
 def _filled(picture: Image.Image, alpha: Image.Image) -> Image.Image:
@@ -171,11 +222,16 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
     One that is that already comes back as it is, not copied.
     """
-    picture = to_plain(picture)
-    if picture.mode in ("LA", "RGBA"):
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    picture = over_white(to_plain(picture))
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def over_white(picture: Image.Image) -> Image.Image:
+    """An image as `to_plain` gives it, over white where it is transparent: L or RGB."""
+    if picture.mode not in ("LA", "RGBA"):
+        return picture
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert(picture.mode[:-1])
 
 
 def to_tensor(picture: Image.Image | Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Decoded pictures as the bytes of picture files, with their metadata and what decoded them."""
+"""Decoded images as the bytes of image files, with their metadata and what decoded them."""
 
 import io
+import struct
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -9,16 +10,33 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dynenc.errors import OutputError
-from dynenc.imaging import formats, image, metadata
-from dynenc.imaging.metadata import Extras
+from dynenc.imaging import exif, formats, ifd, image, metadata
+from dynenc.imaging.extras import Extras, restore
+from dynenc.imaging.ifd import Node
+from dynenc.imaging.metadata import IPTC, NAMES, Metadata
 from dynenc.imaging.notes import note
 from dynenc.io.names import STREAM
 
-SOFTWARE = 0x0131  # EXIF tag: which decoder made a picture
+SOFTWARE = exif.SOFTWARE  # which decoder made an image
 LOSSY, LOSSY_QUALITY = ("JPEG", "WEBP", "AVIF"), 95  # Pillow's default loses too much again
-WITH_METADATA = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF")  # formats; of them all but JPEG have alpha
-WITH_ALPHA = (*WITH_METADATA[1:], "JPEG2000", "TGA", "QOI")
-XMP_OF_PNG, XMP_OF_TIFF = "XML:com.adobe.xmp", 0x02BC  # name of a text, tag
+WEB = ("exif", "xmp", "profile")
+HOLDS = {  # format: fields of Metadata that it has a place for
+    "JPEG": (*WEB, "iptc", "comment", "resolution"),
+    "PNG": (*WEB, "comment", "text", "resolution"),
+    "TIFF": (*WEB, "iptc", "resolution"),
+    "WEBP": WEB,
+    "AVIF": WEB,
+    "HEIF": WEB,
+    "JXL": WEB,
+    "GIF": ("comment",),
+    "BMP": ("resolution",),
+}
+MOST_BYTES = {  # of a segment, without its header
+    "JPEG": {"exif": 65_400, "xmp": 65_504, "iptc": 65_000, "comment": 65_533},
+    "GIF": {"comment": 65_000},
+}
+WITH_ALPHA = ("PNG", "WEBP", "AVIF", "TIFF", "HEIF", "JXL", "JPEG2000", "TGA", "QOI", "ICO", "DDS")
+XMP_OF_PNG = "XML:com.adobe.xmp"  # keyword of a text
 
 
 def picture_format(target: str) -> str:
@@ -36,18 +54,24 @@ def picture_format(target: str) -> str:
 
 
 def picture_bytes(picture: Image.Image, extras: Extras, name: str, decoder_name: str) -> bytes:
-    """A decoded RGB picture with its extras as the bytes of a file of the name's format.
+    """A decoded RGB image with its extras as the bytes of a file of the name's format.
 
     Notes what the format has no place for. Raises: OutputError if it cannot be written.
     """
     form = picture_format(name)
-    if form not in WITH_METADATA and (extras.exif or extras.xmp or extras.profile):
-        note(f"{form} has no place for metadata: it is left out")
-        extras = replace(extras, exif=b"", xmp=b"", profile=b"")
-    picture = metadata.restore(picture, extras)
+    homeless = [kind for kind in extras.metadata.kinds if kind not in HOLDS.get(form, ())]
+    if homeless:
+        kinds = ", ".join(NAMES[kind] for kind in homeless)
+        note(f"{form} has no place for metadata of this kind, which is left out: {kinds}")
+        empty = Metadata()
+        left = replace(extras.metadata, **{kind: getattr(empty, kind) for kind in homeless})
+        extras = replace(extras, metadata=left)
+    picture = restore(picture, extras)
     if picture.mode in ("LA", "RGBA") and form not in WITH_ALPHA:
         note(f"{form} has no alpha: what is transparent became white")
-        picture = image.to_rgb(picture)
+        info = picture.info
+        picture = image.over_white(picture)
+        picture.info = info
     try:
         return save(picture, form, software(decoder_name))
     except (OSError, ValueError) as exc:
@@ -60,34 +84,91 @@ def software(decoder_name: str) -> str:
 
 
 def save(picture: Image.Image, form: str, made_by: str) -> bytes:
-    """A picture as a file of that format, with the metadata in its `info` and what made it.
+    """An image as a file of that format, with the metadata in its `info` and what made it.
 
     Notes metadata that does not fit in. Raises: OSError or ValueError if it cannot be written.
     """
-    info = picture.info
+    kept = {kind: data for kind in HOLDS.get(form, ()) if (data := _data(picture, kind))}
+    for kind, most in MOST_BYTES.get(form, {}).items():
+        if len(kept.get(kind, b"")) > most:
+            note(f"the {NAMES[kind]} is left out: {form} has no place for {len(kept[kind])} bytes")
+            del kept[kind]
     try:
-        return _save(picture, form, made_by, info.get("exif", b""), info.get("xmp", b""))
-    except (OSError, ValueError) as exc:
-        if not ("exif" in info or "xmp" in info):
+        return _save(picture, form, made_by, kept)
+    except (OSError, ValueError, TypeError, struct.error) as exc:
+        needed = {kind: kept[kind] for kind in kept if kind == "profile"}  # the pixels mean it
+        if kept == needed:
             raise
-        note(f"EXIF and XMP are left out: {exc}")
-        return _save(picture, form, made_by)
+        kinds = ", ".join(NAMES[kind] for kind in kept.keys() - needed.keys())
+        note(f"metadata that {form} does not take is left out ({exc}): {kinds}")
+        return _save(picture, form, made_by, needed)
 
 
-def _save(
-    picture: Image.Image, form: str, made_by: str, exif: bytes = b"", xmp: bytes = b""
-) -> bytes:
-    entries = metadata.read_exif(exif) if exif else Image.Exif()
-    entries[SOFTWARE] = made_by
+def _data(picture: Image.Image, kind: str) -> Any:
+    """The metadata of a kind (a field of `Metadata`) in the `info` of an image."""
+    info = picture.info
+    if kind == "text":
+        return metadata.texts(info)
+    if kind == "iptc":
+        return info.get("photoshop", {}).get(IPTC)
+    data = info.get({"resolution": "dpi", "profile": "icc_profile"}.get(kind, kind))
+    if isinstance(data, str):  # a text of that name
+        return None
+    return data.removeprefix(exif.PREFIX) if kind == "exif" and data else data
+
+
+def _save(picture: Image.Image, form: str, made_by: str, kept: dict[str, Any]) -> bytes:
     options: dict[str, Any] = {"quality": LOSSY_QUALITY} if form in LOSSY else {}
-    if xmp and form == "PNG":
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_itxt(XMP_OF_PNG, xmp.decode())
-    elif xmp and form == "TIFF":
-        entries[XMP_OF_TIFF] = xmp
-    elif xmp:
-        options["xmp"] = xmp
-    buffer = io.BytesIO()
-    profile = picture.info.get("icc_profile")
-    picture.save(buffer, form, exif=entries, icc_profile=profile, **options)
+    options["icc_profile"] = kept.get("profile")
+    if "resolution" in kept:
+        options["dpi"] = kept["resolution"]
+    if form == "TIFF":
+        return _tiff(picture, options, kept, made_by)
+    if "exif" in HOLDS.get(form, ()):
+        options["exif"] = exif.PREFIX + exif.with_software(kept.get("exif", b""), made_by)
+    if form == "PNG":
+        options["pnginfo"] = _png_texts(kept)
+    else:
+        options |= {kind: kept[kind] for kind in ("xmp", "comment") if kind in kept}
+    if "iptc" in kept:
+        options["extra"] = _app13(kept["iptc"])
+    picture = picture.copy()
+    picture.info = {}  # Pillow's writers would take what was left out from there
+    picture.save(buffer := io.BytesIO(), form, **options)
     return buffer.getvalue()
+
+
+def _png_texts(kept: dict[str, Any]) -> PngInfo:
+    """Texts, XMP and the comment as chunks of a PNG file."""
+    chunks = PngInfo()
+    if "xmp" in kept:
+        chunks.add_itxt(XMP_OF_PNG, kept["xmp"].decode("utf-8", "replace"))
+    texts = dict(kept.get("text", {}))
+    if "comment" in kept:
+        texts.setdefault("Comment", kept["comment"].decode("utf-8", "replace"))
+    for keyword, text in texts.items():
+        chunks.add_text(keyword, text)
+    return chunks
+
+
+def _app13(iptc: bytes) -> bytes:
+    """A JPEG segment of Photoshop's resources that holds IPTC."""
+    resource = b"8BIM" + struct.pack(">HxxI", IPTC, len(iptc)) + iptc + bytes(len(iptc) % 2)
+    body = b"Photoshop 3.0\0" + resource
+    return b"\xff\xed" + struct.pack(">H", 2 + len(body)) + body
+
+
+def _tiff(
+    picture: Image.Image, options: dict[str, Any], kept: dict[str, Any], made_by: str
+) -> bytes:
+    """A TIFF file, with the entries of EXIF as they are in its own directory."""
+    plain = picture.copy()
+    plain.info = {}
+    plain.save(buffer := io.BytesIO(), "TIFF", **options)
+    nodes = [
+        Node(tag, ifd.BYTE, len(kept[kind]), kept[kind])
+        for kind, tag in (("xmp", exif.XMP), ("iptc", exif.IPTC))
+        if kind in kept
+    ]
+    block = exif.with_software(kept.get("exif", b""), made_by)
+    return exif.into_tiff(buffer.getvalue(), block, nodes)

@@ -78,7 +78,7 @@ def payload() -> Callable[[bytes], None]:
 def metadata() -> Callable[[bytes], None]:
     """A target, as above: a byte for the chunk, one whether to pack, the rest is its data."""
     with atheris.instrument_imports(include=["dynenc"]):
-        from dynenc.imaging import image, metadata, save
+        from dynenc.imaging import extras, image, save
     logging.getLogger("PIL").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     tags = ["grey", "alph", "exif", "xmpp", "iccp", "none"]
@@ -89,12 +89,12 @@ def metadata() -> Callable[[bytes], None]:
             return
         tag, body = tags[data[0] % len(tags)], data[2:]
         if data[1] % 2:
-            body = metadata._pack(body)
+            body = extras._pack(body)
         with contextlib.suppress(BitstreamError):
             chunks = [("grey", b""), (tag, body)][not data[1] & 2 :]
-            beside = metadata.from_chunks(chunks, side, side)
-            picture = metadata.restore(Image.new("RGB", (side, side), "teal"), beside)
-            for form in save.WITH_METADATA:
+            beside = extras.from_chunks(chunks, side, side)
+            picture = extras.restore(Image.new("RGB", (side, side), "teal"), beside)
+            for form in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF"):
                 try:
                     shown = image.to_rgb(picture) if form == "JPEG" else picture
                     saved = save.save(shown, form, "fuzz")

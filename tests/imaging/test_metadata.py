@@ -15,8 +15,9 @@ from dynenc import codec
 from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.errors import Corrupt, PictureWarning
-from dynenc.imaging import colour, image, metadata, save
-from dynenc.imaging.metadata import MAX_METADATA, Extras
+from dynenc.imaging import colour, extras, image, save
+from dynenc.imaging.extras import Extras
+from dynenc.imaging.metadata import MAX_METADATA, Metadata
 
 XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>a cat</x:xmpmeta>"
 CAMERA, SHUTTER, LATITUDE = "a camera", 0x829A, 2
@@ -114,13 +115,13 @@ def test_modes_come_back(nano, photo, mode):
 def test_a_mask_costs_little(photo):
     mask = Image.new("L", (1000, 800))
     mask.paste(255, (100, 100, 500, 700))
-    [(tag, data)] = metadata.to_chunks(Extras(alpha=mask))
+    [(tag, data)] = extras.to_chunks(Extras(alpha=mask))
     assert tag == "alph"
     assert len(data) < 250
     noise = Image.effect_noise((300, 200), 90)
-    [(_, data)] = metadata.to_chunks(Extras(alpha=noise))
+    [(_, data)] = extras.to_chunks(Extras(alpha=noise))
     assert len(data) < 1.01 * 300 * 200
-    assert metadata.from_chunks([(tag, data)], 300, 200).alpha.tobytes() == noise.tobytes()
+    assert extras.from_chunks([(tag, data)], 300, 200).alpha.tobytes() == noise.tobytes()
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
@@ -139,6 +140,58 @@ def test_metadata_travels(nano, photo, form):
             assert not {0x0100, 0x0111} & set(entries)
             assert entries.get_ifd(ExifTags.IFD.Exif)[SHUTTER] == 0.25
             assert entries.get_ifd(ExifTags.IFD.GPSInfo)[LATITUDE] == (48.0, 8.0, 0.0)
+
+
+def kept(nano, data: bytes, form: str) -> Image.Image:
+    """What is left of an image file on its way through a .lat file to a file of a format."""
+    opened = image.open_image(data, keep_metadata=True)
+    decoded = nano.decode(nano.encode(opened, keep_metadata=True))
+    read = Image.open(io.BytesIO(save.save(decoded, form, "a test")))
+    read.load()
+    return read
+
+
+PARAMETERS = "a cat, ü and 猫\nSteps: 20, Sampler: Euler"
+IPTC = b"\x1c\x02\x78\x00\x05M\xfcnch"
+
+
+def test_texts_and_resolution_of_png(nano, photo):
+    texts = PngInfo()
+    texts.add_text("parameters", PARAMETERS)
+    texts.add_text("Title", "a cat", zip=True)
+    texts.add_text("icc_profile", "a text that only looks like something else")
+    photo.save(file := io.BytesIO(), "PNG", pnginfo=texts, dpi=(300, 150))
+    read = kept(nano, file.getvalue(), "PNG")
+    assert read.text["parameters"] == PARAMETERS
+    assert read.text["Title"] == "a cat"
+    assert "icc_profile" in read.text
+    assert read.info["dpi"] == pytest.approx((300, 150), abs=0.01)
+
+
+def test_comment_iptc_and_resolution_of_jpeg(nano, photo):
+    comment = "Grüße".encode("latin-1")
+    photo.save(file := io.BytesIO(), "JPEG", comment=comment, dpi=(72, 72), extra=save._app13(IPTC))
+    read = kept(nano, file.getvalue(), "JPEG")
+    assert read.info["comment"] == comment
+    assert read.info["dpi"] == (72, 72)
+    assert read.info["photoshop"][0x0404] == IPTC
+    assert kept(nano, file.getvalue(), "TIFF").tag_v2[0x83BB] == IPTC
+
+
+def test_what_a_format_has_no_place_for_is_named(nano, photo):
+    texts = PngInfo()
+    texts.add_text("parameters", PARAMETERS)
+    photo.save(file := io.BytesIO(), "PNG", pnginfo=texts, dpi=(300, 300))
+    opened = image.open_image(file.getvalue(), keep_metadata=True)
+    found = extras.of(opened, keep_metadata=True)
+    with pytest.warns(PictureWarning, match="WEBP has no place .*: text, resolution"):
+        save.picture_bytes(photo, found, "a.webp", "a test")
+
+
+def test_a_profile_of_srgb_costs_nothing(nano, photo):
+    photo.save(file := io.BytesIO(), "PNG", icc_profile=SRGB)
+    opened = image.open_image(file.getvalue(), keep_metadata=True)
+    assert nano.encode(opened, keep_metadata=True) == nano.encode(photo)
 
 
 def test_metadata_only_when_asked_for(nano, photo):
@@ -179,9 +232,9 @@ def test_kept_profiles_are_those_of_the_pixels(mode, photo):
     picture = photo.convert(mode)
     profile = of_gamma(1.8) if mode == "RGB" else of_gamma(1.8, space=b"GRAY")
     srgb = image.open_image(with_metadata(picture, "PNG", icc_profile=profile), keep_metadata=True)
-    beside = metadata.of(srgb, keep_metadata=True)
-    assert beside.profile == profile
-    back = metadata.restore(srgb.convert("RGB"), beside)
+    beside = extras.of(srgb, keep_metadata=True)
+    assert beside.metadata.profile == profile
+    back = extras.restore(srgb.convert("RGB"), beside)
     assert back.info["icc_profile"] == profile
     assert abs(np.asarray(back, int) - np.asarray(picture)).mean() < 1.5
 
@@ -205,7 +258,7 @@ def test_profiles_that_lie_are_told_and_not_used(photo, name):
         )
     assert opened.tobytes() == photo.tobytes()
     with pytest.warns(PictureWarning, match="stay sRGB"):
-        back = metadata.restore(photo, Extras(profile=LIES[name]))
+        back = extras.restore(photo, Extras(metadata=Metadata(profile=LIES[name])))
     assert back.tobytes() == photo.tobytes()
     assert "icc_profile" not in back.info
 
@@ -242,16 +295,21 @@ def test_damaged_exif_is_left_out(nano, photo, data):
 
 
 def test_formats_that_hold_less(photo):
-    photo.info |= {
-        "exif": b"Exif\0\0" + exif().tobytes(),
-        "xmp": bytes(70_000),
-        "icc_profile": SRGB,
-    }
-    with pytest.warns(PictureWarning, match="left out"):
+    photo.info |= {"exif": exif().tobytes(), "xmp": bytes(70_000), "icc_profile": SRGB}
+    with pytest.warns(PictureWarning, match="XMP is left out: JPEG has no place for 70000 bytes"):
+        saved = save.save(photo, "JPEG", "a test")
+    with Image.open(io.BytesIO(saved)) as read:
+        assert (read.getexif()[0x0131], read.getexif()[0x010F]) == ("a test", CAMERA)
+        assert read.info["icc_profile"] == SRGB  # it is what the pixels mean
+
+
+def test_metadata_that_cannot_be_written_is_named(photo):
+    photo.info |= {"exif": b"Exif\0\0no exif", "icc_profile": SRGB}
+    with pytest.warns(PictureWarning, match="does not take is left out.*EXIF"):
         saved = save.save(photo, "JPEG", "a test")
     with Image.open(io.BytesIO(saved)) as read:
         assert dict(read.getexif()) == {0x0131: "a test"}
-        assert read.info["icc_profile"] == SRGB  # it is what the pixels mean
+        assert read.info["icc_profile"] == SRGB
 
 
 @pytest.mark.parametrize("name", hostile.BAD_CHUNKS)
@@ -264,18 +322,20 @@ def test_bad_chunks_are_refused(name):
 
 
 def test_chunks_may_fill_their_limit():
-    most = metadata.to_chunks(Extras(xmp=bytes(MAX_METADATA)))
-    assert metadata.from_chunks(most, 1, 1).xmp == bytes(MAX_METADATA)
+    most = extras.to_chunks(Extras(metadata=Metadata(xmp=bytes(MAX_METADATA))))
+    assert extras.from_chunks(most, 1, 1).metadata.xmp == bytes(MAX_METADATA)
     with pytest.raises(Corrupt, match="more than"):
-        metadata.from_chunks(metadata.to_chunks(Extras(xmp=bytes(MAX_METADATA + 1))), 1, 1)
+        extras.from_chunks(
+            extras.to_chunks(Extras(metadata=Metadata(xmp=bytes(MAX_METADATA + 1)))), 1, 1
+        )
 
 
 def test_the_chunks_are_those_of_the_readme():
     """Unpacked as the format is described, with nothing of dynenc."""
-    beside = Extras(is_grey=True, alpha=Image.new("L", (3, 2), 9), xmp=XMP)
+    beside = Extras(is_grey=True, alpha=Image.new("L", (3, 2), 9), metadata=Metadata(xmp=XMP))
     settings = {"id": lzma.FILTER_LZMA1, "dict_size": 2**20, "lc": 0, "lp": 0, "pb": 0}
     raw = [
         (tag, lzma.decompress(data, lzma.FORMAT_RAW, filters=[settings]) if data else b"")
-        for tag, data in metadata.to_chunks(beside)
+        for tag, data in extras.to_chunks(beside)
     ]
     assert raw == [("grey", b""), ("alph", b"\x09" * 6), ("xmpp", XMP)]

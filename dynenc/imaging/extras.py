@@ -1,0 +1,159 @@
+"""What an image has beside its colours, and the chunks of a .lat file that hold it.
+
+    grey   no data: the image is grey
+    alph   opacity, one byte a pixel, row by row, packed
+    exif   EXIF as a TIFF structure, packed
+    xmpp   the XMP packet, packed
+    iccp   the ICC profile that the pixels had before they became sRGB, packed
+    iptc   IPTC as IIM records, packed
+    cmnt   the comment of a JPEG or GIF file, in its encoding, packed
+    text   texts of a PNG file, UTF-8: keyword, NUL, text, NUL for each; packed
+    resl   pixels per metre, across and down: two unsigned integers of 4 bytes, little-endian
+
+"Packed" is a raw LZMA stream with the settings below. An opaque RGB image without metadata has no
+chunk at all.
+"""
+
+import lzma
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from dynenc.coding.bitstream import Chunk
+from dynenc.errors import Corrupt
+from dynenc.imaging import colour, metadata
+from dynenc.imaging.metadata import MAX_METADATA, Metadata
+from dynenc.imaging.notes import note
+
+GREY, ALPHA, TEXT, RESOLUTION = "grey", "alph", "text", "resl"
+PACKED = {"exif": "exif", "xmp": "xmpp", "profile": "iccp", "iptc": "iptc", "comment": "cmnt"}
+KNOWN = {GREY, ALPHA, TEXT, RESOLUTION, *PACKED.values()}
+METADATA_TAGS = KNOWN - {GREY, ALPHA}
+MAX_TEXT = 4 * MAX_METADATA  # bytes of all texts in UTF-8
+LZMA = {"id": lzma.FILTER_LZMA1, "dict_size": 2**20, "lc": 0, "lp": 0, "pb": 0}
+EFFORT = {"preset": 9, "nice_len": 273, "depth": 8}  # deeper: 2% smaller, half as fast
+PER_METRE = struct.Struct("<II")
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What an image has beside its colours."""
+
+    is_grey: bool = False
+    alpha: Image.Image | None = None  # mode L, 255 is opaque; None: all of it is opaque
+    metadata: Metadata = Metadata()  # noqa: RUF009  # frozen
+
+
+def of(image: Image.Image, *, keep_metadata: bool) -> Extras:
+    """The extras of an image that `image.to_plain` gave; its metadata only if asked for."""
+    return Extras(
+        is_grey=image.mode in ("L", "LA"),
+        alpha=image.getchannel("A") if image.mode in ("LA", "RGBA") else None,
+        metadata=metadata.of(image) if keep_metadata else Metadata(),
+    )
+
+
+def restore(image: Image.Image, extras: Extras) -> Image.Image:
+    """The decoded RGB image with its extras: L, LA, RGB or RGBA, metadata in `info`.
+
+    As Pillow has it, `info` holds `exif`, `xmp`, texts by their keyword, `comment`, `dpi`,
+    `photoshop` (IPTC) and the `icc_profile` of the very pixels.
+    """
+    if extras.is_grey:
+        image = image.convert("L")
+    info = metadata.to_info(extras.metadata)
+    if profile := info.pop(metadata.SOURCE_PROFILE, b""):
+        try:
+            image = colour.from_srgb(image, profile)
+            info["icc_profile"] = profile
+        except ValueError as exc:
+            note(f"the colour profile is left out, and the pixels stay sRGB: {exc}")
+    if extras.alpha:
+        image.putalpha(extras.alpha)
+    image.info |= info
+    return image
+
+
+def to_chunks(extras: Extras) -> list[Chunk]:
+    """The chunks that hold the extras; none for an opaque RGB image without metadata."""
+    chunks = [(GREY, b"")] if extras.is_grey else []
+    if extras.alpha:
+        chunks.append((ALPHA, _pack(extras.alpha.tobytes())))
+    for name, tag in PACKED.items():
+        if data := getattr(extras.metadata, name):
+            chunks.append((tag, _pack(data)))
+    if extras.metadata.text:
+        chunks.append((TEXT, _pack(_joined(extras.metadata.text))))
+    if extras.metadata.resolution:
+        chunks.append((RESOLUTION, PER_METRE.pack(*extras.metadata.resolution)))
+    return chunks
+
+
+def from_chunks(chunks: Sequence[Chunk], width: int, height: int) -> Extras:
+    """Undo `to_chunks` for an image of width x height px; unknown chunks are skipped.
+
+    Raises: Corrupt if a chunk is damaged, stands twice, or unpacks to another size than it may.
+    """
+    found: dict[str, bytes] = {}
+    for tag, data in chunks:
+        if tag in found and tag in KNOWN:
+            raise Corrupt(f"chunk {tag} occurs twice in the file")
+        found[tag] = data
+    if found.get(GREY):
+        raise Corrupt(f"chunk {GREY} holds data")
+    kept: dict[str, Any] = {
+        name: _unpack(tag, found[tag], MAX_METADATA) for name, tag in PACKED.items() if tag in found
+    }
+    if TEXT in found:
+        kept["text"] = _split(_unpack(TEXT, found[TEXT], MAX_TEXT))
+    if RESOLUTION in found:
+        if len(found[RESOLUTION]) != PER_METRE.size:
+            raise Corrupt(f"chunk {RESOLUTION} is not {PER_METRE.size} bytes long")
+        kept["resolution"] = PER_METRE.unpack(found[RESOLUTION])
+        if 0 in kept["resolution"]:
+            raise Corrupt(f"chunk {RESOLUTION} holds a zero")
+    alpha = None
+    if ALPHA in found:
+        opacity = _unpack(ALPHA, found[ALPHA], width * height)
+        if len(opacity) < width * height:
+            raise Corrupt(f"chunk {ALPHA} holds fewer pixels than the image")
+        alpha = Image.frombytes("L", (width, height), opacity)
+    return Extras(is_grey=GREY in found, alpha=alpha, metadata=Metadata(**kept))
+
+
+def _joined(texts: Mapping[str, str]) -> bytes:
+    parts = (part for pair in texts.items() for part in pair)
+    return b"".join(part.encode("utf-8", "replace") + b"\0" for part in parts)
+
+
+def _split(data: bytes) -> dict[str, str]:
+    """Undo `_joined`; raises Corrupt."""
+    *parts, rest = data.split(b"\0")
+    if rest or len(parts) % 2:
+        raise Corrupt(f"chunk {TEXT} does not hold pairs of keyword and text")
+    try:
+        texts = [part.decode() for part in parts]
+    except UnicodeDecodeError as exc:
+        raise Corrupt(f"chunk {TEXT} is not UTF-8") from exc
+    return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _pack(data: bytes) -> bytes:
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=[LZMA | EFFORT])
+
+
+def _unpack(tag: str, data: bytes, most: int) -> bytes:
+    """At most so many bytes; memory grows with what comes out, and no further than that."""
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[LZMA])
+    try:
+        unpacked = unpacker.decompress(data, most + 1)
+    except (lzma.LZMAError, EOFError) as exc:
+        raise Corrupt(f"chunk {tag} cannot be unpacked") from exc
+    if len(unpacked) > most:
+        raise Corrupt(f"chunk {tag} unpacks to more than its {most} bytes")
+    if not unpacker.eof or unpacker.unused_data:
+        raise Corrupt(f"chunk {tag} is cut short, or longer than what it holds")
+    return unpacked
