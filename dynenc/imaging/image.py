@@ -95,7 +95,8 @@ def _read(file: BinaryIO, name: str, max_pixels: int, keep_metadata: bool) -> Im
         picture.info = {key: value for key, value in picture.info.items() if key not in texts}
         upright = _upright(picture)
         plain = to_plain(upright)
-    plain.info = texts | plain.info
+    for keyword, text in texts.items():
+        plain.info.setdefault(keyword, text)
     plain.info = metadata.to_info(metadata.of(plain, is_upright=True)) if keep_metadata else {}
     return plain
 
