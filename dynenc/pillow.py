@@ -39,7 +39,7 @@ class LatImageFile(ImageFile.ImageFile):
         self._blob: bytes | None = self.fp.read() if self.fp else b""
         try:
             # Pillow has a limit of its own for the size
-            header, _, chunks = bitstream.read_all(self._blob, sys.maxsize)
+            header, _, chunks = bitstream.read(self._blob, sys.maxsize)
         except BitstreamError as exc:
             raise UnidentifiedImageError(str(exc)) from exc
         self._size = header.width, header.height

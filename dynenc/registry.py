@@ -27,7 +27,8 @@ class Model:
     sha256: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)  # of the network's constructor
     space: LatentSpace = SD1  # of the latents
-    coder: str = "wide"  # the entropy coder that new files of its latents are written with
+    coder: str = "full"  # the entropy coder that new files of its latents are written with ...
+    has_trellis: bool = True  # ... and their lattice; of a coder, whether it has this lattice
 
 
 MODELS = {
@@ -40,7 +41,8 @@ MODELS = {
             "nano.safetensors",
             "6dadd30cab27ebdc3d861708fb7243d5ff1ec0f88ad3ee3476045f887333c2bc",
             {"hidden": 0, "width": 16, "blocks": 1},
-            coder="context",  # faster, as it is itself
+            coder="fast",  # as it is itself
+            has_trellis=False,
         ),
         Model(
             "light",
@@ -70,7 +72,6 @@ MODELS = {
                 "blocks": (2, 2, 2),
             },
             space=AUTOENCODER,
-            coder="trellis",  # "wide" knows SD latents better, and these worse
         ),
         Model(
             "embedded",
@@ -81,39 +82,25 @@ MODELS = {
             {"widths": (128, 64, 32), "blocks": (8, 5, 4)},
         ),
         Model(
-            "context",
+            "fast",
             1,
             "coder",
-            "entropy_1.safetensors",
-            "6a322cd3e26bd9be886abbe06a6de44218bcc2205cbe742a7094521eec639203",
+            "coder_fast.safetensors",
+            "ab0fe25cef83acc22fa279d8311052ced7f144a8915f1efc0129652458e79392",
+            has_trellis=False,
         ),
         Model(
-            "trellis",
+            "full",
             2,
             "coder",
-            "entropy_2.safetensors",
-            "88496ceba816a4eb38fc8b7ff84fff3c2afc8e6238e9eac849b2e5f6a0660aa0",
-        ),
-        Model(
-            "wide",
-            3,
-            "coder",
-            "entropy_3.safetensors",
-            "098773effe1a108c79841af0dc4738962b433f580901e31640f9a6a03b66eef1",
-        ),
-        Model(
-            "plain",
-            4,
-            "coder",
-            "entropy_4.safetensors",
-            "3fe8a26d17cd384e436bf737f9e5c701162409f9eb5451c920e26d0937ec404f",
+            "coder_full.safetensors",
+            "723f00d5a92b9439687f6117c688b724ec036025ddd9f411553b289dbc2de847",
         ),
     )
 }
 
-
 IMPORTED = Model("imported", 4, "foreign")  # latents of any other encoder of SD 1.x
-MAKERS = (  # share their numbers
+LATENT_MODELS = (  # what may stand in a file as the model of its latents; numbers are unique here
     *(m for m in MODELS.values() if m.kind in ("encoder", "autoencoder")),
     IMPORTED,
 )
@@ -144,8 +131,8 @@ def numbered(number: int, kind: Kind) -> Model | None:
     return next(found, None)
 
 
-def chosen(encoder: str) -> Model:
-    """What files say made their latents, if an encoder of that name, or of a weight file, does.
+def encoder_model(encoder: str) -> Model:
+    """The model that files of an encoder name: of its name, or `IMPORTED` for a weight file.
 
     Raises: WeightsError if it is neither a name nor a .safetensors file.
     """
@@ -162,9 +149,9 @@ def _is(model: Model, kind: Kind) -> bool:
     return model.kind == kind or (model.kind == "autoencoder" and kind in ("encoder", "decoder"))
 
 
-def maker(number: int) -> Model | None:
-    """What made the latents of a .lat file: an encoder, or "imported" for one of others."""
-    return next((m for m in MAKERS if m.number == number), None)
+def latent_model(number: int) -> Model | None:
+    """The model of the latents of a .lat file; None if this dynenc does not have it."""
+    return next((m for m in LATENT_MODELS if m.number == number), None)
 
 
 def folder() -> Path:

@@ -1,7 +1,7 @@
-"""A second decoder of payloads, written from the README alone: plain integers, symbol by symbol.
+"""A second decoder of payloads, written from docs/format.md alone: integers, symbol by symbol.
 
-No numpy, no constriction, no code of dynenc; hundreds of times slower. tests/unit/test_entropy.py
-proves that both agree.
+No numpy, no constriction, no code of dynenc; hundreds of times slower. tests/coding/test_entropy.py
+checks that both agree.
 """
 
 import bisect
@@ -19,6 +19,7 @@ STAGES = [
     [(0, 1), (0, 3), (2, 1), (2, 3)],
     [(1, 0), (1, 2), (3, 0), (3, 2)],
 ]
+NEXT_STATE = [[0, 2], [5, 7], [1, 3], [4, 6], [2, 0], [7, 5], [3, 1], [6, 4]]
 WORD = 2**32
 STATE = 2**64
 
@@ -69,13 +70,19 @@ class RangeDecoder:
 
 
 def decode(
-    tensors: dict[str, Tensor], payload: bytes, height: int, width: int, step_q: int
+    tensors: dict[str, Tensor],
+    payload: bytes,
+    height: int,
+    width: int,
+    step_q: int,
+    *,
+    has_trellis: bool,
 ) -> list[list[list[int]]]:
     """Symbols [4][height][width] of a payload."""
     coder = RangeDecoder(payload)
-    trellis = tensors.get("trellis", ([1, 2], [0, 0]))[1]
+    lattice = "trellis" if has_trellis else "plain"
     states = {(y, x): 0 for y in range(-(-height // 4)) for x in range(-(-width // 4))}
-    (tables, columns), counts = tensors["counts"]
+    (tables, columns), counts = tensors[f"{lattice}.counts"]
     radius = columns // 2 - 1
 
     def level_of(number: int) -> int:
@@ -95,11 +102,11 @@ def decode(
             stage = number - channel
             if not 0 <= stage < 6:
                 continue
-            (_, n_inputs, _), neighbours = tensors[f"{stage}.neighbours"]
-            (_, n_hidden, _), hidden = tensors[f"{stage}.hidden"]
-            (_, n_middle, _), middle = tensors[f"{stage}.middle"]
-            (_, _, n_all), output = tensors[f"{stage}.output"]
-            bias = tensors[f"{stage}.bias"][1]
+            (_, n_inputs, _), neighbours = tensors[f"{lattice}.{stage}.neighbours"]
+            (_, n_hidden, _), hidden = tensors[f"{lattice}.{stage}.hidden"]
+            (_, n_middle, _), middle = tensors[f"{lattice}.{stage}.middle"]
+            (_, _, n_all), output = tensors[f"{lattice}.{stage}.output"]
+            bias = tensors[f"{lattice}.{stage}.bias"][1]
             n_sums = n_hidden + n_middle + 3
             shifts = []
             for i in range(channel * n_sums, (channel + 1) * n_sums):
@@ -134,13 +141,13 @@ def decode(
                         scale = min(max(scale, 0), tables // 5 - 1)
                         contexts.append((channel, (row, column), y, x, eighths, scale))
         planes = [(c, place) for c in range(4) for place in stages_of(number - c)]
-        groups = planes if len(trellis) > 2 else [None]
         shifts_of = {}
-        for plane in groups:
+        for plane in planes:
             part = []
             for channel, place, y, x, eighths, scale in contexts:
-                if plane in (None, (channel, place)):
-                    shift = shifts_of[channel, y, x] = states[y // 4, x // 4] % 2
+                if plane == (channel, place):
+                    shift = has_trellis * (states[y // 4, x // 4] % 2)
+                    shifts_of[channel, y, x] = shift
                     centre = (eighths - 4 * shift + 4) // 8
                     fraction = eighths - 4 * shift - 8 * centre
                     table = 5 * scale + abs(fraction)
@@ -154,12 +161,11 @@ def decode(
                 symbols[channel][y][x] = centre - residual if flip else centre + residual
             for _, channel, y, x in sorted(escapes):
                 symbols[channel][y][x] = coder.decode([256] * 65536) - 32767
-            if plane:
-                channel, (row, column) = plane
-                for (y, x), state in states.items():
-                    inside = 4 * y + row < height and 4 * x + column < width
-                    odd = symbols[channel][4 * y + row][4 * x + column] % 2 if inside else 0
-                    states[y, x] = trellis[2 * state + odd]
+            channel, (row, column) = plane
+            for (y, x), state in states.items():
+                inside = 4 * y + row < height and 4 * x + column < width
+                odd = symbols[channel][4 * y + row][4 * x + column] % 2 if inside else 0
+                states[y, x] = NEXT_STATE[state][odd]
         for channel, _, y, x, _, _ in contexts:
             point = 2 * symbols[channel][y][x] + shifts_of[channel, y, x]
             values[channel][y][x] = min(max((point * step_q + 8) >> 4, -1023), 1023)

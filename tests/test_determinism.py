@@ -7,22 +7,19 @@ import sys
 
 import pytest
 import torch
+from lat_helpers import read_latents
 from PIL import Image
 
-from dynenc import codec, metrics
+from dynenc import metrics
 from dynenc.codec import Codec
+from dynenc.coding.lat_file import LatFile
 
 LEAST_DB, LEAST_HALF_DB = 50.0, 35.0  # in float32, as the README promises; in bfloat16
 
 SYMBOLS = """
 import hashlib, sys
-from pathlib import Path
-from dynenc import registry
-from dynenc.coding import bitstream
-from dynenc.coding.entropy import EntropyModel
-model = EntropyModel.load(registry.read_file(registry.named("context", "coder")))
-header, payload = bitstream.read(Path(sys.argv[1]).read_bytes())
-symbols = model.decode(payload, -(-header.height // 8), -(-header.width // 8), header.step_q)
+from dynenc.coding.lat_file import LatFile
+symbols = LatFile.open(sys.argv[1]).symbols
 print(hashlib.sha256(symbols.astype("<i4").tobytes()).hexdigest())
 """
 ENCODE = """
@@ -60,9 +57,8 @@ def test_symbols_do_not_depend_on_threads(blob, tmp_path):
         variables = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), threads)
         command = [sys.executable, "-c", SYMBOLS, path]
         digests.add(subprocess.check_output(command, env=os.environ | variables))
-    header, latents = codec.read_latents(blob)
-    symbols = (latents * (1024 / header.step_q)).round().to(torch.int32)
-    assert digests == {hashlib.sha256(symbols.numpy().tobytes()).hexdigest().encode() + b"\n"}
+    symbols = LatFile.parse(blob).symbols.astype("<i4")
+    assert digests == {hashlib.sha256(symbols.tobytes()).hexdigest().encode() + b"\n"}
 
 
 def test_another_process_encodes_to_the_same_bytes(embedded, photo_path, one_thread):
@@ -81,7 +77,7 @@ def test_pixels_hardly_depend_on_threads(embedded, blob, one_thread, threads):
 
 
 def test_pixels_hardly_depend_on_the_batch(embedded, blob):
-    _, latents = codec.read_latents(blob)
+    _, latents = read_latents(blob)
     with torch.inference_mode():
         alone = embedded.decoder(latents)
         batch = embedded.decoder(latents.repeat(8, 1, 1, 1))
@@ -92,9 +88,9 @@ def test_pixels_hardly_depend_on_the_batch(embedded, blob):
 
 def test_a_decoder_in_half_precision_changes_no_symbol(blob):
     half = Codec("nano", decoder="embedded", device="cpu")
-    expected, (_, before) = half.decode_tensor(blob), codec.read_latents(blob)
+    expected, (_, before) = half.decode_tensor(blob), read_latents(blob)
     half.decoder.to(torch.bfloat16)
     psnr_db = metrics.psnr_db(half.decode_tensor(blob), expected)
-    assert codec.read_latents(blob)[1].equal(before)
+    assert read_latents(blob)[1].equal(before)
     print(f"{psnr_db:.1f} dB")  # pytest -rP shows it
     assert psnr_db >= LEAST_HALF_DB

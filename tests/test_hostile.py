@@ -8,26 +8,31 @@ from pathlib import Path
 import hostile
 import numpy as np
 import pytest
+from lat_helpers import read_latents
 
-from dynenc import codec
+from dynenc.batch.converter import extras_of
 from dynenc.coding import bitstream
+from dynenc.coding.entropy import load_coder
+from dynenc.coding.lat_file import LatFile
 from dynenc.errors import BitstreamError
 
 LIMIT_S, LIMIT_BYTES = 0.050, 50e6
 
 
 def sound_payload() -> bytes:
-    return codec.entropy_model("context").encode(np.arange(4, dtype=np.int32).reshape(4, 1, 1), 307)
+    return load_coder("fast", has_trellis=False).encode(
+        np.arange(4, dtype=np.int32).reshape(4, 1, 1), 307
+    )
 
 
 FILES = hostile.files(sound_payload())
 
 
 def test_the_payload_they_are_made_from_is_sound():
-    _, latents = codec.read_latents(hostile.made(sound_payload()))
+    _, latents = read_latents(hostile.made(sound_payload()))
     assert latents.flatten().tolist() == [0, 0.2998046875, 0.599609375, 0.8994140625]
     blob = hostile.with_chunks(sound_payload(), hostile.chunk(b"file", hostile.made(b"abc")))
-    assert codec.read_latents(blob)[1].equal(latents)
+    assert read_latents(blob)[1].equal(latents)
 
 
 def resident_bytes(name: str) -> int:
@@ -37,8 +42,7 @@ def resident_bytes(name: str) -> int:
 
 
 def read(blob: bytes) -> None:
-    codec.read_latents(blob)
-    codec.read_extras(blob)
+    extras_of(LatFile.parse(blob))
 
 
 def refuse(blob: bytes) -> None:
@@ -70,7 +74,7 @@ def test_hostile_files_are_refused_at_once(name):
 
 def test_a_file_cannot_claim_more_pixels_than_its_payload_can_hold():
     """A flat picture is the most pixels a byte can hold; a few more are refused unread."""
-    model = codec.entropy_model("context")
+    model = load_coder("fast", has_trellis=False)
     flat = model.encode(np.zeros((4, 96, 96), np.int32), 307)
     assert len(model.decode(flat, 96, 96, 307).nonzero()[0]) == 0
     start = time.process_time()
@@ -84,7 +88,7 @@ def test_decoding_stops_soon_after_the_payload_ends():
     start = time.process_time()
     refuse(blob)
     stopped = time.process_time() - start
-    model = codec.entropy_model("context")
+    model = load_coder("fast", has_trellis=False)
     whole = model.encode(np.zeros((4, 500, 500), np.int32), 307)
     start = time.process_time()
     model.decode(whole, 500, 500, 307)

@@ -104,7 +104,7 @@ def test_damaged_files_are_refused(damage):
 
 
 def test_damaged_payload_is_noticed_at_load():
-    header, payload = bitstream.read(GOLDEN.read_bytes())
+    header, payload, _ = bitstream.read(GOLDEN.read_bytes())
     opened = Image.open(io.BytesIO(bitstream.write(header, payload + bytes(4))))
     with pytest.raises(OSError, match="payload"):
         opened.load()

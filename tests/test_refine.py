@@ -1,12 +1,18 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
 from torch import nn
 
-from dynenc import codec, metrics, refine
+from dynenc import codec, distortion, metrics, refine
 from dynenc.codec import Codec
 from dynenc.coding import bitstream, quantize
+from dynenc.coding.bit_costs import bit_costs, context_gradient
+from dynenc.coding.entropy import load_coder
+from dynenc.coding.lat_file import LatFile
+from dynenc.distortion import Distortion
 from dynenc.errors import OutOfMemory
 from dynenc.imaging import image
 from dynenc.networks.external_vae import Decoder
@@ -34,20 +40,17 @@ def refined(nano, photo, effort, most_bytes=None):
     picture = image.to_tensor(photo)
     with torch.no_grad():
         latents = nano.encoder(image.pad(picture))
-    coder = codec.entropy_model(codec.PLAIN_CODER)
-    networks = nano.eye, nano.decoder
-    symbols = quantize.to_symbols(latents, STEP_Q, coder)
+    coder = load_coder("full", has_trellis=False)
+    symbols = quantize.to_symbols(latents[0].numpy(), STEP_Q, coder)
+    file = LatFile.of_symbols(symbols, coder, photo.size, STEP_Q, nano.model)
     if effort:
-        plain = quantize.from_symbols(symbols, STEP_Q, coder)
-        most_bytes = most_bytes or len(coder.encode(symbols, STEP_Q))
-        found = refine.refine(latents, plain, picture, STEP_Q, effort, coder, *networks, most_bytes)
-        symbols = symbols if found is None else found
-    rebuilt = nano.decoder(torch.from_numpy(symbols)[None] * (STEP_Q / 1024))
-    rebuilt = rebuilt[..., : photo.height, : photo.width].clamp(-1, 1)
+        most = most_bytes + len(file.to_bytes()) - len(file.payload) if most_bytes else math.inf
+        refiner = refine.Refiner(nano.feature_encoder, nano.decoder, effort)
+        file = refiner.refine(file, latents, picture, most)
     with torch.no_grad():
-        features = nano.eye.features(image.pad(picture))
-        distance = refine.distortion(rebuilt, picture, nano.eye, features).sum().item()
-    return symbols, distance, len(coder.encode(symbols, STEP_Q))
+        measure = Distortion(picture, nano.feature_encoder, nano.decoder)
+        distance = measure.of(torch.from_numpy(file.latents)[None]).sum()
+    return file.symbols, distance, len(file.payload)
 
 
 def test_every_effort_is_better_and_no_larger(nano, photo):
@@ -70,13 +73,13 @@ def test_the_search_finds_better_symbols(nano, photo, monkeypatch):
 
 def test_changes_are_tried_apart():
     costs = np.random.default_rng(0).normal(0, 1, (8, 30, 20)).astype(np.float32)
-    kinds, rows, columns = refine._lowest(costs)
+    kinds, rows, columns = refine._local_minima(costs)
     assert len(kinds) > 20
     for kind, row, column in zip(kinds, rows, columns, strict=True):
         top, left = max(0, row - refine.NEAR), max(0, column - refine.NEAR)
         near = costs[:, top : row + refine.NEAR + 1, left : column + refine.NEAR + 1]
         assert costs[kind, row, column] == near.min() < 0
-    assert not len(refine._lowest(np.abs(costs))[0])
+    assert not len(refine._local_minima(np.abs(costs))[0])
 
 
 def test_changes_are_of_one_symbol_each():
@@ -100,8 +103,8 @@ def test_more_bytes_may_be_used(nano, photo):
 
 def test_encode_with_an_effort(nano, photo):
     plain, better = (nano.encode(photo, effort=effort) for effort in (0, 3))
-    (before, _), (after, _) = bitstream.read(plain), bitstream.read(better)
-    assert (before.coder_id, after.coder_id, after.step_q) == (1, 4, before.step_q)
+    before, after = (bitstream.read(blob).header for blob in (plain, better))
+    assert (before.coder_id, after.coder_id, after.step_q) == (1, 2, before.step_q)
     assert len(better) <= len(plain)
     one, two = (metrics.psnr_db(image.to_tensor(nano.decode(blob)), image.to_tensor(photo))
                 for blob in (plain, better))  # fmt: skip
@@ -112,8 +115,8 @@ def test_an_effort_where_there_is_a_trellis(photo):
     """It rounds without one, in no more bytes."""
     base = Codec("base", "embedded", "cpu")
     plain, better = (base.encode(photo, effort=effort) for effort in (0, 3))
-    (before, _), (after, _) = bitstream.read(plain), bitstream.read(better)
-    assert (before.coder_id, after.coder_id, after.step_q) == (3, 4, before.step_q)
+    before, after = (bitstream.read(blob).header for blob in (plain, better))
+    assert (before.has_trellis, after.has_trellis, after.step_q) == (True, False, before.step_q)
     assert len(better) <= len(plain)
     one, two = (
         metrics.psnr_db(image.to_tensor(base.decode(blob)), image.to_tensor(photo))
@@ -166,7 +169,7 @@ def test_allocations_that_fail_are_told(nano, photo, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(refine._State, "step", fail)
+    monkeypatch.setattr(refine._Search, "descend", fail)
     with pytest.raises(OutOfMemory, match="not enough memory"):
         nano.encode(photo, effort=1)
 
@@ -182,10 +185,10 @@ def test_free_memory_is_what_the_system_tells(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (80, 80), (81, 799), (800, 163)])
 def test_windows_cover_every_pixel_once(height, width):
     seen = torch.zeros(height, width)
-    for window in refine.windows(height, width, 10):
+    for window in distortion.windows(height, width, 10):
         seen[window.pixels] += 1
         rows, columns = window.latents
-        assert rows.stop - rows.start <= 10 + 2 * refine.MARGIN
+        assert rows.stop - rows.start <= 10 + 2 * distortion.MARGIN
         part = torch.zeros(8 * (rows.stop - rows.start), 8 * (columns.stop - columns.start))
         assert part[window.inner].shape == seen[window.pixels].shape
         assert window.pixels[0].start == 8 * rows.start + window.inner[0].start
@@ -193,14 +196,14 @@ def test_windows_cover_every_pixel_once(height, width):
 
 
 def test_windows_give_the_whole_picture_s_gradient(nano, photo, monkeypatch):
-    """In windows, the same descent as at once, but for what blocks and eye see at edges."""
-    monkeypatch.setattr(refine, "STRUCTURE", 0)
-    monkeypatch.setattr(refine, "LIKENESS", 0)
+    """In windows, the same descent as at once, but for blocks and features at their edges."""
+    monkeypatch.setattr(distortion, "STRUCTURE_WEIGHT", 0)
+    monkeypatch.setattr(distortion, "FEATURE_WEIGHT", 0)
     monkeypatch.setattr(refine, "STAGES", (1,))
-    monkeypatch.setattr(refine, "MARGIN", 40)
+    monkeypatch.setattr(distortion, "MARGIN", 40)
     whole = refined(nano, photo, 1)[0]
-    monkeypatch.setattr(refine, "side_of", lambda _: 5)
-    assert len(list(refine.windows(57, 71, 5))) == 4
+    monkeypatch.setattr(distortion, "window_side", lambda _: 5)
+    assert len(list(distortion.windows(57, 71, 5))) == 4
     assert np.array_equal(refined(nano, photo, 1)[0], whole)
 
 
@@ -212,36 +215,38 @@ def test_soft_rounding():
     assert (hard - values.round())[away].abs().max() < 1e-3
 
 
-def test_the_eye_has_layers_of_length_one_and_minds_lost_texture(nano, photo):
+def test_features_are_normalised_and_react_to_lost_texture(nano, photo):
     picture = image.to_tensor(photo.crop((0, 0, 64, 48)))
-    seen = nano.eye.features(picture)
+    seen = nano.feature_encoder.features(picture)
     assert seen.shape == (1, 7 * 160, 6, 8)
     lengths = seen.unflatten(1, (7, 160)).norm(dim=2)
     assert (lengths - 1).abs().max() < 1e-3
     blurred = image.to_tensor(photo.crop((0, 0, 64, 48)).filter(ImageFilter.GaussianBlur(2)))
     brighter = picture + (blurred - picture).square().mean().sqrt()  # the same squared error
-    far, near = ((nano.eye.features(each) - seen).square().mean() for each in (blurred, brighter))
+    far, near = (
+        (nano.feature_encoder.features(each) - seen).square().mean() for each in (blurred, brighter)
+    )
     assert far > 2 * near
 
 
 def test_costs_are_those_of_the_coder():
-    coder = codec.entropy_model(codec.PLAIN_CODER)
+    coder = load_coder("full", has_trellis=False)
     random = np.random.default_rng(0)
     for spread in (1, 40):
         symbols = (random.laplace(0, spread, (4, 24, 20))).astype(np.int32)
-        _, here, _ = coder.bits_near(symbols, STEP_Q)
+        _, here, _ = bit_costs(coder, symbols, STEP_Q)
         n_bytes = len(coder.encode(symbols, STEP_Q))
         assert here.sum() / 8 <= n_bytes <= here.sum() / 8 + 8
 
 
 def test_slopes_tell_what_a_change_costs(photo_path):
     """A symbol's own bits tell less of what a change of it costs than with its neighbours'."""
-    coder = codec.entropy_model(codec.PLAIN_CODER)
+    coder = load_coder("full", has_trellis=False)
     with torch.no_grad(), Image.open(photo_path) as photo:
-        latents = Codec("base", device="cpu").encoder(image.pad(image.to_tensor(photo)))
+        [latents] = Codec("base", device="cpu").encoder(image.pad(image.to_tensor(photo))).numpy()
     symbols = quantize.to_symbols(latents, STEP_Q, coder)
-    below, _, above = coder.bits_near(symbols, STEP_Q)
-    own, others = (above - below) / 2, coder.context_slopes(symbols, STEP_Q)
+    below, _, above = bit_costs(coder, symbols, STEP_Q)
+    own, others = (above - below) / 2, context_gradient(coder, symbols, STEP_Q)
     random = np.random.default_rng(0)
     places = [tuple(random.integers(symbols.shape)) for _ in range(200)]
     true = []
@@ -250,7 +255,7 @@ def test_slopes_tell_what_a_change_costs(photo_path):
         for change in (-1, 1):
             changed = symbols.copy()
             changed[place] += change
-            totals.append(coder.bits_near(changed, STEP_Q)[1].sum(dtype=np.float64))
+            totals.append(bit_costs(coder, changed, STEP_Q)[1].sum(dtype=np.float64))
         true.append((totals[1] - totals[0]) / 2)
     alone, together = (
         np.corrcoef(true, [slopes[place] for place in places])[0, 1]

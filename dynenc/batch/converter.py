@@ -22,18 +22,9 @@ from PIL import AvifImagePlugin, Image
 from dynenc import metrics, registry
 from dynenc.batch.plan import Job, input_suffixes
 from dynenc.batch.records import Result, Roundtrip, Settings
-from dynenc.codec import (
-    PLAIN_CODER,
-    Codec,
-    Encoded,
-    entropy_model,
-    maker,
-    read_extras,
-    read_latents,
-    require_sd,
-    write_latents,
-)
+from dynenc.codec import Codec, Encoded, require_sd
 from dynenc.coding import bitstream, quantize
+from dynenc.coding.lat_file import LatFile, model_of, read_bytes
 from dynenc.coding.rate_control import Goal
 from dynenc.errors import (
     BitstreamError,
@@ -47,7 +38,7 @@ from dynenc.errors import (
     UsageError,
     WeightsError,
 )
-from dynenc.imaging import formats, image, notes, preview, save
+from dynenc.imaging import extras, formats, image, notes, preview, save
 from dynenc.imaging.extras import Extras
 from dynenc.interop import latent_files
 from dynenc.io import shards, storage
@@ -82,7 +73,7 @@ class Input:
 class Loaded:
     """An input, read and understood."""
 
-    value: Any  # Pillow image; of a .lat file what `read_latents` gives; `interchange.Foreign`
+    value: Any  # Pillow image; of a .lat file `LatFile`; `latent_files.Foreign`
     n_bytes: int  # of the input
     shape: tuple[int, ...]  # equal ones may share a pass of the network
     extras: Extras = Extras()  # noqa: RUF009  # frozen
@@ -250,10 +241,10 @@ class Converter:
             return Loaded(foreign, len(blob), tuple(foreign.latents.shape[-2:]))
         if task in ("decode", "export"):
             blob = read_bytes(item.source) if blob is None else blob
-            read = read_latents(blob, max_pixels=self.settings.max_pixels)
-            height, width = read[1].shape[-2:]
-            shape = SD1.patch * height, SD1.patch * width, read[0].model_id
-            return Loaded(read, len(blob), shape, read_extras(blob))
+            lat = LatFile.parse(blob, max_pixels=self.settings.max_pixels)
+            height, width = lat.symbols.shape[-2:]
+            shape = SD1.patch * height, SD1.patch * width, lat.header.model_id
+            return Loaded(lat, len(blob), shape, extras_of(lat))
         if blob is None and storage.is_sequential(item.source):
             blob = read_picture(item.source)
         with notes.collected() as lost:
@@ -309,7 +300,7 @@ class Converter:
 
     def _decode(self, items: list[Input], group: list[Loaded]) -> list[Made]:
         pictures = self.codec.decode_batch([one.value for one in group])
-        name = self.codec.decoder_of(maker(group[0].value[0])).name
+        name = self.codec.decoder_of(group[0].value.model).name
         return [
             self._saved(item, picture, one, one.n_bytes, name, one.extras)
             for item, picture, one in zip(items, pictures, group, strict=True)
@@ -318,8 +309,9 @@ class Converter:
     def _export(self, _: list[Input], group: list[Loaded]) -> list[Made]:
         made = []
         for one in group:
-            header, latents = one.value
-            require_sd(header)
+            file: LatFile = one.value
+            require_sd(file)
+            header, latents = file.header, torch.from_numpy(file.latents)[None]
             data = latent_files.write(self.settings.suffix, header, latents)
             note = "its alpha is left out" if one.extras.alpha else ""
             n_bytes = one.n_bytes
@@ -332,15 +324,14 @@ class Converter:
             foreign: latent_files.Foreign = one.value
             width, height = foreign.width, foreign.height
             known = foreign.step_q if self.settings.keep_step else None
-            coder = entropy_model(foreign.made_by.coder)
-            blob = write_latents(
-                foreign.latents,
-                width,
-                height,
-                known or quantize.quality_to_step(self.settings.goal.value, coder),
-                foreign.made_by,
-                rounded=known is not None,
-            )
+            model, latents = foreign.made_by, foreign.latents[0].numpy()
+            if known is not None:
+                file = LatFile.of_quantized(latents, (width, height), known, model)
+            else:
+                quality, trellis = self.settings.goal.value, model.has_trellis
+                step_q = quantize.quality_to_step(quality, has_trellis=trellis)
+                file = LatFile.of_latents(latents, (width, height), step_q, model)
+            blob = file.to_bytes()
             made.append(Made(blob, width, height, one.n_bytes, len(blob), note=foreign.note))
         return made
 
@@ -477,13 +468,11 @@ def _is_made_so(data: bytes, settings: Settings) -> bool:
     if settings.task == "export":
         return True  # there is nothing to choose but the format, which its name says
     if settings.task == "import":
-        header, _ = bitstream.read(data, sys.maxsize)
+        header = bitstream.read(data, sys.maxsize).header
         return settings.keep_step or _meets(settings.goal, header, len(data))
     if settings.task == "encode":
-        header, _ = bitstream.read(data, sys.maxsize)
-        model = registry.chosen(settings.encoder)
-        numbers = {registry.named(coder, "coder").number for coder in (model.coder, PLAIN_CODER)}
-        is_so = header.model_id == model.number and header.coder_id in numbers
+        header = bitstream.read(data, sys.maxsize).header
+        is_so = header.model_id == registry.encoder_model(settings.encoder).number
         return is_so and _meets(settings.goal, header, len(data))
     with formats.open_file(io.BytesIO(data), "the output") as picture:
         made_by: str | None = picture.getexif().get(save.SOFTWARE)
@@ -494,20 +483,23 @@ def _is_made_so(data: bytes, settings: Settings) -> bool:
 def _meets(goal: Goal, header: bitstream.Header, n_bytes: int) -> bool:
     """Whether a file is as asked for, as far as it tells: only decoding would tell its PSNR."""
     if goal.kind == "quality":
-        coder = entropy_model(maker(header).coder)
-        return header.step_q == quantize.quality_to_step(goal.value, coder)
+        has_trellis = model_of(header).has_trellis
+        return header.step_q == quantize.quality_to_step(goal.value, has_trellis=has_trellis)
     bpp = metrics.bpp(n_bytes, header.width, header.height)
     return goal.kind != "dB" and not goal.note(bpp if goal.kind == "bpp" else n_bytes)
 
 
-def info_file(
-    source: str, *, max_pixels: int
-) -> tuple[bitstream.Header, int, list[bitstream.Chunk]]:
-    """The header of a .lat file, its size in bytes, and its chunks; all of it is checked."""
+def info_file(source: str, *, max_pixels: int) -> tuple[LatFile, int]:
+    """A .lat file and its size in bytes; all of it is checked."""
     blob = read_bytes(source)
-    header, _ = read_latents(blob, max_pixels=max_pixels)
-    read_extras(blob)
-    return header, len(blob), bitstream.read_all(blob, max_pixels)[2]
+    file = LatFile.parse(blob, max_pixels=max_pixels)
+    extras_of(file)
+    return file, len(blob)
+
+
+def extras_of(file: LatFile) -> Extras:
+    """What the image of a file has beside its colours; raises Corrupt if that is damaged."""
+    return extras.from_chunks(file.chunks, file.header.width, file.header.height)
 
 
 def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, str]]:
@@ -537,21 +529,6 @@ def _fault(source: str, max_pixels: int) -> str:
     except BitstreamError as exc:
         return str(exc).removeprefix(f"{source} ")
     return ""
-
-
-def read_bytes(source: str) -> bytes:
-    """The bytes of a .lat file, of a URL, or of stdin for '-'; raises BitstreamError.
-
-    Of a file that does not begin like one, however long, only the beginning.
-    """
-    try:
-        with storage.reading(source) as file:
-            start = file.read(len(bitstream.MAGIC))
-            if start != bitstream.MAGIC:
-                return start
-            return start + storage.read_at_most(file, bitstream.MAX_BYTES - len(start), source)
-    except OSError as exc:
-        raise BitstreamError(f"{source} cannot be read: {exc.strerror}") from exc
 
 
 def read_picture(source: str) -> bytes:

@@ -23,7 +23,7 @@ def train(
         typer.Argument(
             metavar="PRESET",
             help="An encoder (nano, light, base), autoencoder, embedded (the decoder), or an "
-            "entropy coder (context, trellis, wide, plain).",
+            "entropy coder (fast, full).",
         ),
     ],
     data: Annotated[

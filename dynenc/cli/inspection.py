@@ -32,17 +32,19 @@ def info(
         from dynenc.batch import converter
         from dynenc.coding import bitstream, quantize
 
-        header, n_bytes, chunks = converter.info_file(lat, max_pixels=max_pixels)
-        encoder = registry.maker(header.model_id)
+        file, n_bytes = converter.info_file(lat, max_pixels=max_pixels)
+        header, coder = file.header, registry.numbered(file.header.coder_id, "coder")
         fields: dict[str, Any] = {
             "version": bitstream.VERSION,
             "width": header.width,
             "height": header.height,
-            "encoder": encoder.name if encoder else "unknown",
+            "encoder": file.model.name,
+            "coder": coder.name if coder else "",
+            "lattice": "trellis" if header.has_trellis else "plain",
             "step": header.step_q / quantize.STEP_UNIT,
             "n_bytes": n_bytes,
             "bpp": metrics.bpp(n_bytes, header.width, header.height),
-            "chunks": {tag: len(data) for tag, data in chunks},
+            "chunks": {tag: len(data) for tag, data in file.chunks},
         }
         if as_json:
             console.show(json.dumps(fields))

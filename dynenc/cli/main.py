@@ -35,7 +35,7 @@ def print_version(wanted: bool) -> None:
         typer.echo(f"dynenc {__version__}")
         typer.echo(f"format   reads {VERSION}, writes {VERSION}")
         numbers = range(256)  # all that can stand in a .lat file
-        encoders = [registry.maker(number) for number in numbers]
+        encoders = [registry.latent_model(number) for number in numbers]
         coders = [registry.numbered(number, "coder") for number in numbers]
         for name, found in {"encoder": encoders, "coder": coders}.items():
             typer.echo(f"{name:8} " + ", ".join(f"{m.name} {m.number}" for m in found if m))

@@ -1,28 +1,31 @@
-"""The .lat bitstream, version 1. Bytes only: never imports torch.
+"""The .lat container, version 1: header, payload and chunks <-> bytes. Never imports torch.
 
-    file   = prefix | header | payload | chunks | CRC-32 of every byte before it
+    file   = prefix | header | payload | chunks | CRC-32 of all bytes before it
     prefix = magic (4 bytes) | version (1 byte)      integers: unsigned, little-endian
+    header = width (2) | height (2) | step (2) | model (1) | coder (1) | flags (1)
     chunk  = tag (4 ASCII letters) | length of data (4 bytes) | data
 
-A plain file has no chunks: flag bit 0 is clear and the payload reaches up to the CRC. With the bit
-set, four bytes after the header tell the payload's length and chunks follow it. A reader skips a
-chunk it does not know if the first letter of its tag is small, and refuses the file if it is a
-capital. What the chunks mean: extras.py.
+Without chunks, flag bit 0 is clear and the payload reaches up to the CRC. With chunks the bit is
+set, the payload is preceded by its length (4 bytes), and chunks follow it up to the CRC. A reader
+skips a chunk it does not know if its tag begins with a lower-case letter, and refuses the file if
+it begins with a capital. Flag bit 1 says that symbols are on the trellis lattice. All other bits
+are zero. docs/format.md is the specification.
 """
 
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
 
 from dynenc.errors import Corrupt, NotALatFile, TooLarge, UnknownModel, UnsupportedVersion
 
-MAGIC = b"\x89LAT"  # the high bit says at once: not text
+MAGIC = b"\x89LAT"  # a first byte above 127 marks the file as binary
 VERSION = 1
-HAS_CHUNKS = 1  # the one flag of version 1
-MAX_PIXELS = 178_956_970  # as Pillow's limit against decompression bombs, unless raised
+HAS_CHUNKS, HAS_TRELLIS = 1, 2  # the flags of version 1
+MAX_PIXELS = 178_956_970  # default limit, that of Pillow against decompression bombs
 MAX_SIDE = 65_535  # px
-MAX_BYTES = 2**30  # of a file; a picture of MAX_PIXELS pixels takes 67 MB at the very most
+MAX_BYTES = 2**30  # of a file; MAX_PIXELS pixels take 67 MB at the very most
 MAX_CHUNKS = 1024
 PREFIX, LENGTH, CRC = struct.Struct("<4sB"), struct.Struct("<I"), struct.Struct("<I")
 TAG = struct.Struct("<4sI")
@@ -31,22 +34,35 @@ Chunk = tuple[str, bytes]  # tag, data
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One line per field; the order of the lines is the order on disk."""
+    """One line per field, in the order on disk."""
 
     width: int = field(metadata={"fmt": "H"})  # px, before padding, 1..65535
     height: int = field(metadata={"fmt": "H"})  # px, before padding, 1..65535
     step_q: int = field(metadata={"fmt": "H"})  # quantiser step x 1024, 1..65535
-    model_id: int = field(metadata={"fmt": "B"})  # models.py: who made the latents
-    coder_id: int = field(metadata={"fmt": "B"})  # which entropy coder the payload is for
-    flags: int = field(default=0, metadata={"fmt": "B"})  # HAS_CHUNKS or 0
+    model_id: int = field(metadata={"fmt": "B"})  # registry.py: which model the latents are of
+    coder_id: int = field(metadata={"fmt": "B"})  # registry.py: entropy coder of the payload
+    flags: int = field(default=0, metadata={"fmt": "B"})  # HAS_CHUNKS, HAS_TRELLIS
+
+    @property
+    def has_trellis(self) -> bool:
+        """Whether the symbols are on the trellis lattice, rather than the plain one."""
+        return bool(self.flags & HAS_TRELLIS)
 
 
 HEADER = struct.Struct("<" + "".join(f.metadata["fmt"] for f in fields(Header)))
-FIXED = PREFIX.size + HEADER.size  # bytes before the payload; the CRC makes 18 in all
+FIXED = PREFIX.size + HEADER.size  # bytes before the payload; with the CRC 18
+
+
+class Parts(NamedTuple):
+    """A .lat file, split."""
+
+    header: Header
+    payload: bytes
+    chunks: list[Chunk]
 
 
 def write(header: Header, payload: bytes, chunks: Sequence[Chunk] = ()) -> bytes:
-    """Join header, payload and chunks, if there are any, to the bytes of a .lat file."""
+    """Join header, payload and any chunks to the bytes of a .lat file."""
     if chunks:
         header = replace(header, flags=header.flags | HAS_CHUNKS)
         packed = [TAG.pack(tag.encode(), len(data)) + data for tag, data in chunks]
@@ -56,18 +72,12 @@ def write(header: Header, payload: bytes, chunks: Sequence[Chunk] = ()) -> bytes
     return body + CRC.pack(zlib.crc32(body))
 
 
-def read(blob: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, bytes]:
-    """The header and the payload of a .lat file; as `read_all`."""
-    header, payload, _ = read_all(blob, max_pixels)
-    return header, payload
-
-
-def read_all(blob: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, bytes, list[Chunk]]:
-    """Split a .lat file into its header, its payload and its chunks, as they are.
+def read(blob: bytes, max_pixels: int = MAX_PIXELS) -> Parts:
+    """Split a .lat file into header, payload and chunks, which are not decoded.
 
     Args:
         blob: the whole file.
-        max_pixels: refuse pictures of more pixels; checked before anything is allocated.
+        max_pixels: refuse images of more pixels; checked before anything is allocated.
     Raises: BitstreamError and nothing else, whatever the bytes.
     """
     if not blob.startswith(MAGIC):
@@ -90,14 +100,14 @@ def read_all(blob: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Header, bytes, 
             f"the file declares {header.width}x{header.height} pixels, the limit is {max_pixels}",
             hint="raise --max-pixels if you trust it",
         )
-    if header.flags & ~HAS_CHUNKS:
+    if header.flags & ~(HAS_CHUNKS | HAS_TRELLIS):
         raise Corrupt(f"the header holds unknown flags {header.flags:#x}")
     rest = blob[FIXED : -CRC.size]
-    return header, *(_split(rest) if header.flags & HAS_CHUNKS else (rest, []))
+    return Parts(header, *(_split(rest) if header.flags & HAS_CHUNKS else (rest, [])))
 
 
 def _split(rest: bytes) -> tuple[bytes, list[Chunk]]:
-    """Payload and chunks of a file that has some, once every one is whole and skippable."""
+    """Payload and chunks of a file that has the latter; all of them whole and skippable."""
     if len(rest) < LENGTH.size:
         raise Corrupt("the payload's length is missing")
     start = LENGTH.size

@@ -1,100 +1,99 @@
-"""Latents <-> symbols: rounding that knows what bits cost, and the step of a quality."""
+"""Quantisation: latents <-> symbols, weighing error against bits. Never imports torch."""
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from dynenc.coding import trellis
-from dynenc.coding.entropy import LIMIT, EntropyModel, Layout
+from dynenc.coding.entropy import LIMIT, EntropyCoder
+from dynenc.coding.layout import Floats, Ints, Layout
+from dynenc.coding.trellis import best_path
+from dynenc.errors import UsageError
 
 STEP_UNIT = 1024  # a .lat file stores round(step * 1024)
-FINER = 1.12  # times the step, rounding on a trellis has the noise of plain rounding
-BIT = 0.04  # squared error, in steps, that a bit is worth: what keeps most LPIPS at equal bits
-FARTHEST = LIMIT + 0.5  # steps, that a symbol can be from 0
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int32]
+TRELLIS_STEP = 1.12  # a trellis with steps this much larger has the noise of uniform quantisation
+LAMBDA = 0.04  # squared error, in squared steps, that a bit is worth; best LPIPS at equal bits
+FARTHEST = LIMIT + 0.5  # steps; largest magnitude of a latent before rounding
 
 
-def quality_to_step(quality: float, coder: EntropyModel) -> int:
+def quality_to_step(quality: float, *, has_trellis: bool) -> int:
     """The quantiser step of a quality, in 1/1024 of a latent unit.
 
-    For plain rounding it is 0.3 at quality 50, and halves with every 25 points: 1.2 at 0, 0.075 at
-    100. For a coder with a trellis it is larger, so that there is as much noise.
-    Raises: ValueError if quality is not within 0..100.
+    On the plain lattice it is 0.3 at quality 50 and halves with every 25 points: 1.2 at 0, 0.075
+    at 100. With a trellis it is larger by `TRELLIS_STEP`, for about the same noise.
+    Raises: UsageError if quality is not within 0..100.
     """
     if not 0 <= quality <= 100:
-        raise ValueError(f"quality {quality} is not within 0..100")
+        raise UsageError(f"quality {quality} is not within 0..100")
     plain = 0.3 * 2 ** ((50 - quality) / 25)
-    return round(plain * (FINER if coder.is_dependent else 1) * STEP_UNIT)
+    return round(plain * (TRELLIS_STEP if has_trellis else 1) * STEP_UNIT)
 
 
-def to_symbols(latents: Tensor, step_q: int, coder: EntropyModel, bit: float = BIT) -> Ints:
-    """Round latents to the symbols of a coder.
+def to_symbols(latents: Floats, step_q: int, coder: EntropyCoder) -> Ints:
+    """Quantise latents to the symbols that a coder takes.
 
-    With a trellis these are the symbols of the least squared error and bits, as far as it is known
-    what bits cost before the neighbours are rounded (Sullivan and Wiegand, "Rate-Distortion
-    Optimization for Video Compression", 1998).
+    On the plain lattice they are rounded. With a trellis these are the symbols of least squared
+    error and bits (rate-distortion optimised quantisation, Sullivan and Wiegand, "Rate-Distortion
+    Optimization for Video Compression", 1998), where bits are estimated from the contexts that the
+    rounded latents would give.
 
     Args:
-        latents: [1, 4, h, w] float32 in SD scale (times 0.18215).
+        latents: [C, h, w] float32, scaled as the space's diffusion model takes them.
         step_q: quantiser step in 1/1024 of a latent unit, > 0; larger means fewer bits.
-        bit: the squared error, in steps, that a bit is worth to a coder with a trellis; 0 rounds
-            to what is nearest.
-    Returns: [4, h, w] int32, saturated at +-LIMIT; NaN becomes 0.
+    Returns: [C, h, w] int32, saturated at +-LIMIT; NaN becomes 0.
     """
     scaled = in_steps(latents, step_q)
-    if not coder.is_dependent:
+    if not coder.has_trellis:
         return np.rint(scaled).clip(-LIMIT, LIMIT).astype(np.int32)
-    if not bit:
-        return nearest(scaled, np.ones_like(scaled), coder.trellis)
-    return cheapest(scaled, np.rint(scaled), step_q, coder, bit)
+    return cheapest(scaled, step_q, coder)
 
 
-def in_steps(latents: Tensor, step_q: int) -> Floats:
-    """Latents [1, 4, h, w] in SD scale -> [4, h, w] float32 in steps; NaN becomes 0."""
-    array: Floats = (latents[0].float() * (STEP_UNIT / step_q)).nan_to_num(0.0).cpu().numpy()
-    return array.clip(-FARTHEST, FARTHEST)
+def to_nearest(latents: Floats, step_q: int, coder: EntropyCoder) -> Ints:
+    """As `to_symbols`, but the symbols of least squared error, whatever bits they cost."""
+    if not coder.has_trellis:
+        return to_symbols(latents, step_q, coder)
+    scaled = in_steps(latents, step_q)
+    return on_trellis(scaled, np.ones_like(scaled))
 
 
-def cheapest(
-    scaled: Floats,
-    decoded: Floats,
-    step_q: int,
-    coder: EntropyModel,
-    bit: float = BIT,
-) -> Ints:
-    """Symbols of the least squared error and bits, of latents [4, h, w] in steps.
+def in_steps(latents: Floats, step_q: int) -> Floats:
+    """Latents [C, h, w] in steps; NaN becomes 0."""
+    with np.errstate(over="ignore"):
+        scaled = np.nan_to_num(latents * np.float32(STEP_UNIT / step_q), nan=0.0)
+    steps: Floats = scaled.clip(-FARTHEST, FARTHEST)
+    return steps
 
-    What is expected of each is taken to be a normal distribution; then its bits, too, are a squared
-    distance, and what is nearest to both is nearest to a point between them.
 
-    Args:
-        decoded: [4, h, w], about what will be decoded, in steps, for the contexts.
+def cheapest(scaled: Floats, step_q: int, coder: EntropyCoder) -> Ints:
+    """The symbols on the trellis of least squared error and bits of latents [C, h, w] in steps.
+
+    The context's prediction of each symbol is taken as a normal distribution. Then its bits are a
+    squared distance as well, and what minimises both is nearest to a point between latent and mean.
     """
-    mean, variance = coder.expectations(decoded * np.float32(step_q / STEP_UNIT), step_q)
-    share = np.float32(bit / (2 * np.log(2))) / variance
+    rounded = np.rint(scaled)
+    mean, variance = coder.expectations(rounded * np.float32(step_q / STEP_UNIT), step_q)
+    share = np.float32(LAMBDA / (2 * np.log(2))) / variance
     targets = (scaled + share * mean) / (1 + share)
-    return nearest(targets, 1 + share, coder.trellis)
+    return on_trellis(targets, 1 + share)
 
 
-def nearest(scaled: Floats, weights: Floats, states: trellis.Index) -> Ints:
-    """Symbols of the least weighted squared error, on the lattices of a trellis."""
-    _, height, width = scaled.shape
-    layout = Layout.of(height, width)
-    places = layout.begun[:, None] + np.arange(layout.window)
+def on_trellis(scaled: Floats, weights: Floats) -> Ints:
+    """The symbols on the trellis of least weighted squared error to latents [C, h, w] in steps."""
+    layout = Layout.of(*scaled.shape)
+    places = layout.begins[:, None] + np.arange(layout.window)
     flat = np.zeros((2, layout.length), np.float32)
     flat[:, layout.index] = scaled, weights
     chosen = np.zeros(layout.length, np.int32)
-    targets, heavy = flat[0, places], flat[1, places]
-    chosen[places] = trellis.nearest(targets, heavy, layout.inside[places], states)
+    chosen[places] = best_path(flat[0, places], flat[1, places], layout.inside[places])
     symbols = chosen[layout.index]
-    if np.abs(symbols).max() > LIMIT:  # a path may go two beyond its targets
-        return nearest(scaled.clip(2 - LIMIT, LIMIT - 2), weights, states)
+    if np.abs(symbols).max() > LIMIT:  # a path may leave its targets by up to two steps
+        return on_trellis(scaled.clip(2 - LIMIT, LIMIT - 2), weights)
     return symbols
 
 
-def from_symbols(symbols: Ints, step_q: int, coder: EntropyModel) -> Tensor:
-    """Undo `to_symbols`: [4, h, w] int32 -> [1, 4, h, w] float32 in SD scale."""
-    return torch.from_numpy(coder.points(symbols))[None].float() * (step_q / (2 * STEP_UNIT))
+def from_symbols(symbols: Ints, step_q: int, coder: EntropyCoder) -> Floats:
+    """Undo `to_symbols`: [C, h, w] int32 -> [C, h, w] float32."""
+    return coder.points(symbols).astype(np.float32) * np.float32(step_q / (2 * STEP_UNIT))
+
+
+def squared_error(latents: Floats, symbols: Ints, step_q: int, coder: EntropyCoder) -> float:
+    """Sum of the squared differences of latents and symbols, both [C, h, w], in squared steps."""
+    error = (from_symbols(symbols, step_q, coder) - latents) * np.float32(STEP_UNIT / step_q)
+    return float(np.square(error).sum())

@@ -1,4 +1,4 @@
-"""Rate control: what a file is asked to be, and the quantiser step at which it is that."""
+"""Rate control: what a file should be, and the quantiser step that makes it so."""
 
 import math
 import re
@@ -9,22 +9,22 @@ from typing import Literal
 from dynenc.errors import UsageError
 
 START, FINEST, COARSEST = 307, 16, 65_535  # step_q; finer ones cost bits and change no pixel
-CLOSE = 0.005  # of the target: near enough to stop searching
-MISS = 0.03  # of the target: far enough to say so
+TOLERANCE = 0.005  # of the target: the search ends when it is this close
+MISS = 0.03  # of the target: a larger deviation is reported
 UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEFAULT_QUALITY = 50.0
-IMPORT_QUALITY = 80.0  # of latents made elsewhere: people keep them to train on
+IMPORT_QUALITY = 80.0  # of imported latents, which people keep for training
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a file is asked to be: of a quality, a size, or a PSNR."""
+    """What a file should have: a quality, or a target size or PSNR."""
 
     kind: Literal["quality", "bpp", "bytes", "dB"] = "quality"
     value: float = DEFAULT_QUALITY
 
     def note(self, reached: float) -> str:
-        """A word for the user if the goal was missed, else ""."""
+        """A message for the user if the target was missed, else ""."""
         short = self.kind == "dB" and reached < self.value
         if self.kind == "quality" or not (short or abs(reached - self.value) > MISS * self.value):
             return ""
@@ -41,17 +41,18 @@ def goal(
     """The goal of the one argument that is given; quality 50 if none is.
 
     Args:
-        quality: 0..100; see `quantize.quality_to_step`, which checks the range.
+        quality: 0..100; see `quantize.quality_to_step`.
         target_bpp: bits per pixel, of the whole file.
         target_size: bytes of the whole file, or a text such as "5KB"; see `parse_size`.
-        target_psnr: dB, of the decoded picture.
-    Raises: UsageError if several are given, or a target is not positive and finite.
+        target_psnr: dB, of the decoded image.
+    Raises: UsageError if several are given, quality is not within 0..100, or a target is not
+        positive and finite.
     """
     goals = [
-        Goal("quality", quality) if quality is not None else None,
-        Goal("bpp", target_bpp) if target_bpp is not None else None,
+        Goal("quality", _number("quality", quality)) if quality is not None else None,
+        Goal("bpp", _number("target_bpp", target_bpp)) if target_bpp is not None else None,
         Goal("bytes", parse_size(target_size)) if target_size is not None else None,
-        Goal("dB", target_psnr) if target_psnr is not None else None,
+        Goal("dB", _number("target_psnr", target_psnr)) if target_psnr is not None else None,
     ]
     given = [one for one in goals if one is not None]
     if len(given) > 1:
@@ -60,34 +61,45 @@ def goal(
             hint="choose one of --quality, --target-bpp, --target-size and --target-psnr",
         )
     chosen = given[0] if given else Goal()
+    if chosen.kind == "quality" and not 0 <= chosen.value <= 100:
+        raise UsageError(f"quality {chosen.value:g} is not within 0..100")
     if chosen.kind != "quality" and not 0 < chosen.value < math.inf:
-        raise UsageError(f"a target of {chosen.value:g} {chosen.kind} makes no sense")
+        raise UsageError(f"a target of {chosen.value:g} {chosen.kind} is not possible")
     return chosen
+
+
+def _number(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} {value!r} is not a number") from None
 
 
 def parse_size(text: int | str) -> int:
     """Bytes of "5000", "5KB" (5,000), "5KiB" (5,120) or "1.5 MB"; raises UsageError."""
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) *([KMG]?I?B|)", str(text).strip(), re.I)
     if match is None or match[2].upper() not in UNITS:
-        raise UsageError(f"{text!r} is no size: write bytes, or a number with KB, KiB, MB or MiB")
+        raise UsageError(
+            f"{text!r} is not a size: write bytes, or a number with KB, KiB, MB or MiB"
+        )
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def search(measure: Callable[[int], float], target: float, *, at_most: bool) -> tuple[int, float]:
-    """The quantiser step whose measure is nearest to a target, on the right side of it.
+    """The quantiser step whose measure is nearest to a target, on the allowed side of it.
 
     Args:
-        measure: of step_q in FINEST..COARSEST, and falling with it: the size, or the PSNR.
-        at_most: the measure may not exceed the target; else it may not fall below.
-    Returns: step_q and its measure; if none is on the right side, the one that comes nearest.
+        measure: a decreasing function of step_q, in FINEST..COARSEST: the size, or the PSNR.
+        at_most: whether the measure may not exceed the target; else it may not fall below it.
+    Returns: step_q and its measure; if no step is on the allowed side, the nearest.
     """
     tried: dict[int, float] = {}
-    low = high = 0  # the bracket: the coarsest step above the target, the finest below; 0: unknown
+    low = high = 0  # bracket: coarsest step above the target, finest step below; 0: unknown
     step = START
     while step not in tried:
         tried[step] = reached = measure(step)
         gap = target - reached if at_most else reached - target
-        if 0 <= gap <= CLOSE * target:
+        if 0 <= gap <= TOLERANCE * target:
             return step, reached
         if reached > target:
             low = step
@@ -95,6 +107,6 @@ def search(measure: Callable[[int], float], target: float, *, at_most: bool) -> 
             high = step
         step = round(math.sqrt(low * high)) if low and high else 2 * low or high // 2
         step = min(max(step, FINEST), COARSEST)
-    right = [s for s in tried if (tried[s] <= target if at_most else tried[s] >= target)]
-    step = min(right or tried, key=lambda s: (abs(tried[s] - target), s if at_most else -s))
+    allowed = [s for s in tried if (tried[s] <= target if at_most else tried[s] >= target)]
+    step = min(allowed or tried, key=lambda s: (abs(tried[s] - target), s if at_most else -s))
     return step, tried[step]

@@ -12,9 +12,9 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image
 
 from dynenc import metrics
-from dynenc.batch import converter
 from dynenc.batch.plan import input_suffixes
 from dynenc.codec import Codec
+from dynenc.coding import lat_file
 from dynenc.errors import DynencError, ImageError, UsageError
 from dynenc.evaluation import peers
 from dynenc.evaluation.measure import Measure
@@ -133,7 +133,7 @@ def write(
 def _read(files: Sequence[Path], codec: Codec) -> Iterator[Coded]:
     for path in files:
         if path.suffix.lower() == ".lat":
-            blob = converter.read_bytes(str(path))
+            blob = lat_file.read_bytes(str(path))
             yield Coded(path.name, blob, image.to_rgb(codec.decode(blob)))
         else:
             picture = open_rgb(path)

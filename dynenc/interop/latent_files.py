@@ -73,7 +73,7 @@ def write(suffix: str, header: Header, latents: Tensor) -> bytes:
     """The bytes of a file of one of the LATENT_FORMS.
 
     Args:
-        latents: what `codec.read_latents` gave with the header.
+        latents: [1, C, h, w] float32, those of the header's file.
     Raises: LatentsError if no form has this suffix.
     """
     writer = WRITERS.get(suffix.lower())
@@ -120,7 +120,7 @@ WRITERS: dict[str, Callable[[Header, Tensor], bytes]] = {
 
 def _facts(header: Header, scale: float) -> dict[str, str]:
     """What a file says beside the latents; text, because safetensors' metadata is."""
-    made_by = registry.maker(header.model_id) or registry.IMPORTED
+    made_by = registry.latent_model(header.model_id) or registry.IMPORTED
     return {
         "scale": str(scale),
         "width": str(header.width),
@@ -292,7 +292,7 @@ def _described(latents: Tensor, facts: dict[str, str], sides: Tensor | None) -> 
             width, height = wide, high
         [made_by] = [
             maker
-            for maker in registry.MAKERS
+            for maker in registry.LATENT_MODELS
             if maker.name == facts["encoder"] and maker.space is SD1
         ]
         step = round(float(facts["step"]) * quantize.STEP_UNIT)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from dynenc.codec import read_latents, require_sd
+from dynenc.codec import require_sd
 from dynenc.coding.bitstream import MAX_PIXELS
+from dynenc.coding.lat_file import LatFile
 from dynenc.errors import BitstreamError, UsageError
 from dynenc.io import names, storage
 from dynenc.io.names import suffix_of, with_suffix
@@ -73,12 +74,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
                 if start:
                     stream.seek(start)
                 blob = stream.read(size)
-            header, latents = read_latents(blob, max_pixels=self.max_pixels)
-            require_sd(header)
+            parsed = LatFile.parse(blob, max_pixels=self.max_pixels)
+            require_sd(parsed)
         except OSError as exc:
             raise BitstreamError(f"{file} cannot be read: {exc.strerror}") from exc
         except BitstreamError as exc:
             raise type(exc)(f"{key} of {file}: {exc}") from exc
+        header, latents = parsed.header, torch.from_numpy(parsed.latents)[None]
         sample: dict[str, Any] = {"key": key, "latents": latents[0]}
         sample |= {"width": header.width, "height": header.height}
         if self.pictures:

@@ -50,7 +50,7 @@ def load_encoder(name: str = "light") -> Encoder | published.PublishedEncoder:
             "autoencoder" are its own.
     H and W must be multiples of 8. Raises: WeightsError.
     """
-    if registry.chosen(name).kind != "foreign":
+    if registry.encoder_model(name).kind != "foreign":
         return load_named(name, "encoder")
     network = load_path(Path(name))
     if not isinstance(network, Encoder | published.PublishedEncoder):

@@ -52,12 +52,9 @@ PRESETS = {
         "autoencoder", steps=12000, distill_steps=0, lpips=0.008, tie=0.0, rate=0.006
     ),
 }
-WIDE = FitConfig("wide", hidden=48, middle=24, neighbours=56, batch=2048, learning_rate=9e-3)
 CODERS = {  # these fit an entropy coder's tables
-    "context": FitConfig("context", states=1),
-    "trellis": FitConfig("trellis"),
-    "wide": WIDE,
-    "plain": replace(WIDE, preset="plain", states=1),
+    "fast": FitConfig("fast", has_trellis=False),
+    "full": FitConfig("full", hidden=48, middle=24, neighbours=56, batch=2048, learning_rate=9e-3),
 }
 
 

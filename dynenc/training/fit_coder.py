@@ -1,41 +1,32 @@
-"""Latents -> the integer tensors of entropy.py, to be saved as weights/entropy_*.safetensors.
+"""Fitting of the entropy coder: latents -> the integer tensors of weights/coder_*.safetensors.
 
-Networks are trained one after another to predict a mixture of two Gaussians, rounded to
-integers, and run as the codec runs them; what they then see of the training latents gives the
-tables of frequencies, so nothing is lost between the training and the codec but the rounding.
+Networks are trained one after another to predict a mixture of two Gaussians, rounded to integers,
+and run as the codec runs them. The tables of frequencies are then counted with these networks on
+the training latents, so nothing differs between training and codec but the rounding of weights.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dynenc.coding.entropy import (
-    FRACTIONS,
-    MIDDLE_LEVEL,
-    PASSES,
-    STAGES,
-    EntropyModel,
-    Planes,
-    places_of,
-)
-from dynenc.coding.quantize import STEP_UNIT, Floats, cheapest, in_steps, nearest
-from dynenc.coding.trellis import PLAIN, ungerboeck
-from dynenc.errors import UsageError
+from dynenc.coding.context_network import MIDDLE_LEVEL, input_starts
+from dynenc.coding.entropy import FRACTIONS, VARIANTS, EntropyCoder, lattice_name
+from dynenc.coding.layout import STAGE_OF, STAGES, Floats, Ints, Planes
+from dynenc.coding.quantize import STEP_UNIT, cheapest, in_steps, on_trellis
 from dynenc.latent_space import SD1
 
 NETWORKS = SD1.channels * len(STAGES)
-VARIANTS = FRACTIONS // 2 + 1
-SCALES = 30  # quarter octaves of the standard deviation, in symbols ...
+SCALES = 30  # quarter octaves of the standard deviation, in steps ...
 SMALLEST_OCTAVE = -3.5  # ... from here up
 VALUE = 128  # values and hidden units per latent unit
 WEIGHT = 1024  # integer weights per unit
 BIAS = VALUE * WEIGHT
 LARGEST = 7.99  # where values saturate
-TRELLISES = {1: PLAIN, 8: ungerboeck(0o13, 0o4)}  # by the number of their states
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class FitConfig:
     """Everything that a fit depends on besides the latents."""
 
     preset: str  # a coder's name in registry.MODELS
-    states: int = 8  # of the trellis: 8, or 1 for plain rounding
+    has_trellis: bool = True  # whether to fit the trellis lattice as well as the plain one
     seed: int = 0
     hidden: int = 32  # units of a network's first layer
     middle: int = 16  # units of its second layer
@@ -59,70 +50,106 @@ class FitConfig:
     learning_rate: float = 1.2e-2
     prior: float = 20.0  # symbols' worth of a logistic distribution in every table
 
+    @property
+    def lattices(self) -> tuple[bool, ...]:
+        """Of the lattices to fit, whether they are the trellis."""
+        return (False, True) if self.has_trellis else (False,)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One picture quantised with one step."""
+
+    scaled: Floats  # latents [C, h, w] in steps
+    step_q: int
+    planes: Planes
+
+    @classmethod
+    def on_lattice(
+        cls, scaled: Floats, step_q: int, coder: EntropyCoder | None, *, has_trellis: bool
+    ) -> "Sample":
+        """Quantise; on the trellis by a coder's bit costs, or to the nearest point without one."""
+        if not has_trellis:
+            symbols: Ints = np.rint(scaled).astype(np.int32)
+        elif coder is None:
+            symbols = on_trellis(scaled, np.ones_like(scaled))
+        else:
+            symbols = cheapest(scaled, step_q, coder)
+        return cls(scaled, step_q, Planes.of(symbols, step_q, has_trellis=has_trellis))
+
 
 def fit(
     latents: Iterable[npt.NDArray[np.floating]],
     config: FitConfig,
     report: Callable[[int], None] | None = None,
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Fit an entropy model; the same input gives the same output on one machine.
+    """Fit an entropy coder; the same input gives the same output on one machine.
 
     Args:
-        latents: arrays [4, h, w] in SD scale, unquantised.
-        report: called with the number of networks done, of NETWORKS.
-    Returns: integer tensors, as EntropyModel.of() takes them.
+        latents: arrays [C, h, w] as the diffusion model takes them, unquantised.
+        report: called with the number of networks done, of `n_networks(config)`.
+    Returns: integer tensors, as `EntropyCoder.of` takes them.
     """
+    thresholds = np.ceil(2 ** (np.arange(1, 257) / 16)).astype(np.int32)
+    tensors: dict[str, npt.NDArray[np.generic]] = {"thresholds": thresholds}
+    arrays = list(latents)
+    for done, has_trellis in enumerate(config.lattices):
+
+        def report_all(n_done: int, before: int = done * NETWORKS) -> None:
+            if report:
+                report(before + n_done)
+
+        tensors |= _fit_lattice(arrays, tensors, config, report_all, has_trellis=has_trellis)
+    return tensors
+
+
+def n_networks(config: FitConfig) -> int:
+    """How many networks a fit trains."""
+    return NETWORKS * len(config.lattices)
+
+
+def _fit_lattice(
+    latents: list[npt.NDArray[np.floating]],
+    common: dict[str, npt.NDArray[np.generic]],
+    config: FitConfig,
+    report: Callable[[int], None],
+    *,
+    has_trellis: bool,
+) -> dict[str, npt.NDArray[np.generic]]:
+    """The tensors of one lattice."""
     random = np.random.default_rng(config.seed)
     torch.manual_seed(config.seed)
-    if config.states not in TRELLISES:
-        choices = " or ".join(str(states) for states in TRELLISES)
-        raise UsageError(f"a trellis of {config.states} states is not known: choose {choices}")
-    states = TRELLISES[config.states]
-    tensors: dict[str, npt.NDArray[np.generic]] = {
-        "thresholds": np.ceil(2 ** (np.arange(1, 257) / 16)).astype(np.int32),
-        "counts": _flat_counts(config.radius),
-        "trellis": states.astype(np.uint8),
-    }
     scaled = [_scaled(array, random, config) for array in latents for _ in range(config.copies)]
-    pictures = [
-        (Planes.of(nearest(array, np.ones_like(array), states), step_q, states), step_q)
-        for array, step_q in scaled
-    ]
+    samples = [Sample.on_lattice(*each, None, has_trellis=has_trellis) for each in scaled]
+    networks: dict[tuple[int, int], list[npt.NDArray[np.generic]]] = {}
+    for done, which in enumerate(product(range(len(STAGES)), range(SD1.channels)), 1):
+        networks[which] = _fit_network(samples, *which, random, config)
+        report(done)
+    names = ("neighbours", "hidden", "middle", "output", "bias")
+    lattice = lattice_name(has_trellis=has_trellis)
+    counts = f"{lattice}.counts"
+    tensors: dict[str, npt.NDArray[np.generic]] = {counts: _flat_counts(config.radius)}
     for stage in range(len(STAGES)):
-        names = ("neighbours", "hidden", "middle", "output", "bias")
-        chosen = [available(stage, channel, config.neighbours) for channel in range(SD1.channels)]
-        most = max(len(rows) for rows in chosen)
-        networks = []
-        for channel, rows in enumerate(chosen):
-            padded = np.zeros((most, 3), np.int64)  # of weight 0 where there are fewer
-            padded[: len(rows)] = np.array(rows, np.int64).reshape(-1, 3)
-            samples = _samples(pictures, stage, channel, padded, random, config)
-            samples[0][:, len(rows) :] = 0
-            networks.append((padded.astype(np.int8), *_train(*samples, len(rows), config)))
-            if report:
-                report(SD1.channels * stage + channel + 1)
-        for name, parts in zip(names, zip(*networks, strict=True), strict=True):
-            tensors[f"{stage}.{name}"] = np.stack(parts)
-    tensors["counts"] = _counts(EntropyModel.of(tensors), pictures, config)
-    if len(states) > 1:  # symbols will be chosen by what they cost
-        model = EntropyModel.of(tensors)
-        pictures = [
-            (Planes.of(cheapest(array, np.rint(array), step_q, model), step_q, states), step_q)
-            for array, step_q in scaled
-        ]
-        tensors["counts"] = _counts(model, pictures, config)
+        parts = [networks[stage, channel] for channel in range(SD1.channels)]
+        for name, part in zip(names, zip(*parts, strict=True), strict=True):
+            tensors[f"{lattice}.{stage}.{name}"] = np.stack(part)
+    coder = EntropyCoder.of(common | tensors, has_trellis=has_trellis)
+    tensors[counts] = _counts(coder, samples, config)
+    if has_trellis:  # where symbols are chosen by what they cost
+        coder = EntropyCoder.of(common | tensors, has_trellis=True)
+        samples = [Sample.on_lattice(*each, coder, has_trellis=True) for each in scaled]
+        tensors[counts] = _counts(coder, samples, config)
     return tensors
 
 
 def available(stage: int, channel: int, most: int) -> list[tuple[int, int, int]]:
     """The nearest neighbours (channel, down, right) decoded before a stage of a channel."""
-    stage_of = {plane: number for number, planes in enumerate(STAGES) for plane in planes}
     found = []
     for other in range(SD1.channels):
         for down in range(-4, 5):
             for right in range(-4, 5):
-                planes = (((y + down) % 4, (x + right) % 4) for y, x in STAGES[stage])
-                if all(stage_of[plane] + other < stage + channel for plane in planes):
+                planes = [((y + down) % 4, (x + right) % 4) for y, x in STAGES[stage]]
+                if all(STAGE_OF[plane] + other < stage + channel for plane in planes):
                     distance = down**2 + right**2 + (0 if other == channel else 2.5)
                     found.append((distance, other, down, right))
     return [(other, down, right) for _, other, down, right in sorted(found)[:most]]
@@ -136,11 +163,29 @@ def _scaled(
         array = array * 2 ** -random.uniform(1, 10) + random.normal(0, 0.5, (SD1.channels, 1, 1))
     limits = np.log([config.smallest_step, config.largest_step])
     step_q = round(1024 * float(np.exp(random.uniform(*limits))))
-    return in_steps(torch.from_numpy(array)[None], step_q), step_q
+    return in_steps(array.astype(np.float32), step_q), step_q
 
 
-def _samples(
-    pictures: list[tuple[Planes, int]],
+def _fit_network(
+    samples: list[Sample],
+    stage: int,
+    channel: int,
+    random: np.random.Generator,
+    config: FitConfig,
+) -> list[npt.NDArray[np.generic]]:
+    """Train one network: its integer neighbours, hidden, middle, output and bias tensors."""
+    rows = available(stage, channel, config.neighbours)
+    most = max(len(available(stage, each, config.neighbours)) for each in range(SD1.channels))
+    neighbours = np.zeros((most, 3), np.int64)  # of weight 0 where there are fewer
+    neighbours[: len(rows)] = np.array(rows, np.int64).reshape(-1, 3)
+    inputs, targets, octaves = _examples(samples, stage, channel, neighbours, random, config)
+    inputs[:, len(rows) :] = 0
+    trained = _train(inputs, targets, octaves, len(rows), config)
+    return [neighbours.astype(np.int8), *trained]
+
+
+def _examples(
+    samples: list[Sample],
     stage: int,
     channel: int,
     neighbours: npt.NDArray[np.int64],
@@ -149,14 +194,13 @@ def _samples(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Symbols in random order: neighbours' latents [N, F], own [N], octaves of the step [N]."""
     inputs, targets, octaves = [], [], []
-    each = -(-config.samples // len(pictures))
-    for planes, step_q in pictures:
-        layout = planes.layout
-        origin = layout.starts(*places_of(stage, np.array([[channel, 0, 0]])))[0]
+    each = -(-config.samples // len(samples))
+    for sample in samples:
+        planes, layout, step_q = sample.planes, sample.planes.layout, sample.step_q
+        origin = input_starts(layout, stage, np.array([[channel, 0, 0]]))[0]
         places = (origin[:, None] + np.arange(layout.window)).ravel()
-        coded = np.flatnonzero(layout.inside[places])
-        pick = random.permutation(coded)[:each]
-        windows = planes.windows(layout.window)[layout.starts(*places_of(stage, neighbours))]
+        pick = random.permutation(np.flatnonzero(layout.inside[places]))[:each]
+        windows = planes.windows(layout.window)[input_starts(layout, stage, neighbours)]
         inputs.append(windows.reshape(len(neighbours), -1)[:, pick].T / VALUE)
         targets.append(planes.points[places[pick]] * np.float32(step_q / (2 * STEP_UNIT)))
         octaves.append(np.full(len(pick), np.log2(step_q) - MIDDLE_LEVEL / 16, np.float32))
@@ -167,7 +211,7 @@ def _samples(
 
 
 class _Trainee(nn.Module):
-    """The float form of entropy.Stage: [N, F], [N] -> expected latent and scale octave [N, 2]."""
+    """A `ContextNetwork` in floats: [N, F], [N] -> expected latent and scale octave [N, 2]."""
 
     def __init__(self, inputs: int, config: FitConfig) -> None:
         super().__init__()
@@ -189,7 +233,7 @@ class _Trainee(nn.Module):
 
     @torch.no_grad()
     def limit(self) -> None:
-        """Keep the weights small enough for entropy.Stage's exact sums."""
+        """Keep the weights small enough for the exact sums of `ContextNetwork`."""
         for layer in (self.hidden, self.middle, self.output):
             weight = layer.weight[:, :-1] if layer is not self.middle else layer.weight
             weight.mul_((12 / weight.abs().sum(1, keepdim=True)).clamp(max=1))
@@ -256,19 +300,18 @@ def _flat_counts(radius: int) -> npt.NDArray[np.uint16]:
 
 
 def _counts(
-    model: EntropyModel,
-    pictures: list[tuple[Planes, int]],
-    config: FitConfig,
+    coder: EntropyCoder, samples: Iterable[Sample], config: FitConfig
 ) -> npt.NDArray[np.uint16]:
     """Frequencies of the residuals in the training latents, over a logistic prior."""
     radius, columns = config.radius, 2 * config.radius + 2
     seen = np.zeros(SCALES * VARIANTS * columns)
-    for planes, step_q in pictures:
-        for number in range(PASSES):
-            places, tables, centre, sign = model.contexts(planes, range(number, number + 1), step_q)
-            residual = (planes.symbols[places] - centre) * sign + radius
-            residual[(residual < 0) | (residual > 2 * radius)] = columns - 1
-            seen += np.bincount(tables * columns + residual, minlength=len(seen))
+    for sample in samples:
+        for part in sample.planes.layout.passes:
+            contexts = coder.contexts(sample.planes, part, sample.step_q)
+            symbols = sample.planes.symbols[part.places]
+            entries = (symbols - contexts.centre) * contexts.sign + radius
+            entries[(entries < 0) | (entries > 2 * radius)] = columns - 1
+            seen += np.bincount(contexts.tables * columns + entries, minlength=len(seen))
     index = np.arange(SCALES * VARIANTS)
     sigma = 2 ** ((index // VARIANTS + 0.5) / 4 + SMALLEST_OCTAVE)
     edges = np.arange(-radius, radius + 2) - 0.5 - (index % VARIANTS / FRACTIONS)[:, None]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from safetensors.numpy import save_file
 
-from dynenc.coding.entropy import EntropyModel
+from dynenc.coding.entropy import EntropyCoder
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.imaging.image import pad, to_tensor
 from dynenc.imaging.sources import iter_images
@@ -20,7 +20,7 @@ from dynenc.networks.encoder import to_floats
 from dynenc.networks.external_vae import load_teacher
 from dynenc.training.config import PRESETS, TrainConfig, TrainPaths
 from dynenc.training.crops import open_crops
-from dynenc.training.fit_coder import NETWORKS, FitConfig, fit
+from dynenc.training.fit_coder import FitConfig, fit, n_networks
 from dynenc.training.provenance import origin
 from dynenc.training.trainer import TEST_STEP, Trainer
 
@@ -74,12 +74,13 @@ def train_coder(
     tensors = fit(latents(), config, report)
     figures: dict[str, float] = {}
     if paths.test:
-        coder, step_q = EntropyModel.of(tensors), round(TEST_STEP * STEP_UNIT)
+        coder = EntropyCoder.of(tensors, has_trellis=config.has_trellis)
+        step_q = round(TEST_STEP * STEP_UNIT)
         rates = []
         for _, picture in iter_images(paths.test):
             with torch.inference_mode():
                 encoded = encoders[-1](pad(to_tensor(picture)))
-            payload = coder.encode(to_symbols(encoded, step_q, coder), step_q)
+            payload = coder.encode(to_symbols(encoded[0].numpy(), step_q, coder), step_q)
             rates.append(bpp(len(payload), *picture.size))
         figures = {"pictures": len(rates), "bpp": sum(rates) / len(rates)}
     save_file(
@@ -99,7 +100,7 @@ def train_with_progress(
     bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
     if isinstance(config, FitConfig):
         with bar:
-            coder_task = bar.add_task(config.preset, total=NETWORKS)
+            coder_task = bar.add_task(config.preset, total=n_networks(config))
             return train_coder(config, paths, lambda done: bar.update(coder_task, completed=done))
     sums: dict[str, list[float]] = {}
     with (paths.run / f"{config.preset}.log").open("a") as log, bar:

@@ -27,11 +27,13 @@ from torch import Tensor
 from dynenc import LatentDataset, codec, load_decoder, load_encoder, metrics, registry
 from dynenc.coding import quantize
 from dynenc.coding.bitstream import Header
+from dynenc.coding.lat_file import LatFile
 from dynenc.imaging import image
 from dynenc.imaging.sources import iter_images
 from dynenc.interop import latent_files
 from dynenc.latent_space import SD1
 from dynenc.networks.external_vae import load_teacher
+from dynenc.refine import Refiner
 
 EVERY = 10  # pictures of which one is decoded
 
@@ -41,8 +43,8 @@ def write_caches(
 ) -> list[Tensor]:
     """Write all caches below a folder; return every tenth picture."""
     kept = []
-    refiner = codec.Codec(device="cpu")  # loads its networks only if an effort needs them
-    made_by = registry.IMPORTED if arguments.vae else registry.chosen(arguments.encoder)
+    features = codec.Codec(device="cpu")  # loads its networks only if an effort needs them
+    made_by = registry.IMPORTED if arguments.vae else registry.encoder_model(arguments.encoder)
     names = [f"lat {quality:g}" for quality in arguments.qualities]
     for name in ("npz", "gzip", "float16", *names):
         (folder / name).mkdir()
@@ -60,12 +62,13 @@ def write_caches(
         half = {"latents": latents[0].half().contiguous()}
         save_file(half, folder / "float16" / f"{stem}.safetensors")
         for quality, name in zip(arguments.qualities, names, strict=True):
-            coder = codec.entropy_model(made_by.coder)
-            step_q = quantize.quality_to_step(quality, coder)
-            blob = codec.write_latents(latents, width, height, step_q, made_by)
+            step_q = quantize.quality_to_step(quality, has_trellis=made_by.has_trellis)
+            size = width, height
+            file = LatFile.of_latents(latents[0].numpy(), size, step_q, made_by)
             if arguments.effort:
-                blob = codec.refined(blob, latents, tensor, arguments.effort, refiner.eye, decode)
-            (folder / name / f"{stem}.lat").write_bytes(blob)
+                refiner = Refiner(features.feature_encoder, decode, arguments.effort)
+                file = refiner.refine(file, latents, tensor)
+            (folder / name / f"{stem}.lat").write_bytes(file.to_bytes())
     return kept
 
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynenc import Codec, DynamicConv, load_encoder, metrics, registry
-from dynenc.codec import read_latents
+from dynenc.coding.lat_file import LatFile
 from dynenc.evaluation.measure import Measure, load_distances, means
 from dynenc.imaging import image
 from dynenc.imaging.sources import iter_images
@@ -238,7 +238,7 @@ def autoencoders(arguments: argparse.Namespace) -> None:
         rows = []
         for picture in arguments.opened:
             blob = codec.encode(picture, quality=quality)
-            rebuilt = codec.own_decoder(read_latents(blob)[1])
+            rebuilt = codec.own_decoder(torch.from_numpy(LatFile.parse(blob).latents)[None])
             figures = measured(rebuilt, picture, arguments.measure)
             rows.append({"bpp": metrics.bpp(len(blob), *picture.size), **figures})
         mean = means(rows)

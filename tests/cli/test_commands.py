@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from dynenc import __version__
 from dynenc.cli.main import app
+from dynenc.coding.entropy import load_coder
 
 runner = CliRunner()
 COMMANDS = get_command(app).commands
@@ -242,18 +243,12 @@ def test_output_that_appears_meanwhile_is_kept(picture, monkeypatch):
 def test_missing_or_altered_weights(picture, lat, tmp_path, monkeypatch, data):
     (folder := tmp_path / "weights").mkdir()
     monkeypatch.setattr("dynenc.registry.folder", lambda: folder)
-    monkeypatch.setattr("dynenc.codec.entropy_model", _uncached_entropy_model())
+    monkeypatch.setattr("dynenc.coding.lat_file.load_coder", load_coder.__wrapped__)
     if data:
-        for name in ("nano", "embedded", "entropy_1"):
+        for name in ("nano", "embedded", "coder_fast"):
             (folder / f"{name}.safetensors").write_bytes(data)
     assert "reinstall" in sentence(run("encode", picture, "-e", "nano", "-f"), 5)
     assert "reinstall" in sentence(run("decode", lat, "-f", "-d", "embedded"), 5)
-
-
-def _uncached_entropy_model():
-    from dynenc import codec
-
-    return codec.entropy_model.__wrapped__
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def run(*arguments, code=0):
 def lat(tmp_path):
     """A .lat file of 33x40 px."""
     path = tmp_path / "a.lat"
-    path.write_bytes((GOLDEN / "v1_wide_33x40.lat").read_bytes())
+    path.write_bytes((GOLDEN / "v1_light_33x40.lat").read_bytes())
     return path
 
 
@@ -36,9 +36,9 @@ def lats(tmp_path):
     """A folder of .lat files, one of them in a sub-folder."""
     (tmp_path / "lats" / "sub").mkdir(parents=True)
     for name, golden in (
-        ("a", "v1_wide_33x40"),
+        ("a", "v1_light_33x40"),
         ("b", "v1_nano_q0"),
-        ("sub/c", "v1_wide_photo_base_q100"),
+        ("sub/c", "v1_base_photo_q100"),
     ):
         data = (GOLDEN / f"{golden}.lat").read_bytes()
         (tmp_path / "lats" / f"{name}.lat").write_bytes(data)

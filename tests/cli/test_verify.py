@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dynenc import codec
 from dynenc.batch import converter
 from dynenc.cli.main import app
 from dynenc.coding.bitstream import MAGIC, MAX_PIXELS
+from dynenc.coding.entropy import load_coder
 from dynenc.errors import TooLarge
 
 runner = CliRunner()
@@ -21,7 +21,9 @@ def run(*arguments, stdin=None):
 @pytest.fixture(scope="module")
 def sound():
     """The bytes of a sound file of one black patch."""
-    return hostile.made(codec.entropy_model("context").encode(np.zeros((4, 1, 1), np.int32), 307))
+    return hostile.made(
+        load_coder("fast", has_trellis=False).encode(np.zeros((4, 1, 1), np.int32), 307)
+    )
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def test_bytes_are_those_of_the_readme():
 
 
 def test_read_undoes_write():
-    assert bitstream.read(bitstream.write(HEADER, PAYLOAD)) == (HEADER, PAYLOAD)
+    assert bitstream.read(bitstream.write(HEADER, PAYLOAD)) == (HEADER, PAYLOAD, [])
 
 
 def test_every_truncation_is_noticed():
@@ -74,7 +74,7 @@ def test_pixel_limit():
     blob = bitstream.write(Header(60_000, 60_000, 307, 2, 1), b"")
     with pytest.raises(TooLarge, match="60000x60000"):
         bitstream.read(blob)
-    header, _ = bitstream.read(blob, max_pixels=60_000**2)
+    header, _, _ = bitstream.read(blob, max_pixels=60_000**2)
     assert header.width == 60_000
 
 
@@ -87,7 +87,7 @@ def test_zero_fields(name):
 
 def test_unknown_flags():
     with pytest.raises(Corrupt, match="flags"):
-        bitstream.read(bitstream.write(Header(8, 8, 307, 2, 1, flags=2), PAYLOAD))
+        bitstream.read(bitstream.write(Header(8, 8, 307, 2, 1, flags=4), PAYLOAD))
 
 
 def test_unknown_chunks_are_skipped():

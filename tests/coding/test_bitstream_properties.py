@@ -14,7 +14,7 @@ U8, U16 = st.integers(0, 255), st.integers(1, 65_535)
 
 @given(st.builds(Header, U16, U16, U16, U8, U8), st.binary(max_size=200))
 def test_read_undoes_write(header, payload):
-    assert bitstream.read(bitstream.write(header, payload), 2**32) == (header, payload)
+    assert bitstream.read(bitstream.write(header, payload), 2**32) == (header, payload, [])
 
 
 @given(st.binary(max_size=80))

@@ -3,25 +3,29 @@ import oracle_entropy
 import pytest
 import torch
 from safetensors.numpy import load
-from threadpoolctl import threadpool_limits
 
-from dynenc import codec, registry
-from dynenc.coding import bitstream, entropy, quantize
-from dynenc.coding.entropy import LIMIT, EntropyModel, one_thread
+from dynenc import registry
+from dynenc.coding.entropy import LIMIT, EntropyCoder, load_coder
+from dynenc.coding.lat_file import LatFile
 from dynenc.errors import Corrupt, WeightsError
 
-TABLES = registry.read_file(registry.MODELS["context"])
-CODERS = registry.names("coder")
+TABLES = registry.read_file(registry.MODELS["fast"])
+KINDS = {"fast": ("fast", False), "plain": ("full", False), "trellis": ("full", True)}
 
 
-@pytest.fixture(scope="module")
+def coder_of(kind):
+    name, has_trellis = KINDS[kind]
+    return load_coder(name, has_trellis=has_trellis)
+
+
+@pytest.fixture
 def model():
-    return EntropyModel.load(TABLES)
+    return coder_of("fast")
 
 
-@pytest.fixture(scope="module", params=CODERS)
+@pytest.fixture(params=KINDS)
 def each_model(request):
-    return EntropyModel.load(registry.read_file(registry.named(request.param, "coder")))
+    return coder_of(request.param)
 
 
 def smooth(height, width, step_q, seed=0):
@@ -51,35 +55,24 @@ def test_extreme_symbols_survive(each_model, value):
         assert np.array_equal(each_model.decode(payload, 6, 7, step_q), symbols)
 
 
-@pytest.mark.parametrize("coder", CODERS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("shape", "step_q"), [((1, 1), 307), ((9, 10), 102), ((6, 13), 1024)])
-def test_a_program_written_from_the_specification_agrees(coder, shape, step_q):
+def test_a_program_written_from_the_specification_agrees(kind, shape, step_q):
     symbols = smooth(*shape, step_q)
     symbols.flat[3] = 900  # escapes
     symbols.flat[1] = -LIMIT
-    tables = registry.read_file(registry.named(coder, "coder"))
-    payload = EntropyModel.load(tables).encode(symbols, step_q)
-    tensors = oracle_entropy.read_tensors(tables)
-    assert oracle_entropy.decode(tensors, payload, *shape, step_q) == symbols.tolist()
+    payload = coder_of(kind).encode(symbols, step_q)
+    name, has_trellis = KINDS[kind]
+    tensors = oracle_entropy.read_tensors(registry.read_file(registry.named(name, "coder")))
+    decoded = oracle_entropy.decode(tensors, payload, *shape, step_q, has_trellis=has_trellis)
+    assert decoded == symbols.tolist()
 
 
 @pytest.mark.parametrize("encoder", ["nano", "light", "base", "autoencoder"])
 @pytest.mark.parametrize(("step_q", "most"), [(77, 1200), (307, 600), (1229, 250)])
 def test_a_flat_file_costs_little(encoder, step_q, most):
-    blob = codec.write_latents(
-        torch.zeros(1, 4, 64, 96), 768, 512, step_q, registry.MODELS[encoder]
-    )
-    assert len(bitstream.read(blob)[1]) < most
-
-
-@pytest.mark.parametrize("coder", CODERS)
-@pytest.mark.parametrize(("step_q", "most"), [(77, 1200), (307, 600), (1229, 250)])
-def test_a_flat_picture_costs_little(coder, step_q, most):
-    # files take what is cheaper, which the test above sees
-    most = {("wide", 307): 700, ("plain", 77): 1500}.get((coder, step_q), most)
-    model = EntropyModel.load(registry.read_file(registry.named(coder, "coder")))
-    flat = quantize.to_symbols(torch.zeros(1, 4, 64, 96), step_q, model)
-    assert len(model.encode(flat, step_q)) < most
+    latents, model = np.zeros((4, 64, 96), np.float32), registry.MODELS[encoder]
+    assert len(LatFile.of_latents(latents, (768, 512), step_q, model).payload) < most
 
 
 def test_contexts_save_bits(model):
@@ -92,18 +85,9 @@ def test_contexts_save_bits(model):
     assert 8 * len(model.encode(symbols, 307)) < 0.8 * ideal
 
 
-def test_large_latents_are_coded_as_small_ones(each_model, monkeypatch):
-    symbols = smooth(33, 50, 307)
-    symbols[2, 7, 9] = 3000  # escapes
-    payload = each_model.encode(symbols, 307)
-    monkeypatch.setattr(entropy, "MANY", 0)
-    assert each_model.encode(symbols, 307) == payload
-    assert np.array_equal(each_model.decode(payload, 33, 50, 307), symbols)
-
-
 def test_known_payload(model):
     symbols = np.arange(-8, 8, dtype=np.int32).reshape(4, 2, 2)
-    assert model.encode(symbols, 307).hex() == "6a39a7fe65cca7530011d9a8"
+    assert model.encode(symbols, 307).hex() == "16cfa3fe42aae7d300dac822"
 
 
 def test_impossible_payloads_are_corrupt(model):
@@ -120,56 +104,36 @@ def test_an_escape_for_what_has_a_place_in_the_table_is_corrupt(model):
         "ffffff13990ec5ff31e78605cdc12f1e8d1dd9bc5e78df6a637db9f9ff2d65347214cf2929010020"
         "31019601000201000f4946a5"
     )
-    with pytest.raises(Corrupt, match="escapes"):
+    with pytest.raises(Corrupt):
         model.decode(payload, 5, 6, 307)
 
 
-def blas_threads():
-    return {pool["num_threads"] for pool in one_thread.pools.info()}
-
-
-def test_threads_of_products_are_limited_while_anybody_is_at_it(model):
-    with threadpool_limits(2, "blas"):
-        before = blas_threads()
-        with one_thread:
-            model.encode(smooth(8, 8, 307), 307)
-            with pytest.raises(Corrupt):
-                model.decode(bytes(40), 8, 8, 307)
-            assert blas_threads() == {1}
-        assert blas_threads() == before
-
-
-@pytest.mark.parametrize("states", [1, 8])
-def test_fitting_is_repeatable_and_makes_a_working_model(states):
+@pytest.mark.parametrize("has_trellis", [False, True])
+def test_fitting_is_repeatable_and_makes_working_coders(has_trellis):
     from dynenc.training.fit_coder import FitConfig, fit
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     latents = [np.random.default_rng(n).normal(0, 0.7, (4, 12, 13)) for n in range(3)]
     sizes = {"hidden": 4, "middle": 3, "neighbours": 5}
-    config = FitConfig("context", states, **sizes, samples=300, batch=32, iterations=4)
+    config = FitConfig("full", has_trellis, **sizes, samples=300, batch=32, iterations=4)
     tensors, again = fit(latents, config), fit(iter(latents), config)
     torch.set_num_threads(threads)
     assert all(np.array_equal(again[name], tensor) for name, tensor in tensors.items())
-    fitted = EntropyModel.of(tensors)
-    symbols = smooth(9, 10, 307)
-    assert np.array_equal(fitted.decode(fitted.encode(symbols, 307), 9, 10, 307), symbols)
-
-
-@pytest.mark.parametrize("wrong", [[[0, 1]], [[0, 1], [0, 0]], [[0, 4], [1, 0]], [0, 0]])
-def test_a_trellis_that_cannot_be_searched_is_refused(wrong):
-    with pytest.raises(WeightsError, match="trellis"):
-        EntropyModel.of(load(TABLES) | {"trellis": np.array(wrong, np.uint8)})
+    for which in (False, has_trellis):
+        fitted = EntropyCoder.of(tensors, has_trellis=which)
+        symbols = smooth(9, 10, 307)
+        assert np.array_equal(fitted.decode(fitted.encode(symbols, 307), 9, 10, 307), symbols)
 
 
 def test_weights_too_large_for_exact_sums_are_refused():
     tensors = load(TABLES)
-    tensors["3.hidden"] = np.full_like(tensors["3.hidden"], 9000)
+    tensors["plain.3.hidden"] = np.full_like(tensors["plain.3.hidden"], 9000)
     with pytest.raises(WeightsError):
-        EntropyModel.of(tensors)
+        EntropyCoder.of(tensors, has_trellis=False)
 
 
 @pytest.mark.parametrize("data", [b"", b"junk" * 9, TABLES[:99], TABLES[:-1]])
 def test_wrong_tables_are_refused(data):
     with pytest.raises(WeightsError):
-        EntropyModel.load(data)
+        EntropyCoder.load(data, has_trellis=False)

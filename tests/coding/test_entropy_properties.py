@@ -5,15 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dynenc import registry
-from dynenc.coding.entropy import LIMIT, EntropyModel
+from dynenc.coding.entropy import LIMIT, load_coder
 from dynenc.errors import Corrupt
 
-MODELS = [
-    EntropyModel.load(registry.read_file(registry.named(name, "coder")))
-    for name in registry.names("coder")
-]
-coders = st.sampled_from(MODELS)
+KINDS = (("fast", False), ("full", False), ("full", True))
+coders = st.sampled_from([load_coder(name, has_trellis=which) for name, which in KINDS])
 sides = st.integers(1, 11)
 steps = st.one_of(st.integers(77, 1229), st.integers(1, 65535))
 

@@ -29,7 +29,7 @@ from PIL import Image
 with atheris.instrument_imports(include=["dynenc"]):
     from dynenc import registry
     from dynenc.coding import bitstream
-    from dynenc.coding.entropy import EntropyModel
+    from dynenc.coding.entropy import EntropyCoder, load_coder
     from dynenc.errors import BitstreamError, LatentsError, WeightsError
 
 LIMIT_S = 0.5  # of processor time, for files of at most MAX_BYTES that declare MAX_PIXELS
@@ -50,23 +50,21 @@ def parser() -> Callable[[bytes], None]:
     def run(data: bytes) -> None:
         for blob in (data, sealed(data)):
             with contextlib.suppress(BitstreamError):
-                header, payload = bitstream.read(blob)
-                if not header.flags:
-                    assert bitstream.write(header, payload) == blob
+                header, payload, chunks = bitstream.read(blob)
+                if chunks or not header.flags & bitstream.HAS_CHUNKS:
+                    assert bitstream.write(header, payload, chunks) == blob
 
     return run
 
 
 def payload() -> Callable[[bytes], None]:
     """A target, as above."""
-    names = registry.names("coder")
-    coders = [
-        EntropyModel.load(registry.read_file(registry.named(name, "coder"))) for name in names
-    ]
+    kinds = ("fast", False), ("full", False), ("full", True)
+    coders = [load_coder(name, has_trellis=has_trellis) for name, has_trellis in kinds]
 
     def run(data: bytes) -> None:
         with contextlib.suppress(BitstreamError):
-            header, coded = bitstream.read(sealed(data), MAX_PIXELS)
+            header, coded, _ = bitstream.read(sealed(data), MAX_PIXELS)
             height, width = -(-header.height // 8), -(-header.width // 8)
             model = coders[header.coder_id % len(coders)]
             symbols = model.decode(coded, height, width, header.step_q)
@@ -120,8 +118,8 @@ def weights() -> Callable[[bytes], None]:
     path = Path(tempfile.mkdtemp(), "x.safetensors")
     names = [
         *networks.build(registry.MODELS["nano"]).state_dict(),
-        *(f"{stage}.{part}" for stage in (0, 5) for part in ("neighbours", "hidden", "bias")),
-        *("counts", "thresholds", "decoder.layers.0.weight", "decoder.conv_in.weight"),
+        *(f"plain.{stage}.{part}" for stage in (0, 5) for part in ("neighbours", "hidden", "bias")),
+        *("plain.counts", "thresholds", "decoder.layers.0.weight", "decoder.conv_in.weight"),
         *("vae.decoder.conv_in.weight", "first_stage_model.decoder.up.0.block.0.conv1.weight"),
         *(f"decoder.up_blocks.{i}.resnets.0.conv1.bias" for i in range(4)),
     ]
@@ -143,7 +141,7 @@ def weights() -> Callable[[bytes], None]:
         path.write_bytes(made)
         for load, source in (
             (networks.load_path, path),
-            (EntropyModel.load, made),
+            (lambda data: EntropyCoder.load(data, has_trellis=False), made),
             (external_vae.load_decoder, str(path)),
         ):
             with contextlib.suppress(WeightsError):

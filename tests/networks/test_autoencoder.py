@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from lat_helpers import read_latents
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
@@ -11,7 +12,6 @@ from typer.testing import CliRunner
 import dynenc
 from dynenc import Codec, metrics, registry
 from dynenc.cli.main import app
-from dynenc.codec import read_latents
 from dynenc.errors import BitstreamError, OtherLatents, WeightsError
 from dynenc.imaging import image
 from dynenc.networks.layers import DynamicBlock, DynamicConv
@@ -42,7 +42,7 @@ def test_its_file_names_it_and_is_decoded_by_its_own_decoder(photo_path):
     codec = Codec("autoencoder", device="cpu")
     blob = codec.encode(picture)
     header, _ = read_latents(blob)
-    assert registry.maker(header.model_id).name == "autoencoder"
+    assert registry.latent_model(header.model_id).name == "autoencoder"
     decoded = Codec("nano", device="cpu").decode(blob)  # whatever else the codec does
     figure = metrics.psnr_db(image.to_tensor(decoded), image.to_tensor(picture))
     assert figure > 22

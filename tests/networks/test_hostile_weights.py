@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from dynenc import registry
-from dynenc.coding.entropy import EntropyModel
+from dynenc.coding.entropy import EntropyCoder
 from dynenc.errors import WeightsError
 from dynenc.networks import loading
 from dynenc.networks.external_vae import load_decoder
 
 LOADERS = [
     loading.load_path,
-    lambda path: EntropyModel.load(path.read_bytes()),
+    lambda path: EntropyCoder.load(path.read_bytes(), has_trellis=True),
     lambda path: load_decoder(str(path)),
 ]
 

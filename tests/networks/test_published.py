@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from lat_helpers import read_latents
 from oracle_published import materialised
 from PIL import Image
 from safetensors import safe_open
@@ -16,7 +17,6 @@ from typer.testing import CliRunner
 
 from dynenc import Codec, load_encoder
 from dynenc.cli.main import app
-from dynenc.codec import read_latents
 from dynenc.errors import OutputExists, WeightsError
 from dynenc.networks import loading, published
 

@@ -1,0 +1,179 @@
+"""A .lat file as an object: parsed once, decoded to symbols, and passed on. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from dynenc import registry
+from dynenc.coding import bitstream, quantize
+from dynenc.coding.bitstream import Chunk, Header
+from dynenc.coding.entropy import EntropyCoder, load_coder
+from dynenc.coding.layout import Floats, Ints
+from dynenc.errors import BitstreamError, UnknownModel
+from dynenc.io import storage
+
+FLAT = 1.5  # bits a latent; below it the plain lattice may be cheaper, as constants repeat on it
+BIT_COST = 0.09  # squared error, in squared steps, that a bit is worth when choosing a lattice
+
+
+@dataclass(frozen=True, eq=False)
+class LatFile:
+    """A valid .lat file: what its bytes say, and the symbols of its payload."""
+
+    header: Header
+    symbols: Ints  # [C, h, w]
+    payload: bytes  # the symbols, coded
+    chunks: Sequence[Chunk] = ()
+
+    @classmethod
+    def parse(cls, blob: bytes, *, max_pixels: int = bitstream.MAX_PIXELS) -> LatFile:
+        """Read a whole file.
+
+        Integers alone decide how the payload is read, so symbols and latents are the same on every
+        machine.
+        Raises: BitstreamError and nothing else, whatever the bytes.
+        """
+        header, payload, chunks = bitstream.read(blob, max_pixels)
+        size = model_of(header).space.size(header.height, header.width)
+        symbols = coder_of(header).decode(payload, *size, header.step_q)
+        return cls(header, symbols, payload, chunks)
+
+    @classmethod
+    def open(cls, source: str, *, max_pixels: int = bitstream.MAX_PIXELS) -> LatFile:
+        """Read the file at a path or URL, or on stdin for '-'; raises BitstreamError."""
+        return cls.parse(read_bytes(source), max_pixels=max_pixels)
+
+    @classmethod
+    def of_symbols(
+        cls,
+        symbols: Ints,
+        coder: EntropyCoder,
+        size: tuple[int, int],
+        step_q: int,
+        model: registry.Model,
+        chunks: Sequence[Chunk] = (),
+    ) -> LatFile:
+        """The file of symbols [C, h, w], coded.
+
+        Args:
+            coder: one of `load_coder`.
+            size: width and height of the image, px, 1..65535.
+            step_q: quantiser step in 1/1024 of a latent unit, 1..65535.
+            model: one of `registry.LATENT_MODELS`.
+            chunks: as `metadata.to_chunks` returns them.
+        """
+        flags = bitstream.HAS_TRELLIS if coder.has_trellis else 0
+        header = Header(*size, step_q, model.number, coder.coder_id, flags)
+        return cls(header, symbols, coder.encode(symbols, step_q), chunks)
+
+    @classmethod
+    def of_latents(
+        cls,
+        latents: Floats,
+        size: tuple[int, int],
+        step_q: int,
+        model: registry.Model,
+        chunks: Sequence[Chunk] = (),
+    ) -> LatFile:
+        """Quantise latents [C, h, w] and code them; the other arguments are those of `of_symbols`.
+
+        Flat latents are put on the plain lattice where that is cheaper.
+        """
+
+        def on(coder: EntropyCoder) -> LatFile:
+            symbols = quantize.to_symbols(latents, step_q, coder)
+            return cls.of_symbols(symbols, coder, size, step_q, model, chunks)
+
+        def cost(file: LatFile) -> float:
+            return file.squared_error(latents) + BIT_COST * 8 * len(file.payload)
+
+        file = on(default_coder(model))
+        if file.header.has_trellis and 8 * len(file.payload) < FLAT * latents.size:
+            file = min(file, on(load_coder(model.coder, has_trellis=False)), key=cost)
+        return file
+
+    @classmethod
+    def of_quantized(
+        cls, latents: Floats, size: tuple[int, int], step_q: int, model: registry.Model
+    ) -> LatFile:
+        """Code latents [C, h, w] that were quantised with this step before, on either lattice.
+
+        They keep their values: the lattice is the one they are on. Ties go to the model's default.
+        """
+        full = (load_coder("full", has_trellis=which) for which in (True, False))
+        choices = [
+            (quantize.to_nearest(latents, step_q, coder), coder)
+            for coder in dict.fromkeys((default_coder(model), *full))
+        ]
+
+        def error(choice: tuple[Ints, EntropyCoder]) -> float:
+            symbols, coder = choice
+            return quantize.squared_error(latents, symbols, step_q, coder)
+
+        return cls.of_symbols(*min(choices, key=error), size, step_q, model)
+
+    @cached_property
+    def latents(self) -> Floats:
+        """The latents [C, h, w], scaled as the space's diffusion model takes them."""
+        return quantize.from_symbols(self.symbols, self.header.step_q, coder_of(self.header))
+
+    @property
+    def model(self) -> registry.Model:
+        """The model that the latents are of."""
+        return model_of(self.header)
+
+    @property
+    def coder(self) -> EntropyCoder:
+        """The entropy coder of the payload."""
+        return coder_of(self.header)
+
+    def squared_error(self, latents: Floats) -> float:
+        """Sum of the squared differences from latents [C, h, w], in squared steps."""
+        return quantize.squared_error(latents, self.symbols, self.header.step_q, self.coder)
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        return bitstream.write(self.header, self.payload, self.chunks)
+
+
+def default_coder(model: registry.Model) -> EntropyCoder:
+    """The coder that new files of a model's latents are written with."""
+    return load_coder(model.coder, has_trellis=model.has_trellis)
+
+
+def coder_of(header: Header) -> EntropyCoder:
+    """The entropy coder of a file; raises UnknownModel."""
+    coder = registry.numbered(header.coder_id, "coder")
+    if coder is None or header.has_trellis > coder.has_trellis:
+        which = f"{header.coder_id}{' with a trellis' if header.has_trellis else ''}"
+        raise UnknownModel(
+            f"the file was written with entropy coder {which}, unknown: update dynenc"
+        )
+    return load_coder(coder.name, has_trellis=header.has_trellis)
+
+
+def model_of(header: Header) -> registry.Model:
+    """The model that the latents of a file are of; raises UnknownModel."""
+    model = registry.latent_model(header.model_id)
+    if model is None:
+        raise UnknownModel(
+            f"the file was written by encoder {header.model_id}, unknown here: update dynenc"
+        )
+    return model
+
+
+def read_bytes(source: str) -> bytes:
+    """The bytes of a .lat file, of a URL, or of stdin for '-'; raises BitstreamError.
+
+    Of a file that does not begin like one, however long, only the beginning.
+    """
+    try:
+        with storage.reading(source) as file:
+            start = file.read(len(bitstream.MAGIC))
+            if start != bitstream.MAGIC:
+                return start
+            return start + storage.read_at_most(file, bitstream.MAX_BYTES - len(start), source)
+    except OSError as exc:
+        raise BitstreamError(f"{source} cannot be read: {exc.strerror}") from exc

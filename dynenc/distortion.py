@@ -1,0 +1,148 @@
+"""How far decoded latents are from an image: the distortion that refinement minimises.
+
+Squared error alone would blur, and exploit the decoder. So the features that an encoder extracts
+from the decoded image count as well, as those of deep networks agree better with perception than
+pixels do (Johnson et al., "Perceptual Losses for Real-Time Style Transfer", 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynenc.coding.layout import Floats
+from dynenc.imaging.image import pad
+from dynenc.latent_space import SD1
+from dynenc.networks.encoder import Encoder
+
+if TYPE_CHECKING:
+    from dynenc.networks.external_vae import Decoder
+
+STRUCTURE_WEIGHT = 0.0185  # of the loss of structure, beside the squared error of pixels
+FEATURE_WEIGHT = 4.0  # of the squared error of features
+SCALES, BLOCK = 3, 8  # octaves on which structure is compared, and px, side of its blocks
+MARGIN = 12  # latents decoded around a window, so that its border is as in the whole image
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of the latents that is decoded by itself, and the part of the image it stands for."""
+
+    latents: tuple[slice, slice]  # decoded; with a margin
+    patches: tuple[slice, slice]  # those of them whose pixels are compared
+    inner: tuple[slice, slice]  # px, the same within the decoded window
+    pixels: tuple[slice, slice]  # px, the same within the image
+
+
+class Distortion:
+    """The distortion of latents in relation to one image.
+
+    Args:
+        image: [1, 3, H, W] in [-1, 1], on the decoder's device.
+        feature_encoder: its features are compared; see `Encoder.features`.
+        decoder: any decoder; only its output is used, and its gradient.
+    """
+
+    def __init__(self, image: Tensor, feature_encoder: Encoder, decoder: Decoder) -> None:
+        self.image, self.feature_encoder, self.decoder = image, feature_encoder, decoder
+        self.windows = list(windows(image.shape[-2], image.shape[-1], window_side(decoder)))
+        with torch.no_grad():
+            parts = [pad(image[(..., *window.pixels)]) for window in self.windows]
+            self.target_features = [feature_encoder.features(part) for part in parts]
+
+    def of(self, latents: Tensor) -> Floats:
+        """Sums over the pixels of each patch, [h, w], of latents [1, 4, h, w].
+
+        If the latents require a gradient, that of the total is added to theirs. Window by window,
+        so that the memory of each is freed before the next.
+        """
+        found = np.empty(latents.shape[-2:], np.float32)
+        for window, features in zip(self.windows, self.target_features, strict=True):
+            with torch.set_grad_enabled(latents.requires_grad):
+                decoded = self.decoder(latents[(..., *window.latents)])
+                decoded = decoded[(..., *window.inner)].clamp(-1, 1)
+                target = self.image[(..., *window.pixels)]
+                distances = distortion(decoded, target, self.feature_encoder, features)
+            if latents.requires_grad:
+                distances.sum().backward()
+            found[window.patches] = distances.detach().cpu().numpy()
+        return found
+
+    def with_gradient(self, latents: Tensor) -> tuple[Floats, Tensor]:
+        """As `of`, and the gradient of the total, [1, 4, h, w]."""
+        leaf = latents.detach().requires_grad_()
+        leaf.grad = torch.zeros_like(leaf)
+        return self.of(leaf), leaf.grad
+
+
+def distortion(
+    decoded: Tensor, original: Tensor, feature_encoder: Encoder, target_features: Tensor
+) -> Tensor:
+    """How far one image is from another, summed over the pixels of each patch: [H/8, W/8].
+
+    The squared error of pixels; that of an encoder's features; and the contrast and structure lost
+    in 8x8 blocks of three octaves (second term of SSIM, Wang et al. 2004), which keeps texture that
+    squared error alone blurs.
+
+    Args:
+        decoded, original: [1, 3, H, W] in [-1, 1].
+        target_features: those of the padded original.
+    """
+
+    def by_patch(errors: Tensor) -> Tensor:
+        height, width = target_features.shape[-2:]
+        return F.adaptive_avg_pool2d(errors.mean(1), (height, width))[0]
+
+    total = by_patch((pad(decoded) - pad(original)).square())
+    features = feature_encoder.features(pad(decoded))
+    total = total + FEATURE_WEIGHT * by_patch((features - target_features).square())
+    for scale in range(SCALES):
+        if scale:
+            decoded, original = F.avg_pool2d(decoded, 2), F.avg_pool2d(original, 2)
+        if min(original.shape[-2:]) < BLOCK:
+            break
+        total = total + STRUCTURE_WEIGHT / SCALES * by_patch(1 - _structure(decoded, original))
+    return total * SD1.patch**2
+
+
+def _structure(one: Tensor, two: Tensor) -> Tensor:
+    """SSIM's contrast and structure term of overlapping blocks."""
+
+    def mean(image: Tensor) -> Tensor:
+        return F.avg_pool2d(image, BLOCK, BLOCK // 2)
+
+    mean_one, mean_two = mean(one), mean(two)
+    variances = mean(one * one) - mean_one**2 + mean(two * two) - mean_two**2
+    covariance = mean(one * two) - mean_one * mean_two
+    constant = 2 * 0.03**2 * 2  # SSIM's C2, for values of range 2, doubled
+    return (2 * covariance + constant) / (variances + constant)
+
+
+def window_side(decoder: Decoder) -> int:
+    """Side of a decoder's windows, in latents; with their margins they fit into its tile."""
+    return decoder.tile // 2
+
+
+def windows(height: int, width: int, side: int) -> Iterator[Window]:
+    """Windows of at most side x side latents, of nearly equal sizes, for an image of that size."""
+    for rows in _windows_1d(height, side):
+        for columns in _windows_1d(width, side):
+            yield Window(*zip(rows, columns, strict=True))
+
+
+def _windows_1d(pixels: int, side: int) -> Iterator[tuple[slice, slice, slice, slice]]:
+    """The slices of `Window` in one dimension."""
+    length = -(-pixels // SD1.patch)
+    count = -(-length // side)
+    for first, last in pairwise(i * length // count for i in range(count + 1)):
+        begin, end = max(0, first - MARGIN), min(length, last + MARGIN)
+        start, stop = first * SD1.patch, min(last * SD1.patch, pixels)
+        inner = slice(start - begin * SD1.patch, stop - begin * SD1.patch)
+        yield slice(begin, end), slice(first, last), inner, slice(start, stop)
