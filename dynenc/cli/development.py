@@ -15,7 +15,7 @@ SECTION = Section("Develop")
 @SECTION.command(
     "train",
     "dynenc train light --data photos/ --teacher taesd/ --run runs/light -o light.safetensors",
-    "dynenc train wide --data photos/ --teacher taesd/ --run runs/c -o entropy.safetensors",
+    "dynenc train full --data photos/ --teacher taesd/ --run runs/c -o entropy.safetensors",
 )
 def train(
     preset: Annotated[

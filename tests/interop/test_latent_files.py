@@ -107,7 +107,7 @@ def test_safetensors_says_what_it_holds(read):
         "width": "33",
         "height": "40",
         "encoder": "light",
-        "step": "0.2998046875",
+        "step": "0.3359375",
     }
 
 
