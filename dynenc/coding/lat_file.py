@@ -62,7 +62,7 @@ class LatFile:
             size: width and height of the image, px, 1..65535.
             step_q: quantiser step in 1/1024 of a latent unit, 1..65535.
             model: one of `registry.LATENT_MODELS`.
-            chunks: as `metadata.to_chunks` returns them.
+            chunks: as `extras.to_chunks` returns them.
         """
         flags = bitstream.HAS_TRELLIS if coder.has_trellis else 0
         header = Header(*size, step_q, model.number, coder.coder_id, flags)
