@@ -158,14 +158,36 @@ def test_nothing_is_left_of_a_page_that_fails(photo, monkeypatch, arguments, cod
     assert (photo.parent / "there.html").read_text() == "keep"
 
 
+def browse(page, folder, size, *options):
+    """Show a page in a browser window of "width,height"; its standard output."""
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command += [f"--window-size={size}", "--virtual-time-budget=2000", f"--user-data-dir={folder}"]
+    command += [*options, page.as_uri()]
+    return subprocess.run(command, check=True, timeout=120, capture_output=True, text=True).stdout
+
+
 def screenshot(page, folder):
     """A page of 800x600 as a browser draws it."""
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    options += ["--window-size=800,600", "--virtual-time-budget=2000", f"--user-data-dir={folder}"]
-    shot = folder / "shot.png"
-    command = [BROWSER, *options, f"--screenshot={shot}", page.as_uri()]
-    subprocess.run(command, check=True, timeout=120, capture_output=True)
-    return np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    browse(page, folder, "800,600", f"--screenshot={folder / 'shot.png'}")
+    return np.asarray(Image.open(folder / "shot.png").convert("RGB")).astype(int)
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium here")
+@pytest.mark.parametrize("width", [500, 1200])  # a phone, as narrow as Chromium allows, and a desk
+def test_all_figures_fit_into_the_window(photo, tmp_path, lpips_path, vgg_path, width):
+    page = tmp_path / "page.html"
+    weights = ["--lpips", lpips_path, "--vgg", vgg_path]
+    (long := tmp_path / f"{'a long name ' * 8}.png").write_bytes(photo.read_bytes())
+    run("compare", photo, long, "-Q", 50, *weights, "-d", "embedded", "-o", page)
+    script = """show(0); document.title = JSON.stringify([innerWidth,
+        document.documentElement.scrollWidth, ...[...document.querySelectorAll("td, .tools > *")]
+        .map(e => e.getBoundingClientRect().right)].map(Math.round));"""
+    page.write_text(page.read_text().replace("\nshow(0);", f"\n{script}"))
+    dom = browse(page, tmp_path / "profile", f"{width},800", "--dump-dom")
+    window, scrolled, *right = json.loads(re.search("<title>(.*?)</title>", dom)[1])
+    assert scrolled == window == width
+    assert len(right) == 2 * 7 + 5  # no MS-SSIM of so small a picture
+    assert max(right) <= width, right
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium here")
