@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dynenc.cli import console
+from dynenc.errors import DynencError
 
 Function = Callable[..., None]
 RANGE = re.compile(r"  \[(\d+<=)?x[<>]=\d+\]|; (\d+<=)?x[<>]=\d+(?=\])")
@@ -66,13 +67,11 @@ class Program(TyperGroup):
         """Run; a stdout that cannot be written ends it with one line, whatever was printed."""
         console.occupy_standard_streams()
         try:
-            return super().main(*args, **kwargs)
-        except OSError as exc:
-            error = console.stdout_error(exc)
-            if error is None:
-                raise
-            console.tell(f"dynenc: {error.sentence}")
-            sys.exit(error.exit_code)
+            with console.guarded_stdout():
+                return super().main(*args, **kwargs)
+        except DynencError as exc:  # of --help and --version; commands have a session
+            console.tell(f"dynenc: {exc.sentence}")
+            sys.exit(exc.exit_code)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of the commands, in the order declared."""

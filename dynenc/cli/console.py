@@ -56,7 +56,7 @@ def show(*lines: str, to_stderr: bool = False) -> None:
 
     Args:
         to_stderr: print them as messages, because the output itself goes to stdout.
-    Raises: OutputError if stdout is closed; OSError if it cannot be written, see `stdout_error`.
+    Raises: OutputError if stdout is closed or cannot be written.
     """
     if to_stderr:
         for line in lines:
@@ -66,13 +66,16 @@ def show(*lines: str, to_stderr: bool = False) -> None:
         raise OutputError("standard output is closed")
     is_terminal = sys.stdout.isatty()
     for line in lines:
-        typer.echo(quoted(line) if is_terminal else line)
+        sys.stdout.write((quoted(line) if is_terminal else line) + "\n")
+    sys.stdout.flush()
 
 
 def tell(message: str) -> None:
     """Print a message on stderr, in one line whatever names it holds."""
-    with suppress(OSError):  # nobody could be told
-        typer.echo(quoted(message), err=True)
+    if sys.stderr is not None:
+        with suppress(OSError):  # nobody can be told
+            sys.stderr.write(quoted(message) + "\n")
+            sys.stderr.flush()
 
 
 class _Formatter(logging.Formatter):
@@ -94,11 +97,6 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     logger = logging.getLogger("dynenc")
     logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     logger.addHandler(handler)
-    stdout = sys.stdout if isinstance(sys.stdout, io.TextIOWrapper) else None
-    errors = stdout.errors if stdout else None
-    if stdout:
-        codecs.register_error(STDOUT_ERRORS, _encode_name)
-        stdout.reconfigure(errors=STDOUT_ERRORS)
     try:
         yield
     except DynencError as exc:
@@ -110,25 +108,60 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         signal.signal(signal.SIGTERM, before)
-        if stdout and not stdout.closed:
-            stdout.reconfigure(errors=errors)
 
 
-def stdout_error(exc: OSError) -> OutputError | None:
-    """The error to report if `exc` came from writing to stdout, else None.
+class _Stdout(io.TextIOWrapper):
+    """Standard output whose failures are errors of dynenc; a closed pipe is left to Typer."""
 
-    What could not be written is still in the buffer of stdout, so flushing it fails again; it is
-    then thrown away, as Python would otherwise complain once more when it exits.
-    """
-    if sys.stdout is None:
-        return None
+    def write(self, text: str) -> int:
+        """Write; raises OutputError."""
+        with _translated():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """Flush; raises OutputError."""
+        with _translated():
+            super().flush()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
     try:
-        sys.stdout.flush()
-    except OSError:
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DiskFull(f"standard output cannot be written: {exc.strerror or exc}")
-    return None
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        raise DiskFull(f"standard output cannot be written: {exc.strerror or exc}") from exc
+
+
+@contextmanager
+def guarded_stdout() -> Iterator[None]:
+    """Within, writing to stdout raises OutputError, and file names never fail for their encoding.
+
+    A name that the encoding of stdout does not have is escaped, its undecodable bytes pass.
+    """
+    plain = sys.stdout
+    if not isinstance(plain, io.TextIOWrapper):  # closed, or a host program's own
+        yield
+        return
+    codecs.register_error(STDOUT_ERRORS, _encode_name)
+    plain.flush()
+    sys.stdout = guarded = _Stdout(
+        plain.buffer,
+        plain.encoding,
+        STDOUT_ERRORS,
+        line_buffering=plain.line_buffering,
+        write_through=plain.write_through,
+    )
+    try:
+        yield
+    finally:
+        sys.stdout = plain
+        try:
+            guarded.detach()  # flushes
+        except (OSError, OutputError):  # said already; Python would say it again when it exits
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), plain.fileno())
 
 
 def occupy_standard_streams() -> None:

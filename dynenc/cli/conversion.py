@@ -231,11 +231,11 @@ def convert(
         arguments: of `dynenc.convert`.
     """
     with console.session(quiet=messages.quiet, verbose=messages.verbose):
+        existing = placement.existing
+        _refuse_terminals(task, inputs, placement)
         from dynenc.batch.convert import convert
         from dynenc.cli.report import Reporter, shows_colours
 
-        existing = placement.existing
-        _refuse_terminals(task, inputs, placement)
         if show and shows_colours():
             arguments["preview"] = shutil.get_terminal_size().columns
         elif show:
