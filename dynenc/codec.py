@@ -21,7 +21,7 @@ from dynenc.coding.bitstream import Chunk
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import Goal
 from dynenc.errors import DeviceError, OtherLatents, UsageError
-from dynenc.imaging import extras, image
+from dynenc.imaging import extras, image, pixels
 from dynenc.imaging.image import Picture
 from dynenc.latent_space import SD1
 from dynenc.networks import loading
@@ -175,7 +175,7 @@ class Codec:
         Raises: ImageError if the image cannot be read, has a side of 0 or above 65,535 px, or
             another shape or dtype; UsageError if an argument is out of range; OutOfMemory if there
             is too little for the effort.
-        Warns: PictureWarning of what cannot be kept; see `image.to_plain`, `metadata.of`.
+        Warns: PictureWarning of what cannot be kept; see `pixels.to_plain`, `metadata.of`.
         """
         goal = rate_control.goal(
             quality, target_bpp=target_bpp, target_size=target_size, target_psnr=target_psnr
@@ -204,7 +204,7 @@ class Codec:
         """
         if effort not in range(len(STAGES) + 1):
             raise UsageError(f"effort {effort} is not within 0..{len(STAGES)}")
-        pictures = [image.to_plain(p) if isinstance(p, Image.Image) else p for p in pictures]
+        pictures = [pixels.to_plain(p) if isinstance(p, Image.Image) else p for p in pictures]
         chunks = [
             extras.to_chunks(extras.of(picture, keep_metadata=keep_metadata))
             if isinstance(picture, Image.Image)

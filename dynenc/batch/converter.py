@@ -38,7 +38,7 @@ from dynenc.errors import (
     UsageError,
     WeightsError,
 )
-from dynenc.imaging import extras, formats, image, notes, preview, save
+from dynenc.imaging import extras, formats, image, notes, pixels, preview, save
 from dynenc.imaging.extras import Extras
 from dynenc.interop import latent_files
 from dynenc.io import shards, storage
@@ -350,7 +350,7 @@ class Converter:
         blob, middle = encoded.blob, time.perf_counter()
         decoded = codec.decode(blob, max_pixels=sys.maxsize)
         done = time.perf_counter()
-        tensors = [image.to_tensor(image.to_rgb(each)) for each in (decoded, picture)]
+        tensors = [image.to_tensor(pixels.to_rgb(each)) for each in (decoded, picture)]
         width, height = picture.size
         figures = Roundtrip(
             image=item.source,

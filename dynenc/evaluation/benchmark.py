@@ -22,7 +22,7 @@ from dynenc.evaluation import peers
 from dynenc.evaluation.curves import Curve, Evaluation
 from dynenc.evaluation.measure import Measure, means
 from dynenc.evaluation.peers import Peer
-from dynenc.imaging import image
+from dynenc.imaging import image, pixels
 from dynenc.imaging.sources import open_rgb
 from dynenc.networks.external_vae import load_teacher
 
@@ -83,7 +83,7 @@ def _candidate(name: str, codec: Codec, qualities: Sequence[float], effort: int 
         return codec.encode(picture, quality=quality, effort=effort)
 
     def decode(blob: bytes) -> Image.Image:
-        return image.to_rgb(codec.decode(blob))
+        return pixels.to_rgb(codec.decode(blob))
 
     return Candidate(name, f"dynenc {__version__}", qualities, encode, decode)
 

@@ -18,7 +18,7 @@ from dynenc.coding import lat_file
 from dynenc.errors import DynencError, ImageError, UsageError
 from dynenc.evaluation import peers
 from dynenc.evaluation.measure import Measure
-from dynenc.imaging import image
+from dynenc.imaging import pixels
 from dynenc.imaging.sources import open_rgb
 
 PLACEHOLDER = "<!--PICTURES-->"  # where the template holds them
@@ -134,7 +134,7 @@ def _read(files: Sequence[Path], codec: Codec) -> Iterator[Coded]:
     for path in files:
         if path.suffix.lower() == ".lat":
             blob = lat_file.read_bytes(str(path))
-            yield Coded(path.name, blob, image.to_rgb(codec.decode(blob)))
+            yield Coded(path.name, blob, pixels.to_rgb(codec.decode(blob)))
         else:
             picture = open_rgb(path)
             yield Coded(path.name, path.read_bytes(), picture)
@@ -143,7 +143,7 @@ def _read(files: Sequence[Path], codec: Codec) -> Iterator[Coded]:
 def _encode(picture: Image.Image, codec: Codec, qualities: Sequence[float]) -> Iterator[Coded]:
     for quality in qualities:
         blob = codec.encode(picture, quality=quality)
-        rebuilt = image.to_rgb(codec.decode(blob))
+        rebuilt = pixels.to_rgb(codec.decode(blob))
         yield Coded(f"{codec.model.name}, quality {quality:g}", blob, rebuilt)
 
 

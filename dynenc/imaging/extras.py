@@ -48,7 +48,7 @@ class Extras:
 
 
 def of(image: Image.Image, *, keep_metadata: bool) -> Extras:
-    """The extras of an image that `image.to_plain` gave; its metadata only if asked for."""
+    """The extras of an image that `pixels.to_plain` gave; its metadata only if asked for."""
     return Extras(
         is_grey=image.mode in ("L", "LA"),
         alpha=image.getchannel("A") if image.mode in ("LA", "RGBA") else None,

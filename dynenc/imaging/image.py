@@ -2,6 +2,9 @@
 
 import io
 import re
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -9,22 +12,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from dynenc.coding.bitstream import MAX_PIXELS, MAX_SIDE
 from dynenc.errors import ImageError
-from dynenc.imaging import colour, exif, formats, metadata
-from dynenc.imaging.ifd import Structure
+from dynenc.imaging import exif, formats, metadata, png, signals, tiff
 from dynenc.imaging.metadata import MAX_METADATA, SOURCE_PROFILE
 from dynenc.imaging.notes import note
+from dynenc.imaging.pixels import to_plain
+from dynenc.imaging.samples import reduced
 from dynenc.latent_space import SD1
 from dynenc.networks.encoder import to_floats
 
 Picture = Image.Image | npt.NDArray[np.uint8] | Tensor  # any mode; [H, W, 3]; [1, 3, H, W]
 
-WIDE_MODES = {"I;16", "I;16B", "I;16L", "I", "F"}  # of more than 8 bits; only grey ones exist
-Array = npt.NDArray[Any]
 Transpose = Image.Transpose
 TURNS = {  # EXIF orientation: what turns the image upright
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -36,7 +39,21 @@ TURNS = {  # EXIF orientation: what turns the image upright
     8: Transpose.ROTATE_90,
 }
 ORIENTATION_IN_XMP = re.compile(rb"tiff:Orientation(?:=[\"']|>)([2-8])[\"'<]")
-GREY_MODES = WIDE_MODES | {"1", "L", "LA", "La"}
+HEAD = 2**16  # bytes in which boxes and segments that describe an image are looked for
+BOXED = ("AVIF", "HEIF")  # formats
+COLOUR_BOX = b"colrnclx"  # of AVIF and HEIF: type of the box and of its content
+GAIN_MAPS = (b"hdrgm:", b"hdrgainmap", b"urn:iso:std:iso:ts:21496")
+GAIN_MAP_ITEM = b"tmap"  # of AVIF and HEIF
+DEEP = re.compile(r"(?:L|LA|RGB|RGBA|RGBX|RGBa|CMYK);16[BLN]|'(?:RGB|RGBA)', 65535")
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """Those of `open_image`."""
+
+    max_pixels: int
+    keep_metadata: bool
+    truncated: bool
 
 
 def open_image(
@@ -45,6 +62,7 @@ def open_image(
     name: str = "",
     max_pixels: int = MAX_PIXELS,
     keep_metadata: bool = False,
+    truncated: bool = False,
 ) -> Image.Image:
     """Read an image file, upright, as `to_plain` gives it: the one way images are read.
 
@@ -52,7 +70,8 @@ def open_image(
         source: path, content, or seekable file.
         name: of the file, for messages; without it the path.
         max_pixels: refuse images that declare more pixels.
-        keep_metadata: keep in `info` what `metadata.metadata` can keep, and nothing else.
+        truncated: of a file that is cut short, take the pixels that are there, with a note.
+        keep_metadata: keep in `info` what `metadata.of` can keep, and nothing else.
     Raises: ImageError if the file is missing, of no format that is opened, damaged, or too large.
     """
     if isinstance(source, str | Path):
@@ -60,7 +79,11 @@ def open_image(
         try:
             with Path(source).open("rb") as file:
                 return open_image(
-                    file, name=name, max_pixels=max_pixels, keep_metadata=keep_metadata
+                    file,
+                    name=name,
+                    max_pixels=max_pixels,
+                    keep_metadata=keep_metadata,
+                    truncated=truncated,
                 )
         except FileNotFoundError as exc:
             raise ImageError(f"{name} does not exist") from exc
@@ -69,49 +92,150 @@ def open_image(
     name = name or "the input"
     try:
         opened = io.BytesIO(source) if isinstance(source, bytes) else source
-        return _read(opened, name, max_pixels, keep_metadata)
-    except ImageError:
-        raise
+        return _read(opened, name, _Options(max_pixels, keep_metadata, truncated))
+    except ImageError as exc:
+        if str(exc).startswith(name):
+            raise
+        raise ImageError(f"{name}: {exc}", hint=exc.hint) from exc
     except Exception as exc:  # Pillow's plugins raise whatever a damaged file makes them trip over
         reason = str(exc) or type(exc).__name__
         raise ImageError(f"{name} cannot be read as an image: {reason}") from exc
 
 
-def _read(file: BinaryIO, name: str, max_pixels: int, keep_metadata: bool) -> Image.Image:
+def _read(file: BinaryIO, name: str, options: _Options) -> Image.Image:
+    """Read an open file, a PNG file again without its metadata if that is what Pillow refuses."""
+    try:
+        return _decoded(file, name, options)
+    except (ImageError, MemoryError):
+        raise
+    except Exception:
+        if not png.is_png(file):
+            raise
+        plain_file, profile = png.without_metadata(file)
+        image = _decoded(plain_file, name, options, profile)
+        note(
+            "texts or a colour profile of the PNG file are too large or damaged: texts are left out"
+        )
+        return image
+
+
+def _decoded(file: BinaryIO, name: str, options: _Options, profile: bytes = b"") -> Image.Image:
+    """An image as `open_image` gives it; its file may be cut short if the options allow that."""
     with formats.open_file(file, name) as picture:
-        if (pixels := picture.width * picture.height) > max_pixels:
-            raise ImageError(
-                f"{name} declares {pixels} pixels, the limit is {max_pixels}",
-                hint="raise --max-pixels if you trust it",
-            )
-        if ";16" in str(picture.tile) and picture.mode not in WIDE_MODES:
-            note("more than 8 bits a channel are reduced to 8")
+        _check_size(picture, name, options.max_pixels)
+        head = _head(file)
         if isinstance(picture, TiffImageFile):
-            picture.info["exif"], dropped = _tiff_exif(file, picture.tag_v2.offset)
-            for tag in dropped if keep_metadata else ():
-                note(f"tag {metadata.tag_name(tag)} is left out: it is damaged or too large")
-        picture.load()
+            _prepare_tiff(picture, file, name, options)
+        else:
+            _note_other_images(picture, head)
+        if DEEP.search(str(picture.tile)):
+            note("more than 8 bits a channel are reduced to 8")
+        _correct_png(picture)
+        _load(picture, options.truncated)
+        if profile:
+            picture.info["icc_profile"] = profile
+        is_signalled = _apply_signals(picture, file, head)
         texts = metadata.texts(picture.info)
         picture.info = {key: value for key, value in picture.info.items() if key not in texts}
-        upright = _upright(picture)
-        plain = to_plain(upright)
+        plain = to_plain(_upright(_narrowed(picture)))
+    if is_signalled:
+        plain.info.pop(SOURCE_PROFILE, None)
     for keyword, text in texts.items():
         plain.info.setdefault(keyword, text)
-    plain.info = metadata.to_info(metadata.of(plain, is_upright=True)) if keep_metadata else {}
+    kept = metadata.of(plain, is_upright=True) if options.keep_metadata else metadata.Metadata()
+    plain.info = metadata.to_info(kept)
     return plain
 
 
-def _tiff_exif(file: BinaryIO, start: int) -> tuple[bytes, list[int]]:
-    """The EXIF of a directory of a TIFF file, where it is all over the file, and dropped tags."""
+def _check_size(picture: Image.Image, name: str, max_pixels: int) -> None:
+    if (pixels := picture.width * picture.height) > max_pixels:
+        raise ImageError(
+            f"{name} declares {pixels} pixels, the limit is {max_pixels}",
+            hint="raise --max-pixels if you trust it",
+        )
 
-    def read_at(offset: int, n_bytes: int) -> bytes:
-        file.seek(min(offset, 2**62))
-        return file.read(n_bytes)
 
+def _head(file: BinaryIO) -> bytes:
+    position = file.tell()
+    file.seek(0)
+    head = file.read(HEAD)
+    file.seek(position)
+    return head
+
+
+def _load(picture: ImageFile, truncated: bool) -> None:
+    """Decode the pixels; of a file that is cut short what is there, if that is wanted."""
     try:
-        return exif.of_tiff(Structure.of(read_at(0, 16)), read_at, start, MAX_METADATA)
-    except ValueError:
-        return b"", []
+        picture.load()
+    except (OSError, SyntaxError, EOFError) as exc:
+        if not truncated:
+            raise
+        picture.tile = []  # what was decoded before the end is there
+        note(f"the file is cut short or damaged, and only a part of its pixels is there: {exc}")
+        picture.load()
+
+
+def _prepare_tiff(picture: TiffImageFile, file: BinaryIO, name: str, options: _Options) -> None:
+    """Turn to the right page of a TIFF file, refuse what Pillow misreads, and read its EXIF."""
+    reader = tiff.Tiff(file)
+    tiff.choose_page(picture, reader)
+    _check_size(picture, name, options.max_pixels)
+    tiff.refuse_unreadable(picture)
+    with suppress(ValueError):
+        picture.info["exif"], dropped = reader.exif(picture.tag_v2.offset, MAX_METADATA)
+        for tag in dropped if options.keep_metadata else ():
+            note(f"tag {metadata.tag_name(tag)} is left out: it is damaged or too large")
+
+
+def _note_other_images(picture: ImageFile, head: bytes) -> None:
+    """Note animations, further images and gain maps, of which only the main image is read."""
+    marks = (*GAIN_MAPS, GAIN_MAP_ITEM) if picture.format in BOXED else GAIN_MAPS
+    has_gain_map = any(mark in head for mark in marks)
+    if has_gain_map:
+        note("an HDR gain map is left out")
+    if picture.format != "PSD" and getattr(picture, "is_animated", False):
+        if picture.format == "MPO" and has_gain_map and getattr(picture, "n_frames", 0) == 2:
+            return
+        what = "further images" if picture.format in ("MPO", "HEIF", "DCX") else "frames"
+        note(f"{what} are left out: all but the first")
+
+
+def _correct_png(picture: ImageFile) -> None:
+    value = picture.info.get("transparency")
+    if picture.format == "PNG" and picture.tile and not isinstance(value, str | bytes | None):
+        rawmode = picture.tile[0][3]
+        picture.info["transparency"] = png.transparent_value(value, str(rawmode))
+
+
+def _apply_signals(picture: ImageFile, file: BinaryIO, head: bytes) -> bool:
+    """Give an image the profile of colours that its file tells by numbers; whether it has one."""
+    info, profile = picture.info, b""
+    has_profile = isinstance(info.get("icc_profile"), bytes) and info["icc_profile"]
+    if picture.format == "PNG":
+        cicp = png.data_of(file, b"cICP")
+        if len(cicp) >= 4:
+            profile = signals.of_cicp(cicp[0], cicp[1])
+            info.pop("icc_profile", None)
+        elif not has_profile and not isinstance(info.get("srgb"), int):
+            profile = signals.of_png(info.get("gamma"), info.get("chromaticity"))
+    elif picture.format in BOXED and not has_profile:
+        box = head.partition(COLOUR_BOX)[2]
+        if len(box) >= 4:
+            profile = signals.of_cicp(*struct.unpack(">HH", box[:4]))
+    if profile:
+        info["icc_profile"] = profile
+    return bool(profile)
+
+
+def _narrowed(picture: ImageFile) -> Image.Image:
+    """An image of 8 bits a sample, as its file tells what the samples mean."""
+    if isinstance(picture, TiffImageFile):
+        return tiff.to_grey(picture)
+    if picture.format in ("PPM", "JPEG2000") and picture.mode == "I":
+        grey = reduced(np.asarray(picture), 65_535)
+        grey.info = dict(picture.info)
+        return grey
+    return picture
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -129,110 +253,6 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _xmp(info: dict[Any, Any]) -> bytes:
     xmp = info.get("xmp", b"")
     return xmp if isinstance(xmp, bytes) else str(xmp).encode("utf-8", "replace")
-
-
-def to_plain(picture: Image.Image) -> Image.Image:
-    """Convert a Pillow image of any mode to one in sRGB of mode L, LA, RGB or RGBA.
-
-    Grey stays grey, and alpha is there if a pixel is not opaque; pixels that cannot be seen get the
-    colours around them. More than 8 bits are scaled to 8, with a warning. The pixels of an ICC
-    profile become sRGB, and it goes from `info["icc_profile"]` to `info[SOURCE_PROFILE]`; of one
-    that is damaged or lies about the pixels a warning says that they are taken as sRGB.
-    """
-    mode = "L" if picture.mode in GREY_MODES else "RGB"
-    given, info = picture, dict(picture.info)
-    if picture.mode in WIDE_MODES:
-        note("more than 8 bits a channel are reduced to 8")
-        grey = np.asarray(picture, np.float64)
-        if picture.mode != "F":
-            grey = grey / 257  # 65535 -> 255
-        picture = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-    alpha = None
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        alpha = picture.getchannel("A")
-        picture = picture.convert("RGB").convert(mode)
-    profile = info.get("icc_profile") if picture.mode != "LAB" else None  # which needs none
-    if isinstance(profile, bytes) and profile:
-        picture, profile = _managed(picture, profile)
-    if picture.mode != mode:
-        picture = picture.convert("RGB").convert(mode)
-    if alpha and alpha.getextrema() != (255, 255):
-        picture = _filled(picture, alpha)
-        picture.putalpha(alpha)
-    if profile:
-        info[SOURCE_PROFILE] = profile
-    if picture is not given:
-        picture.info = {k: info[k] for k in info if k not in ("icc_profile", "transparency")}
-    return picture
-
-
-def _managed(picture: Image.Image, profile: bytes) -> tuple[Image.Image, bytes]:
-    """An image in sRGB and the profile to keep, b"" if it is sRGB's.
-
-    The image comes back as it is if its profile is of no use.
-    """
-    if picture.mode not in ("L", "RGB", "CMYK"):
-        picture = picture.convert("RGB")
-    try:
-        return colour.to_srgb(picture, profile), b"" if colour.is_srgb(profile) else profile
-    except ValueError as exc:
-        note(f"the colour profile is of no use, and the pixels are taken as sRGB: {exc}")
-        return picture, b""
-
-
-def _filled(picture: Image.Image, alpha: Image.Image) -> Image.Image:
-    """An L or RGB image that goes on smoothly where it is transparent, which costs fewest bits."""
-    seen = np.asarray(alpha) > 0
-    colours = np.asarray(picture.convert("RGB"))
-    coarse = _spread(*_reduced(colours * seen[..., None], seen, SD1.patch))
-    background = Image.fromarray(coarse.round().astype(np.uint8))
-    background = background.resize(picture.size, Image.Resampling.BILINEAR).convert(picture.mode)
-    return Image.composite(picture, background, Image.fromarray(seen))
-
-
-def _spread(colours: Array, seen: Array) -> Array:
-    """Fill what is not seen with the mean colour of what is near, from coarse to fine.
-
-    [h, w, 3] float, 0 where not seen, and [h, w] bool -> [h, w, 3] (the push-pull of Gortler et
-    al., The Lumigraph, 1996).
-    """
-    if seen.all() or seen.size == 1:
-        return colours
-    coarse = _spread(*_reduced(colours, seen, 2))
-    height, width = seen.shape
-    near = coarse.repeat(2, 0).repeat(2, 1)[:height, :width]
-    return np.where(seen[..., None], colours, near)
-
-
-def _reduced(colours: Array, seen: Array, by: int) -> tuple[Array, Array]:
-    """The mean of what is seen in every square of by x by pixels, and whether there is any."""
-
-    def total(values: Array) -> Array:
-        for axis in (0, 1):
-            starts = np.arange(0, values.shape[axis], by)
-            values = np.add.reduceat(values, starts, axis, dtype=np.float64)
-        return values
-
-    count = total(seen)
-    return total(colours) / np.maximum(count, 1)[..., None], count > 0
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """A Pillow image of any mode in sRGB, mode RGB, over white where it is transparent.
-
-    One that is that already comes back as it is, not copied.
-    """
-    picture = over_white(to_plain(picture))
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
-def over_white(picture: Image.Image) -> Image.Image:
-    """An image as `to_plain` gives it, over white where it is transparent: L or RGB."""
-    if picture.mode not in ("LA", "RGBA"):
-        return picture
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture.convert("RGBA")).convert(picture.mode[:-1])
 
 
 def to_tensor(picture: Image.Image | Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from dynenc.imaging import image
+from dynenc.imaging import pixels
 
 MAX_LINES = 40  # of the terminal
 
@@ -15,6 +15,6 @@ def side_by_side(original: Image.Image, decoded: Image.Image, columns: int) -> I
     height = 2 * max(1, round(scale * original.height / 2))
     both = Image.new("RGB", (2 * width + 2, height))
     for number, picture in enumerate((original, decoded)):
-        small = image.to_rgb(picture).resize((width, height), Image.Resampling.BOX)
+        small = pixels.to_rgb(picture).resize((width, height), Image.Resampling.BOX)
         both.paste(small, (number * (width + 2), 0))
     return both

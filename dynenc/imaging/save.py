@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dynenc.errors import OutputError
-from dynenc.imaging import exif, formats, ifd, image, metadata
+from dynenc.imaging import exif, formats, ifd, metadata, pixels
 from dynenc.imaging.extras import Extras, restore
 from dynenc.imaging.ifd import Node
 from dynenc.imaging.metadata import IPTC, NAMES, Metadata
@@ -70,7 +70,7 @@ def picture_bytes(picture: Image.Image, extras: Extras, name: str, decoder_name:
     if picture.mode in ("LA", "RGBA") and form not in WITH_ALPHA:
         note(f"{form} has no alpha: what is transparent became white")
         info = picture.info
-        picture = image.over_white(picture)
+        picture = pixels.over_white(picture)
         picture.info = info
     try:
         return save(picture, form, software(decoder_name))

@@ -8,7 +8,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from dynenc.errors import ImageError
-from dynenc.imaging import formats, image
+from dynenc.imaging import formats, image, pixels
 
 
 def open_rgb(source: Path | bytes | BinaryIO, name: str = "") -> Image.Image:
@@ -16,7 +16,7 @@ def open_rgb(source: Path | bytes | BinaryIO, name: str = "") -> Image.Image:
 
     Raises: ImageError as `image.open_image`.
     """
-    picture = image.to_rgb(image.open_image(source, name=name))
+    picture = pixels.to_rgb(image.open_image(source, name=name))
     picture.info.clear()
     return picture
 

@@ -44,7 +44,7 @@ from dynenc.evaluation.benchmark import Candidate
 from dynenc.evaluation.curves import Curve, bd_rate, percent, table
 from dynenc.evaluation.measure import FIGURES, Measure, load_distances
 from dynenc.evaluation.peers import PEERS
-from dynenc.imaging import image
+from dynenc.imaging import pixels
 from dynenc.networks import loading
 
 QUALITIES = (10, 30, 50, 70)
@@ -142,7 +142,7 @@ def photographs(curves: Sequence[Curve], avif: Curve) -> str:
 def flat_errors(codec: Codec, colour: tuple[int, int, int], side: int) -> tuple[float, float]:
     """Errors of a picture of one colour, in levels: of its mean, and in its worst corner."""
     blob = codec.encode(Image.new("RGB", (side, side), colour), quality=FLAT_QUALITY)
-    rebuilt = np.asarray(image.to_rgb(codec.decode(blob)), np.float64)
+    rebuilt = np.asarray(pixels.to_rgb(codec.decode(blob)), np.float64)
     corners = [
         rebuilt[rows, columns]
         for rows, columns in product((slice(CORNER), slice(-CORNER, None)), repeat=2)
@@ -174,7 +174,7 @@ def candidate(name: str, codec: Codec, qualities: Sequence[float]) -> Candidate:
     def encode(picture: Image.Image, quality: float) -> bytes:
         return codec.encode(picture, quality=quality)
 
-    decode: Callable[[bytes], Image.Image] = lambda blob: image.to_rgb(codec.decode(blob))  # noqa: E731
+    decode: Callable[[bytes], Image.Image] = lambda blob: pixels.to_rgb(codec.decode(blob))  # noqa: E731
     return Candidate(name, "", qualities, encode, decode)
 
 

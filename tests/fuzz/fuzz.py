@@ -76,7 +76,7 @@ def payload() -> Callable[[bytes], None]:
 def metadata() -> Callable[[bytes], None]:
     """A target, as above: a byte for the chunk, one whether to pack, the rest is its data."""
     with atheris.instrument_imports(include=["dynenc"]):
-        from dynenc.imaging import extras, image, save
+        from dynenc.imaging import extras, image, pixels, save
     logging.getLogger("PIL").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     tags = ["grey", "alph", "exif", "xmpp", "iccp", "none"]
@@ -94,7 +94,7 @@ def metadata() -> Callable[[bytes], None]:
             picture = extras.restore(Image.new("RGB", (side, side), "teal"), beside)
             for form in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF"):
                 try:
-                    shown = image.to_rgb(picture) if form == "JPEG" else picture
+                    shown = pixels.to_rgb(picture) if form == "JPEG" else picture
                     saved = save.save(shown, form, "fuzz")
                 except (OSError, ValueError) as exc:  # only where metadata is not to blame
                     raise AssertionError(form) from exc

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dynenc.errors import ImageError, PictureWarning
-from dynenc.imaging import image
+from dynenc.imaging import image, pixels
 
 
 def saved(picture: Image.Image, form: str = "PNG", **options) -> io.BytesIO:
@@ -30,12 +30,12 @@ MODES = {"1": "L", "L": "L"} | dict.fromkeys(("P", "RGB", "YCbCr", "LAB", "HSV",
 
 @pytest.mark.parametrize("mode", MODES)
 def test_modes_become_plain(photo, mode):
-    assert image.to_plain(photo.convert(mode)).mode == MODES[mode]
-    assert image.to_rgb(photo.convert(mode)).mode == "RGB"
+    assert pixels.to_plain(photo.convert(mode)).mode == MODES[mode]
+    assert pixels.to_rgb(photo.convert(mode)).mode == "RGB"
 
 
 def test_a_plain_picture_is_not_copied(photo):
-    assert image.to_plain(photo) is photo
+    assert pixels.to_plain(photo) is photo
 
 
 def test_cmyk_jpeg_looks_the_same(photo):
@@ -67,18 +67,74 @@ def test_sixteen_bit_colours_are_told():
 
 def test_float_grey_is_clipped():
     values = Image.fromarray(np.array([[-5.0, 100.4, 300.0]], np.float32))
-    with pytest.warns(PictureWarning, match="reduced to 8"):
-        assert np.asarray(image.to_plain(values))[0].tolist() == [0, 100, 255]
+    with pytest.warns(PictureWarning, match="range of 0 to 255"):
+        assert np.asarray(pixels.to_plain(values))[0].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "YCbCr", "CMYK"])
+def test_equal_channels_are_grey(mode):
+    """However they are stored; what cannot be seen does not count."""
+    ramp = Image.linear_gradient("L").resize((40, 30))
+    picture = ramp.convert("RGB")
+    if mode == "RGBA":
+        picture.putalpha(255)
+        picture.putpixel((3, 4), (200, 0, 0, 0))
+    read = pixels.to_plain(ramp.convert("P") if mode == "P" else picture.convert(mode))
+    assert read.mode == ("LA" if mode == "RGBA" else "L")
+    shown = abs(np.asarray(read.getchannel(0), int) - np.asarray(ramp))
+    assert np.delete(shown.ravel(), 4 * 40 + 3).max() <= 1
+    picture = ramp.convert("RGB")
+    picture.putpixel((39, 17), (10, 11, 10))
+    assert pixels.to_plain(picture).mode == "RGB"
+
+
+@pytest.mark.filterwarnings("ignore::dynenc.errors.PictureWarning")  # of samples of many bits
+def test_every_mode_of_pillow_is_read():
+    for mode in Image.MODES:
+        picture = Image.new(mode, (2, 2))
+        assert pixels.to_plain(picture).mode in ("L", "LA", "RGB", "RGBA"), mode
+        assert pixels.to_rgb(picture).mode == "RGB"
+    grey = Image.merge("LA", [Image.new("L", (2, 2), 100), Image.new("L", (2, 2), 128)])
+    pre = pixels.to_plain(grey.convert("La"))
+    assert pre.mode == "LA"
+    assert abs(pre.getpixel((0, 0))[0] - 100) <= 1
+    ramp = np.array([[0, 257 * 100, 65_535]], np.uint16)
+    for mode in ("I;16", "I;16N", "I;16L", "I;16B"):
+        data = ramp.astype(">u2" if mode.endswith("B") else "<u2").tobytes()
+        read = pixels.to_plain(Image.frombytes(mode, (3, 1), data))
+        assert list(read.tobytes()) == [0, 100, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.float32([0, 0.5, 1]), [0, 128, 255]),
+        (np.float32([0, 0.5, 1.2]), [0, 128, 255]),
+        (np.float32([0, 100, 65_535]), [0, 0, 255]),
+        (np.int32([0, 128, 255]), [0, 128, 255]),
+        (np.int32([0, 257 * 128, 65_535]), [0, 128, 255]),
+    ],
+)
+def test_samples_are_scaled_by_what_they_say(values, expected):
+    with pytest.warns(PictureWarning, match="as their values suggest"):
+        assert list(pixels.to_plain(Image.fromarray(values[None])).tobytes()) == expected
+
+
+@pytest.mark.parametrize("values", [[0, np.nan], [0, np.inf], [-3, 1], [0, 1e9]])
+def test_samples_that_say_nothing_are_refused(values):
+    with pytest.raises(ImageError, match="samples"):
+        pixels.to_plain(Image.fromarray(np.float32([values])))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_alpha_is_kept(mode):
-    picture = Image.new("RGBA", (2, 1), (40, 40, 40, 255))
+    colour = (40, 40, 40 if mode == "LA" else 50)
+    picture = Image.new("RGBA", (2, 1), (*colour, 255))
     picture.putpixel((1, 0), (9, 9, 9, 0))
     read = image.open_image(saved(picture.convert(mode)))
     assert read.mode == mode
     assert read.getchannel("A").tobytes() == b"\xff\0"
-    assert image.to_rgb(read).tobytes() == bytes([40] * 3 + [255] * 3)
+    assert pixels.to_rgb(read).tobytes() == bytes([*colour] + [255] * 3)
 
 
 def test_alpha_of_an_opaque_picture_is_not(photo):
@@ -89,8 +145,8 @@ def test_alpha_of_a_palette_is_kept():
     picture = Image.new("P", (1, 1), 3)
     picture.putpalette([0] * 768)
     read = image.open_image(saved(picture, transparency=3))
-    assert read.mode == "RGBA"
-    assert image.to_rgb(read).getpixel((0, 0)) == (255, 255, 255)
+    assert read.mode == "LA"
+    assert pixels.to_rgb(read).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 1), (37, 50), (64, 48)])
@@ -101,7 +157,7 @@ def test_what_is_transparent_gets_the_colours_around_it(photo, size):
     garbage = np.where(seen[..., None], photo, [0, 255, 0]).astype(np.uint8)
     picture = Image.fromarray(garbage)
     picture.putalpha(Image.fromarray(seen))
-    filled = np.asarray(image.to_plain(picture).convert("RGB")).astype(int)
+    filled = np.asarray(pixels.to_plain(picture).convert("RGB")).astype(int)
     assert np.array_equal(filled[seen], np.asarray(photo)[seen])
     part = np.asarray(photo)[seen]
     assert filled.min() >= part.min() - 1
@@ -110,7 +166,7 @@ def test_what_is_transparent_gets_the_colours_around_it(photo, size):
 
 def test_a_picture_of_nothing(photo):
     photo.putalpha(0)
-    assert image.to_plain(photo).getextrema() == ((0, 0),) * 4
+    assert pixels.to_plain(photo).getextrema() == ((0, 0),) * 2  # grey, as nothing says otherwise
 
 
 def test_exif_orientation_is_applied():
@@ -153,7 +209,7 @@ def test_only_the_given_limit_of_pixels_counts(tmp_path, monkeypatch):
 
 
 def test_a_picture_that_is_rgb_is_not_copied(photo):
-    assert image.to_rgb(photo) is photo
+    assert pixels.to_rgb(photo) is photo
 
 
 def test_tensor_round_trip_is_exact(photo):

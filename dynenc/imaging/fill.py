@@ -1,0 +1,48 @@
+"""Colours for pixels that cannot be seen."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dynenc.latent_space import SD1
+
+Array = npt.NDArray[Any]
+
+
+def filled(picture: Image.Image, alpha: Image.Image) -> Image.Image:
+    """An L or RGB image that goes on smoothly where it is transparent, which costs fewest bits."""
+    seen = np.asarray(alpha) > 0
+    colours = np.asarray(picture.convert("RGB"))
+    coarse = _spread(*_reduced(colours * seen[..., None], seen, SD1.patch))
+    background = Image.fromarray(coarse.round().astype(np.uint8))
+    background = background.resize(picture.size, Image.Resampling.BILINEAR).convert(picture.mode)
+    return Image.composite(picture, background, Image.fromarray(seen))
+
+
+def _spread(colours: Array, seen: Array) -> Array:
+    """Fill what is not seen with the mean colour of what is near, from coarse to fine.
+
+    [h, w, 3] float, 0 where not seen, and [h, w] bool -> [h, w, 3] (the push-pull of Gortler et
+    al., The Lumigraph, 1996).
+    """
+    if seen.all() or seen.size == 1:
+        return colours
+    coarse = _spread(*_reduced(colours, seen, 2))
+    height, width = seen.shape
+    near = coarse.repeat(2, 0).repeat(2, 1)[:height, :width]
+    return np.where(seen[..., None], colours, near)
+
+
+def _reduced(colours: Array, seen: Array, by: int) -> tuple[Array, Array]:
+    """The mean of what is seen in every square of by x by pixels, and whether there is any."""
+
+    def total(values: Array) -> Array:
+        for axis in (0, 1):
+            starts = np.arange(0, values.shape[axis], by)
+            values = np.add.reduceat(values, starts, axis, dtype=np.float64)
+        return values
+
+    count = total(seen)
+    return total(colours) / np.maximum(count, 1)[..., None], count > 0

@@ -1,0 +1,114 @@
+"""Pixels of any Pillow mode -> 8 bits, sRGB, grey or RGB, with alpha where it is needed."""
+
+from PIL import Image, ImageChops
+
+from dynenc.errors import ImageError
+from dynenc.imaging import colour, samples
+from dynenc.imaging.fill import filled
+from dynenc.imaging.metadata import SOURCE_PROFILE
+from dynenc.imaging.notes import note
+
+GREY_MODES = {"1", "L", "LA", "La"}
+COLOUR_MODES = {"P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"}
+PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+PROBES = 16  # pixels looked at before all are
+
+
+def to_plain(picture: Image.Image) -> Image.Image:
+    """Convert a Pillow image of any mode to one in sRGB of mode L, LA, RGB or RGBA.
+
+    An image whose channels are equal becomes grey, and alpha is there if a pixel is not opaque;
+    pixels that cannot be seen get the colours around them. More than 8 bits are scaled to 8, with a
+    note. The pixels of an ICC profile become sRGB, and it goes from `info["icc_profile"]` to
+    `info[SOURCE_PROFILE]` unless it is sRGB's own; of one that is damaged or lies about the pixels
+    a note says that they are taken as sRGB.
+
+    Raises: ImageError if the mode is not known, or the range of the samples is not clear.
+    """
+    given, info = picture, dict(picture.info)
+    if picture.mode in samples.MODES:
+        picture = samples.to_grey(picture)
+    elif picture.mode not in GREY_MODES | COLOUR_MODES:
+        raise ImageError(f"images of mode {picture.mode} cannot be read: convert it to RGB")
+    mode = "L" if picture.mode in GREY_MODES else "RGB"
+    alpha = None
+    if picture.has_transparency_data:
+        picture = _unpremultiplied(picture).convert("RGBA")
+        alpha = picture.getchannel("A")
+        picture = picture.convert("RGB").convert(mode)
+    profile = info.get("icc_profile") if picture.mode != "LAB" else None  # which needs none
+    if picture.mode == "RGB" and _is_grey(picture, alpha):
+        picture, mode = picture.getchannel("R"), "L"
+    if isinstance(profile, bytes) and profile:
+        picture, profile = _managed(picture, profile)
+    if picture.mode != mode:
+        picture = picture.convert("RGB")
+        if mode == "RGB" and alpha is None and _is_grey(picture, alpha):
+            mode = "L"
+        picture = picture.convert(mode)
+    if alpha and alpha.getextrema() != (255, 255):
+        picture = filled(picture, alpha)
+        picture.putalpha(alpha)
+    if profile:
+        info[SOURCE_PROFILE] = profile
+    if picture is not given:
+        picture.info = {k: info[k] for k in info if k not in ("icc_profile", "transparency")}
+    return picture
+
+
+def _unpremultiplied(picture: Image.Image) -> Image.Image:
+    """An image whose colours are not multiplied by its alpha."""
+    if picture.mode == "La":  # which Pillow only converts band by band
+        colours = Image.merge("RGBa", [picture.getchannel("L")] * 3 + [picture.getchannel("a")])
+        return colours.convert("RGBA")
+    return picture
+
+
+def _is_grey(picture: Image.Image, alpha: Image.Image | None) -> bool:
+    """Whether all channels of an RGB image are equal where it can be seen."""
+    if alpha is None:
+        steps = (max(1, side // PROBES) for side in picture.size)
+        across, down = (
+            range(0, side, step) for side, step in zip(picture.size, steps, strict=True)
+        )
+        for place in zip(across, down, strict=False):
+            red, green, blue = picture.getpixel(place)  # type: ignore[misc]
+            if not red == green == blue:
+                return False
+    else:
+        hidden = alpha.point(lambda value: 255 if value == 0 else 0)
+        picture = picture.copy()
+        picture.paste((0, 0, 0), mask=hidden)
+    red, green, blue = picture.split()
+    return not any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
+
+
+def _managed(picture: Image.Image, profile: bytes) -> tuple[Image.Image, bytes]:
+    """An image in sRGB and the profile to keep, b"" if it is sRGB's.
+
+    The image comes back as it is if its profile is of no use.
+    """
+    if picture.mode not in ("L", "RGB", "CMYK"):
+        picture = picture.convert("RGB")
+    try:
+        return colour.to_srgb(picture, profile), b"" if colour.is_srgb(profile) else profile
+    except ValueError as exc:
+        note(f"the colour profile is of no use, and the pixels are taken as sRGB: {exc}")
+        return picture, b""
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A Pillow image of any mode in sRGB, mode RGB, over white where it is transparent.
+
+    One that is that already comes back as it is, not copied.
+    """
+    picture = over_white(to_plain(picture))
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def over_white(picture: Image.Image) -> Image.Image:
+    """An image as `to_plain` gives it, over white where it is transparent: L or RGB."""
+    if picture.mode not in ("LA", "RGBA"):
+        return picture
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert(picture.mode[:-1])
