@@ -78,6 +78,10 @@ RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", "
 OTHERS = (".eps", ".ps", ".pdf", ".svg", ".ai", ".exr", ".hdr", ".xcf", ".kra", ".psb", ".jxr")
 
 
+class UnknownFormat(ImageError):
+    """No format that is opened fits the file."""
+
+
 def open_file(file: BinaryIO, name: str = "the input") -> ImageFile.ImageFile:
     """Open an image file, without decoding pixels.
 
@@ -100,7 +104,7 @@ def open_file(file: BinaryIO, name: str = "the input") -> ImageFile.ImageFile:
                 return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue  # as `Image.open` does: another format may fit
-    raise ImageError(f"{name} {_reason(head)}")
+    raise UnknownFormat(f"{name} {_reason(head)}")
 
 
 def _candidates(head: bytes, name: str) -> Iterator[str]:

@@ -106,10 +106,9 @@ def _read(file: BinaryIO, name: str, options: _Options) -> Image.Image:
     """Read an open file, a PNG file again without its metadata if that is what Pillow refuses."""
     try:
         return _decoded(file, name, options)
-    except (ImageError, MemoryError):
-        raise
-    except Exception:
-        if not png.is_png(file):
+    except Exception as exc:
+        is_final = isinstance(exc, ImageError) and not isinstance(exc, formats.UnknownFormat)
+        if is_final or not png.is_png(file):
             raise
         plain_file, profile = png.without_metadata(file)
         image = _decoded(plain_file, name, options, profile)
