@@ -140,7 +140,7 @@ class Codec:
             return self.own_decoder
         if name in registry.names("autoencoder"):
             raise OtherLatents(
-                f"the latents are those of {SD1.title}, which the {name} cannot read",
+                f"the latents are those of Stable Diffusion, which the {name} cannot read",
                 hint="leave out --decoder",
             )
         return self.decoder

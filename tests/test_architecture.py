@@ -14,7 +14,7 @@ PACKAGE = Path(dynenc.__file__).parent
 ORDER = (  # packages and top-level modules; each may import those before it, and itself
     *("errors", "latent_space", "metrics", "registry", "runtime", "native"),
     *("io", "coding", "networks", "imaging"),
-    *("refine", "codec", "pillow"),
+    *("distortion", "refine", "codec", "pillow"),
     *("interop", "batch", "evaluation", "training"),
     *("__init__", "cli", "__main__"),
 )
@@ -28,17 +28,13 @@ UPWARD_IMPORTS = {
 LONG_MODULES = {
     "batch.converter": "holds all tasks: one module for each is to come",
     "cli.options": "declares the options of all commands",
-    "codec": "encoding, decoding and the choice of the coder: to be split",
-    "coding.entropy": "holds all coders: to be split",
     "networks.external_vae": "loading and tiling: to be split",
-    "refine": "to be split",
     "training.trainer": "settings, the prior and the loop: to be split",
 }
 LONG_FUNCTIONS = {"batch.convert:convert": "public; most of it documents its arguments"}
 MANY_PARAMETERS = {
     "batch.convert:convert": "public, with the options of the command as keywords",
     "networks.layers:DynamicConv.__init__": "has those of torch.nn.Conv2d",
-    "refine:refine": "its arguments are to become an object",
 }
 
 

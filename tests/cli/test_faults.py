@@ -129,7 +129,7 @@ def test_a_signal_while_writing_leaves_a_whole_file_or_none(picture, tmp_path, m
     assert "interrupted" in sentence(run("encode", picture, "-e", "nano"), 130)
     assert signal.getsignal(signal.SIGTERM) == before
     for path in set(tmp_path.iterdir()) - {picture}:  # a writer that could still finish has done so
-        assert converter.info_file(str(path), max_pixels=MAX_PIXELS)[0].width == 75
+        assert converter.info_file(str(path), max_pixels=MAX_PIXELS)[0].header.width == 75
 
 
 @pytest.fixture
@@ -225,8 +225,8 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
     try:
         for _ in range(300):
             with contextlib.suppress(BitstreamError):
-                header, n_bytes, _ = converter.info_file(str(path), max_pixels=MAX_PIXELS)
-                assert n_bytes == len(blobs[header.height // 64 - 1])
+                file, n_bytes = converter.info_file(str(path), max_pixels=MAX_PIXELS)
+                assert n_bytes == len(blobs[file.header.height // 64 - 1])
     finally:
         done.set()
         thread.join()
@@ -281,5 +281,5 @@ def test_two_commands_with_one_output(picture, tmp_path):
     words = [process.communicate()[1] for process in commands]
     assert sorted(process.returncode for process in commands) == [0, 6]
     assert sorted(map(len, map(bytes.splitlines, words))) == [0, 1]
-    assert converter.info_file(str(target), max_pixels=MAX_PIXELS)[0].width == 75
+    assert converter.info_file(str(target), max_pixels=MAX_PIXELS)[0].header.width == 75
     assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "out.lat"}
