@@ -285,7 +285,7 @@ def test_version():
         f"dynenc {__version__}",
         "format   reads 1, writes 1",
         "encoder  nano 1, light 2, base 3, imported 4, autoencoder 5",
-        "coder    context 1, trellis 2, wide 3, plain 4",
+        "coder    fast 1, full 2",
     ]
 
 
