@@ -29,7 +29,7 @@ def command_lines(text):
     """The dynenc command lines of the `sh` and `console` blocks."""
     for block in re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").split("\n"):
-            yield from re.findall(r"(?:^|&& |\| )(?:\$ )?dynenc ([^|&#]*)", line)
+            yield from re.findall(r"(?:^|&& |\| )(?:\$ )?dynenc ([^|&#>]*)", line)
 
 
 def all_names(parameter):
