@@ -18,6 +18,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from dynenc.coding import bitstream
 from dynenc.errors import BitstreamError
 from dynenc.imaging import extras
+from dynenc.io.storage import read_at_most
 
 if TYPE_CHECKING:
     from dynenc.codec import Codec
@@ -29,15 +30,17 @@ decoder = "embedded"  # for Image.open, which takes no options: any name of `loa
 
 
 class LatImageFile(ImageFile.ImageFile):
-    """A picture whose .lat file has been read and checked, and is decoded at load()."""
+    """An image whose .lat file has been read and checked, and is decoded at load()."""
 
     format = FORMAT
     format_description = "Stable Diffusion latents"
 
     def _open(self) -> None:
         """Read the size; raises UnidentifiedImageError, an OSError, if the file is damaged."""
-        self._blob: bytes | None = self.fp.read() if self.fp else b""
+        self._blob: bytes | None = b""
         try:
+            if self.fp:  # no more than the largest valid file is read
+                self._blob = read_at_most(self.fp, bitstream.MAX_BYTES, "the file")
             # Pillow has a limit of its own for the size
             header, _, chunks = bitstream.read(self._blob, sys.maxsize)
         except BitstreamError as exc:
@@ -66,7 +69,7 @@ class LatImageFile(ImageFile.ImageFile):
 
 
 def _save(picture: Image.Image, file: IO[bytes], _: str | bytes) -> None:
-    """Write a picture of any mode; the options are those of `Codec` and its `encode`."""
+    """Write an image of any mode; the options are those of `Codec` and its `encode`."""
     given = picture.encoderinfo
     options = {key: given[key] for key in OPTIONS if key in given}
     file.write(_codec(given.get("encoder", "light")).encode(picture, **options))

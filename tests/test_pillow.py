@@ -1,6 +1,7 @@
 """Pillow opens and saves .lat files, without importing torch before pixels are needed."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,15 @@ def test_bombs_meet_pillows_limit():
     header = bitstream.Header(65_535, 65_535, 307, 2, 1)
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(bitstream.write(header, bytes(100))))
+
+
+def test_no_more_than_the_largest_valid_file_is_read(tmp_path):
+    (path := tmp_path / "sparse.lat").write_bytes(GOLDEN.read_bytes())
+    os.truncate(path, 20 * 2**30)
+    with pytest.raises(UnidentifiedImageError, match="longer than"):
+        Image.open(path)
+    with open("/dev/zero", "rb") as endless, pytest.raises(UnidentifiedImageError):  # noqa: PTH123
+        Image.open(endless)
 
 
 def test_lat_files_in_a_folder_are_no_pictures_to_encode():

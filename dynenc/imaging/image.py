@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dynenc.coding.bitstream import MAX_PIXELS, MAX_SIDE
 from dynenc.errors import ImageError
-from dynenc.imaging import exif, formats, metadata, png, signals, tiff
+from dynenc.imaging import exif, formats, jxl, metadata, png, signals, tiff
 from dynenc.imaging.metadata import MAX_METADATA, SOURCE_PROFILE
 from dynenc.imaging.notes import note
 from dynenc.imaging.pixels import to_plain
@@ -112,17 +112,17 @@ def _read(file: BinaryIO, name: str, options: _Options) -> Image.Image:
             raise
         plain_file, profile = png.without_metadata(file)
         image = _decoded(plain_file, name, options, profile)
-        note(
-            "texts or a colour profile of the PNG file are too large or damaged: texts are left out"
-        )
+        note("texts of the PNG file are left out: they, or its profile, are too large or damaged")
         return image
 
 
 def _decoded(file: BinaryIO, name: str, options: _Options, profile: bytes = b"") -> Image.Image:
     """An image as `open_image` gives it; its file may be cut short if the options allow that."""
+    head = _head(file)
+    if size := jxl.declared_size(head):
+        _check_size(*size, name, options.max_pixels)
     with formats.open_file(file, name) as picture:
-        _check_size(picture, name, options.max_pixels)
-        head = _head(file)
+        _check_size(*picture.size, name, options.max_pixels)
         if isinstance(picture, TiffImageFile):
             _prepare_tiff(picture, file, name, options)
         else:
@@ -146,8 +146,8 @@ def _decoded(file: BinaryIO, name: str, options: _Options, profile: bytes = b"")
     return plain
 
 
-def _check_size(picture: Image.Image, name: str, max_pixels: int) -> None:
-    if (pixels := picture.width * picture.height) > max_pixels:
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    if (pixels := width * height) > max_pixels:
         raise ImageError(
             f"{name} declares {pixels} pixels, the limit is {max_pixels}",
             hint="raise --max-pixels if you trust it",
@@ -155,11 +155,8 @@ def _check_size(picture: Image.Image, name: str, max_pixels: int) -> None:
 
 
 def _head(file: BinaryIO) -> bytes:
-    position = file.tell()
     file.seek(0)
-    head = file.read(HEAD)
-    file.seek(position)
-    return head
+    return file.read(HEAD)
 
 
 def _load(picture: ImageFile, truncated: bool) -> None:
@@ -178,7 +175,7 @@ def _prepare_tiff(picture: TiffImageFile, file: BinaryIO, name: str, options: _O
     """Turn to the right page of a TIFF file, refuse what Pillow misreads, and read its EXIF."""
     reader = tiff.Tiff(file)
     tiff.choose_page(picture, reader)
-    _check_size(picture, name, options.max_pixels)
+    _check_size(*picture.size, name, options.max_pixels)
     tiff.refuse_unreadable(picture)
     with suppress(ValueError):
         picture.info["exif"], dropped = reader.exif(picture.tag_v2.offset, MAX_METADATA)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from dynenc import Codec
 from dynenc.cli.main import app
 from dynenc.errors import ImageError
-from dynenc.imaging import formats, image
+from dynenc.imaging import formats, image, jxl
 from dynenc.imaging.sources import iter_images
 
 
@@ -120,3 +120,24 @@ def test_formats_of_plugins(photo_path):
         assert read.size == photo.size
         assert set(plugin.suffixes) <= formats.suffixes()
         assert Codec("nano").encode(read)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 16), (300, 200), (640, 480), (5000, 3), (1000, 1000)])
+@pytest.mark.parametrize("boxes", [False, True])
+def test_declared_size_of_jxl(size, boxes):
+    pytest.importorskip("pillow_jxl")
+    formats.JXL.load()
+    data = encoded(Image.new("RGB", size), "JXL", effort=1, use_container=boxes)
+    assert jxl.declared_size(data[: 2**16]) == size
+    with pytest.raises(ImageError, match="the limit is 0"):
+        image.open_image(data, max_pixels=0)
+
+
+def test_declared_size_of_jxl_by_hand():
+    """SizeHeader of 2**30 x 2**30 px: a bomb of 12 bytes."""
+    side = (2**30 - 1) << 2 | 3
+    bits = 0 | side << 1 | 0 << 33 | side << 36
+    data = b"\xff\x0a" + bits.to_bytes(10, "little")
+    assert jxl.declared_size(data) == (2**30, 2**30)
+    with pytest.raises(ImageError, match="the limit is"):
+        image.open_image(data)
