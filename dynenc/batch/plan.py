@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from dynenc.batch.records import LATENT_FORMS, Task
+from dynenc.batch.records import Task
 from dynenc.errors import UsageError
 from dynenc.imaging import formats
+from dynenc.interop.forms import LATENT_FORMS
 from dynenc.io.names import (
     STREAM,
     base,

@@ -11,7 +11,6 @@ from dynenc.coding.rate_control import Goal
 from dynenc.errors import DynencError
 
 Task = Literal["encode", "decode", "roundtrip", "export", "import"]
-LATENT_FORMS = {"safetensors": ".safetensors", "npz": ".npz", "comfy": ".latent", "pt": ".pt"}
 Existing = Literal["refuse", "skip", "update", "force"]
 
 

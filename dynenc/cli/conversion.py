@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from dynenc.batch.records import LATENT_FORMS, Task
+from dynenc.batch.records import Task
 from dynenc.cli import console, options
 from dynenc.cli.commands import GENERAL, Section
 from dynenc.cli.options import SOURCES
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.errors import DynencError, UsageError
+from dynenc.interop.forms import LATENT_FORMS
 from dynenc.io.names import STREAM
 
 SECTION = Section("Convert")

@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 import typer
 
 from dynenc import registry
-from dynenc.batch.records import LATENT_FORMS, Existing
+from dynenc.batch.records import Existing
 from dynenc.cli.commands import GENERAL
 from dynenc.errors import UsageError
+from dynenc.interop.forms import LATENT_FORMS
 
 INPUT, OUTPUT, QUALITY, DECODER = "Input", "Output", "Quality", "Decoder"  # sections of the help
 EXECUTION = "Execution"

@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 
 from dynenc import registry
-from dynenc.batch.records import LATENT_FORMS
 from dynenc.coding import quantize
 from dynenc.coding.bitstream import MAX_SIDE, Header
 from dynenc.errors import LatentsError, UsageError
+from dynenc.interop.forms import LATENT_FORMS
 from dynenc.latent_space import SD1, SDXL
 from dynenc.networks.external_vae import SDXL_NAME
 

@@ -15,12 +15,12 @@ import torch
 from lat_helpers import read_latents
 
 from dynenc import registry
-from dynenc.batch.records import LATENT_FORMS
 from dynenc.coding import quantize
 from dynenc.coding.bitstream import HAS_CHUNKS
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import LatentsError, UsageError
 from dynenc.interop import latent_files
+from dynenc.interop.forms import LATENT_FORMS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1_light_33x40.lat"  # 5 x 5 latents
 SCALE = 0.18215

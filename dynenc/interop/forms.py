@@ -1,0 +1,8 @@
+"""The file formats of latents that other programs read and write, for options; imports no torch."""
+
+LATENT_FORMS = {  # by the name that --to takes: suffix
+    "safetensors": ".safetensors",
+    "npz": ".npz",
+    "comfy": ".latent",
+    "pt": ".pt",
+}
