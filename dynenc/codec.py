@@ -25,6 +25,7 @@ from dynenc.imaging import extras, image, pixels
 from dynenc.imaging.image import Picture
 from dynenc.latent_space import SD1
 from dynenc.networks import loading
+from dynenc.networks.compat import cpu_dtype
 from dynenc.networks.encoder import Encoder
 from dynenc.networks.published import PublishedEncoder
 from dynenc.refine import STAGES, OnStep, Refiner
@@ -39,10 +40,10 @@ FEATURE_ENCODER = "base"  # whose features refinement compares
 TILE = 176  # patches; larger tiles need more memory and, as it is mapped anew, more time
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """The torch device of 'cpu', 'cuda', 'mps' or 'auto', a GPU if there is one.
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """The torch device of 'cpu', 'cuda', 'cuda:1', 'mps' or 'auto', a GPU if there is one.
 
-    Raises: DeviceError if it is not there.
+    Raises: DeviceError if it is not there; UsageError if DYNENC_CPU_DTYPE has no valid value.
     """
     there = {
         "cuda": torch.cuda.is_available(),
@@ -51,9 +52,18 @@ def pick_device(name: str = "auto") -> torch.device:
     }
     if name == "auto":
         name = next(device for device, found in there.items() if found)
-    if not there.get(name, False):
-        raise DeviceError(f"there is no device {name!r} here", hint="use --device cpu or auto")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # torch knows no such name
+        device = torch.device("meta")
+    found = there.get(device.type, False)
+    if found and device.index:
+        found = device.type == "cuda" and device.index < torch.cuda.device_count()
+    if not found:
+        raise DeviceError(f"there is no device {str(name)!r} here", hint="use --device cpu or auto")
+    if device.type == "cpu":
+        cpu_dtype()  # so that a wrong setting is noticed before any work
+    return device
 
 
 @dataclass(frozen=True)
@@ -77,12 +87,15 @@ class Codec:
             `loading.load_path` reads.
         decoder: 'auto', 'embedded', 'sd-vae', a hub id or a path; see `load_decoder`. Files of the
             autoencoder are decoded by its own decoder, which 'auto' and 'embedded' stand for.
-        device: 'auto', 'cpu', 'cuda' or 'mps'.
+        device: 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', or a `torch.device`.
     Raises: WeightsError if there is no such encoder, DeviceError.
     """
 
     def __init__(
-        self, encoder: str = DEFAULT_ENCODER, decoder: str = "auto", device: str = "auto"
+        self,
+        encoder: str = DEFAULT_ENCODER,
+        decoder: str = "auto",
+        device: str | torch.device = "auto",
     ) -> None:
         self.model = registry.encoder_model(encoder)
         self.encoder_name = encoder
@@ -91,7 +104,10 @@ class Codec:
 
     @classmethod
     def from_pretrained(
-        cls, encoder: str = DEFAULT_ENCODER, decoder: str = "embedded", device: str = "auto"
+        cls,
+        encoder: str = DEFAULT_ENCODER,
+        decoder: str = "embedded",
+        device: str | torch.device = "auto",
     ) -> Codec:
         """A codec with everything loaded, so that a missing part raises WeightsError at once."""
         codec = cls(encoder, decoder, device)

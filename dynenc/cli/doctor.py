@@ -13,7 +13,7 @@ import dynenc
 from dynenc import codec, registry
 from dynenc.coding import bitstream
 from dynenc.errors import DynencError
-from dynenc.networks import external_vae
+from dynenc.networks import compat, external_vae
 
 PACKAGES = ("torch", "diffusers", "safetensors", "constriction", "pillow", "numpy", "typer")
 FORMATS = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000"}
@@ -38,9 +38,10 @@ def examine() -> tuple[dict[str, str], list[str]]:
         "format": f"reads and writes version {bitstream.VERSION}",
         "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
         "device": _device(),
-        "dtype": _dtypes(),
+        "dtype": tried(_dtypes),
         "weights": tried(_weights),
         "decoder": tried(_decoder),
+        compat.CPU_DTYPE: os.environ.get(compat.CPU_DTYPE, "not set"),
         external_vae.VARIABLE: os.environ.get(external_vae.VARIABLE, "not set"),
         "hub cache": tried(_hub_cache),
         "formats": _formats(),
@@ -66,8 +67,12 @@ def _device() -> str:
 
 
 def _dtypes() -> str:
-    fast = str(external_vae.fast_dtype(codec.pick_device())).removeprefix("torch.")
-    return f"dynenc's networks in float32, other decoders in {fast}"
+    device = codec.pick_device()
+    own = "float32"
+    if device.type == "cpu":
+        own = str(compat.cpu_dtype()).removeprefix("torch.")
+    fast = str(compat.fast_dtype(device)).removeprefix("torch.")
+    return f"dynenc's networks in {own}, other decoders in {fast}"
 
 
 def _weights() -> str:

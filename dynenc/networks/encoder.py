@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynenc.latent_space import SD1
+from dynenc.networks.compat import in_bfloat16
 from dynenc.networks.layers import (
     ByteRows,
     DynamicBlock,
     DynamicConv,
     GatedConv,
     by_position,
-    in_bfloat16,
     in_bytes,
     joined,
     patches,

@@ -17,7 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ from dynenc import registry
 from dynenc.errors import WeightsError
 from dynenc.latent_space import SD1, SDXL
 from dynenc.networks import loading
+from dynenc.networks.compat import fast_dtype, in_bfloat16
 from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder
-from dynenc.networks.layers import has_bfloat16, in_bfloat16
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,11 @@ EMBEDDED_TILES = {  # equal the whole: of its reach of 13 latents the outer 7 ch
     "margin": 6,
     "overlap": 13,
 }
+LIMIT = 16.0  # magnitude at which latents are clamped; encoders write up to 3.2 of photographs,
+# 6.2 of synthetic patterns (the autoencoder 6.7 and 8.3), and TAESD 6.3
+# bfloat16 keeps pixels 50 dB from those in float32 for at least so many positions of latents (one
+# level of one pixel weighs too much in fewer), of at most this root mean square and magnitude
+BFLOAT16_LEAST, BFLOAT16_RMS, BFLOAT16_MOST = 64, 2.0, 8.0
 LARGE_TILE, SMALL_TILE = 256, 96  # latents, side of a tile of a small and of a big decoder
 
 VARIABLE = "DYNENC_SD_VAE"  # environment: path or hub id of the SD VAE to use
@@ -70,6 +75,9 @@ class Choice:
 
 class Decoder(nn.Module):
     """A decoder of SD latents, whatever its own scale, in tiles if the latents are large.
+
+    Latents are first clamped to -LIMIT..LIMIT, far beyond what encoders write: what networks make
+    of larger ones depends on the last bit of the arithmetic, hence on the machine.
 
     Shapes: [B, 4, h, w] in SD scale, any device and dtype -> [B, 3, 8h, 8w] float32, about [-1, 1],
     on the network's device. Gradient flows through it.
@@ -114,11 +122,13 @@ class Decoder(nn.Module):
         Tiles are equally large, overlap, and are blended linearly: diffusers' own tiling leaves a
         narrow strip as the last tile, whose statistics are its own.
         """
+        latents = latents.clamp(-LIMIT, LIMIT)
+        precise = not _suit_bfloat16(latents)
         rows, columns = (
             _spans(side, self.tile, self.margin, self.overlap) for side in latents.shape[-2:]
         )
         if len(rows) == len(columns) == 1:
-            yield self._decode(latents)
+            yield self._decode(latents, precise)
             return
         like = next(self.network.parameters())
         width = latents.shape[3] * SD1.patch
@@ -128,15 +138,16 @@ class Decoder(nn.Module):
             band = F.pad(begun, (0, 0, 0, len(weight_y) - begun.shape[2]))
             for column in columns:
                 tile = latents[..., row.latents, column.latents]
-                part = self._decode(tile, (*column.cut, *row.cut))
+                part = self._decode(tile, precise, (*column.cut, *row.cut))
                 band[..., column.pixels] += part * weight_y * column.weight.to(like.device)
             done = below.pixels.start - row.pixels.start if below else band.shape[2]
             begun = band[:, :, done:].clone()
             yield band[:, :, :done]
 
-    def _decode(self, latents: Tensor, cut: Cut = (0, 0, 0, 0)) -> Tensor:
+    def _decode(self, latents: Tensor, precise: bool, cut: Cut = (0, 0, 0, 0)) -> Tensor:
         """Decode one tile, and cut off the pixels of some latents at its edges.
 
+        With `precise`, the embedded decoder computes in float32 everywhere.
         If the result is not finite in half precision, the network stays in float32 from then on.
         """
         like = next(self.network.parameters())
@@ -144,15 +155,25 @@ class Decoder(nn.Module):
         inputs = inputs.to(like.dtype, memory_format=torch.channels_last)
         image: Tensor
         if isinstance(self.network, EmbeddedDecoder):
-            with in_bfloat16(inputs):
+            with nullcontext() if precise else in_bfloat16(inputs):
                 image = self.network(inputs, cut).float()
         else:
             image = F.pad(self.network(inputs).float(), [-SD1.patch * count for count in cut])
         if like.dtype != torch.float32 and not image.isfinite().all():
             with torch.inference_mode(False):  # else no gradient could ever flow through it again
                 self.network.float()
-            return self._decode(latents, cut)
+            return self._decode(latents, precise, cut)
         return image
+
+
+def _suit_bfloat16(latents: Tensor) -> bool:
+    """Whether pixels stay 50 dB from those in float32 if [B, 4, h, w] are decoded in bfloat16."""
+    if latents.device.type != "cpu" or torch.compiler.is_compiling():
+        return True  # not decided here
+    pictures = latents.detach().float().flatten(1)
+    largest, rms = pictures.abs().amax(), pictures.square().mean(1).sqrt().amax()
+    few = latents.shape[-2] * latents.shape[-1] < BFLOAT16_LEAST
+    return not few and bool(largest <= BFLOAT16_MOST) and bool(rms <= BFLOAT16_RMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,13 +304,6 @@ def _decoder(name: str, vae: Any) -> Decoder:
         network, tile = nn.Sequential(vae.post_quant_conv or nn.Identity(), network), SMALL_TILE
     scale, shift = vae.config.scaling_factor, vae.config.get("shift_factor") or 0.0
     return Decoder(name, network, scale=scale, shift=shift, tile=tile)
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """The dtype in which a big decoder is fast on a device; elsewhere bfloat16 is emulated."""
-    if device.type in ("cuda", "mps"):
-        return torch.float16
-    return torch.bfloat16 if has_bfloat16() else torch.float32
 
 
 def _on_disk(name: str) -> Path | None:

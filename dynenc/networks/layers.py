@@ -13,13 +13,11 @@ small dense layer for every output channel, and a gated sum give exactly the pap
 constant part of K(p) and the paper's `similar_conv` are the same thing, the static kernel b.
 """
 
-import functools
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dynenc.networks.compat import int8_linear
 
 Pair = int | tuple[int, int]  # one number for both, or (down, right)
 EPSILON = 1e-8  # the paper's code adds it before the power
@@ -227,10 +225,7 @@ class ByteRows:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Products with pixel / 127.5 - 1: [B, N, K] uint8 -> [B, N, R] in the weights' type."""
         signed = (pixels ^ 128).view(torch.int8)  # pixel - 128
-        if pixels.is_cpu and exact_int_mm():
-            sums = torch._int_mm(signed.flatten(0, 1), self.rows.T)
-        else:  # these integers are exact in float32, even in products of ten bits
-            sums = F.linear(signed.flatten(0, 1).float(), self.rows.float())
+        sums = int8_linear(signed.flatten(0, 1), self.rows)
         products = sums.to(self.scale.dtype).mul_(self.scale).add_(self.offset)
         return products.view(*pixels.shape[:2], -1).to(self.dtype)
 
@@ -247,34 +242,6 @@ def in_bytes(weight: Tensor) -> Tensor:
 def _bytes_and_step(weight: Tensor) -> tuple[Tensor, Tensor]:
     step = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny) / 127
     return (weight / step).round_(), step
-
-
-@functools.cache
-def exact_int_mm() -> bool:
-    """Whether torch multiplies int8 matrices on this CPU, and none of its sums saturates."""
-    ones = torch.ones(32, 192, dtype=torch.int8)
-    extremes = [(i, j) for i in (-128, 127) for j in (-127, 127)]
-    try:
-        return all(
-            bool((torch._int_mm(ones * i, ones.T * j) == 192 * i * j).all()) for i, j in extremes
-        )
-    except (RuntimeError, AttributeError):
-        return False
-
-
-def has_bfloat16() -> bool:
-    """Whether this CPU computes with bfloat16; elsewhere it is emulated, and slow."""
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, check, bool)() for check in checks)
-
-
-def in_bfloat16(inputs: Tensor) -> AbstractContextManager[Any]:
-    """What to compute within: products in bfloat16 on a CPU made for it, if no gradient is wanted.
-
-    Residual blocks that begin in float32 go on adding in it; those after a convolution do not.
-    """
-    plain = inputs.is_cpu and inputs.dtype == torch.float32 and not torch.is_grad_enabled()
-    return torch.autocast("cpu", torch.bfloat16) if plain and has_bfloat16() else nullcontext()
 
 
 def by_position(weight: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -29,8 +29,9 @@ from dynenc.evaluation.measure import evaluate, load_distances
 from dynenc.latent_space import SD1
 from dynenc.networks import loading
 from dynenc.networks.autoencoder import Autoencoder
+from dynenc.networks.compat import fast_dtype
 from dynenc.networks.encoder import Encoder, to_floats
-from dynenc.networks.external_vae import fast_dtype, load_teacher
+from dynenc.networks.external_vae import load_teacher
 from dynenc.training.config import DECODER, TrainConfig, TrainPaths
 from dynenc.training.crops import open_crops
 from dynenc.training.losses import Discriminator, Distortion, discriminator_loss

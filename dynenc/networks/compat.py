@@ -1,0 +1,82 @@
+"""What depends on the processor and on torch's version: bfloat16 and products of integers.
+
+The private functions of torch that are used stand here and nowhere else, each with what replaces
+it where it is missing.
+"""
+
+import functools
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dynenc.errors import UsageError
+
+CPU_DTYPE = "DYNENC_CPU_DTYPE"  # environment variable: auto, float32 or bfloat16
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def cpu_dtype() -> torch.dtype:
+    """The dtype of the matrix products of large networks on the CPU.
+
+    bfloat16 if the CPU has units for it, else float32, which is then faster. DYNENC_CPU_DTYPE
+    forces one or the other; bfloat16 without units is emulated, exactly but slowly.
+    Raises: UsageError if the variable has another value.
+    """
+    name = os.environ.get(CPU_DTYPE) or "auto"
+    if name == "auto":
+        return torch.bfloat16 if has_bfloat16_units() else torch.float32
+    try:
+        return DTYPES[name]
+    except KeyError:
+        raise UsageError(f"{CPU_DTYPE} is {name!r}: set it to auto, float32 or bfloat16") from None
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The dtype in which a large network is fast on a device."""
+    return torch.float16 if device.type in ("cuda", "mps") else cpu_dtype()
+
+
+def in_bfloat16(inputs: Tensor) -> AbstractContextManager[Any]:
+    """A context whose products are in bfloat16 if `inputs` are on the CPU and `cpu_dtype` says so.
+
+    Only for float32 inputs without gradient, and not in programs that torch exports. Sums of
+    residual blocks that begin in float32 stay in float32.
+    """
+    plain = inputs.is_cpu and inputs.dtype == torch.float32 and not torch.is_grad_enabled()
+    if plain and not torch.compiler.is_compiling() and cpu_dtype() == torch.bfloat16:
+        return torch.autocast("cpu", torch.bfloat16)
+    return nullcontext()
+
+
+@functools.cache
+def has_bfloat16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware; False if torch cannot tell."""
+    if hasattr(torch.cpu, "get_capabilities"):  # public, in newer versions of torch only
+        found = torch.cpu.get_capabilities()
+        return any(bool(found.get(unit)) for unit in ("amx_bf16", "avx512_bf16"))
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+@functools.cache
+def has_exact_int_mm() -> bool:
+    """Whether torch multiplies int8 matrices on this CPU, and none of its sums saturates."""
+    ones = torch.ones(32, 192, dtype=torch.int8)
+    extremes = [(i, j) for i in (-128, 127) for j in (-127, 127)]
+    try:
+        return all(
+            bool((torch._int_mm(ones * i, ones.T * j) == 192 * i * j).all()) for i, j in extremes
+        )
+    except (RuntimeError, AttributeError):
+        return False
+
+
+def int8_linear(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Exact products of int8 matrices: [N, K] and [R, K], K < 1000 -> [N, R], int32 or float32."""
+    if inputs.is_cpu and has_exact_int_mm():
+        return torch._int_mm(inputs, weight.T)
+    return F.linear(inputs.float(), weight.float())  # sums below 2**24 are exact in float32
