@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dynenc.errors import WeightsError
 from dynenc.networks import external_vae as module
 from dynenc.networks import loading
+from dynenc.networks.compat import CPU_DTYPE
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.external_vae import (
     SD_VAES,
@@ -43,10 +44,9 @@ def nothing_on_disk(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def no_bfloat16_units(monkeypatch):
-    """A CPU on which decoders run in float32, as the tolerances here are for."""
-    for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        monkeypatch.setattr(torch.cpu, check, lambda: False, raising=False)
+def in_float32(monkeypatch):
+    """Decoders run in float32, as the tolerances here are for."""
+    monkeypatch.setenv(CPU_DTYPE, "float32")
 
 
 @pytest.fixture(scope="module", params=[8, 32])
@@ -436,22 +436,6 @@ def test_half_precision_that_is_finite_stays():
     network = Enlarge()
     assert Decoder("fake", network).half()(torch.ones(1, 4, 1, 1)).dtype == torch.float32
     assert network.calls == [torch.float16]
-
-
-@pytest.mark.parametrize(
-    ("device", "amx", "bf16", "dtype"),
-    [
-        ("cuda", False, False, torch.float16),
-        ("mps", False, False, torch.float16),
-        ("cpu", False, False, torch.float32),
-        ("cpu", True, False, torch.bfloat16),
-        ("cpu", False, True, torch.bfloat16),
-    ],
-)
-def test_precision_follows_the_device(monkeypatch, device, amx, bf16, dtype):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16, raising=False)
-    assert module.fast_dtype(torch.device(device)) == dtype
 
 
 # Tiles

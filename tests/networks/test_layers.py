@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from oracle_layers import materialised
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import dynenc.networks.layers
 from dynenc import DynamicConv, HybridDense
-from dynenc.networks.layers import ByteRows, DynamicBlock, GatedConv, exact_int_mm, patches
+from dynenc.networks import compat
+from dynenc.networks.layers import ByteRows, DynamicBlock, GatedConv, patches
 
 PAIR = st.integers(1, 3) | st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -267,32 +267,13 @@ def test_products_of_bytes_are_exact(integers, n_patches, n_rows, seed):
     rows = ByteRows(weight, bias)
     with pytest.MonkeyPatch.context() as patch:
         if not integers:
-            patch.setattr(dynenc.networks.layers, "exact_int_mm", lambda: False)
+            patch.setattr(compat, "has_exact_int_mm", lambda: False)
         products = rows(pixels)
     sums = pixels.long() @ rows.rows.long().T  # exact
     expected = sums * rows.scale.double() + bias - 127.5 * rows.rows.long().sum(1) * rows.scale
     assert (products - expected).abs().max() < 1e-4
     rounded = rows.rows * rows.scale[:, None] * 127.5
     assert (rounded - weight).abs().max() <= weight.abs().max() / 253
-
-
-def test_integer_products_are_checked_before_they_are_used(monkeypatch):
-    """Some CPUs add pairs of products with uint8 in 16 bits, which saturate."""
-
-    def saturating(a, b):
-        products = (a.int() + 128)[:, :, None] * b.int()
-        pairs = products.unflatten(1, (-1, 2)).sum(2).clamp(-(2**15), 2**15 - 1)
-        return pairs.sum(1) - 128 * b.int().sum(0)
-
-    exact_int_mm.cache_clear()
-    monkeypatch.setattr(torch, "_int_mm", saturating)
-    try:
-        assert not exact_int_mm()
-        monkeypatch.delattr(torch, "_int_mm")
-        exact_int_mm.cache_clear()
-        assert not exact_int_mm()
-    finally:
-        exact_int_mm.cache_clear()
 
 
 def test_rows_of_zeros_stay_finite():
