@@ -5,6 +5,7 @@ To add one, add a case below, run this, and commit the new files.
 """
 
 import hashlib
+import os
 import struct
 import sys
 import zlib
@@ -24,6 +25,7 @@ from dynenc.coding import bitstream
 from dynenc.coding.bitstream import HAS_CHUNKS
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
+from dynenc.networks.compat import CPU_DTYPE
 
 HERE = Path(__file__).parent
 PHOTO = HERE.parent / "images" / "chelsea.png"
@@ -154,6 +156,18 @@ def decoder_sha256(decoder: Codec, file: LatFile) -> str:
     return registry.MODELS[decoder.decoder_of(file.model).name].sha256
 
 
+def write_pixels(path: Path, decoder: Codec, file: LatFile) -> None:
+    """Write the decoded image of a file."""
+    with path.open("xb") as output:
+        info = PngInfo()
+        info.add_text("decoder", decoder_sha256(decoder, file))
+        picture = decoder.decode(file)
+        if "xmp" in picture.info:
+            info.add_itxt("XML:com.adobe.xmp", picture.info["xmp"].decode())
+        exif = picture.info.get("exif")
+        picture.save(output, "PNG", optimize=True, pnginfo=info, exif=exif)
+
+
 def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
     """Make the cases that the folder does not hold yet; return their names."""
     decoder = Codec(decoder="embedded", device="cpu")
@@ -161,6 +175,8 @@ def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
     for name, (how, make) in wanted.items():
         lat = folder / f"{name}.lat"
         if lat.exists():
+            if not lat.with_suffix(".png").exists():  # to be made by another decoder
+                write_pixels(lat.with_suffix(".png"), decoder, LatFile.parse(lat.read_bytes()))
             continue
         blob = make()
         file = LatFile.parse(blob)
@@ -168,14 +184,7 @@ def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
             output.write(blob)
         with lat.with_suffix(".npy").open("xb") as output:
             np.save(output, file.symbols.astype(np.int16), allow_pickle=False)
-        with lat.with_suffix(".png").open("xb") as output:
-            info = PngInfo()
-            info.add_text("decoder", decoder_sha256(decoder, file))
-            picture = decoder.decode(file)
-            if "xmp" in picture.info:
-                info.add_itxt("XML:com.adobe.xmp", picture.info["xmp"].decode())
-            exif = picture.info.get("exif")
-            picture.save(output, "PNG", optimize=True, pnginfo=info, exif=exif)
+        write_pixels(lat.with_suffix(".png"), decoder, file)
         with (folder / "README.md").open("a", encoding="utf-8") as output:
             output.write(f"| `{name}` | {how} | `{hashlib.sha256(blob).hexdigest()}` |\n")
         added.append(name)
@@ -184,4 +193,5 @@ def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    os.environ[CPU_DTYPE] = "float32"
     print(*add(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE, cases()), sep="\n")
