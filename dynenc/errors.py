@@ -17,7 +17,8 @@ DynencError             1   base class (also: some of several files failed)
 ├── DeviceError         8 * no such device
 ├── EngineError         9   the cluster cannot be reached, or a package for it is missing
 ├── LatentsError       10 * a file of latents cannot be imported
-└── OutOfMemory        11   not enough memory
+├── OutOfMemory        11   not enough memory
+└── UnexpectedError     1   a bug in the conversion of one of several files
 
 Those marked * are caused by the value of an argument, and are also `ValueError`s.
 `PictureWarning`, a Python warning, names what is lost of an image that is otherwise processed.
@@ -135,3 +136,15 @@ class OutOfMemory(DynencError):
     """There is not enough memory for what was asked."""
 
     exit_code = 11
+
+
+class UnexpectedError(DynencError):
+    """A bug: an exception that nobody expected, in the conversion of one of several files.
+
+    Args:
+        traceback: of that exception, as text, since it may come from another process.
+    """
+
+    def __init__(self, message: str = "", *, traceback: str = "") -> None:
+        super().__init__(message, hint="--verbose shows where; please report it")
+        self.traceback = traceback

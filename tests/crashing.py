@@ -7,9 +7,9 @@ from pathlib import Path
 
 sys.path[:0] = sys.argv[1:]
 
-from dynenc.batch import converter, worker  # noqa: E402
+from dynenc.batch import tasks, worker  # noqa: E402
 
-real = converter.Converter._load
+real = tasks.Encode.load
 
 
 def load(self, item):
@@ -20,5 +20,5 @@ def load(self, item):
     return real(self, item)
 
 
-converter.Converter._load = load
+tasks.Encode.load = load
 worker.serve()

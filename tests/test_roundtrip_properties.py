@@ -18,7 +18,7 @@ from dynenc.coding import quantize
 from dynenc.coding.entropy import LIMIT, load_coder
 from dynenc.coding.lat_file import read_bytes
 from dynenc.imaging import image
-from dynenc.io import storage
+from dynenc.io.writing import writing
 from dynenc.networks import loading
 
 NANO = Codec.from_pretrained("nano", decoder="embedded", device="cpu")
@@ -75,10 +75,10 @@ def test_a_picture_keeps_its_size_and_its_latents_their_values(picture, quality)
 def test_bytes_survive_the_disk(data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.lat")
-        with storage.writing(str(path), overwrite=False) as file:
+        with writing(str(path), overwrite=False) as file:
             file.write(b"\x89LAT" + data)
         assert read_bytes(str(path)) == b"\x89LAT" + data
-        with storage.writing(str(path), overwrite=True) as file:
+        with writing(str(path), overwrite=True) as file:
             file.write(data)
         assert path.read_bytes() == data
 

@@ -26,7 +26,7 @@ from dynenc.batch.records import Result, Settings
 from dynenc.batch.worker import AHEAD, Hello
 from dynenc.errors import DynencError
 from dynenc.io.names import parent
-from dynenc.io.storage import sweep
+from dynenc.io.writing import sweep
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +216,10 @@ class _Pool:
             started.listener = threading.Thread(target=self._listen, args=(started,), daemon=True)
             started.listener.start()
             threads = max(1, cores() // (self.count or cores()))
-            started.send(replace(self.settings, threads=threads))
+            started.send(self._settings(threads))
+
+    def _settings(self, threads: int) -> Settings:
+        return replace(self.settings, run=replace(self.settings.run, threads=threads))
 
     def _listen(self, to: _Worker) -> None:
         """Pass on what a worker says, in a thread of its own; None when it has ended."""

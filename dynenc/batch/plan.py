@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from dynenc.batch.records import Task
+from dynenc.batch.records import Naming, Task
 from dynenc.errors import UsageError
 from dynenc.imaging import formats
 from dynenc.interop.forms import LATENT_FORMS
@@ -42,6 +42,7 @@ class Job:
     source: str  # "" for a new shard
     target: str  # "" if nothing is written
     members: tuple[tuple[str, str], ...] = ()  # of a new shard: file, name in the shard
+    overwrite: bool = False  # what stands under the target's name
 
     @property
     def is_shard(self) -> bool:
@@ -89,6 +90,7 @@ def plan(
     *,
     into_folder: bool = True,
     shard_size: int | None = None,
+    naming: Naming = "replace",
     same_name: Callable[[str], str] = lambda name: name,
 ) -> list[Job]:
     """The jobs for these files, in their order.
@@ -97,6 +99,7 @@ def plan(
         output: folder, tree or URL to write below; the very file if not `into_folder`; None is
             beside each input; "" writes nothing.
         suffix: of the outputs, with the dot.
+        naming: "keep" adds the suffix to the input's name instead of replacing its own.
         shard_size: pack this many pictures into each tar shard, named 000000.tar and so on.
         same_name: what two names have in common if they are one file; see `folded`.
     Raises: UsageError if two inputs have one output, an input would overwrite an input, or the
@@ -107,10 +110,10 @@ def plan(
     if not into_folder:
         jobs = [Job(file.path, output or "") for file in found]
     elif shard_size is not None:
-        jobs = _packed(found, output, suffix, shard_size, same_name)
+        jobs = _packed(found, output, suffix, shard_size, naming, same_name)
     else:
-        jobs = [Job(file.path, _target(file, output, suffix)) for file in found]
-    _refuse_clashes(((job.source, job.target) for job in jobs), same_name)
+        jobs = [Job(file.path, _target(file, output, suffix, naming)) for file in found]
+    _refuse_clashes(((job.source, job.target) for job in jobs), naming, same_name)
     inputs = {same_name(file.path) for file in found}
     for job in jobs:
         if job.target != STREAM and same_name(job.target) in inputs:
@@ -121,7 +124,7 @@ def plan(
     return jobs
 
 
-def _target(file: Found, output: str | None, suffix: str) -> str:
+def _target(file: Found, output: str | None, suffix: str, naming: Naming) -> str:
     if output is None:
         if is_archive(file.path):
             raise UsageError(
@@ -136,12 +139,12 @@ def _target(file: Found, output: str | None, suffix: str) -> str:
                 f"{file.path} is {where}, where no output can be written",
                 hint="name a place for it with -o",
             )
-        name = with_suffix(base(file.path), suffix)
+        name = output_name(base(file.path), suffix, naming)
         folder = parent(file.path)
         return join(folder, name) if folder else name
     if is_archive(file.path):
         return join(output, with_tar_suffix(file.relative))
-    return join(output, with_suffix(file.relative, suffix))
+    return join(output, output_name(file.relative, suffix, naming))
 
 
 def _packed(
@@ -149,32 +152,43 @@ def _packed(
     output: str | None,
     suffix: str,
     size: int,
+    naming: Naming,
     same_name: Callable[[str], str],
 ) -> list[Job]:
     if output is None:
         raise UsageError("no folder is named for the shards", hint="name one with -o")
-    members = [(file.path, with_suffix(file.relative, suffix)) for file in found]
+    members = [(file.path, output_name(file.relative, suffix, naming)) for file in found]
     for path, _ in members:
         if is_archive(path):
             raise UsageError(
                 f"{path} is an archive already, and is not packed into shards",
                 hint="leave out --shard-size, or --exclude it",
             )
-    _refuse_clashes(members, same_name)
+    _refuse_clashes(members, naming, same_name)
     return [
         Job("", join(output, SHARD.format(start // size)), tuple(members[start : start + size]))
         for start in range(0, len(members), size)
     ]
 
 
-def _refuse_clashes(pairs: Iterable[tuple[str, str]], same_name: Callable[[str], str]) -> None:
+def output_name(name: str, suffix: str, naming: Naming) -> str:
+    """The name of the output of a file, or of a path below a folder."""
+    return name + suffix if naming == "keep" else with_suffix(name, suffix)
+
+
+def _refuse_clashes(
+    pairs: Iterable[tuple[str, str]], naming: Naming, same_name: Callable[[str], str]
+) -> None:
     makers: dict[str, str] = {}
     for source, target in pairs:
         other = makers.setdefault(same_name(target), source)
         if other != source:
             raise UsageError(
                 f"{other} and {source} would both become {target}",
-                hint="convert them apart with --include and --suffix",
+                hint="convert them into different folders"
+                if naming == "keep"
+                else f"--name keep makes {base(other)}.* and {base(source)}.* of them, "
+                "or convert them apart with --include",
             )
 
 

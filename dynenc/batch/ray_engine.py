@@ -51,17 +51,16 @@ class Actor:
         return {"answer": answers}
 
 
-def run(
-    jobs: Sequence[Job], settings: Settings, actors: int | None, address: str | None
-) -> Iterator[list[Result]]:
+def run(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]:
     """Convert on a Ray cluster; yield the results of each job as it ends, in any order.
 
-    Args:
-        actors: at most so many; None is one for each CPU or, if the device is one, each GPU.
-        address: of the cluster; None is the one this process is connected to, or a new one here.
+    There are at most `settings.run.jobs` actors; None is one for each CPU or, if the device is one,
+    each GPU. The cluster is at `settings.run.address`; None is the one this process is connected
+    to, or a new one here.
     Raises: EngineError if Ray is not installed or the cluster is not there or breaks down, and what
         the local engine raises.
     """
+    address = settings.run.address
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it prints past all loggers
     try:
         import ray
@@ -78,13 +77,19 @@ def run(
         reason = str(exc).splitlines()[0]
         raise EngineError(f"there is no Ray cluster at {where}: {reason}") from exc
     try:
-        yield from _run(ray, data, jobs, settings, actors)
+        yield from _run(ray, data, jobs, settings)
     except (ray.exceptions.RayError, RuntimeError) as exc:
         reason = str(exc).strip().splitlines()[-1]
         raise EngineError(f"the Ray cluster broke down: {reason}; run the command again") from exc
     finally:
         if ours:
             ray.shutdown()
+
+
+def _for_actors(settings: Settings) -> Settings:
+    """What an actor is told: it makes again what a lost node may have made."""
+    output = replace(settings.output, existing="force")
+    return replace(settings, output=output, run=replace(settings.run, threads=CPUS))
 
 
 def _knock(address: str | None) -> None:
@@ -94,12 +99,12 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT).close()
 
 
-def _run(
-    ray: Any, data: Any, jobs: Sequence[Job], settings: Settings, actors: int | None
-) -> Iterator[list[Result]]:
+def _run(ray: Any, data: Any, jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]:
     there = ray.cluster_resources()
-    gpu = settings.device == "cuda" or (settings.device == "auto" and there.get("GPU", 0) >= 1)
-    most = actors or max(1, int(there.get("GPU" if gpu else "CPU", 1)))
+    gpu = settings.run.device == "cuda" or (
+        settings.run.device == "auto" and there.get("GPU", 0) >= 1
+    )
+    most = settings.run.jobs or max(1, int(there.get("GPU" if gpu else "CPU", 1)))
     logger.info("ray: up to %d actors, one for each %s", most, "GPU" if gpu else "CPU")
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -110,7 +115,7 @@ def _run(
     )
     answers = rows.map_batches(
         Actor,
-        fn_constructor_args=(replace(settings, existing="force", threads=CPUS),),
+        fn_constructor_args=(_for_actors(settings),),
         batch_size=None,
         compute=data.ActorPoolStrategy(min_size=1, max_size=most),
         num_cpus=CPUS,

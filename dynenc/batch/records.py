@@ -1,4 +1,4 @@
-"""What a run of conversions is given and what it tells: settings, results, their sum."""
+"""What a run of conversions is given and what it reports: options, results, their sum."""
 
 from __future__ import annotations
 
@@ -12,38 +12,85 @@ from dynenc.errors import DynencError
 
 Task = Literal["encode", "decode", "roundtrip", "export", "import"]
 Existing = Literal["refuse", "skip", "update", "force"]
+Naming = Literal["replace", "keep"]
+Engine = Literal["local", "ray"]
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How every file of a run is converted."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeOptions:
+    """How images, or latents to import, become .lat files."""
 
-    task: Task
     encoder: str = "light"
-    decoder: str = "auto"
-    goal: Goal = field(default_factory=Goal)  # of a .lat file that is written
-    effort: int = 0  # 0..9, of encoding
-    keep_step: bool = False  # of latents to import that were rounded before
+    goal: Goal = field(default_factory=Goal)
+    effort: int = 0  # 0..9
+    tune_for: str = "embedded"  # decoder that effort and a target PSNR are for
+    keep_metadata: bool = False  # EXIF, XMP, ICC profile
     scale: float | None = None  # of latents to import; None: as their file says
-    device: str = "auto"
-    keep_metadata: bool = False  # EXIF, XMP and ICC profile, when encoding
-    max_pixels: int = MAX_PIXELS  # of a picture or .lat file that is read
-    suffix: str = ".lat"  # of the outputs; decides the format of pictures
-    batch_size: int | None = None  # pictures in one pass of the network; None chooses
-    existing: Existing = "refuse"  # what to do about an output that is there
-    threads: int | None = None  # of torch and of AVIF; None leaves their own choice
-    preview: int = 0  # columns of a terminal to show roundtrips in; 0: not at all
-    strict: bool = False  # let errors that nobody expects pass, instead of failing one file
+    keep_step: bool = False  # of latents to import that were rounded before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeOptions:
+    """How .lat files become images."""
+
+    decoder: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputOptions:
+    """Which files are taken of those that the inputs stand for."""
+
+    recursive: bool = False  # take sub-folders, too
+    include: tuple[str, ...] = ()  # patterns, of which one must match
+    exclude: tuple[str, ...] = ()  # patterns, of which none may match
+    max_pixels: int = MAX_PIXELS  # of an image or .lat file that is read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """Where outputs stand, and what becomes of those that exist."""
+
+    suffix: str = ".lat"  # decides the format of images and latents
+    naming: Naming = "replace"  # the suffix of the input, or keep it: a.jpg.lat
+    shard_size: int | None = None  # pack so many outputs into each tar
+    existing: Existing | None = None  # None: "refuse" for a single file, else "skip"
+    keep_mtime: bool = False  # give outputs the input's time of modification
 
     @property
     def overwrite(self) -> bool:
-        """Whether a file that stands under the output's name is replaced."""
+        """Whether an existing output is replaced."""
         return self.existing in ("update", "force")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Where the work is done, and by how many."""
+
+    device: str = "auto"
+    engine: Engine = "local"
+    address: str | None = None  # of a Ray cluster
+    jobs: int | None = None  # worker processes, or Ray actors; None chooses
+    batch_size: int | None = None  # images in one pass of the network; None chooses
+    threads: int | None = None  # of torch and of AVIF in a worker; None leaves their own choice
+    preview: int = 0  # columns of a terminal to show roundtrips in; 0: not at all
+    strict: bool = False  # pass on unexpected exceptions instead of failing one file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that decides how the files of a run are converted."""
+
+    task: Task
+    encode: EncodeOptions = EncodeOptions()  # frozen
+    decode: DecodeOptions = DecodeOptions()
+    input: InputOptions = InputOptions()
+    output: OutputOptions = OutputOptions()
+    run: RunOptions = RunOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class Roundtrip:
-    """The figures of one picture encoded and decoded; the fields of `roundtrip --json`."""
+    """The figures of one image encoded and decoded; the fields of `roundtrip --json`."""
 
     image: str
     width: int  # px
@@ -64,7 +111,7 @@ class Roundtrip:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one picture."""
+    """What became of one image."""
 
     source: str
     target: str  # "" if nothing was to be written
@@ -77,7 +124,8 @@ class Result:
     figures: Roundtrip | None = None  # of a roundtrip
     preview: Any = None  # small Pillow image, original and decoded side by side
     error: DynencError | None = None  # why it failed
-    note: str = ""  # what to tell the user of one that is done
+    note: str = ""  # for the user, of one that is done
+    outdated: bool = False  # skipped, though its output was made with other settings
 
     @property
     def reason(self) -> str:
@@ -88,16 +136,17 @@ class Result:
 
 @dataclass(slots=True)
 class Summary:
-    """The running, and in the end the final, count of a run."""
+    """The count of a run, so far and at its end."""
 
     jobs: int = 0  # files or shards to convert
     finished: int = 0  # of them
     single: bool = False  # one file was named, and nothing else
-    planned: int = 0  # pictures or shards that a dry run would convert
-    done: int = 0  # pictures
-    skipped: int = 0  # finished by an earlier run
+    planned: int = 0  # images or shards that a dry run would convert
+    done: int = 0  # images
+    skipped: int = 0  # their outputs exist
+    outdated: int = 0  # of the skipped, those whose outputs were made with other settings
     failed: int = 0
-    ignored: int = 0  # files that are no pictures, or not asked for
+    ignored: int = 0  # files of other kinds, or not asked for
     n_bytes_in: int = 0
     n_bytes_out: int = 0
     failures: list[Result] = field(default_factory=list)
@@ -107,6 +156,7 @@ class Summary:
     def add(self, result: Result) -> None:
         """Count one result."""
         setattr(self, result.status, getattr(self, result.status) + 1)
+        self.outdated += result.outdated
         self.n_bytes_in += result.n_bytes_in
         self.n_bytes_out += result.n_bytes_out
         self.seconds = time.monotonic() - self.started
@@ -115,5 +165,5 @@ class Summary:
 
     @property
     def per_second(self) -> float:
-        """Pictures converted a second, so far."""
+        """Images converted per second, so far."""
         return (self.done + self.failed) / self.seconds if self.seconds else 0.0

@@ -21,12 +21,12 @@ from multiprocessing import spawn
 from pathlib import Path
 from typing import IO, Any
 
-import dynenc
 from dynenc.batch.plan import Job
 from dynenc.batch.records import Settings
 from dynenc.errors import DynencError
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+PACKAGE = Path(__file__).absolute().parents[1] / "__init__.py"
 AHEAD = 8  # files that a worker is given at once, so that it writes while it converts
 
 # The program of a worker. Isolated mode (-I) leaves out the script's or current folder and
@@ -68,7 +68,7 @@ def command() -> list[str]:
     if sys.dont_write_bytecode:
         flags.append("-B")
     python = os.fsdecode(spawn.get_executable())  # what the host may have set for its own workers
-    return [python, *flags, "-c", START, str(Path(dynenc.__file__).absolute()), *sys.path]
+    return [python, *flags, "-c", START, str(PACKAGE), *sys.path]
 
 
 def start() -> subprocess.Popen[bytes]:
@@ -132,7 +132,7 @@ def _convert(
 
     converter = Converter(settings)
     window = max(AHEAD, converter.window)
-    send(answers, Hello(converter.codec.device.type, window, converter.note))
+    send(answers, Hello(converter.device, window, converter.note))
     while (job := inbox.get()) is not None:
         jobs = [job]
         while len(jobs) < window and not inbox.empty():

@@ -29,10 +29,10 @@ def info(
     """
     with console.session():
         from dynenc import metrics
-        from dynenc.batch import converter
+        from dynenc.batch import verify
         from dynenc.coding import bitstream, quantize
 
-        file, n_bytes = converter.info_file(lat, max_pixels=max_pixels)
+        file, n_bytes = verify.info_file(lat, max_pixels=max_pixels)
         header, coder = file.header, registry.numbered(file.header.coder_id, "coder")
         fields: dict[str, Any] = {
             "version": bitstream.VERSION,
@@ -72,10 +72,10 @@ def verify(
     Prints a line for each damaged file, and ends with exit code 1 if there is one.
     """
     with console.session(quiet=quiet):
-        from dynenc.batch import converter
+        from dynenc.batch import verify as checking
 
         faults = []
-        for path, fault in converter.verify(paths, max_pixels=max_pixels):
+        for path, fault in checking.verify(paths, max_pixels=max_pixels):
             faults.append(fault)
             if fault:
                 console.show(f"{path}: {fault}")
@@ -142,15 +142,15 @@ def compare(
         from dynenc.codec import Codec
         from dynenc.evaluation import compare_page
         from dynenc.evaluation.measure import Measure, load_distances
-        from dynenc.io import storage
         from dynenc.io.names import STREAM
+        from dynenc.io.writing import refuse_existing, writing
 
-        storage.refuse_existing(output, force)
+        refuse_existing(output, force)
         pairs = compare_page.pair(original, others or [])
         qualities = quality or ([] if others or codec else [50.0])
         measure = Measure(load_distances(lpips, vgg))
         request = compare_page.Request(qualities, codec or [], measure)
-        with storage.writing(output, force) as file:
+        with writing(output, force) as file:
             errors = compare_page.write(file, pairs, Codec(encoder, decoder, device), request)
         for error in errors:
             console.tell(f"dynenc: {error.sentence}")

@@ -21,8 +21,8 @@ from rich.text import Text
 from dynenc.batch.records import Result, Roundtrip, Summary, Task
 from dynenc.cli import console
 from dynenc.errors import UsageError
-from dynenc.io import storage
 from dynenc.io.names import STREAM, suffix_of
+from dynenc.io.writing import writing
 
 COLUMNS = ("source", "target", "status", "reason", "note")
 COUNTS = ("n_bytes_in", "n_bytes_out", "width", "height", "bpp")
@@ -50,7 +50,7 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         if self.path:
-            raw = self.stack.enter_context(storage.writing(self.path, overwrite=True))
+            raw = self.stack.enter_context(writing(self.path, overwrite=True))
             self.file = io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="")
             self.stack.callback(self.file.detach)
         if self.file and suffix_of(self.path or "").lower() == ".csv":

@@ -80,18 +80,35 @@ def read(blob: bytes, max_pixels: int = MAX_PIXELS) -> Parts:
         max_pixels: refuse images of more pixels; checked before anything is allocated.
     Raises: BitstreamError and nothing else, whatever the bytes.
     """
+    _check_prefix(blob, FIXED + CRC.size)
+    if CRC.pack(zlib.crc32(blob[: -CRC.size])) != blob[-CRC.size :]:
+        raise Corrupt("the checksum does not match: the file is damaged or cut short")
+    header = _header(blob, max_pixels)
+    rest = blob[FIXED : -CRC.size]
+    return Parts(header, *(_split(rest) if header.flags & HAS_CHUNKS else (rest, [])))
+
+
+def read_header(start: bytes) -> Header:
+    """The header of a .lat file from its first FIXED bytes; what follows is not checked.
+
+    Raises: BitstreamError.
+    """
+    _check_prefix(start, FIXED)
+    return _header(start, MAX_SIDE**2)
+
+
+def _check_prefix(blob: bytes, least: int) -> None:
     if not blob.startswith(MAGIC):
         raise NotALatFile("this is not a .lat file: it does not begin with the .lat signature")
-    if len(blob) < FIXED + CRC.size:
-        raise Corrupt(
-            f"the file is cut short: {len(blob)} bytes, at least {FIXED + CRC.size} needed"
-        )
+    if len(blob) < least:
+        raise Corrupt(f"the file is cut short: {len(blob)} bytes, at least {least} needed")
     if (version := PREFIX.unpack_from(blob)[1]) != VERSION:
         raise UnsupportedVersion(
             f"the file has format version {version} and this dynenc reads {VERSION}: update dynenc"
         )
-    if CRC.pack(zlib.crc32(blob[: -CRC.size])) != blob[-CRC.size :]:
-        raise Corrupt("the checksum does not match: the file is damaged or cut short")
+
+
+def _header(blob: bytes, max_pixels: int) -> Header:
     header = Header(*HEADER.unpack_from(blob, PREFIX.size))
     if not (header.width and header.height and header.step_q):
         raise Corrupt("the header holds a zero where a size or a step must stand")
@@ -102,8 +119,7 @@ def read(blob: bytes, max_pixels: int = MAX_PIXELS) -> Parts:
         )
     if header.flags & ~(HAS_CHUNKS | HAS_TRELLIS):
         raise Corrupt(f"the header holds unknown flags {header.flags:#x}")
-    rest = blob[FIXED : -CRC.size]
-    return Parts(header, *(_split(rest) if header.flags & HAS_CHUNKS else (rest, [])))
+    return header
 
 
 def _split(rest: bytes) -> tuple[bytes, list[Chunk]]:

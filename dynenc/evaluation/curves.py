@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dynenc.errors import UsageError
 from dynenc.evaluation.measure import FIGURES, QUALITY_FIGURES
-from dynenc.io import storage
+from dynenc.io.writing import writing
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 NEEDS_EXTRA = "pip install 'dynenc[eval]'"
@@ -161,7 +161,7 @@ def plotter(path: Path) -> Callable[[Evaluation], None]:
             axes.set_title(FIGURES[metric].label + better)
             axes.grid(alpha=0.3)
         panels[-1].legend()
-        with storage.writing(str(path), overwrite=True) as file:
+        with writing(str(path), overwrite=True) as file:
             figure.savefig(file, format=path.suffix[1:].lower(), dpi=110)
 
     return draw

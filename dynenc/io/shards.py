@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, BinaryIO, cast
 
 from dynenc.errors import ImageError, OutputError
+from dynenc.io.names import base
 from dynenc.io.storage import Readable
 
 TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -29,12 +30,12 @@ ZIP = re.compile(r"\.zip$", re.IGNORECASE)
 
 def is_archive(name: str) -> bool:
     """Whether a name has the suffix of an archive whose members can be converted."""
-    return is_tar(name) or ZIP.search(name) is not None
+    return is_tar(name) or ZIP.search(base(name)) is not None
 
 
 def is_tar(name: str) -> bool:
     """Whether a name has the suffix of a tar, compressed or not."""
-    return TAR.search(name) is not None
+    return TAR.search(base(name)) is not None
 
 
 def with_tar_suffix(name: str) -> str:
@@ -58,7 +59,7 @@ def members(file: BinaryIO, name: str) -> Iterator[Member]:
     Raises: ImageError if it is neither a tar nor a zip, damaged or cut short; so does reading from
     a member that is damaged or encrypted.
     """
-    kind = "zip" if ZIP.search(name) else "tar"
+    kind = "zip" if ZIP.search(base(name)) else "tar"
     try:
         yield from (_zip_members if kind == "zip" else _tar_members)(file, name)
     except DAMAGE as exc:

@@ -5,11 +5,12 @@ from typing import Literal, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dynenc import registry
 from dynenc.errors import WeightsError
+from dynenc.io.writing import writing
 from dynenc.networks import published
 from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
@@ -89,4 +90,5 @@ def _filled(module: N, data: bytes, name: str) -> N:
 def save_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a state dict as float16 safetensors, with text that says how it was made."""
     half = {name: t.detach().cpu().to(torch.float16).contiguous() for name, t in state.items()}
-    save_file(half, path, metadata)
+    with writing(str(path), overwrite=True) as file:
+        file.write(save(half, metadata))

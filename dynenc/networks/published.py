@@ -28,7 +28,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dynenc.errors import WeightsError
-from dynenc.io import storage
+from dynenc.io.writing import writing
 from dynenc.latent_space import SD1
 from dynenc.networks.encoder import to_floats
 from dynenc.networks.layers import EPSILON
@@ -355,7 +355,7 @@ def import_checkpoint(source: Path, target: Path, *, overwrite: bool = False) ->
     metadata = {"model": MODEL, "network": described, "source": source.name}
     data = save(state, metadata)
     network = load_imported(data, metadata, str(source))
-    with storage.writing(str(target), overwrite) as file:
+    with writing(str(target), overwrite) as file:
         file.write(data)
     return network
 

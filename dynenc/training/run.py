@@ -8,12 +8,13 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from dynenc.coding.entropy import EntropyCoder
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.imaging.image import pad, to_tensor
 from dynenc.imaging.sources import iter_images
+from dynenc.io.writing import writing
 from dynenc.metrics import bpp
 from dynenc.networks import loading
 from dynenc.networks.encoder import to_floats
@@ -83,11 +84,9 @@ def train_coder(
             payload = coder.encode(to_symbols(encoded[0].numpy(), step_q, coder), step_q)
             rates.append(bpp(len(payload), *picture.size))
         figures = {"pictures": len(rates), "bpp": sum(rates) / len(rates)}
-    save_file(
-        tensors,
-        paths.export,
-        {"model": config.preset, **origin(config, paths, len(crops), figures)},
-    )
+    metadata = {"model": config.preset, **origin(config, paths, len(crops), figures)}
+    with writing(str(paths.export), overwrite=True) as file:
+        file.write(save(tensors, metadata))
     return figures
 
 

@@ -11,7 +11,7 @@ from PIL import AvifImagePlugin, Image
 import dynenc
 from dynenc.batch import worker
 from dynenc.batch.converter import Converter
-from dynenc.batch.records import Settings
+from dynenc.batch.records import EncodeOptions, RunOptions, Settings
 from dynenc.errors import DynencError, UsageError, WeightsError
 
 N_PICTURES = 12
@@ -52,7 +52,13 @@ def test_a_worker_that_shares_the_processor_reads_avif_on_its_own_threads(monkey
     before = torch.get_num_threads()
     monkeypatch.setattr(AvifImagePlugin, "DEFAULT_MAX_THREADS", 0)
     try:
-        Converter(Settings("encode", "nano", device="cpu", threads=1))
+        Converter(
+            Settings(
+                task="encode",
+                encode=EncodeOptions(encoder="nano"),
+                run=RunOptions(device="cpu", threads=1),
+            )
+        )
         assert (AvifImagePlugin.DEFAULT_MAX_THREADS, torch.get_num_threads()) == (1, 1)
     finally:
         torch.set_num_threads(before)

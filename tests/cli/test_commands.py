@@ -233,7 +233,7 @@ def test_full_disk_leaves_nothing(picture, tmp_path, monkeypatch):
 def test_output_that_appears_meanwhile_is_kept(picture, monkeypatch):
     target = picture.with_suffix(".lat")
     monkeypatch.setattr(
-        "dynenc.io.storage.refuse_existing", lambda *_: target.write_bytes(b"other")
+        "dynenc.batch.task.refuse_existing", lambda *_: target.write_bytes(b"other")
     )
     sentence(run("encode", picture, "-e", "nano"), 6)
     assert target.read_bytes() == b"other"

@@ -16,19 +16,19 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dynenc.batch import converter
+from dynenc.batch.verify import info_file
 from dynenc.cli.main import app
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.entropy import load_coder
 from dynenc.errors import BitstreamError, OutputError, OutputExists
-from dynenc.io import storage
+from dynenc.io.writing import writing
 
 runner = CliRunner()
 OLD, NEW = b"old" * 30_000, b"new" * 40_000
 
 WRITER = """
 import sys
-from dynenc.io.storage import writing
+from dynenc.io.writing import writing
 target, data = sys.argv[1], [b"old" * 30_000, b"new" * 40_000]
 print("ready", flush=True)
 while True:
@@ -45,7 +45,7 @@ def run(*arguments):
 
 def write(target, data, overwrite):
     """Write a file the way the commands do."""
-    with storage.writing(str(target), overwrite) as file:
+    with writing(str(target), overwrite) as file:
         file.write(data)
 
 
@@ -129,7 +129,7 @@ def test_a_signal_while_writing_leaves_a_whole_file_or_none(picture, tmp_path, m
     assert "interrupted" in sentence(run("encode", picture, "-e", "nano"), 130)
     assert signal.getsignal(signal.SIGTERM) == before
     for path in set(tmp_path.iterdir()) - {picture}:  # a writer that could still finish has done so
-        assert converter.info_file(str(path), max_pixels=MAX_PIXELS)[0].header.width == 75
+        assert info_file(str(path), max_pixels=MAX_PIXELS)[0].header.width == 75
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
     try:
         for _ in range(300):
             with contextlib.suppress(BitstreamError):
-                file, n_bytes = converter.info_file(str(path), max_pixels=MAX_PIXELS)
+                file, n_bytes = info_file(str(path), max_pixels=MAX_PIXELS)
                 assert n_bytes == len(blobs[file.header.height // 64 - 1])
     finally:
         done.set()
@@ -281,5 +281,5 @@ def test_two_commands_with_one_output(picture, tmp_path):
     words = [process.communicate()[1] for process in commands]
     assert sorted(process.returncode for process in commands) == [0, 6]
     assert sorted(map(len, map(bytes.splitlines, words))) == [0, 1]
-    assert converter.info_file(str(target), max_pixels=MAX_PIXELS)[0].header.width == 75
+    assert info_file(str(target), max_pixels=MAX_PIXELS)[0].header.width == 75
     assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "out.lat"}

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from dynenc.batch.records import LATENT_FORMS
 from dynenc.cli.main import app
+from dynenc.interop.forms import LATENT_FORMS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 runner = CliRunner()

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dynenc.batch import converter
+from dynenc.batch.verify import info_file
 from dynenc.cli.main import app
 from dynenc.coding.bitstream import MAGIC, MAX_PIXELS
 from dynenc.coding.entropy import load_coder
+from dynenc.coding.lat_file import read_bytes
 from dynenc.errors import TooLarge
 
 runner = CliRunner()
@@ -106,9 +107,9 @@ def test_folders_that_cannot_be_read_are_named(folder, as_nobody):
 
 def test_long_files_that_are_not_lat_files_are_not_read(tmp_path):
     (path := tmp_path / "x.lat").write_bytes(b"PK\3\4" + bytes(99))
-    assert converter.read_bytes(str(path)) == b"PK\3\4"
+    assert read_bytes(str(path)) == b"PK\3\4"
     with path.open("wb") as file:
         file.write(MAGIC)
         file.truncate(2**40)  # takes no space on the disk
     with pytest.raises(TooLarge):
-        converter.info_file(str(path), max_pixels=MAX_PIXELS)
+        info_file(str(path), max_pixels=MAX_PIXELS)

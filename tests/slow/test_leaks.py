@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dynenc.batch import converter
 from dynenc.codec import Codec
+from dynenc.coding.lat_file import read_bytes
 from dynenc.imaging import image
 
 CALLS, EVERY = 10_000, 100
@@ -28,7 +28,7 @@ def test_memory_and_open_files_are_flat(tmp_path):
         pixels = random.integers(0, 256, (height, width, 3), np.uint8)
         Image.fromarray(pixels).save(source)
         Path(lat).write_bytes(codec.encode(image.open_image(source)))
-        codec.decode(converter.read_bytes(str(lat))).save(back)
+        codec.decode(read_bytes(str(lat))).save(back)
         if call % EVERY == 0:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             resident.append(pages * os.sysconf("SC_PAGE_SIZE"))

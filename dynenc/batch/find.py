@@ -1,0 +1,88 @@
+"""Find the files that inputs stand for: themselves, or what folders and patterns hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dynenc.batch.plan import Found, input_suffixes, select
+from dynenc.batch.records import InputOptions, Result, Task
+from dynenc.errors import BitstreamError, DynencError, ImageError, LatentsError, UsageError
+from dynenc.io import names, storage
+from dynenc.io.names import STREAM
+from dynenc.io.shards import is_archive
+
+KINDS: dict[Task, str] = {"import": "latents", "decode": ".lat files", "export": ".lat files"}
+ERRORS: dict[Task, type[DynencError]] = {
+    "import": LatentsError,
+    "decode": BitstreamError,
+    "export": BitstreamError,
+}
+
+
+@dataclass(slots=True)
+class Listing:
+    """The files to convert."""
+
+    files: list[Found] = field(default_factory=list)
+    unreadable: list[Result] = field(default_factory=list)  # sub-folders
+    folders: list[str] = field(default_factory=list)  # named, or found by a pattern
+    ignored: int = 0  # files of other kinds, or not asked for
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one file was named, and nothing else."""
+        named = len(self.files) == 1 and self.files[0].named and not self.ignored
+        return named and not is_archive(self.files[0].path)
+
+    def add_folder(self, folder: str, output: str | None, recursive: bool) -> None:
+        """Add the files of a folder; those of the output's folder are left out."""
+        self.folders.append(folder)
+        for path, relative in storage.walk(folder, recursive, leave_out=output):
+            if relative.endswith("/"):
+                error = ImageError(f"{path} cannot be read: check its permissions")
+                self.unreadable.append(Result(path, "", "failed", error=error))
+            else:
+                self.files.append(Found(path, relative))
+
+
+def find(task: Task, inputs: list[str], output: str | None, options: InputOptions) -> Listing:
+    """The files that a task is for, sorted.
+
+    Raises: UsageError, or if there is none ImageError, BitstreamError or LatentsError.
+    """
+    if STREAM in inputs and len(inputs) > 1:
+        raise UsageError("'-' cannot be combined with other inputs", hint="convert it by itself")
+    listing = Listing()
+    for name in inputs:
+        _add(listing, name, output, options.recursive)
+    hint = "" if options.recursive else "-r takes sub-folders, too"
+    if not listing.files and not listing.unreadable:
+        where = ", ".join(listing.folders) or "the list of inputs"
+        raise ERRORS.get(task, ImageError)(f"{where} is empty", hint=hint)
+    suffixes = input_suffixes(task)
+    listing.files, listing.ignored = select(
+        listing.files, suffixes, options.include, options.exclude
+    )
+    if not listing.files and not listing.unreadable:
+        what = KINDS.get(task, "images")
+        raise ERRORS.get(task, ImageError)(
+            f"none of the {listing.ignored} files are {what} to {task}",
+            hint=hint or "see --include",
+        )
+    return listing
+
+
+def _add(listing: Listing, name: str, output: str | None, recursive: bool) -> None:
+    if storage.is_folder(name):
+        listing.add_folder(name, output, recursive)
+        return
+    is_pattern = any(c in name for c in "*?[") and not names.is_web(name)
+    expanded = storage.expand(name) if is_pattern else []
+    if expanded in ([], [name]):
+        listing.files.append(Found(name, names.base(name), named=True))
+        return
+    for one in expanded:
+        if storage.is_folder(one):
+            listing.add_folder(one, output, recursive)
+        else:  # a pattern such as *.zip asks for archives
+            listing.files.append(Found(one, names.base(one), named=is_archive(name)))

@@ -1,0 +1,159 @@
+"""What a task is: how a file is loaded, what is made of it, whether an output was made so.
+
+The converter schedules: it calls `load` for every file, `make` for files of equal shape, and
+writes what comes back. The tasks themselves stand in `tasks`.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from PIL import Image
+
+from dynenc import metrics
+from dynenc.batch import inputs
+from dynenc.batch.records import Roundtrip, Settings
+from dynenc.codec import Codec
+from dynenc.coding import bitstream, quantize
+from dynenc.coding.bitstream import Header
+from dynenc.coding.lat_file import LatFile, model_of, read_bytes
+from dynenc.coding.rate_control import Goal
+from dynenc.imaging import extras, image, notes
+from dynenc.imaging.extras import Extras
+from dynenc.io import storage
+from dynenc.io.storage import Readable
+from dynenc.io.writing import refuse_existing
+from dynenc.latent_space import SD1
+
+T = TypeVar("T")
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A file to convert, or to copy as it is."""
+
+    source: str
+    target: str  # "" if nothing is written
+    data: bytes | None = None  # None: read it from `source`
+    member: str = ""  # name of the output in a shard
+    mtime: float | None = None  # to give the output, s since 1970
+    convert: bool = True
+    overwrite: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name that tells the format of the output."""
+        return self.member or self.target
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[T]):
+    """An input, read and parsed."""
+
+    value: T
+    n_bytes: int  # of the input
+    shape: tuple[int, ...]  # height and width in px first; equal shapes may share a pass
+    note: str = ""  # what of the image is lost
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An output that is not written yet."""
+
+    data: bytes
+    width: int = 0  # px
+    height: int = 0  # px
+    n_bytes_in: int = 0
+    n_lat: int = 0  # bytes of the .lat file
+    figures: Roundtrip | None = None
+    note: str = ""  # for the user
+    preview: Image.Image | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedLat:
+    """A .lat file and what its image has beside its colours."""
+
+    file: LatFile
+    extras: Extras
+
+
+class Task(ABC, Generic[T]):
+    """What is done with every file of a run."""
+
+    note = ""  # for the user, once
+
+    def __init__(self, settings: Settings, on_step: OnStep | None = None) -> None:
+        encode, decode = settings.encode, settings.decode
+        decoder = encode.tune_for if settings.task == "encode" else decode.decoder
+        self.settings, self.on_step = settings, on_step
+        self.codec = Codec(encode.encoder, decoder, settings.run.device)
+
+    def prepare(self, item: Input) -> None:
+        """Raise early what would stop the output from being written."""
+        if not item.member:
+            refuse_existing(item.target, item.overwrite)
+
+    @abstractmethod
+    def load(self, item: Input) -> Loaded[T]:
+        """Read and parse an input; raises DynencError."""
+
+    @abstractmethod
+    def make(self, items: Sequence[Input], group: Sequence[Loaded[T]]) -> list[Made]:
+        """The outputs of inputs of one shape."""
+
+    @staticmethod
+    @abstractmethod
+    def is_made_so(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+        """Whether an existing output was made with these settings, as far as it tells.
+
+        Args:
+            whole: check all of it, instead of the header only.
+        Raises: any exception if it is no file that this task writes.
+        """
+
+
+def load_lat(item: Input, settings: Settings) -> Loaded[ParsedLat]:
+    blob = read_bytes(item.source) if item.data is None else item.data
+    file = LatFile.parse(blob, max_pixels=settings.input.max_pixels)
+    height, width = file.symbols.shape[-2:]
+    shape = SD1.patch * height, SD1.patch * width, file.header.model_id
+    found = extras.from_chunks(file.chunks, file.header.width, file.header.height)
+    return Loaded(ParsedLat(file, found), len(blob), shape)
+
+
+def load_image(item: Input, settings: Settings) -> Loaded[Image.Image]:
+    blob = item.data
+    if blob is None and storage.is_sequential(item.source):
+        blob = inputs.read_image(item.source)
+    with notes.collected() as lost:
+        picture = image.open_image(
+            item.source if blob is None else blob,
+            name=item.source,
+            max_pixels=settings.input.max_pixels,
+            keep_metadata=settings.encode.keep_metadata,
+        )
+    width, height = (-(-side // SD1.patch) * SD1.patch for side in picture.size)
+    n_bytes = inputs.size_of(item.source) if blob is None else len(blob)
+    return Loaded(picture, n_bytes, (height, width), note=notes.joined(*lost))
+
+
+def read_header(file: Readable, *, whole: bool) -> Header:
+    if whole:
+        data = storage.read_at_most(file, bitstream.MAX_BYTES, "the output")
+        return bitstream.read(data, sys.maxsize).header
+    return bitstream.read_header(file.read(bitstream.FIXED))
+
+
+def meets_goal(goal: Goal, header: Header, n_bytes: int) -> bool:
+    """Whether a file is as asked for, as far as it tells: only decoding would tell its PSNR."""
+    if goal.kind == "quality":
+        has_trellis = model_of(header).has_trellis
+        return header.step_q == quantize.quality_to_step(goal.value, has_trellis=has_trellis)
+    bpp = metrics.bpp(n_bytes, header.width, header.height)
+    return goal.kind != "dB" and not goal.note(bpp if goal.kind == "bpp" else n_bytes)

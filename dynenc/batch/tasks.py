@@ -1,0 +1,298 @@
+"""The tasks, one class each: encode, decode, roundtrip, export, import."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, BinaryIO, cast
+
+import torch
+from PIL import Image
+
+from dynenc import metrics, registry
+from dynenc.batch import inputs, records
+from dynenc.batch.records import Roundtrip, Settings
+from dynenc.batch.task import (
+    Input,
+    Loaded,
+    Made,
+    OnStep,
+    ParsedLat,
+    T,
+    Task,
+    load_image,
+    load_lat,
+    meets_goal,
+    read_header,
+)
+from dynenc.codec import Encoded, require_sd
+from dynenc.coding import quantize
+from dynenc.coding.lat_file import LatFile
+from dynenc.errors import LatentsError
+from dynenc.imaging import formats, image, notes, pixels, preview, save
+from dynenc.imaging.extras import Extras
+from dynenc.interop import latent_files
+from dynenc.interop.latent_files import Foreign
+from dynenc.io import storage
+from dynenc.io.names import suffix_of
+from dynenc.io.storage import Readable
+from dynenc.io.writing import is_stream
+from dynenc.networks import external_vae
+
+
+class Encode(Task[Image.Image]):
+    """Images to .lat files."""
+
+    def load(self, item: Input) -> Loaded[Image.Image]:
+        """As of every task."""
+        self.prepare(item)
+        return load_image(item, self.settings)
+
+    def make(self, items: Sequence[Input], group: Sequence[Loaded[Image.Image]]) -> list[Made]:
+        """As of every task."""
+        encoded = self.encode([one.value for one in group])
+        return [
+            Made(
+                made.blob,
+                one.value.width,
+                one.value.height,
+                one.n_bytes,
+                len(made.blob),
+                note=notes.joined(one.note, made.note),
+            )
+            for made, one in zip(encoded, group, strict=True)
+        ]
+
+    def encode(self, pictures: Sequence[Image.Image]) -> list[Encoded]:
+        """The .lat files of images of one shape."""
+        options = self.settings.encode
+        return self.codec.encode_batch(
+            pictures,
+            options.goal,
+            options.effort,
+            keep_metadata=options.keep_metadata,
+            on_step=self.on_step,
+        )
+
+    @staticmethod
+    def is_made_so(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+        """As of every task."""
+        header = read_header(file, whole=whole)
+        is_so = header.model_id == registry.encoder_model(settings.encode.encoder).number
+        return is_so and meets_goal(settings.encode.goal, header, n_bytes)
+
+
+class _MakesImages(Task[T]):
+    """A task whose outputs are images."""
+
+    def prepare(self, item: Input) -> None:
+        """Refuse names of no image format, too."""
+        if item.target and not item.member:
+            save.picture_format(self.format_name(item))
+        super().prepare(item)
+
+    def format_name(self, item: Input) -> str:
+        """The name that tells the format; streams have no suffix of their own."""
+        if not item.member and is_stream(item.target) and not suffix_of(item.target):
+            return item.target + self.settings.output.suffix
+        return item.name
+
+    def image_bytes(
+        self, item: Input, picture: Image.Image, extras: Extras, decoder_name: str
+    ) -> tuple[bytes, list[str]]:
+        """An image as a file that says which decoder made it, and notes on what is lost."""
+        with notes.collected() as lost:
+            data = save.picture_bytes(picture, extras, self.format_name(item), decoder_name)
+        return data, lost
+
+    def announce_decoder(self) -> None:
+        """Tell the user which decoder "auto" stands for."""
+        if self.settings.decode.decoder == "auto":
+            choice = external_vae.resolve("auto")
+            self.note = f"decoder: {choice.name}, {choice.note}"
+
+    @staticmethod
+    def is_made_so(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+        """As of every task; formats without metadata do not tell, and count as made by another."""
+        if isinstance(file, io.IOBase) and file.seekable():
+            seekable = cast(BinaryIO, file)
+        else:  # a member of a shard
+            data = storage.read_at_most(file, inputs.MAX_IMAGE_BYTES, "the output")
+            seekable = io.BytesIO(data)
+        made_by = formats.open_file(seekable, "the output").getexif().get(save.SOFTWARE)
+        decoders = [external_vae.resolve(settings.decode.decoder).name]
+        return made_by in [save.software(each) for each in decoders + registry.names("autoencoder")]
+
+
+class Decode(_MakesImages[ParsedLat]):
+    """.lat files to images."""
+
+    def __init__(self, settings: Settings, on_step: OnStep | None = None) -> None:
+        super().__init__(settings, on_step)
+        self.announce_decoder()
+
+    def load(self, item: Input) -> Loaded[ParsedLat]:
+        """As of every task."""
+        self.prepare(item)
+        return load_lat(item, self.settings)
+
+    def make(self, items: Sequence[Input], group: Sequence[Loaded[ParsedLat]]) -> list[Made]:
+        """As of every task."""
+        pictures = self.codec.decode_batch([one.value.file for one in group])
+        decoder_name = self.codec.decoder_of(group[0].value.file.model).name
+        made = []
+        for item, picture, one in zip(items, pictures, group, strict=True):
+            data, lost = self.image_bytes(item, picture, one.value.extras, decoder_name)
+            note = notes.joined(one.note, *lost)
+            n_bytes = one.n_bytes
+            made.append(Made(data, picture.width, picture.height, n_bytes, n_bytes, note=note))
+        return made
+
+
+class RoundtripTask(_MakesImages[Image.Image]):
+    """Images to images by way of .lat files in memory, measured."""
+
+    def __init__(self, settings: Settings, on_step: OnStep | None = None) -> None:
+        super().__init__(settings, on_step)
+        self.encoding = Encode(settings, on_step)
+        self.encoding.codec = self.codec  # networks are loaded once
+        self.is_warm = False
+        if self.codec.model.kind != "autoencoder":  # which has a decoder of its own
+            self.announce_decoder()
+
+    def load(self, item: Input) -> Loaded[Image.Image]:
+        """As of every task."""
+        self.prepare(item)
+        return load_image(item, self.settings)
+
+    def make(self, items: Sequence[Input], group: Sequence[Loaded[Image.Image]]) -> list[Made]:
+        """As of every task; one by one, as each is timed."""
+        return [self._measured(item, one) for item, one in zip(items, group, strict=True)]
+
+    def _measured(self, item: Input, one: Loaded[Image.Image]) -> Made:
+        picture, codec = one.value, self.codec
+        if not self.is_warm:  # the networks run once before the clock starts
+            codec.decode(codec.encode(picture.crop((0, 0, 64, 64))))
+            self.is_warm = True
+        start = time.perf_counter()
+        [encoded] = self.encoding.encode([picture])
+        encoded_at = time.perf_counter()
+        decoded = codec.decode(encoded.blob, max_pixels=sys.maxsize)
+        decoded_at = time.perf_counter()
+        figures = self._figures(item, one, decoded, len(encoded.blob))
+        figures = replace(figures, encode_s=encoded_at - start, decode_s=decoded_at - encoded_at)
+        data, lost = b"", list[str]()
+        if item.target:
+            data, lost = self.image_bytes(item, decoded, Extras(), figures.decoder)
+        columns = self.settings.run.preview
+        return Made(
+            data,
+            picture.width,
+            picture.height,
+            one.n_bytes,
+            len(encoded.blob),
+            figures,
+            notes.joined(one.note, encoded.note, *lost),
+            preview.side_by_side(picture, decoded, columns) if columns else None,
+        )
+
+    def _figures(
+        self, item: Input, one: Loaded[Image.Image], decoded: Image.Image, n_bytes: int
+    ) -> Roundtrip:
+        picture, options = one.value, self.settings.encode
+        width, height = picture.size
+        tensors = [image.to_tensor(pixels.to_rgb(each)) for each in (decoded, picture)]
+        return Roundtrip(
+            image=item.source,
+            width=width,
+            height=height,
+            encoder=self.codec.encoder_name,
+            decoder=self.codec.decoder_of(self.codec.model).name,
+            quality=options.goal.value if options.goal.kind == "quality" else None,
+            effort=options.effort,
+            n_bytes=n_bytes,
+            bpp=metrics.bpp(n_bytes, width, height),
+            ratio_raw=width * height * 3 / n_bytes,
+            ratio_file=one.n_bytes / n_bytes,
+            psnr_db=metrics.psnr_db(*tensors),
+            ms_ssim=metrics.ms_ssim(*tensors),
+            encode_s=0.0,
+            decode_s=0.0,
+        )
+
+
+class Export(Task[ParsedLat]):
+    """.lat files to other programs' files of latents."""
+
+    def load(self, item: Input) -> Loaded[ParsedLat]:
+        """As of every task."""
+        self.prepare(item)
+        return load_lat(item, self.settings)
+
+    def make(self, items: Sequence[Input], group: Sequence[Loaded[ParsedLat]]) -> list[Made]:
+        """As of every task."""
+        made = []
+        for one in group:
+            file = one.value.file
+            require_sd(file)
+            header, latents = file.header, torch.from_numpy(file.latents)[None]
+            data = latent_files.write(self.settings.output.suffix, header, latents)
+            note = "its alpha is left out" if one.value.extras.alpha else ""
+            n_bytes = one.n_bytes
+            made.append(Made(data, header.width, header.height, n_bytes, n_bytes, note=note))
+        return made
+
+    @staticmethod
+    def is_made_so(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+        """As of every task; there is nothing to choose but the format."""
+        start = file.read(9)
+        if not (start.startswith(b"PK\x03\x04") or start[8:] == b"{"):
+            raise LatentsError("neither a zip archive nor safetensors")
+        return True
+
+
+class Import(Task[Foreign]):
+    """Other programs' files of latents to .lat files."""
+
+    def load(self, item: Input) -> Loaded[Foreign]:
+        """As of every task."""
+        self.prepare(item)
+        blob = inputs.read_foreign(item.source) if item.data is None else item.data
+        foreign = latent_files.read(blob, item.source, self.settings.encode.scale)
+        return Loaded(foreign, len(blob), tuple(foreign.latents.shape[-2:]), foreign.note)
+
+    def make(self, items: Sequence[Input], group: Sequence[Loaded[Foreign]]) -> list[Made]:
+        """As of every task."""
+        made = []
+        for one in group:
+            foreign, options = one.value, self.settings.encode
+            known = foreign.step_q if options.keep_step else None
+            model, latents = foreign.made_by, foreign.latents[0].numpy()
+            size = foreign.width, foreign.height
+            if known is not None:
+                file = LatFile.of_quantized(latents, size, known, model)
+            else:
+                trellis = model.has_trellis
+                step_q = quantize.quality_to_step(options.goal.value, has_trellis=trellis)
+                file = LatFile.of_latents(latents, size, step_q, model)
+            blob = file.to_bytes()
+            made.append(Made(blob, *size, one.n_bytes, len(blob), note=one.note))
+        return made
+
+    @staticmethod
+    def is_made_so(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+        """As of every task."""
+        header, options = read_header(file, whole=whole), settings.encode
+        return options.keep_step or meets_goal(options.goal, header, n_bytes)
+
+
+TASKS: dict[records.Task, type[Task[Any]]] = {
+    "encode": Encode,
+    "decode": Decode,
+    "roundtrip": RoundtripTask,
+    "export": Export,
+    "import": Import,
+}

@@ -1,0 +1,46 @@
+"""Checking .lat files as wholes, without decoding pixels."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from dynenc.coding.lat_file import LatFile, read_bytes
+from dynenc.errors import BitstreamError
+from dynenc.imaging import extras
+
+
+def info_file(source: str, *, max_pixels: int) -> tuple[LatFile, int]:
+    """A .lat file and its size in bytes; all of it is checked. Raises: BitstreamError."""
+    blob = read_bytes(source)
+    file = LatFile.parse(blob, max_pixels=max_pixels)
+    extras.from_chunks(file.chunks, file.header.width, file.header.height)
+    return file, len(blob)
+
+
+def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, str]]:
+    """Check .lat files, and all those in folders and their sub-folders.
+
+    Yields: each file and what is wrong with it, "" if nothing is. A folder that cannot be read or
+        holds no .lat file is reported, too: what was not checked must not pass.
+    """
+    for path in paths:
+        if not Path(path).is_dir():
+            yield path, _fault(path, max_pixels)
+            continue
+        unread: list[OSError] = []
+        walk = list(os.walk(path, onerror=unread.append))
+        yield from ((e.filename, f"cannot be read: {e.strerror}") for e in unread)
+        files = (Path(folder, name) for folder, _, names in walk for name in names)
+        for file in (found := sorted(each for each in files if each.suffix.lower() == ".lat")):
+            fault = _fault(str(file), max_pixels) if file.is_file() else "is not a file"
+            yield str(file), fault
+        if not found and not unread:
+            yield path, "holds no .lat file"
+
+
+def _fault(source: str, max_pixels: int) -> str:
+    try:
+        info_file(source, max_pixels=max_pixels)
+    except BitstreamError as exc:
+        return str(exc).removeprefix(f"{source} ")
+    return ""

@@ -1,0 +1,324 @@
+"""Writing files, whole or not at all.
+
+A regular file is written under a temporary name in its folder and renamed when it is complete (or
+uploaded then), so whatever is killed, no half-written file stands under a final name. Devices,
+FIFOs and descriptors such as `/dev/stdout` are written through. The temporary file is locked while
+it is being written; the kernel drops the lock with the process, and the next run removes it.
+"""
+
+import errno
+import functools
+import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from dynenc.errors import DiskFull, OutputError, OutputExists
+from dynenc.io.names import STREAM, is_url
+from dynenc.io.storage import CHUNK, exists, filesystem, mode_of, translated
+
+if sys.platform != "win32":
+    import fcntl
+
+ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}  # show complete uploads only
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # no other file could be written either
+PARTIAL = re.compile(r"\.dynenc-(?P<kernel>.+)-[0-9a-f]{16}\.partial")
+STALE = 24 * 3600  # s; a partial file whose lock cannot be tested is a dead run's after this
+DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|(?P<pid>\d+)))/fd/(?P<number>\d+)")
+STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+MAX_LINKS = 40  # as Linux
+
+
+def is_stream(name: str) -> bool:
+    """Whether what is written there passes through, replacing nothing.
+
+    So it is with `-`, `/dev/stdout`, `/dev/fd/3`, FIFOs, sockets and character devices.
+    """
+    if name == STREAM or (not is_url(name) and _descriptor(name) is not None):
+        return True
+    mode = mode_of(name)
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def refuse_existing(target: str, overwrite: bool) -> None:
+    """Raise OutputExists if writing the target would replace something and may not."""
+    if target and not overwrite and not is_stream(target) and exists(target):
+        raise OutputExists(
+            f"{target} exists", hint="name another output with -o, or overwrite it with --force"
+        )
+
+
+@contextmanager
+def writing(target: str, overwrite: bool, *, mtime: float | None = None) -> Iterator[BinaryIO]:
+    """A file to write; it gets its name when the block ends without an error, else it vanishes.
+
+    Links are followed. A file that is overwritten keeps its mode, its owner where that is allowed,
+    and its other hard links. What `is_stream` knows is written through.
+
+    Args:
+        overwrite: replace a file of that name.
+        mtime: time of modification to set, in seconds since 1970; of local regular files only.
+    Raises: OutputError if it cannot be written, DiskFull if no other file could either,
+    OutputExists if it appeared meanwhile and may not be overwritten.
+    """
+    try:
+        if is_url(target):
+            writer = _writing_url(target, overwrite)
+        elif is_stream(target) or (overwrite and stat.S_ISBLK(mode_of(target))):
+            writer = _writing_through(target)
+        else:
+            writer = _writing_file(target, overwrite, mtime)
+        with writer as file:
+            yield file
+    except FileExistsError as exc:
+        raise OutputExists(f"{target} appeared while it was being made: it is kept") from exc
+    except OSError as exc:
+        kind = DiskFull if exc.errno in NO_SPACE else OutputError
+        what = "standard output" if target == STREAM else target
+        raise kind(f"{what} cannot be written: {exc.strerror or exc}") from exc
+
+
+def _descriptor(name: str) -> int | None:
+    """The open file of this process that a path such as /dev/stdout or /dev/fd/3 stands for.
+
+    It is duplicated rather than opened again, which would truncate a file that the shell appends
+    to. Symbolic links are followed one by one, as /proc's lead to the file itself.
+    """
+    path = os.path.abspath(name)  # noqa: PTH100
+    for _ in range(MAX_LINKS):
+        if path in STANDARD:
+            return STANDARD[path]
+        match = DESCRIPTOR.fullmatch(path)
+        if match and match["pid"] in (None, str(os.getpid())):
+            return int(match["number"])
+        try:
+            link = os.readlink(path)  # noqa: PTH115
+        except (OSError, ValueError):
+            return None
+        path = os.path.normpath(os.path.join(os.path.dirname(path), link))  # noqa: PTH118, PTH120
+    return None
+
+
+@contextmanager
+def _writing_through(target: str) -> Iterator[BinaryIO]:
+    if target == STREAM:
+        if sys.stdout is None:
+            raise OutputError("standard output is closed", hint="name a file with -o")
+        sys.stdout.flush()
+        try:
+            number: int | None = sys.stdout.fileno()
+        except (OSError, ValueError):  # replaced by an object in memory
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+            return
+    else:
+        number = _descriptor(target)
+    # a descriptor of our own, unbuffered text apart, leaves nothing to be flushed after a failure
+    descriptor = os.open(target, os.O_WRONLY) if number is None else os.dup(number)
+    with os.fdopen(descriptor, "wb") as file:
+        yield file
+
+
+@contextmanager
+def _writing_file(target: str, overwrite: bool, mtime: float | None) -> Iterator[BinaryIO]:
+    before = None
+    with suppress(FileNotFoundError):
+        before = os.stat(target) if overwrite else None  # noqa: PTH116
+    final = Path(os.path.realpath(target) if overwrite else target)
+    partial, file = _create_partial(final.parent, private=before is not None)
+    try:
+        with file:
+            yield file
+            file.flush()
+            if before is not None:
+                _keep_owner_and_mode(file.fileno(), before)
+            if mtime is not None and os.utime in os.supports_fd:
+                os.utime(file.fileno(), (mtime, mtime))
+            os.fsync(file.fileno())
+            if os.name != "nt":  # keep the lock until it has its name
+                _publish(partial, final, overwrite, before)
+        if os.name == "nt":  # where open files cannot be renamed
+            _publish(partial, final, overwrite, before)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _create_partial(folder: Path, *, private: bool) -> tuple[Path, BinaryIO]:
+    """A new temporary file, locked; `private` if only its owner may read it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    while True:
+        partial = folder / partial_name()
+        descriptor = os.open(partial, flags, 0o600 if private else 0o666)
+        if _lock(descriptor) is False or not partial.exists():  # another run's `sweep` was faster
+            os.close(descriptor)
+            continue
+        return partial, cast(BinaryIO, os.fdopen(descriptor, "wb"))
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock an open file; False if another process holds the lock, None if there are no locks."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
+
+
+def _keep_owner_and_mode(descriptor: int, before: os.stat_result) -> None:
+    """Give a new file the owner, as far as permitted, and the mode of the one it replaces."""
+    if os.name == "nt":
+        return
+    mode = stat.S_IMODE(before.st_mode)
+    now = os.fstat(descriptor)
+    if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
+        try:
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+        except OSError:
+            mode &= 0o777  # no set-user-id for another user
+            with suppress(OSError):
+                os.fchown(descriptor, -1, before.st_gid)
+    os.fchmod(descriptor, mode)
+
+
+def _publish(partial: Path, final: Path, overwrite: bool, before: os.stat_result | None) -> None:
+    """Give a finished file its name; raises FileExistsError rather than overwrite unasked."""
+    if not overwrite:
+        try:
+            os.link(partial, final)  # unlike a rename, fails if the target exists
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            if os.path.lexists(final):
+                raise FileExistsError(final) from None
+        else:
+            return
+    elif before is not None and stat.S_ISREG(before.st_mode) and before.st_nlink > 1:
+        _rewrite(partial, final)
+        return
+    try:
+        partial.replace(final)
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:  # a file that is mounted by itself, as containers do
+            raise
+        _rewrite(partial, final)
+
+
+def _rewrite(partial: Path, final: Path) -> None:
+    """Copy a finished file into an existing one, which stays the same file under all its names."""
+    size = partial.stat().st_size
+    with partial.open("rb") as source, final.open("r+b") as target:
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(target.fileno(), 0, size)  # a full disk is told before any damage
+        if sys.platform != "win32":
+            with suppress(OSError):
+                fcntl.flock(target, fcntl.LOCK_EX)  # one writer at a time
+        shutil.copyfileobj(source, target, CHUNK)
+        target.truncate()
+        target.flush()
+        os.fsync(target.fileno())
+        modified_at = partial.stat().st_mtime_ns
+        if os.utime in os.supports_fd:
+            os.utime(target.fileno(), ns=(modified_at, modified_at))
+
+
+@contextmanager
+def _writing_url(target: str, overwrite: bool) -> Iterator[BinaryIO]:
+    """Write to a temporary file, and upload it when it is complete."""
+    with tempfile.TemporaryDirectory(prefix="dynenc-") as folder:
+        partial = Path(folder) / "upload"
+        with partial.open("xb") as file:
+            yield cast(BinaryIO, file)
+        _upload(partial, target, overwrite)
+
+
+def _upload(partial: Path, target: str, overwrite: bool) -> None:
+    """Copy a finished file to a URL; object stores show it when all of it is there."""
+    fs, path = filesystem(target)
+    with translated(target, OutputError):
+        if not overwrite and fs.exists(path):
+            raise OutputExists(f"{target} appeared while it was being made: it is kept")
+        protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+        if protocols & ATOMIC:
+            fs.put_file(str(partial), path)
+            return
+        beside = f"{path}.{secrets.token_hex(4)}.partial"
+        fs.put_file(str(partial), beside)
+        fs.mv(beside, path)
+
+
+def make_folder(name: str) -> None:
+    """Make a folder and those above it; raises OutputError."""
+    if not name or is_url(name):
+        return  # object stores have none, and fsspec makes the others when it writes
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        kind = DiskFull if exc.errno in NO_SPACE else OutputError
+        raise kind(f"{name} cannot be made a folder: {exc.strerror}") from exc
+
+
+# Temporary files that killed runs leave
+
+
+def partial_name() -> str:
+    """A new name for a file that is being written; tells which kernel holds its lock."""
+    return f".dynenc-{_kernel()}-{secrets.token_hex(8)}.partial"
+
+
+@functools.cache
+def _kernel() -> str:
+    """What processes share that see each other's locks.
+
+    A host name will not do: containers of one machine have several, and containers of several
+    machines may have the same.
+    """
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return socket.gethostname()
+
+
+def sweep(folder: str) -> None:
+    """Remove the temporary files that killed runs left in a local folder.
+
+    A file is left over if nobody holds its lock, or where the lock cannot be tested (it belongs to
+    another machine, or the file system has no locks), if it was not touched for a day.
+    """
+    if is_url(folder):
+        return
+    with suppress(OSError), os.scandir(folder or ".") as entries:
+        for entry in entries:
+            if match := PARTIAL.fullmatch(entry.name):
+                with suppress(OSError):
+                    _remove_abandoned(Path(entry.path), match["kernel"] == _kernel())
+
+
+def _remove_abandoned(path: Path, is_ours: bool) -> None:
+    if os.name == "nt" and is_ours:
+        path.unlink()  # fails while it is open
+        return
+    is_old = time.time() - path.stat().st_mtime > STALE
+    if not is_ours:
+        if is_old:
+            path.unlink()
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        unlocked = _lock(descriptor)
+        if unlocked or (unlocked is None and is_old):
+            path.unlink()
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,122 @@
+"""Outputs that exist: nothing counts as finished by its name, nothing of a stranger's is lost."""
+
+import os
+import shutil
+import tarfile
+import time
+
+import pytest
+from PIL import Image
+
+import dynenc
+from dynenc.errors import UsageError
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    (folder := tmp_path / "in").mkdir()
+    for i, name in enumerate("abcde"):
+        Image.new("RGB", (16 + 8 * i, 16), (40 * i, 0, 0)).save(folder / f"{name}.png")
+    return folder
+
+
+def encode(source, target, **options):
+    return dynenc.convert("encode", source, target, encoder="nano", jobs=1, **options)
+
+
+def test_what_is_no_output_is_made_again_or_named(pictures, tmp_path):
+    (out := tmp_path / "out").mkdir()
+    (out / "a.lat").write_bytes(b"")
+    (out / "b.lat").symlink_to(tmp_path / "elsewhere.lat")
+    (out / "c.lat").mkdir()
+    (out / "d.lat").write_bytes(b"a stranger's")
+    summary = encode(pictures, out)
+    assert (summary.done, summary.skipped, summary.failed) == (3, 0, 2)
+    assert {failure.target for failure in summary.failures} == {f"{out}/c.lat", f"{out}/d.lat"}
+    assert "is no file that this command writes" in summary.failures[0].reason
+    assert (out / "a.lat").read_bytes().startswith(b"\x89LAT")
+    assert (tmp_path / "elsewhere.lat").read_bytes().startswith(b"\x89LAT")
+    assert (out / "d.lat").read_bytes() == b"a stranger's"
+    again = encode(pictures, out)
+    assert (again.done, again.skipped, again.failed) == (0, 3, 2)
+
+
+def test_skipped_outputs_of_other_settings_are_counted(pictures, tmp_path):
+    encode(pictures, tmp_path / "out")
+    encode(pictures / "a.png", tmp_path / "out" / "a.lat", existing="force", quality=90)
+    summary = encode(pictures, tmp_path / "out")
+    assert (summary.skipped, summary.outdated) == (5, 1)
+    other = dynenc.convert("encode", pictures, tmp_path / "out", encoder="light", jobs=1)
+    assert (other.skipped, other.outdated) == (5, 5)
+
+
+def test_skipped_images_and_latents(pictures, tmp_path):
+    encode(pictures, tmp_path / "lat")
+    for task, suffix in {"decode": ".png", "export": ".npz"}.items():
+        options = {"decoder": "embedded", "suffix": suffix, "jobs": 1}
+        assert dynenc.convert(task, tmp_path / "lat", tmp_path / task, **options).done == 5
+        (tmp_path / task / f"a{suffix}").write_bytes(b"0123456789" * 9)
+        summary = dynenc.convert(task, tmp_path / "lat", tmp_path / task, **options)
+        assert (summary.done, summary.skipped, summary.outdated) == (0, 4, 0)
+        assert summary.failed == 1
+    Image.new("RGB", (16, 16)).save(tmp_path / "decode" / "a.png")
+    summary = dynenc.convert(
+        "decode", tmp_path / "lat", tmp_path / "decode", decoder="embedded", jobs=1
+    )
+    assert (summary.skipped, summary.outdated) == (5, 1)
+
+
+def test_shards_are_looked_into(pictures, tmp_path):
+    encode(pictures, tmp_path / "out", shard_size=3)
+    (tmp_path / "out" / "000001.tar").write_bytes(b"no tar" * 200)
+    summary = encode(pictures, tmp_path / "out", shard_size=3, quality=70)
+    assert (summary.skipped, summary.outdated, summary.failed) == (1, 1, 1)
+
+
+def test_update_notices_another_image_of_the_same_name(pictures, tmp_path):
+    out = tmp_path / "out"
+    encode(pictures, out)
+    os.utime(pictures / "b.png", (1e9, 1e9))
+    for path in out.iterdir():  # as after a copy of the archive, later than all images
+        os.utime(path, (time.time() + 9,) * 2)
+    assert encode(pictures, out, existing="update").done == 0
+    shutil.copy2(pictures / "b.png", tmp_path / "old.png")
+    (tmp_path / "old.png").replace(pictures / "a.png")  # an older file, of another size
+    assert encode(pictures, out, existing="update").done == 1
+
+
+def test_times_are_kept(pictures, tmp_path):
+    out = tmp_path / "out"
+    os.utime(pictures / "a.png", (1e9, 1e9))
+    encode(pictures, out, keep_mtime=True)
+    assert (out / "a.lat").stat().st_mtime == 1e9
+    assert encode(pictures, out, keep_mtime=True, existing="update").done == 0
+    os.utime(pictures / "a.png", (9e8, 9e8))
+    assert encode(pictures, out, keep_mtime=True, existing="update").done == 1
+    encode(pictures, tmp_path / "shards", keep_mtime=True, shard_size=9)
+    dynenc.convert(
+        "decode", tmp_path / "shards" / "000000.tar", tmp_path / "t.tar", decoder="embedded", jobs=1
+    )
+    with tarfile.open(tmp_path / "t.tar") as tar:
+        assert tar.getmember("a.png").mtime == 9e8
+
+
+def test_names_are_kept(pictures, tmp_path):
+    Image.open(pictures / "a.png").save(pictures / "a.jpg")
+    with pytest.raises(UsageError, match="both become") as caught:
+        encode(pictures, tmp_path / "out")
+    assert "--name keep" in caught.value.hint
+    encode(pictures, tmp_path / "out", naming="keep")
+    assert {"a.jpg.lat", "a.png.lat"} < {path.name for path in (tmp_path / "out").iterdir()}
+    encode(pictures, tmp_path / "shards", naming="keep", shard_size=9)
+    dynenc.convert(
+        "decode",
+        tmp_path / "shards",
+        tmp_path / "back",
+        decoder="embedded",
+        naming="keep",
+        suffix="webp",
+        jobs=1,
+    )
+    with tarfile.open(tmp_path / "back" / "000000.tar") as tar:
+        assert tar.getnames()[:2] == ["a.jpg.lat.webp", "a.png.lat.webp"]
