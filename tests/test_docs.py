@@ -3,9 +3,9 @@
 import re
 import shlex
 
-import docs_examples
+import write_docs
 import pytest
-from docs_examples import CONSOLE, PAGES, ROOT
+from write_docs import CONSOLE, PAGES, ROOT
 from typer.main import get_command
 
 from dynenc import __version__, errors
@@ -16,6 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 USAGE = TEXTS["docs/usage.md"]
 GROUP = get_command(app)
+HOW = "python tests/write_docs.py rewrites the pages"
 
 every_page = pytest.mark.parametrize("name", TEXTS)
 PYTHON = [
@@ -110,18 +111,23 @@ def test_files_that_are_named_exist(name):
         assert list(ROOT.glob(path)) or list(ROOT.glob(path + "/")), path
 
 
+def test_every_module_is_in_the_table_of_modules():
+    shown = re.findall(r"^\| `([\w/]+)` \|", TEXTS["docs/architecture.md"], re.MULTILINE)
+    assert sorted(shown) == sorted(name for name, _ in write_docs.modules()), HOW
+
+
 @every_page
 def test_console_examples_print_what_they_show(name):
-    with docs_examples.sandbox():
+    with write_docs.sandbox():
         for block in CONSOLE.findall(TEXTS[name]):
-            for line, shown in docs_examples.commands(block):
-                now = docs_examples.run(line)
-                assert docs_examples.same(shown, now), f"{line} prints\n{now}"
+            for line, shown in write_docs.commands(block):
+                now = write_docs.run(line)
+                assert write_docs.same(shown, now), f"{line} prints\n{now}\n{HOW}"
 
 
 @pytest.mark.parametrize("block", PYTHON)
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12, in a DataLoader
 @pytest.mark.filterwarnings("ignore:.*worker processes in total")  # the same, with one core
 def test_python_of_the_docs_runs(block):
-    with docs_examples.sandbox():
+    with write_docs.sandbox():
         exec(compile(block, "docs", "exec"), {})

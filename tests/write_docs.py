@@ -1,10 +1,13 @@
-"""Rewrite the `console` blocks of README.md and docs/: `python tests/docs_examples.py [PAGE ...]`.
+"""Rewrite what is generated in README.md and docs/: `python tests/write_docs.py [PAGE ...]`.
 
-Every line that starts with `$ dynenc` is run, in a folder that holds `photo.png` and `photos/`, and
-what it prints replaces what stands below it. The blocks of a page share a folder. With --check
-nothing is written, and a page with other output than before is an error, as in the tests.
+- `console` blocks: every line that starts with `$ dynenc` is run, in a folder that holds `photo.png` and
+  `photos/`, and what it prints replaces what stands below it. The blocks of a page share a folder.
+- The table of modules in docs/architecture.md: each module with the first line of its docstring.
+
+With --check nothing is written, and the exit code is the number of pages that would change.
 """
 
+import ast
 import os
 import re
 import shlex
@@ -23,6 +26,7 @@ from dynenc.cli import app
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONSOLE = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
+TABLE = re.compile(r"(?<=<!-- modules -->\n).*?(?=<!-- end -->)", re.DOTALL)
 PROMPT = "$ "
 TIME = re.compile(r"[\d.]+ (?=m?s\b|pictures/s|images/s)")  # differs from run to run
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -86,6 +90,21 @@ def same(old: str, new: str) -> bool:
     return all(abs(float(a) - float(b)) <= TOLERANCE * abs(float(a)) + 0.051 for a, b in pairs)
 
 
+def modules() -> Iterator[tuple[str, str]]:
+    """Every module of the package, by its name below dynenc, and what its docstring says first."""
+    for path in sorted((ROOT / "dynenc").rglob("*.py"), key=lambda path: (len(path.parts), path)):
+        if not path.name.startswith("__"):
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            name = path.relative_to(ROOT / "dynenc").with_suffix("").as_posix()
+            yield name, text.partition("\n")[0].removesuffix(".")
+
+
+def module_table() -> str:
+    """The table of modules, as Markdown."""
+    rows = [f"| `{name}` | {text.replace('|', chr(92) + '|')} |\n" for name, text in modules()]
+    return "| module | what it is |\n|---|---|\n" + "".join(rows)
+
+
 def main(arguments: list[str]) -> int:
     """Rewrite the pages, or check them; the number of pages that differ if they are checked."""
     check = "--check" in arguments
@@ -95,6 +114,7 @@ def main(arguments: list[str]) -> int:
         text = page.read_text(encoding="utf-8")
         with sandbox():
             now = CONSOLE.sub(lambda match: fresh(match[0]), text)
+        now = TABLE.sub(lambda _: module_table(), now)
         if check:
             differing += not same(text, now)
         elif now != text:
