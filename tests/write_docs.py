@@ -1,7 +1,7 @@
 """Rewrite what is generated in README.md and docs/: `python tests/write_docs.py [PAGE ...]`.
 
-- `console` blocks: every line that starts with `$ dynenc` is run, in a folder that holds `photo.png` and
-  `photos/`, and what it prints replaces what stands below it. The blocks of a page share a folder.
+- `console` blocks: every line that starts with `$ dynenc` is run, in a folder that holds `photo.png`
+  and `photos/`, and its output replaces what stands below it. The blocks of a page share a folder.
 - The table of modules in docs/architecture.md: each module with the first line of its docstring.
 
 With --check nothing is written, and the exit code is the number of pages that would change.
