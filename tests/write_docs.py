@@ -1,6 +1,6 @@
 """Rewrite what is generated in README.md and docs/: `python tests/write_docs.py [PAGE ...]`.
 
-- `console` blocks: every line that starts with `$ dynenc` is run, in a folder that holds `photo.png`
+- `console` blocks: every line that starts with `$ dynenc` is run, in a folder with `photo.png`
   and `photos/`, and its output replaces what stands below it. The blocks of a page share a folder.
 - The table of modules in docs/architecture.md: each module with the first line of its docstring.
 
