@@ -40,30 +40,25 @@ FEATURE_ENCODER = "base"  # whose features refinement compares
 TILE = 176  # patches; larger tiles need more memory and, as it is mapped anew, more time
 
 
-def pick_device(name: str | torch.device = "auto") -> torch.device:
-    """The torch device of 'cpu', 'cuda', 'cuda:1', 'mps' or 'auto', a GPU if there is one.
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """The torch device of 'cpu', 'cuda', 'cuda:1', 'mps', or 'auto': a GPU if there is one.
 
-    Raises: DeviceError if it is not there; UsageError if DYNENC_CPU_DTYPE has no valid value.
+    Raises: DeviceError if there is no such device; UsageError if DYNENC_CPU_DTYPE has no valid
+        value.
     """
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(device for device, found in there.items() if found)
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    counts = {"cuda": max(1, torch.cuda.device_count()) if cuda else 0, "mps": int(mps), "cpu": 1}
+    if device == "auto":
+        device = next(kind for kind, count in counts.items() if count)
     try:
-        device = torch.device(name)
-    except RuntimeError:  # torch knows no such name
-        device = torch.device("meta")
-    found = there.get(device.type, False)
-    if found and device.index:
-        found = device.type == "cuda" and device.index < torch.cuda.device_count()
-    if not found:
-        raise DeviceError(f"there is no device {str(name)!r} here", hint="use --device cpu or auto")
-    if device.type == "cpu":
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        chosen = None
+    if chosen is None or (chosen.index or 0) >= counts.get(chosen.type, 0):
+        raise DeviceError(f"there is no device {str(device)!r}", hint="use --device cpu or auto")
+    if chosen.type == "cpu":
         cpu_dtype()  # so that a wrong setting is noticed before any work
-    return device
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -93,20 +88,22 @@ class Codec:
 
     def __init__(
         self,
-        encoder: str = DEFAULT_ENCODER,
-        decoder: str = "auto",
+        encoder: str | Path = DEFAULT_ENCODER,
+        decoder: str | Path = "auto",
         device: str | torch.device = "auto",
     ) -> None:
-        self.model = registry.encoder_model(encoder)
-        self.encoder_name = encoder
-        self.decoder_name = decoder
+        for name in (encoder, decoder):
+            if not isinstance(name, str | Path):
+                raise UsageError(f"{name!r} is not a name or path of an encoder or decoder")
+        self.encoder_name, self.decoder_name = str(encoder), str(decoder)
+        self.model = registry.encoder_model(self.encoder_name)
         self.device = pick_device(device)
 
     @classmethod
     def from_pretrained(
         cls,
-        encoder: str = DEFAULT_ENCODER,
-        decoder: str = "embedded",
+        encoder: str | Path = DEFAULT_ENCODER,
+        decoder: str | Path = "embedded",
         device: str | torch.device = "auto",
     ) -> Codec:
         """A codec with everything loaded, so that a missing part raises WeightsError at once."""
@@ -219,7 +216,7 @@ class Codec:
             on_step: called after each step of refinement with its number and the total.
         """
         if effort not in range(len(STAGES) + 1):
-            raise UsageError(f"effort {effort} is not within 0..{len(STAGES)}")
+            raise UsageError(f"effort {effort!r} is not a whole number within 0..{len(STAGES)}")
         pictures = [pixels.to_plain(p) if isinstance(p, Image.Image) else p for p in pictures]
         chunks = [
             extras.to_chunks(extras.of(picture, keep_metadata=keep_metadata))

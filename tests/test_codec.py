@@ -184,6 +184,51 @@ def test_unknown_encoder():
         Codec("huge")
 
 
+def test_paths_are_read(nano, photo_path, tmp_path):
+    blob = nano.encode(photo_path)
+    assert nano.encode(str(photo_path)) == blob == nano.encode(Image.open(photo_path))
+    (path := tmp_path / "a.lat").write_bytes(blob)
+    expected = nano.decode(blob).tobytes()
+    for file in (path, str(path), bytearray(blob), LatFile.parse(blob)):
+        assert nano.decode(file).tobytes() == expected
+    assert nano.decode_tensor(path).equal(nano.decode_tensor(blob))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda codec, _: codec.encode(None),
+        lambda codec, _: codec.encode(b"bytes"),
+        lambda codec, _: codec.encode("no such file.png"),
+        lambda codec, photo: codec.encode(photo, quality="high"),
+        lambda codec, photo: codec.encode(photo, quality=101),
+        lambda codec, photo: codec.encode(photo, quality=float("nan")),
+        lambda codec, photo: codec.encode(photo, quality=50, target_bpp=0.1),
+        lambda codec, photo: codec.encode(photo, target_bpp=-1),
+        lambda codec, photo: codec.encode(photo, target_size="5 apples"),
+        lambda codec, photo: codec.encode(photo, target_psnr=[30]),
+        lambda codec, photo: codec.encode(photo, effort=10),
+        lambda codec, photo: codec.encode(photo, effort="2"),
+        lambda codec, photo: codec.encode(photo, effort=1.5),
+        lambda codec, _: codec.decode(None),
+        lambda codec, _: codec.decode(Image.new("RGB", (8, 8))),
+        lambda codec, _: codec.decode(b""),
+        lambda codec, _: codec.decode("no such file.lat"),
+        lambda *_: Codec("huge"),
+        lambda *_: Codec(None),
+        lambda *_: Codec(decoder=5),
+        lambda *_: Codec(device="tpu"),
+        lambda *_: Codec(device="cpu:1"),
+        lambda *_: Codec(device=None),
+    ],
+)
+def test_wrong_arguments_are_named_in_one_sentence(nano, photo, call):
+    with pytest.raises(dynenc.DynencError) as caught:
+        call(nano, photo)
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in str(caught.value)
+
+
 def test_foreign_model_numbers(nano, photo):
     header, payload, _ = bitstream.read(nano.encode(photo))
     for change in ({"model_id": 200}, {"coder_id": 200}):
