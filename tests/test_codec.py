@@ -141,12 +141,6 @@ def test_quality_out_of_range(nano, photo, quality):
         nano.encode(photo, quality=quality)
 
 
-def test_values_that_are_not_numbers_do_not_break_the_file(nano):
-    image = torch.full((1, 3, 16, 16), float("nan"))
-    image[..., 8:] = 1e30
-    assert nano.decode(nano.encode(image)).size == (16, 16)
-
-
 def test_an_encoder_notices_that_its_weights_changed():
     """It keeps what it makes of them for pixels of 8 bits."""
     pixels = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
@@ -200,6 +194,12 @@ def test_paths_are_read(nano, photo_path, tmp_path):
         lambda codec, _: codec.encode(None),
         lambda codec, _: codec.encode(b"bytes"),
         lambda codec, _: codec.encode("no such file.png"),
+        lambda codec, _: codec.encode(torch.full((3, 8, 8), float("nan"))),
+        lambda codec, _: codec.encode(torch.full((3, 8, 8), float("inf"))),
+        lambda codec, _: codec.encode(torch.zeros(3, 8, 8, dtype=torch.int64)),
+        lambda codec, _: codec.encode(torch.zeros(3, 8, 8, dtype=torch.complex64)),
+        lambda codec, _: codec.encode(np.zeros((8, 8, 3), np.float32)),
+        lambda codec, _: codec.encode(torch.zeros(1, 8, 8)),
         lambda codec, photo: codec.encode(photo, quality="high"),
         lambda codec, photo: codec.encode(photo, quality=101),
         lambda codec, photo: codec.encode(photo, quality=float("nan")),

@@ -140,11 +140,6 @@ def test_any_size(nano, size):
     assert nano.decode(nano.encode(picture, effort=2)).size == size
 
 
-def test_values_that_are_not_numbers(nano):
-    picture = torch.full((1, 3, 16, 16), float("nan"))
-    assert nano.decode(nano.encode(picture, effort=1)).size == (16, 16)
-
-
 @pytest.mark.parametrize("effort", [-1, 10])
 def test_effort_out_of_range(nano, photo, effort):
     with pytest.raises(ValueError, match="effort"):

@@ -270,7 +270,8 @@ def checked(picture: Picture) -> Image.Image | Tensor:
 
     Args:
         picture: array, tensor, or Pillow image as `to_plain` gives it.
-    Raises: ImageError if it is of another shape or type, or a side is 0 or above 65,535 px.
+    Raises: ImageError if it is of another shape or type, holds NaN or infinity, or a side is 0 or
+        above 65,535 px.
     """
     if isinstance(picture, Image.Image):
         picture = picture if picture.mode == "RGB" else picture.convert("RGB")
@@ -278,6 +279,11 @@ def checked(picture: Picture) -> Image.Image | Tensor:
     else:
         if isinstance(picture, np.ndarray):
             picture = _from_array(picture)
+        if not isinstance(picture, Tensor):
+            raise ImageError(
+                f"a {type(picture).__name__} is not a picture: give a path, a Pillow image, an "
+                "array or a tensor"
+            )
         if picture.dim() == 3:
             picture = picture[None]
         if picture.dim() != 4 or picture.shape[:2] != (1, 3):
@@ -285,10 +291,22 @@ def checked(picture: Picture) -> Image.Image | Tensor:
                 f"a tensor of shape {list(picture.shape)} is not one RGB picture [1, 3, H, W]"
             )
         if picture.dtype != torch.uint8:
-            picture = picture.float()
+            picture = _as_floats(picture)
         height, width = picture.shape[-2:]
     if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
         raise ImageError(f"the picture is {width}x{height} px; its sides must be 1 to {MAX_SIDE}")
+    return picture
+
+
+def _as_floats(picture: Tensor) -> Tensor:
+    """A tensor of floating-point pixels as float32; raises ImageError for others."""
+    if not picture.is_floating_point():
+        raise ImageError(
+            f"a tensor of {picture.dtype} is not a picture: give uint8 in 0..255 or float in -1..1"
+        )
+    picture = picture.float()
+    if not bool(picture.isfinite().all()):
+        raise ImageError("the tensor holds pixels that are NaN or infinite")
     return picture
 
 
