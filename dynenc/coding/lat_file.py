@@ -14,8 +14,11 @@ from dynenc.coding.layout import Floats, Ints
 from dynenc.errors import BitstreamError, UnknownModel
 from dynenc.io import storage
 
-FLAT = 1.5  # bits a latent; below it the plain lattice may be cheaper, as constants repeat on it
+FEW_BITS = 1.5  # a latent; below it the plain lattice may be cheaper, as constants repeat on it
 BIT_COST = 0.09  # squared error, in squared steps, that a bit is worth when choosing a lattice
+FLAT_BIT_COST = BIT_COST / 4  # the same where latents are flat, as errors show as a colour cast
+FLAT_STEPS = 4  # that are tried where latents are flat, each half of the one before
+FINEST = 16  # step_q; finer steps change no pixel
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,20 +82,31 @@ class LatFile:
     ) -> LatFile:
         """Quantise latents [C, h, w] and code them; the other arguments are those of `of_symbols`.
 
-        Flat latents are put on the plain lattice where that is cheaper.
+        Where the latents are flat, or cost few bits, both lattices are tried, and where they are
+        flat also finer steps: the file of least error and bits is taken.
         """
+        preferred = default_coder(model)
 
-        def on(coder: EntropyCoder) -> LatFile:
+        def on(coder: EntropyCoder, step_q: int = step_q) -> LatFile:
             symbols = quantize.to_symbols(latents, step_q, coder)
             return cls.of_symbols(symbols, coder, size, step_q, model, chunks)
 
         def cost(file: LatFile) -> float:
-            return file.squared_error(latents) + BIT_COST * 8 * len(file.payload)
+            error = file.squared_error(latents) * (file.header.step_q / step_q) ** 2
+            bit_cost = FLAT_BIT_COST if is_flat else BIT_COST
+            return error + bit_cost * 8 * len(file.payload)
 
-        file = on(default_coder(model))
-        if file.header.has_trellis and 8 * len(file.payload) < FLAT * latents.size:
-            file = min(file, on(load_coder(model.coder, has_trellis=False)), key=cost)
-        return file
+        file, is_flat = on(preferred), quantize.is_flat(latents)
+        few_bits = 8 * len(file.payload) < FEW_BITS * latents.size
+        if not is_flat and not (few_bits and preferred.has_trellis):
+            return file
+        plain = load_coder(model.coder, has_trellis=False)
+        steps = [step_q >> halvings for halvings in range(FLAT_STEPS if is_flat else 1)]
+        finer = [step for step in steps[1:] if step >= FINEST]
+        coders = dict.fromkeys((preferred, plain))
+        others = [on(plain)] if plain != preferred else []
+        others += [on(coder, step) for step in finer for coder in coders]
+        return min(file, *others, key=cost)
 
     @classmethod
     def of_quantized(

@@ -10,6 +10,7 @@ from dynenc.errors import UsageError
 STEP_UNIT = 1024  # a .lat file stores round(step * 1024)
 TRELLIS_STEP = 1.12  # a trellis with steps this much larger has the noise of uniform quantisation
 LAMBDA = 0.04  # squared error, in squared steps, that a bit is worth; best LPIPS at equal bits
+FLAT = 0.05  # latent units; RMS difference of neighbours below which latents are flat
 FARTHEST = LIMIT + 0.5  # steps; largest magnitude of a latent before rounding
 
 
@@ -51,6 +52,16 @@ def to_nearest(latents: Floats, step_q: int, coder: EntropyCoder) -> Ints:
         return to_symbols(latents, step_q, coder)
     scaled = in_steps(latents, step_q)
     return on_trellis(scaled, np.ones_like(scaled))
+
+
+def is_flat(latents: Floats) -> bool:
+    """Whether latents [C, h, w] are those of a picture of one colour, a gradient or faint noise.
+
+    The error of a constant is a constant: what is noise elsewhere is a colour cast there.
+    """
+    differences = [np.diff(latents, axis=axis).ravel() for axis in (1, 2)]
+    squares = np.concatenate(differences).astype(np.float64) ** 2
+    return squares.size == 0 or bool(squares.mean() < FLAT**2)
 
 
 def in_steps(latents: Floats, step_q: int) -> Floats:
