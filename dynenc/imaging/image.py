@@ -1,6 +1,7 @@
 """Pictures: file, Pillow image or array <-> tensor, and the padding to whole patches."""
 
 import io
+import math
 import re
 import struct
 from contextlib import suppress
@@ -38,7 +39,12 @@ TURNS = {  # EXIF orientation: what turns the image upright
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+UNDERSTOOD_SEGMENTS = (  # of JPEG: how those begin that are used or kept
+    *(b"JFIF", b"JFXX", b"Exif", b"http://ns.adobe.com/xap/1.0/", b"ICC_PROFILE", b"MPF"),
+    *(b"Photoshop 3.0", b"Adobe"),
+)
 ORIENTATION_IN_XMP = re.compile(rb"tiff:Orientation(?:=[\"']|>)([2-8])[\"'<]")
+MAX_FLOAT = 2.0  # of tensors; decoders overshoot [-1, 1] by less
 HEAD = 2**16  # bytes in which boxes and segments that describe an image are looked for
 BOXED = ("AVIF", "HEIF")  # formats
 COLOUR_BOX = b"colrnclx"  # of AVIF and HEIF: type of the box and of its content
@@ -133,6 +139,8 @@ def _decoded(file: BinaryIO, name: str, options: _Options, profile: bytes = b"")
         _load(picture, options.truncated)
         if profile:
             picture.info["icc_profile"] = profile
+        if options.keep_metadata:
+            _note_what_is_not_kept(picture, file)
         is_signalled = _apply_signals(picture, file, head)
         texts = metadata.texts(picture.info)
         picture.info = {key: value for key, value in picture.info.items() if key not in texts}
@@ -194,6 +202,24 @@ def _note_other_images(picture: ImageFile, head: bytes) -> None:
             return
         what = "further images" if picture.format in ("MPO", "HEIF", "DCX") else "frames"
         note(f"{what} are left out: all but the first")
+
+
+def _note_what_is_not_kept(picture: ImageFile, file: BinaryIO) -> None:
+    """Note parts of JPEG and PNG files that are neither pixels nor metadata that is kept."""
+    unknown: dict[str, None] = {}
+    if picture.format == "PNG":
+        for kind, _, _ in png.chunks(file):
+            if kind[:1].islower() and kind not in png.UNDERSTOOD:
+                unknown[f"chunk {kind.decode('latin-1')}"] = None
+    for marker, data in getattr(picture, "applist", ()):
+        if marker != "COM" and not data.startswith(UNDERSTOOD_SEGMENTS):
+            title = re.match(rb"[\x20-\x7e]*", data[:40])
+            unknown[f"segment {marker} {title[0].decode() if title else ''}".rstrip()] = None
+    for resource in picture.info.get("photoshop", ()):
+        if resource != metadata.IPTC:
+            unknown["Photoshop's resources"] = None
+    if unknown:
+        note(f"what cannot be kept is left out: {', '.join(unknown)}")
 
 
 def _correct_png(picture: ImageFile) -> None:
@@ -291,22 +317,27 @@ def checked(picture: Picture) -> Image.Image | Tensor:
                 f"a tensor of shape {list(picture.shape)} is not one RGB picture [1, 3, H, W]"
             )
         if picture.dtype != torch.uint8:
-            picture = _as_floats(picture)
+            picture = _checked_floats(picture)
         height, width = picture.shape[-2:]
     if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
         raise ImageError(f"the picture is {width}x{height} px; its sides must be 1 to {MAX_SIDE}")
     return picture
 
 
-def _as_floats(picture: Tensor) -> Tensor:
-    """A tensor of floating-point pixels as float32; raises ImageError for others."""
+def _checked_floats(picture: Tensor) -> Tensor:
+    """A tensor as float32; raises ImageError unless its values are finite floats in [-1, 1]."""
     if not picture.is_floating_point():
         raise ImageError(
             f"a tensor of {picture.dtype} is not a picture: give uint8 in 0..255 or float in -1..1"
         )
     picture = picture.float()
-    if not bool(picture.isfinite().all()):
+    low, high = (float(each) for each in picture.aminmax()) if picture.numel() else (0.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ImageError("the tensor holds pixels that are NaN or infinite")
+    if max(-low, high) > MAX_FLOAT:
+        raise ImageError(
+            f"the tensor's values reach from {low:g} to {high:g}: give them in [-1, 1]"
+        )
     return picture
 
 

@@ -8,6 +8,15 @@ from typing import BinaryIO
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 NEEDED = {b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"pHYs", b"eXIf"}  # beside critical ones
+UNDERSTOOD = NEEDED | {
+    b"iCCP",
+    b"tEXt",
+    b"zTXt",
+    b"iTXt",
+    b"acTL",
+    b"fcTL",
+    b"fdAT",
+}  # used or kept
 MAX_PROFILE = 2**24  # bytes
 GREY_BITS = {"L;2": 2, "L;4": 4}  # raw modes whose transparent value Pillow does not scale
 

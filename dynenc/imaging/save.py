@@ -18,7 +18,10 @@ from dynenc.imaging.notes import note
 from dynenc.io.names import STREAM
 
 SOFTWARE = exif.SOFTWARE  # which decoder made an image
-LOSSY, LOSSY_QUALITY = ("JPEG", "WEBP", "AVIF"), 95  # Pillow's default loses too much again
+LOSSY, LOSSY_QUALITY = (
+    ("JPEG", "WEBP", "AVIF", "HEIF", "JXL"),
+    95,
+)  # Pillow's default loses too much again
 WEB = ("exif", "xmp", "profile")
 HOLDS = {  # format: fields of Metadata that it has a place for
     "JPEG": (*WEB, "iptc", "comment", "resolution"),

@@ -220,6 +220,20 @@ def test_tensor_round_trip_is_exact(photo):
     assert image.to_picture(tensor).tobytes() == photo.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "int64 is not a picture"),
+        (torch.full((1, 3, 8, 8), torch.nan), "NaN or infinite"),
+        (torch.full((1, 3, 8, 8), -torch.inf), "NaN or infinite"),
+        (torch.full((1, 3, 8, 8), 255.0), "reach from 255 to 255"),
+    ],
+)
+def test_tensors_that_are_no_images(tensor, message):
+    with pytest.raises(ImageError, match=message):
+        image.checked(tensor)
+
+
 def test_to_picture_clamps():
     tensor = torch.tensor([-3.0, 0.0, 3.0]).view(1, 3, 1, 1)
     assert image.to_picture(tensor).getpixel((0, 0)) == (0, 128, 255)

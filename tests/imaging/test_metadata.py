@@ -189,6 +189,19 @@ def test_what_a_format_has_no_place_for_is_named(nano, photo):
         save.picture_bytes(photo, found, "a.webp", "a test")
 
 
+def test_what_cannot_be_kept_is_named(photo):
+    texts = PngInfo()
+    texts.add(b"caBX", b"a manifest")
+    photo.save(file := io.BytesIO(), "PNG", pnginfo=texts)
+    with pytest.warns(PictureWarning, match="left out: chunk caBX"):
+        image.open_image(file.getvalue(), keep_metadata=True)
+    segment = b"\xff\xeb" + struct.pack(">H", 2 + 12) + b"JP\0manifest!"
+    photo.save(file := io.BytesIO(), "JPEG", extra=segment)
+    with pytest.warns(PictureWarning, match="left out: segment APP11 JP"):
+        image.open_image(file.getvalue(), keep_metadata=True)
+    image.open_image(file.getvalue())  # nobody asked
+
+
 def test_a_profile_of_srgb_costs_nothing(nano, photo):
     photo.save(file := io.BytesIO(), "PNG", icc_profile=SRGB)
     opened = image.open_image(file.getvalue(), keep_metadata=True)
