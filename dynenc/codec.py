@@ -21,8 +21,8 @@ from dynenc.coding.bitstream import Chunk
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import Goal
 from dynenc.errors import DeviceError, OtherLatents, UsageError
-from dynenc.imaging import extras, image, pixels
-from dynenc.imaging.image import Picture
+from dynenc.imaging import extras, image, pixels, tensors
+from dynenc.imaging.tensors import Picture
 from dynenc.latent_space import SD1
 from dynenc.networks import loading
 from dynenc.networks.compat import cpu_dtype
@@ -224,7 +224,7 @@ class Codec:
             else []
             for picture in pictures
         ]
-        checked = [image.checked(picture) for picture in pictures]
+        checked = [tensors.checked(picture) for picture in pictures]
         latents = self._latents(checked).split(1)
         return [
             _Encoding(self, *each, effort, on_step).for_goal(goal)
@@ -237,14 +237,14 @@ class Codec:
         A tile is encoded with the patches around it that its latents depend on, so the result
         equals that of the whole.
         """
-        height, width = SD1.size(*image.size_of(pictures[0]))
+        height, width = SD1.size(*tensors.size_of(pictures[0]))
         latents = torch.empty(len(pictures), SD1.channels, height, width, device=self.device)
         reach = self.encoder.reach
         for top, left in product(range(0, height, TILE), range(0, width, TILE)):
             first, start = max(0, top - reach), max(0, left - reach)
             edges = start, first, left + TILE + reach, top + TILE + reach
             box = [SD1.patch * edge for edge in edges]
-            tiles = image.batch([image.part_of(picture, *box) for picture in pictures])
+            tiles = tensors.batch([tensors.part_of(picture, *box) for picture in pictures])
             part = self.encoder(tiles.to(self.device))[:, :, top - first :, left - start :]
             latents[:, :, top : top + TILE, left : left + TILE] = part[:, :, :TILE, :TILE]
         return latents
@@ -277,7 +277,7 @@ class Codec:
         latents = torch.stack([torch.from_numpy(file.latents) for file in files])
         for band in self.decoder_of(files[0].model).bands(latents):
             for picture, rows in zip(pictures, band.split(1), strict=True):
-                picture.paste(image.to_picture(rows), (0, top))  # clips the padding
+                picture.paste(tensors.to_picture(rows), (0, top))  # clips the padding
             top += band.shape[2]
         return pictures
 
@@ -314,7 +314,7 @@ class _Encoding:
             return Encoded(self._refined(self._file(step_q)))
         if goal.kind == "dB":
             return self._for_psnr(goal)
-        height, width = image.size_of(self.picture)
+        height, width = tensors.size_of(self.picture)
         max_bytes = goal.value * (height * width / 8 if goal.kind == "bpp" else 1)
         files: dict[int, LatFile] = {}
 
@@ -327,19 +327,19 @@ class _Encoding:
         return Encoded(self._refined(files[step_q], max_bytes), goal.note(reached))
 
     def _for_psnr(self, goal: Goal) -> Encoded:
-        original = image.to_tensor(self.picture).cpu()
+        original = tensors.to_tensor(self.picture).cpu()
         files: dict[int, LatFile] = {}
 
         def measure(step_q: int) -> float:
             files[step_q] = self._refined(self._file(step_q))
             [decoded] = self.codec.decode_batch([files[step_q]])
-            return metrics.psnr_db(image.to_tensor(decoded), original)
+            return metrics.psnr_db(tensors.to_tensor(decoded), original)
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=False)
         return Encoded(files[step_q], goal.note(reached))
 
     def _file(self, step_q: int) -> LatFile:
-        height, width = image.size_of(self.picture)
+        height, width = tensors.size_of(self.picture)
         latents = self.latents[0].float().cpu().numpy()
         return LatFile.of_latents(latents, (width, height), step_q, self.codec.model, self.chunks)
 
@@ -350,7 +350,7 @@ class _Encoding:
         codec = self.codec
         decoder = codec.decoder_of(codec.model)
         refiner = Refiner(codec.feature_encoder, decoder, self.effort, self.on_step)
-        original = image.to_tensor(self.picture).to(codec.device)
+        original = tensors.to_tensor(self.picture).to(codec.device)
         return refiner.refine(file, self.latents, original, max_bytes)
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynenc.coding.layout import Floats
-from dynenc.imaging.image import pad
+from dynenc.imaging.tensors import pad
 from dynenc.latent_space import SD1
 from dynenc.networks.encoder import Encoder
 

@@ -22,7 +22,7 @@ from dynenc.errors import (
     UnknownModel,
     WeightsError,
 )
-from dynenc.imaging.image import to_picture, to_tensor
+from dynenc.imaging.tensors import to_picture, to_tensor
 from dynenc.networks.compat import CPU_DTYPE
 
 

@@ -5,12 +5,12 @@ import torch
 from PIL import Image
 
 from dynenc import metrics
-from dynenc.imaging import image
+from dynenc.imaging import tensors
 
 
 @pytest.fixture
 def photo(photo_path):
-    return image.to_tensor(Image.open(photo_path).convert("RGB"))
+    return tensors.to_tensor(Image.open(photo_path).convert("RGB"))
 
 
 def test_bpp_counts_unpadded_pixels():

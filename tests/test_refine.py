@@ -14,7 +14,7 @@ from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.distortion import Distortion
 from dynenc.errors import OutOfMemory
-from dynenc.imaging import image
+from dynenc.imaging import tensors
 from dynenc.networks.external_vae import Decoder
 
 STEP_Q = 307
@@ -37,9 +37,9 @@ def photo(photo_path):
 
 
 def refined(nano, photo, effort, most_bytes=None):
-    picture = image.to_tensor(photo)
+    picture = tensors.to_tensor(photo)
     with torch.no_grad():
-        latents = nano.encoder(image.pad(picture))
+        latents = nano.encoder(tensors.pad(picture))
     coder = load_coder("full", has_trellis=False)
     symbols = quantize.to_symbols(latents[0].numpy(), STEP_Q, coder)
     file = LatFile.of_symbols(symbols, coder, photo.size, STEP_Q, nano.model)
@@ -106,7 +106,7 @@ def test_encode_with_an_effort(nano, photo):
     before, after = (bitstream.read(blob).header for blob in (plain, better))
     assert (before.coder_id, after.coder_id, after.step_q) == (1, 2, before.step_q)
     assert len(better) <= len(plain)
-    one, two = (metrics.psnr_db(image.to_tensor(nano.decode(blob)), image.to_tensor(photo))
+    one, two = (metrics.psnr_db(tensors.to_tensor(nano.decode(blob)), tensors.to_tensor(photo))
                 for blob in (plain, better))  # fmt: skip
     assert two > one + 0.5
 
@@ -119,7 +119,7 @@ def test_an_effort_where_there_is_a_trellis(photo):
     assert (before.has_trellis, after.has_trellis, after.step_q) == (True, False, before.step_q)
     assert len(better) <= len(plain)
     one, two = (
-        metrics.psnr_db(image.to_tensor(base.decode(blob)), image.to_tensor(photo))
+        metrics.psnr_db(tensors.to_tensor(base.decode(blob)), tensors.to_tensor(photo))
         for blob in (plain, better)
     )
     assert two > one + 0.5
@@ -131,7 +131,7 @@ def test_targets_are_met_with_an_effort(nano, photo):
     assert better != plain
     plain, better = (nano.encode(photo, target_psnr=21, effort=effort) for effort in (0, 1))
     assert len(better) <= len(plain)
-    assert metrics.psnr_db(image.to_tensor(nano.decode(better)), image.to_tensor(photo)) >= 21
+    assert metrics.psnr_db(tensors.to_tensor(nano.decode(better)), tensors.to_tensor(photo)) >= 21
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (9, 64)])
@@ -211,12 +211,12 @@ def test_soft_rounding():
 
 
 def test_features_are_normalised_and_react_to_lost_texture(nano, photo):
-    picture = image.to_tensor(photo.crop((0, 0, 64, 48)))
+    picture = tensors.to_tensor(photo.crop((0, 0, 64, 48)))
     seen = nano.feature_encoder.features(picture)
     assert seen.shape == (1, 7 * 160, 6, 8)
     lengths = seen.unflatten(1, (7, 160)).norm(dim=2)
     assert (lengths - 1).abs().max() < 1e-3
-    blurred = image.to_tensor(photo.crop((0, 0, 64, 48)).filter(ImageFilter.GaussianBlur(2)))
+    blurred = tensors.to_tensor(photo.crop((0, 0, 64, 48)).filter(ImageFilter.GaussianBlur(2)))
     brighter = picture + (blurred - picture).square().mean().sqrt()  # the same squared error
     far, near = (
         (nano.feature_encoder.features(each) - seen).square().mean() for each in (blurred, brighter)
@@ -238,7 +238,9 @@ def test_slopes_tell_what_a_change_costs(photo_path):
     """A symbol's own bits tell less of what a change of it costs than with its neighbours'."""
     coder = load_coder("full", has_trellis=False)
     with torch.no_grad(), Image.open(photo_path) as photo:
-        [latents] = Codec("base", device="cpu").encoder(image.pad(image.to_tensor(photo))).numpy()
+        [latents] = (
+            Codec("base", device="cpu").encoder(tensors.pad(tensors.to_tensor(photo))).numpy()
+        )
     symbols = quantize.to_symbols(latents, STEP_Q, coder)
     below, _, above = bit_costs(coder, symbols, STEP_Q)
     own, others = (above - below) / 2, context_gradient(coder, symbols, STEP_Q)
@@ -272,7 +274,7 @@ def test_any_decoder_will_do(photo):
     nano.decoder = Decoder("grey", Grey())
     plain, better = (nano.encode(photo, effort=effort) for effort in (0, 3))
     one, two = (
-        metrics.psnr_db(image.to_tensor(nano.decode(blob)), image.to_tensor(photo))
+        metrics.psnr_db(tensors.to_tensor(nano.decode(blob)), tensors.to_tensor(photo))
         for blob in (plain, better)
     )
     assert two > one + 3

@@ -17,7 +17,7 @@ from dynenc.codec import Codec
 from dynenc.coding import quantize
 from dynenc.coding.entropy import LIMIT, load_coder
 from dynenc.coding.lat_file import read_bytes
-from dynenc.imaging import image
+from dynenc.imaging import tensors
 from dynenc.io.writing import writing
 from dynenc.networks import loading
 
@@ -36,13 +36,13 @@ def pictures(draw):
 
 @given(pictures())
 def test_pixels_survive_the_tensor(picture):
-    assert image.to_picture(image.to_tensor(picture)).tobytes() == picture.tobytes()
+    assert tensors.to_picture(tensors.to_tensor(picture)).tobytes() == picture.tobytes()
 
 
 @given(pictures())
 def test_padding_only_adds(picture):
-    tensor = image.to_tensor(picture)
-    padded = image.pad(tensor)
+    tensor = tensors.to_tensor(picture)
+    padded = tensors.pad(tensor)
     assert padded[..., : picture.height, : picture.width].equal(tensor)
     assert not any(side % 8 for side in padded.shape[-2:])
 
@@ -65,7 +65,7 @@ def test_a_picture_keeps_its_size_and_its_latents_their_values(picture, quality)
     header, latents = read_latents(blob)
     assert (header.width, header.height) == picture.size == NANO.decode(blob).size
     with torch.inference_mode():
-        raw = NANO.encoder(image.pad(image.to_tensor(picture)))
+        raw = NANO.encoder(tensors.pad(tensors.to_tensor(picture)))
     assert (raw - latents).abs().max() <= header.step_q / 2048 * (1 + 1e-4)
     assert NANO.encode(picture, quality=quality) == blob
 

@@ -32,7 +32,7 @@ from dynenc.codec import Encoded, require_sd
 from dynenc.coding import quantize
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import LatentsError
-from dynenc.imaging import formats, image, notes, pixels, preview, save
+from dynenc.imaging import formats, notes, pixels, preview, save, tensors
 from dynenc.imaging.extras import Extras
 from dynenc.interop import latent_files
 from dynenc.interop.latent_files import Foreign
@@ -204,7 +204,7 @@ class RoundtripTask(_MakesImages[Image.Image]):
     ) -> Roundtrip:
         picture, options = one.value, self.settings.encode
         width, height = picture.size
-        tensors = [image.to_tensor(pixels.to_rgb(each)) for each in (decoded, picture)]
+        pair = [tensors.to_tensor(pixels.to_rgb(each)) for each in (decoded, picture)]
         return Roundtrip(
             image=item.source,
             width=width,
@@ -217,8 +217,8 @@ class RoundtripTask(_MakesImages[Image.Image]):
             bpp=metrics.bpp(n_bytes, width, height),
             ratio_raw=width * height * 3 / n_bytes,
             ratio_file=one.n_bytes / n_bytes,
-            psnr_db=metrics.psnr_db(*tensors),
-            ms_ssim=metrics.ms_ssim(*tensors),
+            psnr_db=metrics.psnr_db(*pair),
+            ms_ssim=metrics.ms_ssim(*pair),
             encode_s=0.0,
             decode_s=0.0,
         )

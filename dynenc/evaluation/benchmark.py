@@ -22,7 +22,7 @@ from dynenc.evaluation import peers
 from dynenc.evaluation.curves import Curve, Evaluation
 from dynenc.evaluation.measure import Measure, means
 from dynenc.evaluation.peers import Peer
-from dynenc.imaging import image, pixels
+from dynenc.imaging import pixels, tensors
 from dynenc.imaging.sources import open_rgb
 from dynenc.networks.external_vae import load_teacher
 
@@ -68,7 +68,7 @@ class _TeacherCodec(Codec):
         self.teacher, self.decoder = teacher.to(self.device), decoder.to(self.device)
 
     def _latents(self, pictures: list[Image.Image | Tensor]) -> Tensor:
-        padded = [image.pad(image.to_tensor(picture)) for picture in pictures]
+        padded = [tensors.pad(tensors.to_tensor(picture)) for picture in pictures]
         latents: Tensor = self.teacher(torch.cat(padded).to(self.device))
         return latents
 

@@ -15,7 +15,7 @@ from dynenc import metrics
 from dynenc.evaluation.lpips import LPIPS
 from dynenc.evaluation.perceptual import MIN_SIDE, PerceptualDistance
 from dynenc.evaluation.vgg import DISTS, LPIPSVGG, VGG16
-from dynenc.imaging import image
+from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
 
 KEPT_PIXELS = 2**20  # of an original whose features are kept: about 1 GB with the VGG metrics
@@ -89,7 +89,7 @@ class Measure:
 
     def against(self, original: Image.Image) -> Callable[[Image.Image], dict[str, float]]:
         """The same for many pictures with one original, whose features are computed once."""
-        reference = image.to_tensor(original)
+        reference = tensors.to_tensor(original)
         distances = self.distances if min(original.size) >= MIN_SIDE else {}
         kept: dict[str, list[Tensor]] = {}
         if original.width * original.height <= KEPT_PIXELS:
@@ -98,7 +98,7 @@ class Measure:
                 kept = {name: list(one.features(on_device)) for name, one in distances.items()}
 
         def figures(rebuilt: Image.Image) -> dict[str, float]:
-            tensor = image.to_tensor(rebuilt)
+            tensor = tensors.to_tensor(rebuilt)
             found = {"psnr-rgb": metrics.psnr_db(tensor, reference)}
             if (similarity := metrics.ms_ssim(tensor, reference)) is not None:
                 found["ms-ssim-rgb"] = similarity
@@ -142,7 +142,7 @@ def evaluate(
     measure = Measure(distances)
     rows = []
     for _, picture in iter_images(folder):
-        rebuilt = image.to_picture(reconstruct(image.pad(image.to_tensor(picture))))
+        rebuilt = tensors.to_picture(reconstruct(tensors.pad(tensors.to_tensor(picture))))
         rows.append(measure(rebuilt.crop((0, 0, *picture.size)), picture))
     mean = means(rows)
     figures = {"pictures": len(rows), "psnr_db": mean["psnr-rgb"]}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dynenc import codec, registry
 from dynenc.errors import WeightsError
-from dynenc.imaging import image
+from dynenc.imaging import tensors
 from dynenc.latent_space import SD1
 from dynenc.networks import loading
 from dynenc.networks.external_vae import SMALL_TILE, load_decoder
@@ -70,7 +70,7 @@ class Vae(nn.Module):
 
         Returns: an object with `latent_dist`, or without `return_dict` a tuple of it.
         """
-        mean = self.encoder(image.pad(x.to(self.device, self.dtype))) / SD1.scale
+        mean = self.encoder(tensors.pad(x.to(self.device, self.dtype))) / SD1.scale
         moments = torch.cat([mean, torch.zeros_like(mean)], dim=1)
         latent_dist = DiagonalGaussianDistribution(moments, deterministic=True)
         return AutoencoderKLOutput(latent_dist=latent_dist) if return_dict else (latent_dist,)

@@ -12,8 +12,8 @@ from safetensors.numpy import save
 
 from dynenc.coding.entropy import EntropyCoder
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
-from dynenc.imaging.image import pad, to_tensor
 from dynenc.imaging.sources import iter_images
+from dynenc.imaging.tensors import pad, to_tensor
 from dynenc.io.writing import writing
 from dynenc.metrics import bpp
 from dynenc.networks import loading

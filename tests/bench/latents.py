@@ -28,7 +28,7 @@ from dynenc import LatentDataset, codec, load_decoder, load_encoder, metrics, re
 from dynenc.coding import quantize
 from dynenc.coding.bitstream import Header
 from dynenc.coding.lat_file import LatFile
-from dynenc.imaging import image
+from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
 from dynenc.interop import latent_files
 from dynenc.latent_space import SD1
@@ -50,8 +50,8 @@ def write_caches(
         (folder / name).mkdir()
     pictures = itertools.islice(iter_images(arguments.pictures), arguments.count)
     for number, (_, picture) in enumerate(pictures):
-        tensor = image.to_tensor(picture)
-        latents = encode(image.pad(tensor))
+        tensor = tensors.to_tensor(picture)
+        latents = encode(tensors.pad(tensor))
         if number % EVERY == 0:
             kept.append(tensor)
         height, width = tensor.shape[-2:]
@@ -120,7 +120,7 @@ def psnr_of_pictures(latents: list[Tensor], pictures: list[Tensor], decode: Call
     figures = []
     for one, picture in zip(latents, pictures, strict=True):
         decoded = decode(one[None])[..., : picture.shape[-2], : picture.shape[-1]]
-        figures.append(metrics.psnr_db(image.to_tensor(image.to_picture(decoded)), picture))
+        figures.append(metrics.psnr_db(tensors.to_tensor(tensors.to_picture(decoded)), picture))
     return statistics.mean(figures)
 
 

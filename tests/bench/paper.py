@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynenc import Codec, DynamicConv, load_encoder, metrics, registry
 from dynenc.coding.lat_file import LatFile
 from dynenc.evaluation.measure import Measure, load_distances, means
-from dynenc.imaging import image
+from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
 from dynenc.latent_space import SD1
 from dynenc.networks import published
@@ -146,7 +146,7 @@ def fidelity(
     """Mean PSNR in dB and LPIPS of the pictures, through an encoder and a decoder."""
     figures = []
     for picture in arguments.opened:
-        padded = image.pad(image.to_tensor(picture))
+        padded = tensors.pad(tensors.to_tensor(picture))
         rebuilt = decode(encode((padded + 1) / 2 if unit else padded))
         rebuilt = rebuilt.clamp(0, 1) * 2 - 1 if unit else rebuilt
         figures.append(measured(rebuilt, picture, arguments.measure))
@@ -156,7 +156,7 @@ def fidelity(
 
 def measured(rebuilt: Tensor, original: Image.Image, measure: Measure) -> dict[str, float]:
     """Figures of one picture, rounded to 8 bits and cropped."""
-    return measure(image.to_picture(rebuilt).crop((0, 0, *original.size)), original)
+    return measure(tensors.to_picture(rebuilt).crop((0, 0, *original.size)), original)
 
 
 @torch.inference_mode()
@@ -310,7 +310,7 @@ def ablation(arguments: argparse.Namespace) -> None:
         return
     teacher, decode = load_teacher(arguments.teacher)
     crops = Crops(arguments.train, CROP)
-    padded = [image.pad(image.to_tensor(picture)) for picture in arguments.opened]
+    padded = [tensors.pad(tensors.to_tensor(picture)) for picture in arguments.opened]
     with torch.inference_mode():
         targets = [teacher(one) for one in padded]
     print("| encoder | parameters | L1 to the teacher's latents | PSNR, mean of seeds | spread |")
@@ -346,7 +346,7 @@ def montage(arguments: argparse.Namespace) -> None:
     }
 
     def whole_file(picture: Tensor) -> Tensor:
-        return ours.decode_tensor(ours.encode(image.to_picture(picture)))
+        return ours.decode_tensor(ours.encode(tensors.to_picture(picture)))
 
     systems: dict[str, Callable[[Tensor], Tensor]] = {
         "original": nn.Identity(),
@@ -358,12 +358,12 @@ def montage(arguments: argparse.Namespace) -> None:
     sheet = Image.new("RGB", (COLUMNS * cell[0], len(arguments.opened) * rows * cell[1]), "white")
     pen = ImageDraw.Draw(sheet)
     for number, picture in enumerate(arguments.opened):
-        whole = image.pad(image.to_tensor(picture))
+        whole = tensors.pad(tensors.to_tensor(picture))
         top, left = ((side - VIEW) // 2 for side in whole.shape[-2:])
         for place, (name, system) in enumerate(systems.items()):
             x, y = place % COLUMNS * cell[0], (number * rows + place // COLUMNS) * cell[1]
             view = system(whole)[..., top : top + VIEW, left : left + VIEW]
-            sheet.paste(image.to_picture(view), (x, y + LABEL))
+            sheet.paste(tensors.to_picture(view), (x, y + LABEL))
             pen.text((x + 4, y + 2), name, "black")
     sheet.save(arguments.montage, quality=92)
 

@@ -15,7 +15,7 @@ import torch
 from dynenc import load_encoder, registry
 from dynenc.evaluation.curves import table
 from dynenc.evaluation.measure import Measure, load_distances, means
-from dynenc.imaging import image
+from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
 from dynenc.networks.external_vae import load_teacher
 
@@ -35,7 +35,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     measure = Measure(load_distances(arguments.lpips))
     encode, decode = load_teacher(arguments.teacher)
-    pictures = [image.pad(image.to_tensor(p)) for _, p in iter_images(arguments.pictures)]
+    pictures = [tensors.pad(tensors.to_tensor(p)) for _, p in iter_images(arguments.pictures)]
     targets = [encode(picture) for picture in pictures]
     rows = []
     encoders = {name: load_encoder(name) for name in registry.sd_encoders()}
@@ -43,7 +43,7 @@ def main() -> None:
         latents = [encoder(picture) for picture in pictures]
         mean = means(
             [
-                measure(image.to_picture(decode(mine)), image.to_picture(picture))
+                measure(tensors.to_picture(decode(mine)), tensors.to_picture(picture))
                 for mine, picture in zip(latents, pictures, strict=True)
             ]
         )

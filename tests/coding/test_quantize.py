@@ -6,7 +6,7 @@ from PIL import Image
 from dynenc.codec import Codec
 from dynenc.coding.entropy import LIMIT, load_coder
 from dynenc.coding.quantize import from_symbols, quality_to_step, to_nearest, to_symbols
-from dynenc.imaging import image
+from dynenc.imaging import tensors
 
 PLAIN, TRELLIS = (load_coder("full", has_trellis=which) for which in (False, True))
 
@@ -56,7 +56,9 @@ def test_a_trellis_has_the_noise_of_finer_steps(step_q):
 def test_bits_are_saved_where_they_cost_little(photo_path):
     """At fewer bits, less noise than coarser steps have."""
     with torch.no_grad(), Image.open(photo_path) as photo:
-        [latents] = Codec("light", device="cpu").encoder(image.pad(image.to_tensor(photo))).numpy()
+        [latents] = (
+            Codec("light", device="cpu").encoder(tensors.pad(tensors.to_tensor(photo))).numpy()
+        )
     found = [(614, to_nearest), (614, to_symbols), (645, to_nearest)]
     errors, symbols = zip(*(mean_square(latents, s, TRELLIS, how) for s, how in found), strict=True)
     n_bytes = [len(TRELLIS.encode(one, s)) for one, (s, _) in zip(symbols, found, strict=True)]

@@ -8,7 +8,7 @@ from dynenc.codec import Codec
 from dynenc.coding import rate_control
 from dynenc.coding.rate_control import COARSEST, FINEST, Goal, parse_size, search
 from dynenc.errors import UsageError
-from dynenc.imaging.image import to_tensor
+from dynenc.imaging.tensors import to_tensor
 
 
 @pytest.fixture(scope="module")

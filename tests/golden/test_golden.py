@@ -14,7 +14,7 @@ from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import BitstreamError
-from dynenc.imaging.image import to_tensor
+from dynenc.imaging.tensors import to_tensor
 
 FOLDER = Path(__file__).parent
 LEAST_DB = 50.0  # as docs/guarantees.md promises

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dynenc.errors import ImageError, PictureWarning
-from dynenc.imaging import image, pixels
+from dynenc.imaging import image, pixels, tensors
 
 
 def saved(picture: Image.Image, form: str = "PNG", **options) -> io.BytesIO:
@@ -213,11 +213,11 @@ def test_a_picture_that_is_rgb_is_not_copied(photo):
 
 
 def test_tensor_round_trip_is_exact(photo):
-    tensor = image.to_tensor(photo)
+    tensor = tensors.to_tensor(photo)
     assert tensor.shape == (1, 3, photo.height, photo.width)
     assert tensor.dtype == torch.float32
     assert tensor.abs().max() <= 1
-    assert image.to_picture(tensor).tobytes() == photo.tobytes()
+    assert tensors.to_picture(tensor).tobytes() == photo.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -231,18 +231,18 @@ def test_tensor_round_trip_is_exact(photo):
 )
 def test_tensors_that_are_no_images(tensor, message):
     with pytest.raises(ImageError, match=message):
-        image.checked(tensor)
+        tensors.checked(tensor)
 
 
 def test_to_picture_clamps():
     tensor = torch.tensor([-3.0, 0.0, 3.0]).view(1, 3, 1, 1)
-    assert image.to_picture(tensor).getpixel((0, 0)) == (0, 128, 255)
+    assert tensors.to_picture(tensor).getpixel((0, 0)) == (0, 128, 255)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 13), (8, 16), (9, 8)])
 def test_pad_repeats_the_edge(height, width):
     tensor = (torch.rand(1, 3, height, width) * 255).byte()
-    padded = image.pad(tensor)
+    padded = tensors.pad(tensor)
     assert [side % 8 for side in padded.shape[-2:]] == [0, 0]
     assert torch.equal(padded[..., :height, :width], tensor)
     assert torch.equal(padded[..., -1, :width], tensor[..., -1, :])
@@ -252,10 +252,10 @@ def test_pad_repeats_the_edge(height, width):
 def test_pixels_stay_beside_each_other_in_memory(photo):
     """The encoder is several times as fast on them."""
     height, width = 300, 451
-    parts = [image.part_of(image.checked(photo), 0, 0, 500, 500) for _ in range(2)]
-    for made in (*parts, image.batch(parts), image.batch(parts[:1])):
+    parts = [tensors.part_of(tensors.checked(photo), 0, 0, 500, 500) for _ in range(2)]
+    for made in (*parts, tensors.batch(parts), tensors.batch(parts[:1])):
         assert made.permute(0, 2, 3, 1).is_contiguous()
         assert torch.equal(
             made[:1, :, :height, :width],
-            image.part_of(photo, 0, 0, width, height)[..., :height, :width],
+            tensors.part_of(photo, 0, 0, width, height)[..., :height, :width],
         )

@@ -9,7 +9,7 @@ from PIL import Image
 
 import dynenc
 from dynenc.errors import WeightsError
-from dynenc.imaging import image
+from dynenc.imaging import tensors
 from dynenc.networks import external_vae
 
 SCALE = 0.18215
@@ -25,7 +25,7 @@ def pictures(photo_path):
     """Two pictures of 64x48 px: [2, 3, 48, 64]."""
     photo = Image.open(photo_path).convert("RGB")
     crops = [photo.crop((x, 60, x + 64, 108)) for x in (100, 160)]
-    return torch.cat([image.to_tensor(crop) for crop in crops])
+    return torch.cat([tensors.to_tensor(crop) for crop in crops])
 
 
 def test_latents_are_raw(vae, pictures):
@@ -174,11 +174,11 @@ def test_in_an_image_to_image_pipeline(parts, photo_path):
         ).images[0]
 
     barely, much = run(0.02), run(0.9)
-    expected = image.to_picture(vae(image.to_tensor(picture)).sample)
+    expected = tensors.to_picture(vae(tensors.to_tensor(picture)).sample)
     assert barely.size == picture.size
 
     def distance(one):
-        return (image.to_tensor(one) - image.to_tensor(expected)).square().mean().item()
+        return (tensors.to_tensor(one) - tensors.to_tensor(expected)).square().mean().item()
 
     assert distance(barely) < 0.05 < distance(much)
 

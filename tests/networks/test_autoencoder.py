@@ -13,7 +13,7 @@ import dynenc
 from dynenc import Codec, metrics, registry
 from dynenc.cli.main import app
 from dynenc.errors import BitstreamError, OtherLatents, WeightsError
-from dynenc.imaging import image
+from dynenc.imaging import tensors
 from dynenc.networks.layers import DynamicBlock, DynamicConv
 from dynenc.networks.loading import build
 
@@ -44,7 +44,7 @@ def test_its_file_names_it_and_is_decoded_by_its_own_decoder(photo_path):
     header, _ = read_latents(blob)
     assert registry.latent_model(header.model_id).name == "autoencoder"
     decoded = Codec("nano", device="cpu").decode(blob)  # whatever else the codec does
-    figure = metrics.psnr_db(image.to_tensor(decoded), image.to_tensor(picture))
+    figure = metrics.psnr_db(tensors.to_tensor(decoded), tensors.to_tensor(picture))
     assert figure > 22
 
 
