@@ -236,19 +236,23 @@ def convert(
         _refuse_terminals(task, inputs, placement)
         from dynenc.batch.convert import convert
         from dynenc.cli.report import Reporter, shows_colours
+        from dynenc.cli.report_file import ReportFile
 
         if show and shows_colours():
             arguments["preview"] = shutil.get_terminal_size().columns
         elif show:
             console.tell("dynenc: --show needs a terminal with colours: nothing is shown")
-        with Reporter(
-            task, quiet=messages.quiet, as_json=as_json, report=placement.report
-        ) as reporter:
+        report = None
+        if placement.report and not placement.dry_run:
+            report = ReportFile(placement.report, task, overwrite=placement.force)
+        with Reporter(task, quiet=messages.quiet, as_json=as_json, report=report) as reporter:
             summary = convert(
                 task,
                 inputs,
                 placement.output,
                 existing=existing,
+                naming=placement.naming,
+                keep_mtime=placement.keep_mtime,
                 dry_run=placement.dry_run,
                 on_result=reporter.add,
                 on_step=reporter.step,

@@ -336,6 +336,23 @@ class Placement:
             help="Keep existing outputs; the default for more than one input.",
         ),
     ] = False
+    naming: Annotated[
+        Literal["replace", "keep"],
+        typer.Option(
+            "--name",
+            metavar="replace|keep",
+            rich_help_panel=OUTPUT,
+            help="Replace the suffix of the input (a.lat), or keep it (a.jpg.lat).",
+        ),
+    ] = "replace"
+    keep_mtime: Annotated[
+        bool,
+        typer.Option(
+            "--keep-mtime",
+            rich_help_panel=OUTPUT,
+            help="Give each output the modification time of its input.",
+        ),
+    ] = False
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -349,7 +366,8 @@ class Placement:
         typer.Option(
             metavar="FILE",
             rich_help_panel=OUTPUT,
-            help="Write a row for each image to a .csv or .jsonl file.",
+            help="Write a row for each image to a .csv or .jsonl file. One that exists is "
+            "continued; --force starts afresh.",
         ),
     ] = None
 

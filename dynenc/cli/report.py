@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from types import TracebackType
-from typing import Any, TextIO
 
 from PIL import Image
 from rich.console import Console
@@ -20,13 +17,9 @@ from rich.text import Text
 
 from dynenc.batch.records import Result, Roundtrip, Summary, Task
 from dynenc.cli import console
-from dynenc.errors import UsageError
-from dynenc.io.names import STREAM, suffix_of
-from dynenc.io.writing import writing
+from dynenc.cli.report_file import ReportFile
+from dynenc.io.names import STREAM
 
-COLUMNS = ("source", "target", "status", "reason", "note")
-COUNTS = ("n_bytes_in", "n_bytes_out", "width", "height", "bpp")
-FIGURES = [f.name for f in fields(Roundtrip) if f.name not in ("image", *COUNTS)]
 INTERVAL = 10.0  # s between lines where stderr is not a terminal
 ROW = "{:8.3f} bpp  {:6.2f} dB  {:>7}  1:{:<5.1f} {:7.1f} ms  {:7.1f} ms  {}"
 HEAD = "       size      PSNR  MS-SSIM  of file   encode      decode  picture"
@@ -36,25 +29,23 @@ class Reporter:
     """A context; hand its `add` to `convert` as on_result, and `finish` the summary at the end."""
 
     def __init__(
-        self, task: Task, *, quiet: bool = False, as_json: bool = False, report: str | None = None
+        self,
+        task: Task,
+        *,
+        quiet: bool = False,
+        as_json: bool = False,
+        report: ReportFile | None = None,
     ) -> None:
-        self.task, self.quiet, self.as_json, self.path = task, quiet, as_json, report
-        if report and suffix_of(report).lower() not in (".csv", ".jsonl"):
-            raise UsageError(f"{report} is no name of a report: let it end in .csv or .jsonl")
+        self.task, self.quiet, self.as_json, self.report = task, quiet, as_json, report
         self.stack = ExitStack()
-        self.file: TextIO | None = None
         self.bar: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
         self.told = time.monotonic()
         self.rows: list[Roundtrip] = []
 
     def __enter__(self) -> Reporter:
-        if self.path:
-            raw = self.stack.enter_context(writing(self.path, overwrite=True))
-            self.file = io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="")
-            self.stack.callback(self.file.detach)
-        if self.file and suffix_of(self.path or "").lower() == ".csv":
-            csv.writer(self.file).writerow(self._columns())
+        if self.report:
+            self.stack.enter_context(self.report)
         return self
 
     def __exit__(
@@ -62,15 +53,12 @@ class Reporter:
     ) -> None:
         if self.bar:
             self.bar.stop()
-        self.stack.close()  # an interrupted run leaves its report, too
-
-    def _columns(self) -> list[str]:
-        return [*COLUMNS, *COUNTS, *(FIGURES if self.task == "roundtrip" else [])]
+        self.stack.close()
 
     def add(self, result: Result, summary: Summary) -> None:
         """Show one result."""
-        if self.file:
-            self._record(result, self.file)
+        if self.report:
+            self.report.add(result)
         if result.status == "failed" and not summary.single:
             hint = f": {result.error.hint}" if result.error and result.error.hint else ""
             console.tell(f"dynenc: {result.reason}{hint}")
@@ -83,15 +71,6 @@ class Reporter:
             Console().print(half_blocks(result.preview), end="", no_wrap=True, crop=True)
         if not (self.quiet or summary.single or result.status == "planned"):
             self._progress(summary)
-
-    def _record(self, result: Result, file: TextIO) -> None:
-        row: dict[str, Any] = {name: getattr(result, name) for name in (*COLUMNS, *COUNTS)}
-        if result.figures:
-            row |= {name: getattr(result.figures, name) for name in FIGURES}
-        if suffix_of(self.path or "").lower() == ".csv":
-            csv.DictWriter(file, self._columns()).writerow(row)
-        else:
-            file.write(json.dumps(row) + "\n")
 
     def _print(self, result: Result, summary: Summary) -> None:
         if result.figures:
@@ -152,8 +131,14 @@ class Reporter:
             self.bar.stop()
         if not summary.single:
             console.tell(f"dynenc: {_final(summary)}")
+            if summary.outdated:
+                console.tell(
+                    f"dynenc: {summary.outdated} of those finished before were made with other "
+                    "settings: --update makes them again"
+                )
         elif summary.skipped:
-            console.tell("dynenc: the output exists: skipped")
+            other = ", though it was made with other settings" if summary.outdated else ""
+            console.tell(f"dynenc: the output exists: skipped{other}")
 
 
 @contextmanager

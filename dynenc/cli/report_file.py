@@ -1,0 +1,104 @@
+"""The report of a run: a row for each image in a .csv or .jsonl file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import fields
+from types import TracebackType
+from typing import Any, TextIO
+
+from dynenc.batch.records import Result, Roundtrip, Task
+from dynenc.errors import OutputExists, UsageError
+from dynenc.io import storage
+from dynenc.io.names import suffix_of
+from dynenc.io.writing import is_stream, writing
+
+COLUMNS = ("source", "target", "status", "reason", "note")
+COUNTS = ("n_bytes_in", "n_bytes_out", "width", "height", "bpp")
+FIGURES = tuple(f.name for f in fields(Roundtrip) if f.name not in ("image", *COUNTS))
+SUFFIXES = (".csv", ".jsonl")
+Row = dict[str, Any]
+
+
+class ReportFile:
+    """A context that writes a report.
+
+    A report that exists is continued: the row of an image whose output is skipped, or that is not
+    in this run, stays as it was.
+
+    Args:
+        overwrite: start afresh.
+    Raises: UsageError if the name has another suffix; OutputExists, on entry, if the file exists
+        and is no report of this task.
+    """
+
+    def __init__(self, path: str, task: Task, *, overwrite: bool) -> None:
+        self.path, self.overwrite = path, overwrite
+        self.suffix = suffix_of(path).lower()
+        if self.suffix not in SUFFIXES:
+            raise UsageError(f"{path} is no name of a report: let it end in .csv or .jsonl")
+        self.columns = [*COLUMNS, *COUNTS, *(FIGURES if task == "roundtrip" else ())]
+        self.earlier: dict[tuple[str, str], Row] = {}
+        self.stack = ExitStack()
+        self.write: Callable[[Row], object] | None = None
+
+    def __enter__(self) -> ReportFile:
+        if not self.overwrite and not is_stream(self.path) and storage.exists(self.path):
+            self.earlier = {(row["source"], row["target"]): row for row in self._read()}
+        raw = self.stack.enter_context(writing(self.path, overwrite=True))
+        file = io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="")
+        self.stack.callback(file.detach)
+        self.write = self._writer(file)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        if self.write:
+            for row in self.earlier.values():
+                self.write(row)
+        self.stack.close()  # without the error: an interrupted run leaves its report, too
+
+    def _writer(self, file: TextIO) -> Callable[[Row], object]:
+        if self.suffix == ".csv":
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            return writer.writerow
+        return lambda row: file.write(json.dumps(row) + "\n")
+
+    def _read(self) -> Sequence[Row]:
+        try:
+            with storage.reading(self.path) as raw:
+                lines = raw.read().decode("utf-8", "surrogateescape").splitlines()
+            if self.suffix == ".jsonl":
+                rows = [json.loads(line) for line in lines]
+                known = all({"source", "target"} <= row.keys() for row in rows)
+            else:
+                reader = csv.DictReader(lines)
+                rows, known = list(reader), reader.fieldnames in (None, self.columns)
+        except (ValueError, AttributeError, csv.Error):
+            known = False
+        if not known:
+            raise OutputExists(
+                f"{self.path} exists, and is no report of this command",
+                hint="name another, or overwrite it with --force",
+            )
+        return rows
+
+    def add(self, result: Result) -> None:
+        """Write the row of a result."""
+        earlier = self.earlier.pop((result.source, result.target), None)
+        if result.status == "skipped" and earlier:
+            row = earlier
+        else:
+            row = {name: getattr(result, name) for name in (*COLUMNS, *COUNTS)}
+            if result.status != "done":  # nothing was measured
+                row |= dict.fromkeys(COUNTS)
+            if result.figures:
+                row |= {name: getattr(result.figures, name) for name in FIGURES}
+        if self.write:
+            self.write(row)

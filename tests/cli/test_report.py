@@ -1,0 +1,98 @@
+"""Reports are continued, never lost; and what the last line says of skipped outputs."""
+
+import csv
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from dynenc.cli.main import app
+
+runner = CliRunner()
+
+
+def run(*arguments, code=0):
+    result = runner.invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+    return result
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    (folder := tmp_path / "in").mkdir()
+    for name in "ab":
+        Image.new("RGB", (16, 16), "green").save(folder / f"{name}.png")
+    return folder
+
+
+def rows(path):
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])
+def test_a_resumed_run_keeps_what_the_report_says(pictures, tmp_path, name):
+    report = tmp_path / name
+    arguments = ("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
+    run(*arguments, "--report", report)
+    first = rows(report)
+    assert [row["status"] for row in first] == ["done", "done"]
+    assert float(first[0]["bpp"]) > 0
+    Image.new("RGB", (16, 16), "red").save(pictures / "c.png")
+    (pictures / "a.png").unlink()
+    run(*arguments, "--report", report)
+    second = rows(report)
+    assert second[0] == first[1]
+    assert (second[1]["source"], second[1]["status"]) == (str(pictures / "c.png"), "done")
+    assert second[2] == first[0]
+    run(*arguments, "--report", report, "--force")
+    assert [row["source"] for row in rows(report)] == [f"{pictures}/b.png", f"{pictures}/c.png"]
+
+
+def test_figures_that_nobody_measured_are_empty(pictures, tmp_path):
+    arguments = ("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
+    run(*arguments)
+    run(*arguments, "--report", tmp_path / "r.csv")
+    assert {row["bpp"] for row in rows(tmp_path / "r.csv")} == {""}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("r.csv", "name,age\nme,7\n"), ("r.jsonl", "[1]\n"), ("r.jsonl", "no JSON"), ("r.csv", "x")],
+)
+def test_another_file_is_no_report(pictures, tmp_path, name, text):
+    (report := tmp_path / name).write_text(text)
+    result = run("encode", pictures, "-e", "nano", "-j", 1, "--report", report, code=6)
+    assert "is no report of this command" in result.stderr
+    assert report.read_text() == text
+    assert not (pictures / "a.lat").exists()
+    run("encode", pictures, "-e", "nano", "-j", 1, "--report", report, "--force")
+    assert len(rows(report)) == 2
+
+
+def test_a_run_that_fails_at_once_leaves_the_report(pictures, tmp_path):
+    report = tmp_path / "r.csv"
+    run("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1, "--report", report)
+    before = rows(report)
+    run("encode", tmp_path / "none", "--report", report, code=3)
+    assert [row["status"] for row in rows(report)] == ["failed", "done", "done"]
+    assert rows(report)[1:] == before
+
+
+def test_skipped_outputs_of_other_settings_are_told(pictures, tmp_path):
+    arguments = ("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
+    run(*arguments)
+    assert "other settings" not in run(*arguments).stderr
+    told = run(*arguments, "-Q", 70).stderr
+    assert "2 of those finished before were made with other settings: --update" in told
+
+
+def test_names_and_times_can_be_kept(pictures, tmp_path):
+    Image.new("RGB", (16, 16)).save(pictures / "a.jpg")
+    arguments = ("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
+    assert "--name keep" in run(*arguments, code=2).stderr
+    run(*arguments, "--name", "keep", "--keep-mtime")
+    written = tmp_path / "out" / "a.jpg.lat"
+    assert abs(written.stat().st_mtime - (pictures / "a.jpg").stat().st_mtime) < 1e-3
