@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from dynenc.batch.convert import convert
     from dynenc.codec import Codec
     from dynenc.interop.diffusers_vae import vae
-    from dynenc.interop.torch_dataset import LatentDataset
+    from dynenc.interop.torch_dataset import LatentDataset, SameSizeBatches
     from dynenc.networks.external_vae import load_decoder
     from dynenc.networks.layers import DynamicConv, HybridDense
     from dynenc.networks.loading import load_encoder
@@ -21,6 +21,7 @@ __all__ = [
     "DynencError",
     "HybridDense",
     "LatentDataset",
+    "SameSizeBatches",
     "convert",
     "load_decoder",
     "load_encoder",
@@ -33,6 +34,7 @@ _HOMES = {
     "DynamicConv": "networks.layers",
     "HybridDense": "networks.layers",
     "LatentDataset": "interop.torch_dataset",
+    "SameSizeBatches": "interop.torch_dataset",
     "convert": "batch.convert",
     "load_decoder": "networks.external_vae",
     "load_encoder": "networks.loading",

@@ -43,6 +43,7 @@ def test_public_names():
         "DynencError",
         "HybridDense",
         "LatentDataset",
+        "SameSizeBatches",
         "convert",
         "load_decoder",
         "load_encoder",

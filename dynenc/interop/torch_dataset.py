@@ -3,44 +3,58 @@
 from __future__ import annotations
 
 import os
+import random
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from dynenc.codec import require_sd
+from dynenc.coding import bitstream
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import BitstreamError, UsageError
 from dynenc.io import names, storage
 from dynenc.io.names import suffix_of, with_suffix
 from dynenc.io.shards import is_tar
+from dynenc.io.storage import read_at_most
+from dynenc.latent_space import SD1
 from dynenc.networks.external_vae import Decoder, load_decoder
 
 SUFFIX = ".lat"
 Name = str | os.PathLike[str]
-Place = tuple[
-    str, str, int, int
-]  # key, file, where in it the .lat file begins, its bytes (-1: all)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a .lat file is."""
+
+    key: str  # of its sample
+    file: str  # itself, or the tar it is in
+    start: int = 0  # offset in the file
+    n_bytes: int = bitstream.MAX_BYTES  # at most
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
     """The latents of all .lat files in folders (with sub-folders), tar shards and URLs of both.
 
     Tar shards are listed once and read at random, so a `DataLoader` with workers may shuffle them;
-    compressed tars cannot be. `DataLoader` puts samples of one size into a batch.
+    compressed tars cannot be. A batch needs samples of one size: give the `DataLoader` a
+    `SameSizeBatches` as its `batch_sampler` where they differ.
 
     A sample is a dict: `key`, the name below the folder or in the shard, without its suffix;
-    `latents` [4, h, w] float32 in SD scale; `width` and `height` of the picture in px; and if asked
+    `latents` [4, h, w] float32 in SD scale; `width` and `height` of the image in px; and if asked
     for `picture` [3, height, width] float32 in [-1, 1].
 
     Args:
         sources: a folder, tar or .lat file, or several.
-        pictures: decode pictures, too, on the CPU.
-        decoder: of pictures; see `decoder.load_decoder`.
+        pictures: decode the images, too, on the CPU.
+        decoder: of the images; see `decoder.load_decoder`.
         max_pixels: refuse files that declare more pixels.
     Raises: UsageError if there is no .lat file, ImageError if a source cannot be read; later, for a
         single sample, BitstreamError.
@@ -63,25 +77,43 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise UsageError(f"there is no .lat file in {sources}: make some with 'dynenc encode'")
 
     def __len__(self) -> int:
-        """How many pictures there are."""
+        """The number of images."""
         return len(self.places)
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of every image in px; of each file only the header is read.
+
+        Raises: BitstreamError if a file is not a .lat file, or gone.
+        """
+        return [(header.width, header.height) for header in map(self._header, self.places)]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """What samples that share a batch must agree in: see `SameSizeBatches`.
+
+        Height and width of the latents, or of the images in px if those are decoded.
+        """
+        if self.pictures:
+            return [(height, width) for width, height in self.sizes]
+        return [SD1.size(height, width) for width, height in self.sizes]
+
+    def _header(self, place: Place) -> bitstream.Header:
+        with _reading(place) as stream:
+            return bitstream.read_header(stream.read(bitstream.FIXED))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample; raises BitstreamError if its file is damaged or gone."""
-        key, file, start, size = self.places[index]
-        try:
-            with storage.reading(file) as stream:
-                if start:
-                    stream.seek(start)
-                blob = stream.read(size)
-            parsed = LatFile.parse(blob, max_pixels=self.max_pixels)
+        place = self.places[index]
+        with _reading(place) as stream:
+            start = stream.read(min(bitstream.FIXED, place.n_bytes))
+            bitstream.read_header(start)  # of a file of anything else no more is read
+            most = min(place.n_bytes, bitstream.MAX_BYTES) - len(start)
+            rest = stream.read(most) if place.start else read_at_most(stream, most, place.file)
+            parsed = LatFile.parse(start + rest, max_pixels=self.max_pixels)
             require_sd(parsed)
-        except OSError as exc:
-            raise BitstreamError(f"{file} cannot be read: {exc.strerror}") from exc
-        except BitstreamError as exc:
-            raise type(exc)(f"{key} of {file}: {exc}") from exc
         header, latents = parsed.header, torch.from_numpy(parsed.latents)[None]
-        sample: dict[str, Any] = {"key": key, "latents": latents[0]}
+        sample: dict[str, Any] = {"key": place.key, "latents": latents[0]}
         sample |= {"width": header.width, "height": header.height}
         if self.pictures:
             with torch.no_grad():
@@ -98,23 +130,93 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return {key: value for key, value in vars(self).items() if key != "_network"}
 
 
+class SameSizeBatches(Sampler[list[int]]):
+    """Batches of samples of equal size, for the `batch_sampler` of a `DataLoader`.
+
+    Args:
+        dataset: its `shapes` tell which samples fit together.
+        batch_size: samples in a batch; the last batch of a size may be smaller.
+        shuffle: draw samples and batches in a new order each time, the same for the same seed.
+        drop_last: leave the smaller batches out.
+        seed: of the order; `set_epoch` continues a sequence of orders.
+    Raises: ValueError if `batch_size` is not positive.
+    """
+
+    def __init__(
+        self,
+        dataset: LatentDataset,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} is not positive")
+        self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
+        self.seed, self.epoch = seed, 0
+        self.groups: dict[tuple[int, int], list[int]] = {}
+        for index, shape in enumerate(dataset.shapes):
+            self.groups.setdefault(shape, []).append(index)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration; each iteration also moves on by one."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        extra = 0 if self.drop_last else self.batch_size - 1
+        return sum((len(group) + extra) // self.batch_size for group in self.groups.values())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The indices of the samples of each batch."""
+        order = random.Random(self.seed * 1_000_003 + self.epoch)
+        self.epoch += 1
+        batches: list[list[int]] = []
+        for group in self.groups.values():
+            indices = list(group)
+            if self.shuffle:
+                order.shuffle(indices)
+            for start in range(0, len(indices), self.batch_size):
+                batch = indices[start : start + self.batch_size]
+                if len(batch) == self.batch_size or not self.drop_last:
+                    batches.append(batch)
+        if self.shuffle:
+            order.shuffle(batches)
+        yield from batches
+
+
+@contextmanager
+def _reading(place: Place) -> Iterator[BinaryIO]:
+    """The file of a place, at its start; errors become BitstreamErrors that name it."""
+    try:
+        with storage.reading(place.file) as stream:
+            if place.start:
+                stream.seek(place.start)
+            yield stream
+    except OSError as exc:
+        raise BitstreamError(f"{place.file} cannot be read: {exc.strerror}") from exc
+    except BitstreamError as exc:
+        raise type(exc)(f"{place.key} of {place.file}: {exc}") from exc
+
+
 def _files(name: str) -> list[Place]:
     """The .lat files of a folder, or a .lat file by itself."""
     if not storage.is_folder(name):
-        return [(with_suffix(names.base(name), ""), name, 0, -1)]
+        return [Place(with_suffix(names.base(name), ""), name)]
     return [
-        (with_suffix(relative, ""), path, 0, -1)
+        Place(with_suffix(relative, ""), path)
         for path, relative in storage.walk(name, recursive=True)
         if suffix_of(relative).lower() == SUFFIX
     ]
 
 
 def _shard(name: str) -> list[Place]:
-    """Where the .lat files of a tar begin; of it only the headers are read."""
+    """Where the .lat files of a tar begin; only its headers are read."""
     try:
         with storage.reading(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             return [
-                (with_suffix(info.name, ""), name, info.offset_data, info.size)
+                Place(with_suffix(info.name, ""), name, info.offset_data, info.size)
                 for info in tar
                 if info.isreg() and suffix_of(info.name).lower() == SUFFIX
             ]

@@ -1,5 +1,6 @@
 """Latents for training loops: folders, shards, workers, damage."""
 
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 from lat_helpers import read_latents
 from torch.utils.data import DataLoader
 
-from dynenc import Codec, LatentDataset
+from dynenc import Codec, LatentDataset, SameSizeBatches
+from dynenc.coding.lat_file import LatFile
 from dynenc.errors import BitstreamError, Corrupt, TooLarge, UsageError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -84,7 +86,7 @@ def test_picture_of_any_size(folder):
 def test_damage_names_the_file(folder, shard):
     damaged = bytearray(shard.read_bytes())
     dataset = LatentDataset(shard)
-    damaged[dataset.places[1][2] + 20] ^= 1
+    damaged[dataset.places[1].start + 20] ^= 1
     shard.write_bytes(damaged)
     assert torch.equal(dataset[0]["latents"], expected("a"))
     with pytest.raises(Corrupt, match=r"b of .*0\.tar: the checksum"):
@@ -106,3 +108,56 @@ def test_nothing_to_read(tmp_path, shard):
         LatentDataset(tmp_path / "1.tar.gz")
     with pytest.raises(UsageError, match=r"2\.tar is no tar"):
         LatentDataset(tmp_path / "2.tar")
+
+
+@pytest.fixture
+def mixed(folder):
+    """The data set of files of 64x48, 33x40 and 7x13 px."""
+    for name, size in (("d", "7x13"), ("e", "33x40"), ("f", "7x13"), ("g", "1x9")):
+        shutil.copy(GOLDEN / f"v1_light_{size}.lat", folder / f"{name}.lat")
+    return LatentDataset(folder)
+
+
+def test_sizes_are_known_from_the_headers(mixed, monkeypatch):
+    monkeypatch.setattr(LatFile, "parse", None)
+    sizes = {place.key: size for place, size in zip(mixed.places, mixed.sizes, strict=True)}
+    assert (sizes["a"], sizes["d"], sizes["e"]) == ((64, 48), (7, 13), (33, 40))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_over_mixed_sizes(mixed, workers):
+    batches = SameSizeBatches(mixed, 2, shuffle=True)
+    loader = DataLoader(mixed, batch_sampler=batches, num_workers=workers)
+    keys = []
+    for batch in loader:
+        keys += batch["key"]
+        assert batch["latents"].shape[0] == len(batch["key"]) <= 2
+    assert sorted(keys) == sorted(place.key for place in mixed.places)
+    assert len(loader) == 5  # 64x48: 3 samples; 7x13: 2; 33x40: 1; 1x9: 1
+
+
+def test_orders_of_batches(mixed):
+    plain = SameSizeBatches(mixed, 2)
+    assert list(plain) == list(plain)
+    shuffled = [SameSizeBatches(mixed, 1, shuffle=True, seed=3) for _ in range(2)]
+    first, second = list(shuffled[0]), list(shuffled[0])
+    assert first != second
+    assert list(shuffled[1]) == first
+    shuffled[1].set_epoch(1)
+    assert list(shuffled[1]) == second
+    full = SameSizeBatches(mixed, 2, drop_last=True)
+    assert [len(batch) for batch in full] == [2] * len(full) == [2, 2]
+    with pytest.raises(ValueError, match="batch_size 0"):
+        SameSizeBatches(mixed, 0)
+    assert SameSizeBatches(LatentDataset(mixed.places[0].file, pictures=True), 9).groups
+
+
+def test_no_more_than_the_largest_valid_file_is_read(folder):
+    os.truncate(folder / "a.lat", 20 * 2**30)
+    (folder / "z.lat").write_bytes(b"")
+    os.truncate(folder / "z.lat", 20 * 2**30)
+    dataset = LatentDataset(folder)
+    with pytest.raises(TooLarge, match="longer than"):
+        dataset[0]
+    with pytest.raises(BitstreamError, match=r"not a \.lat file"):
+        dataset[[place.key for place in dataset.places].index("z")]
