@@ -74,6 +74,7 @@ def convert(
     scale: float | None = None,
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
+    truncated: bool = False,
     jobs: int | None = None,
     batch_size: int | None = None,
     engine: Engine = "local",
@@ -116,6 +117,7 @@ def convert(
             None is what each file says.
         device: "auto", "cpu", "cuda" or "mps".
         max_pixels: refuse files that declare more.
+        truncated: of image files that are cut short, take the pixels that are there, with a note.
         jobs: worker processes, with Ray actors; None chooses.
         batch_size: images of equal size in one pass of the network; None chooses.
         engine: "local", or "ray" for a cluster at `address`; see `ray_engine`.
@@ -152,6 +154,7 @@ def convert(
             include=tuple(include),
             exclude=tuple(exclude),
             max_pixels=max_pixels,
+            truncated=truncated,
         ),
         output=OutputOptions(
             suffix=SUFFIXES[task] if suffix is None else "." + suffix.removeprefix("."),

@@ -24,7 +24,7 @@ class EncodeOptions:
     goal: Goal = field(default_factory=Goal)
     effort: int = 0  # 0..9
     tune_for: str = "embedded"  # decoder that effort and a target PSNR are for
-    keep_metadata: bool = False  # EXIF, XMP, ICC profile
+    keep_metadata: bool = False  # see imaging.metadata
     scale: float | None = None  # of latents to import; None: as their file says
     keep_step: bool = False  # of latents to import that were rounded before
 
@@ -44,6 +44,7 @@ class InputOptions:
     include: tuple[str, ...] = ()  # patterns, of which one must match
     exclude: tuple[str, ...] = ()  # patterns, of which none may match
     max_pixels: int = MAX_PIXELS  # of an image or .lat file that is read
+    truncated: bool = False  # take the pixels that an image file cut short still holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

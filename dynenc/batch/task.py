@@ -137,6 +137,7 @@ def load_image(item: Input, settings: Settings) -> Loaded[Image.Image]:
             name=item.source,
             max_pixels=settings.input.max_pixels,
             keep_metadata=settings.encode.keep_metadata,
+            truncated=settings.input.truncated,
         )
     width, height = (-(-side // SD1.patch) * SD1.patch for side in picture.size)
     n_bytes = inputs.size_of(item.source) if blob is None else len(blob)

@@ -40,6 +40,7 @@ def encode(
     tune_for: options.TuneFor = "embedded",
     keep_metadata: options.KeepMetadata = False,
     max_pixels: options.MaxPixels = MAX_PIXELS,
+    truncated: options.Truncated = False,
     suffix: options.Suffix = None,
     shard_size: options.ShardSize = None,
     batch_size: options.BatchSize = None,
@@ -57,6 +58,7 @@ def encode(
         tune_for=tune_for,
         keep_metadata=keep_metadata,
         max_pixels=max_pixels,
+        truncated=truncated,
         suffix=suffix,
         shard_size=shard_size,
         batch_size=batch_size,
@@ -117,6 +119,7 @@ def roundtrip(
     messages: options.Messages,
     decoder: options.Decoder = "auto",
     max_pixels: options.MaxPixels = MAX_PIXELS,
+    truncated: options.Truncated = False,
     suffix: options.ImageSuffix = None,
     as_json: options.JsonLines = False,
     show: Annotated[
@@ -142,6 +145,7 @@ def roundtrip(
         **_arguments(encoding, selection, execution),
         decoder=decoder,
         max_pixels=max_pixels,
+        truncated=truncated,
         suffix=suffix,
     )
 

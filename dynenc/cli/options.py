@@ -107,7 +107,9 @@ TuneFor = Annotated[
 KeepMetadata = Annotated[
     bool,
     typer.Option(
-        "--keep-metadata", rich_help_panel=QUALITY, help="Keep EXIF, XMP and the ICC profile."
+        "--keep-metadata",
+        rich_help_panel=QUALITY,
+        help="Keep EXIF, XMP, IPTC, texts, comment, resolution and the ICC profile.",
     ),
 ]
 Decoder = Annotated[
@@ -126,6 +128,14 @@ MaxPixels = Annotated[
     int,
     typer.Option(
         metavar="N", min=1, rich_help_panel=INPUT, help="Refuse images of more than N pixels."
+    ),
+]
+Truncated = Annotated[
+    bool,
+    typer.Option(
+        "--truncated",
+        rich_help_panel=INPUT,
+        help="Of image files that are cut short, take the pixels that are there.",
     ),
 ]
 Scale = Annotated[

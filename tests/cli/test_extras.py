@@ -103,3 +103,13 @@ def test_bad_chunks(tmp_path, command):
     assert result.exit_code == (1 if command == "verify" else 4)
     assert "chunk alph unpacks to more" in result.output
     assert [p.name for p in tmp_path.iterdir()] == ["bad.lat"]
+
+
+def test_truncated_takes_what_a_cut_file_holds(photo, tmp_path):
+    path, lat = tmp_path / "photo.png", tmp_path / "photo.lat"
+    photo.save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    assert run("encode", path, "-e", "nano").exit_code == 3
+    result = run("encode", path, "-e", "nano", "--truncated")
+    assert (result.exit_code, "cut short" in result.stderr) == (0, True)
+    assert lat.exists()
