@@ -29,8 +29,9 @@ from dynenc.batch.records import (
 from dynenc.coding import rate_control
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.errors import OutputError, UnexpectedError, UsageError
+from dynenc.imaging import formats
 from dynenc.io import names, storage
-from dynenc.io.names import STREAM
+from dynenc.io.names import STREAM, suffix_of
 from dynenc.io.shards import is_archive, is_tar
 from dynenc.io.writing import is_stream, make_folder, sweep
 
@@ -263,6 +264,8 @@ def _plan(listing: Listing, output: str | None, settings: Settings) -> list[Job]
     names_file = output is not None and (listing.is_single or (one_archive and is_tar(output)))
     if output and names_file:
         names_file = not (output.endswith(("/", os.sep)) or storage.is_folder(output))
+    if output and names_file and settings.task in ("encode", "import"):
+        _refuse_image_name(output)
     if output and not names_file:
         if output == STREAM:
             raise UsageError(
@@ -284,6 +287,14 @@ def _plan(listing: Listing, output: str | None, settings: Settings) -> list[Job]
         naming=options.naming,
         same_name=names.folded if ignores_case else str,
     )
+
+
+def _refuse_image_name(output: str) -> None:
+    if suffix_of(output).lower() in formats.suffixes():
+        raise UsageError(
+            f"{output} has the suffix of an image, but would be a .lat file",
+            hint="name a .lat file with -o",
+        )
 
 
 def _sort(

@@ -9,8 +9,10 @@ import logging
 import os
 import pickle
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from dynenc.batch.plan import Job
@@ -28,6 +30,8 @@ class Actor:
     """Converts batches of pickled jobs; Arrow has no names that are not UTF-8."""
 
     def __init__(self, settings: Settings) -> None:
+        here = os.path.realpath(Path.cwd())  # from where a stranger's torch.py would be run
+        sys.path[:] = [path for path in sys.path if path and os.path.realpath(path) != here]
         from dynenc.batch.converter import Converter
 
         self.converter: Converter | None = None

@@ -9,6 +9,7 @@ from PIL import Image
 
 import dynenc
 from dynenc.batch import converter, tasks
+from dynenc.errors import UsageError
 
 
 def png(side=16):
@@ -108,3 +109,10 @@ def test_streams_take_the_format_of_the_suffix(tmp_path, capfdbinary):
             "decode", tmp_path / "a.lat", output, suffix="jpg", decoder="embedded", jobs=1
         )
         assert capfdbinary.readouterr().out.startswith(b"\xff\xd8\xff")
+
+
+def test_a_lat_file_gets_no_name_of_an_image(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    with pytest.raises(UsageError, match="has the suffix of an image"):
+        encode(tmp_path / "a.png", tmp_path / "out.jpg")
+    assert not (tmp_path / "out.jpg").exists()
