@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dynenc import metrics, registry
+from dynenc import metrics, registry, runtime
 from dynenc.coding import bitstream, quantize, rate_control
 from dynenc.coding.bitstream import Chunk
 from dynenc.coding.lat_file import LatFile
@@ -225,11 +225,13 @@ class Codec:
             for picture in pictures
         ]
         checked = [tensors.checked(picture) for picture in pictures]
-        latents = self._latents(checked).split(1)
-        return [
-            _Encoding(self, *each, effort, on_step).for_goal(goal)
-            for each in zip(latents, checked, chunks, strict=True)
-        ]
+        height, width = tensors.size_of(checked[0])
+        with runtime.threads_for(height * width):
+            latents = self._latents(checked).split(1)
+            return [
+                _Encoding(self, *each, effort, on_step).for_goal(goal)
+                for each in zip(latents, checked, chunks, strict=True)
+            ]
 
     def _latents(self, pictures: list[Image.Image | Tensor]) -> Tensor:
         """Latents [B, C, h, w] of equally large images, tile by tile.
@@ -275,10 +277,11 @@ class Codec:
         pictures = [Image.new("RGB", (f.header.width, f.header.height)) for f in files]
         top = 0
         latents = torch.stack([torch.from_numpy(file.latents) for file in files])
-        for band in self.decoder_of(files[0].model).bands(latents):
-            for picture, rows in zip(pictures, band.split(1), strict=True):
-                picture.paste(tensors.to_picture(rows), (0, top))  # clips the padding
-            top += band.shape[2]
+        with runtime.threads_for(pictures[0].width * pictures[0].height):
+            for band in self.decoder_of(files[0].model).bands(latents):
+                for picture, rows in zip(pictures, band.split(1), strict=True):
+                    picture.paste(tensors.to_picture(rows), (0, top))  # clips the padding
+                top += band.shape[2]
         return pictures
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ from dynenc import codec, metrics, registry
 from dynenc.codec import Codec
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.entropy import load_coder
-from dynenc.coding.lat_file import BIT_COST, LatFile
+from dynenc.coding.lat_file import FLAT_BIT_COST, LatFile
 from dynenc.errors import (
     BitstreamError,
     Corrupt,
@@ -299,14 +299,16 @@ def test_flat_pictures_are_rounded_plainly_where_that_costs_less(photo, encoder)
     made = Codec(encoder, device="cpu")
     trellis = load_coder("full", has_trellis=True)
     assert LatFile.parse(made.encode(photo)).header.has_trellis
-    lattices = []
+    step_q, lattices = quantize.quality_to_step(25, has_trellis=True), []
     for colour in ((243, 8, 36), (79, 222, 108), (121, 131, 193)):
         flat = Image.new("RGB", (200, 200), colour)
         file = LatFile.parse(made.encode(flat, quality=25))
         lattices.append(file.header.has_trellis)
-        latents, step_q = made._latents([flat])[0].numpy(), file.header.step_q
+        with torch.inference_mode():
+            latents = made._latents([flat])[0].numpy()
         symbols = quantize.to_symbols(latents, step_q, trellis)
-        cost = file.squared_error(latents) + 8 * BIT_COST * len(file.payload)
+        error = file.squared_error(latents) * (file.header.step_q / step_q) ** 2
+        cost = error + 8 * FLAT_BIT_COST * len(file.payload)
         error = quantize.squared_error(latents, symbols, step_q, trellis)
-        assert cost <= error + 8 * BIT_COST * len(trellis.encode(symbols, step_q))
+        assert cost <= error + 8 * FLAT_BIT_COST * len(trellis.encode(symbols, step_q))
     assert False in lattices

@@ -14,9 +14,6 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
-import torch
-from PIL import AvifImagePlugin
-
 from dynenc import metrics
 from dynenc.batch.inputs import MAX_IMAGE_BYTES
 from dynenc.batch.plan import Job, input_suffixes, output_name
@@ -58,9 +55,6 @@ class Converter:
     def __init__(
         self, settings: Settings, on_step: Callable[[int, int], None] | None = None
     ) -> None:
-        if settings.run.threads:
-            torch.set_num_threads(settings.run.threads)
-            AvifImagePlugin.DEFAULT_MAX_THREADS = settings.run.threads
         self.settings = settings
         self.task = TASKS[settings.task](settings, on_step)
         self.device = self.task.codec.device.type

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dynenc import runtime
 from dynenc.batch.plan import Job
 from dynenc.batch.records import Result, Settings
 from dynenc.errors import DynencError, EngineError
@@ -36,6 +37,7 @@ class Actor:
 
         self.converter: Converter | None = None
         self.error: DynencError | None = None
+        runtime.own_process(settings.run.threads).__enter__()  # until the actor ends
         try:
             self.converter = Converter(settings)
         except DynencError as exc:

@@ -21,6 +21,7 @@ from multiprocessing import spawn
 from pathlib import Path
 from typing import IO, Any
 
+from dynenc import runtime
 from dynenc.batch.plan import Job
 from dynenc.batch.records import Settings
 from dynenc.errors import DynencError
@@ -103,7 +104,8 @@ def serve() -> None:
 
     threading.Thread(target=receive, daemon=True).start()
     try:
-        _convert(settings, inbox, stopped, answers)
+        with runtime.own_process(settings.run.threads):
+            _convert(settings, inbox, stopped, answers)
     except DynencError as exc:
         send(answers, exc)
     except BrokenPipeError:  # the parent has died

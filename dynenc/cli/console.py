@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 import typer
 
+from dynenc import runtime
 from dynenc.errors import DiskFull, DynencError, OutputError
 
 INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM
@@ -98,7 +99,8 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     logger.addHandler(handler)
     try:
-        yield
+        with runtime.own_process():
+            yield
     except DynencError as exc:
         tell(f"dynenc: {exc.sentence}")
         raise typer.Exit(exc.exit_code) from exc

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from dynenc import registry
+from dynenc import registry, runtime
 from dynenc.coding.context_network import LEVELS, ContextNetwork, Tensors
 from dynenc.coding.layout import (
     MAX_VALUE,
@@ -252,6 +252,7 @@ class EntropyCoder:
 @cache
 def load_coder(name: str, *, has_trellis: bool) -> EntropyCoder:
     """The coder of that name in `registry.MODELS`, on one of its lattices; raises WeightsError."""
+    runtime.limit_numpy()
     model = registry.named(name, "coder")
     coder = EntropyCoder.load(registry.read_file(model), has_trellis=has_trellis)
     return replace(coder, coder_id=model.number)

@@ -22,10 +22,6 @@ from dynenc.networks.layers import (
 WIDE = 64  # channels; narrower blocks are no faster in bfloat16
 CHUNK = 8192  # patches of a strip of the picture; more need memory, fewer more time
 
-# once a block of this size was freed, glibc keeps what is freed for the next picture: without, the
-# system gives and takes it page by page, which takes light as long as a third of its computing
-torch.empty(2**25 - 2**16, dtype=torch.uint8)
-
 
 def to_floats(image: Tensor) -> Tensor:
     """Pixels of 8 bits, 0..255, as float32 in [-1, 1]; floats stay."""

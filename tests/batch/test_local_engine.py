@@ -5,13 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import AvifImagePlugin, Image
+from PIL import Image
 
 import dynenc
 from dynenc.batch import worker
-from dynenc.batch.converter import Converter
-from dynenc.batch.records import EncodeOptions, RunOptions, Settings
 from dynenc.errors import DynencError, UsageError, WeightsError
 
 N_PICTURES = 12
@@ -46,22 +43,6 @@ def test_processes_threads_and_batches_give_the_same_bytes(pictures, tmp_path):
         summary = encode(pictures, tmp_path / name, **options)
         assert (summary.done, summary.finished, summary.jobs) == (N_PICTURES,) * 3
         assert contents(tmp_path / name) == expected
-
-
-def test_a_worker_that_shares_the_processor_reads_avif_on_its_own_threads(monkeypatch):
-    before = torch.get_num_threads()
-    monkeypatch.setattr(AvifImagePlugin, "DEFAULT_MAX_THREADS", 0)
-    try:
-        Converter(
-            Settings(
-                task="encode",
-                encode=EncodeOptions(encoder="nano"),
-                run=RunOptions(device="cpu", threads=1),
-            )
-        )
-        assert (AvifImagePlugin.DEFAULT_MAX_THREADS, torch.get_num_threads()) == (1, 1)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_batches_decode_to_the_same_pixels(pictures, tmp_path):

@@ -1,0 +1,126 @@
+"""Settings of the whole process, made only where the process is dynenc's own.
+
+The command and the workers enter `own_process`. A library call in a host program changes none of
+these: there, threads and allocator are the host's to choose. A program that does nothing but run
+dynenc may enter `own_process` too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+ONE_THREAD_PIXELS = 2**18  # an image of at most so many is coded in one thread: see `threads_for`
+KEPT_BLOCK = 2**25 - 2**16  # bytes; just below the largest that glibc may keep when it is freed
+
+
+class _Owner:
+    """Who has entered `own_process`, and what is to be undone when the last one leaves."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.count = 0
+        self.prepared: set[str] = set()
+        self.undo = ExitStack()
+
+
+_owner = _Owner()
+
+
+@contextmanager
+def own_process(threads: int | None = None) -> Iterator[None]:
+    """Tune this process for dynenc; what can be restored is restored at the end.
+
+    - numpy's matrix products take one thread: they are small, and its threads would wait for those
+      of torch.
+    - glibc keeps freed blocks of up to 32 MB for the next image, where it would give them back to
+      the system and fault them in again page by page.
+    - torch takes one thread for small images: see `threads_for`.
+
+    torch and numpy are not imported here, but adjusted when the codec first needs them.
+
+    Args:
+        threads: of torch and of Pillow's AVIF encoder; None leaves their own choice.
+    """
+    with _owner.lock:
+        _owner.count += 1
+    try:
+        if threads:
+            with _fixed_threads(threads):
+                yield
+        else:
+            yield
+    finally:
+        with _owner.lock:
+            _owner.count -= 1
+            if not _owner.count:
+                _owner.undo.close()
+                _owner.prepared.clear()
+
+
+@contextmanager
+def threads_for(pixels: int) -> Iterator[None]:
+    """Torch takes one thread within if an image is small; does nothing in a host program.
+
+    Threads gain some milliseconds on a small image while the machine is idle. If its cores are
+    busy, each operation waits until the scheduler has run every thread: on two cores with ten
+    runnable processes, decoding 256x128 px took 233 ms in one thread and 7.2 s in two.
+    """
+    if not _owner.count:
+        yield
+        return
+    import torch
+
+    _keep_memory()
+    before = torch.get_num_threads()
+    if pixels > ONE_THREAD_PIXELS or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def limit_numpy() -> None:
+    """Adjust numpy's threads; does nothing in a host program, or when that is done."""
+    if _first("numpy"):
+        from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # no stubs
+
+        blas: Any = ThreadpoolController().select(user_api="blas")
+        _owner.undo.enter_context(blas.limit(limits=1))
+
+
+def _keep_memory() -> None:
+    """Let glibc keep what torch frees; does nothing in a host program, or when that is done."""
+    if _first("memory"):
+        import torch
+
+        torch.empty(KEPT_BLOCK, dtype=torch.uint8)  # freeing it raises glibc's threshold
+
+
+def _first(what: str) -> bool:
+    """Whether something is still to be prepared in a process of dynenc's own."""
+    with _owner.lock:
+        if not _owner.count or what in _owner.prepared:
+            return False
+        _owner.prepared.add(what)
+        return True
+
+
+@contextmanager
+def _fixed_threads(count: int) -> Iterator[None]:
+    import torch
+    from PIL import AvifImagePlugin
+
+    before = torch.get_num_threads(), AvifImagePlugin.DEFAULT_MAX_THREADS
+    torch.set_num_threads(count)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = count
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        AvifImagePlugin.DEFAULT_MAX_THREADS = before[1]
