@@ -18,9 +18,9 @@ from dynenc import metrics
 from dynenc.batch import inputs
 from dynenc.batch.records import Roundtrip, Settings
 from dynenc.codec import Codec
-from dynenc.coding import bitstream, quantize
+from dynenc.coding import bitstream
 from dynenc.coding.bitstream import Header
-from dynenc.coding.lat_file import LatFile, model_of, read_bytes
+from dynenc.coding.lat_file import LatFile, has_quality, read_bytes
 from dynenc.coding.rate_control import Goal
 from dynenc.imaging import extras, image, notes
 from dynenc.imaging.extras import Extras
@@ -154,7 +154,6 @@ def read_header(file: Readable, *, whole: bool) -> Header:
 def meets_goal(goal: Goal, header: Header, n_bytes: int) -> bool:
     """Whether a file is as asked for, as far as it tells: only decoding would tell its PSNR."""
     if goal.kind == "quality":
-        has_trellis = model_of(header).has_trellis
-        return header.step_q == quantize.quality_to_step(goal.value, has_trellis=has_trellis)
+        return has_quality(header, n_bytes, goal.value)
     bpp = metrics.bpp(n_bytes, header.width, header.height)
     return goal.kind != "dB" and not goal.note(bpp if goal.kind == "bpp" else n_bytes)

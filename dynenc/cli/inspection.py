@@ -41,6 +41,7 @@ def info(
             "encoder": file.model.name,
             "coder": coder.name if coder else "",
             "lattice": "trellis" if header.has_trellis else "plain",
+            "quality": file.quality,
             "step": header.step_q / quantize.STEP_UNIT,
             "n_bytes": n_bytes,
             "bpp": metrics.bpp(n_bytes, header.width, header.height),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,6 +144,19 @@ class LatFile:
         """The entropy coder of the payload."""
         return coder_of(self.header)
 
+    @property
+    def quality(self) -> float:
+        """The quality that has the file's quantiser step; beyond 0..100 for other steps.
+
+        To one decimal, or a whole number where that has the step.
+        """
+        unit = quantize.TRELLIS_STEP if self.model.has_trellis else 1.0
+        steps = 0.3 * unit * quantize.STEP_UNIT / self.header.step_q
+        quality = 50 + 25 * math.log2(steps)
+        whole = min(max(round(quality), 0), 100)
+        step_q = quantize.quality_to_step(whole, has_trellis=self.model.has_trellis)
+        return float(whole) if step_q == self.header.step_q else round(quality, 1)
+
     def squared_error(self, latents: Floats) -> float:
         """Sum of the squared differences from latents [C, h, w], in squared steps."""
         return quantize.squared_error(latents, self.symbols, self.header.step_q, self.coder)
@@ -176,6 +190,20 @@ def model_of(header: Header) -> registry.Model:
             f"the file was written by encoder {header.model_id}, unknown here: update dynenc"
         )
     return model
+
+
+def has_quality(header: Header, n_bytes: int, quality: float) -> bool:
+    """Whether a file is of a quality, as far as its header and its size in bytes tell.
+
+    Files of flat images are small and may have finer steps; see `LatFile.of_latents`.
+    """
+    model = model_of(header)
+    step_q = quantize.quality_to_step(quality, has_trellis=model.has_trellis)
+    height, width = model.space.size(header.height, header.width)
+    n_latents = model.space.channels * height * width
+    is_small = 8 * (n_bytes - bitstream.FIXED) < max(FEW_BITS * n_latents, 256)
+    steps = [step_q >> halvings for halvings in range(FLAT_STEPS if is_small else 1)]
+    return header.step_q in steps
 
 
 def read_bytes(source: str) -> bytes:

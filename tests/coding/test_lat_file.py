@@ -2,8 +2,58 @@ import numpy as np
 import pytest
 
 from dynenc import registry
-from dynenc.coding import quantize
-from dynenc.coding.lat_file import LatFile, default_coder
+from dynenc.coding import bitstream, quantize
+from dynenc.coding.bitstream import Header
+from dynenc.coding.entropy import load_coder
+from dynenc.coding.lat_file import LatFile, default_coder, has_quality
+from dynenc.errors import UnknownModel
+
+ENCODERS = ["nano", "light", "autoencoder"]
+
+
+def made(encoder, step_q=307):
+    latents = np.random.default_rng(0).normal(0, 0.7, (4, 5, 6)).astype(np.float32)
+    return LatFile.of_latents(latents, (43, 37), step_q, registry.MODELS[encoder], [("note", b"x")])
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_parsing_undoes_writing(encoder):
+    file = made(encoder)
+    again = LatFile.parse(file.to_bytes())
+    assert np.array_equal(again.symbols, file.symbols)
+    assert np.array_equal(again.latents, file.latents)
+    assert (again.payload, list(again.chunks)) == (file.payload, file.chunks)
+    assert again.header.flags == file.header.flags | bitstream.HAS_CHUNKS
+    assert again.model is file.model
+    assert again.to_bytes() == file.to_bytes()
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_quantised_latents_keep_their_values_on_either_lattice(encoder):
+    model = registry.MODELS[encoder]
+    for has_trellis in (False, True):
+        coder = load_coder("full", has_trellis=has_trellis)
+        symbols = quantize.to_symbols(made(encoder).latents, 99, coder)
+        file = LatFile.of_symbols(symbols, coder, (43, 37), 99, model)
+        again = LatFile.of_quantized(file.latents, (43, 37), 99, model)
+        assert np.array_equal(again.latents, file.latents)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("quality", [0, 1, 49, 50, 83, 100])
+def test_the_quality_of_a_file_is_the_one_asked_for(encoder, quality):
+    has_trellis = registry.MODELS[encoder].has_trellis
+    file = made(encoder, quantize.quality_to_step(quality, has_trellis=has_trellis))
+    assert file.quality == quality
+    assert made(encoder, 1).quality > 100
+    assert made(encoder, 65_535).quality < 0
+
+
+def test_the_fast_coder_has_no_trellis():
+    flags = bitstream.HAS_TRELLIS
+    blob = bitstream.write(Header(8, 8, 307, model_id=1, coder_id=1, flags=flags), bytes(4))
+    with pytest.raises(UnknownModel, match="coder 1 with a trellis"):
+        LatFile.parse(blob)
 
 
 @pytest.mark.parametrize("encoder", ["light", "nano"])
@@ -25,3 +75,22 @@ def test_other_latents_keep_the_step_that_is_asked_for():
     latents = np.random.default_rng(0).normal(0, 0.5, (4, 16, 16)).astype(np.float32)
     model = registry.named("light", "encoder")
     assert LatFile.of_latents(latents, (128, 128), 344, model).header.step_q == 344
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("side", [1, 16])
+def test_the_quality_of_a_flat_file_is_known_again(encoder, side):
+    model = registry.MODELS[encoder]
+    latents = np.full((4, side, side), 0.3137, np.float32)
+    for quality in (50, 60):
+        step_q = quantize.quality_to_step(quality, has_trellis=model.has_trellis)
+        file = LatFile.of_latents(latents, (8 * side, 8 * side), step_q, model)
+        n_bytes = len(file.to_bytes())
+        assert has_quality(file.header, n_bytes, quality)
+        assert not has_quality(file.header, n_bytes, 90)
+
+
+def test_another_quality_is_told_by_the_step():
+    file = made("light", quantize.quality_to_step(75, has_trellis=True))  # half that of 50
+    assert not has_quality(file.header, 1000, 50)
+    assert has_quality(file.header, 1000, 75)
