@@ -98,6 +98,7 @@ class Codec:
         self.encoder_name, self.decoder_name = str(encoder), str(decoder)
         self.model = registry.encoder_model(self.encoder_name)
         self.device = pick_device(device)
+        self._own_decoders: dict[str, Decoder] = {}
 
     @classmethod
     def from_pretrained(
@@ -132,13 +133,14 @@ class Codec:
 
         return load_decoder(self.decoder_name, self.device)
 
-    @cached_property
     @torch.inference_mode(False)
-    def own_decoder(self) -> Decoder:
-        """The decoder of the autoencoder's latents."""
+    def _own_decoder(self, model: registry.Model) -> Decoder:
+        """The decoder of a model whose latent space is its own; loaded once."""
         from dynenc.networks.external_vae import load_decoder
 
-        return load_decoder("autoencoder", self.device)
+        if model.name not in self._own_decoders:
+            self._own_decoders[model.name] = load_decoder(model.name, self.device)
+        return self._own_decoders[model.name]
 
     def decoder_of(self, model: registry.Model) -> Decoder:
         """The decoder for the latents of a model; raises OtherLatents if another one is chosen."""
@@ -150,7 +152,7 @@ class Codec:
                     "read",
                     hint="leave out --decoder",
                 )
-            return self.own_decoder
+            return self._own_decoder(model)
         if name in registry.names("autoencoder"):
             raise OtherLatents(
                 f"the latents are those of Stable Diffusion, which the {name} cannot read",

@@ -232,13 +232,14 @@ def autoencoders(arguments: argparse.Namespace) -> None:
                 flush=True,
             )
     codec = Codec("autoencoder", device="cpu")
+    decoder = codec.decoder_of(codec.model)
     n_bytes = len(registry.read_file(codec.model))
-    count = sum(p.numel() for half in (codec.encoder, codec.own_decoder) for p in half.parameters())
+    count = sum(p.numel() for half in (codec.encoder, decoder) for p in half.parameters())
     for quality in (25, 50, 75):
         rows = []
         for picture in arguments.opened:
             blob = codec.encode(picture, quality=quality)
-            rebuilt = codec.own_decoder(torch.from_numpy(LatFile.parse(blob).latents)[None])
+            rebuilt = decoder(torch.from_numpy(LatFile.parse(blob).latents)[None])
             figures = measured(rebuilt, picture, arguments.measure)
             rows.append({"bpp": metrics.bpp(len(blob), *picture.size), **figures})
         mean = means(rows)
