@@ -242,7 +242,8 @@ class Codec:
         equals that of the whole.
         """
         height, width = SD1.size(*tensors.size_of(pictures[0]))
-        latents = torch.empty(len(pictures), SD1.channels, height, width, device=self.device)
+        size = len(pictures), SD1.channels, height, width
+        latents = torch.empty(size, dtype=torch.float32, device=self.device)
         reach = self.encoder.reach
         for top, left in product(range(0, height, TILE), range(0, width, TILE)):
             first, start = max(0, top - reach), max(0, left - reach)

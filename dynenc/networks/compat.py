@@ -65,7 +65,7 @@ def has_bfloat16_units() -> bool:
 @functools.cache
 def has_exact_int_mm() -> bool:
     """Whether torch multiplies int8 matrices on this CPU, and none of its sums saturates."""
-    ones = torch.ones(32, 192, dtype=torch.int8)
+    ones = torch.ones(32, 192, dtype=torch.int8, device="cpu")
     extremes = [(i, j) for i in (-128, 127) for j in (-127, 127)]
     try:
         return all(

@@ -1,5 +1,6 @@
 """The encoders: image -> SD latents, by dynamic convolution of every 8x8 patch."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -52,7 +53,6 @@ class Encoder(nn.Module):
         self.context = nn.Sequential(*(DynamicBlock(width) for _ in range(blocks)))
         self.linear = nn.Conv2d(3, SD1.channels, SD1.patch, SD1.patch)
         self.head = nn.Conv2d(width, SD1.channels, 1)
-        self._made: tuple[list[tuple[int, int]], tuple[Tensor, Tensor, ByteRows]] | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale."""
@@ -76,40 +76,31 @@ class Encoder(nn.Module):
         return torch.cat([F.normalize(layer, dim=1, eps=1e-3) for layer in layers], 1)
 
     def _products(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The dynamic convolution [B, H/8, W/8, width], and the linear map [B, H/8, W/8, 4]."""
-        learns = torch.is_grad_enabled() and self.linear.weight.requires_grad
-        byte_rows: ByteRows | None = None
-        if learns:
-            weight, bias = self._rows()
-            kernels = _kernels(weight)
+        """The dynamic convolution [B, H/8, W/8, width], and the linear map [B, H/8, W/8, 4].
+
+        The weights are stacked and rounded at each call, so they are never stale; that takes 0.1 to
+        0.5 ms.
+        """
+        weight, bias = self._rows()
+        learns = torch.is_grad_enabled() and weight.requires_grad
+        in_integers = image.dtype == torch.uint8 and not learns
+        if in_integers:
+            byte_rows = ByteRows(by_position(weight, (SD1.patch, SD1.patch)), bias)
         else:
-            kernels, bias, byte_rows = self._fixed()
+            kernels = _kernels(weight)
         features, linear = [], []
-        rows_at_once = max(1, CHUNK * SD1.patch // image.shape[-1])
-        for strip in image.split(rows_at_once * SD1.patch, 2):
-            if byte_rows and image.dtype == torch.uint8:
+        for strip in _strips(image):
+            if in_integers:
                 products = byte_rows(patches(strip, (SD1.patch, SD1.patch)))
             else:
                 floats = to_floats(strip).to(kernels.dtype)
-                products = (
-                    F.conv2d(floats, kernels, bias, SD1.patch).permute(0, 2, 3, 1).flatten(1, 2)
-                )
+                products = F.conv2d(floats, kernels, bias, SD1.patch)
+                products = products.permute(0, 2, 3, 1).flatten(1, 2)
             stem, rest = products.split([products.shape[2] - SD1.channels, SD1.channels], 2)
             features.append(self.stem.gated(stem))
             linear.append(rest)
-        size = [image.shape[-2] // SD1.patch, -1]
+        size = [image.shape[-2] // SD1.patch, image.shape[-1] // SD1.patch]
         return joined(features, 1).unflatten(1, size), joined(linear, 1).unflatten(1, size)
-
-    def _fixed(self) -> tuple[Tensor, Tensor, ByteRows]:
-        """Kernels, biases and rows for bytes, without gradient; made anew if a weight changed."""
-        parameters = *self.stem.parameters(), *self.linear.parameters()
-        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
-        if self._made is None or self._made[0] != state:
-            with torch.inference_mode(False), torch.no_grad():  # a gradient may pass later
-                weight, bias = self._rows()
-                byte_rows = ByteRows(by_position(weight, (SD1.patch, SD1.patch)), bias)
-                self._made = state, (_kernels(weight), bias, byte_rows)
-        return self._made[1]
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         """Rows [R, 192] and biases [R] of the stem and the linear map."""
@@ -123,6 +114,15 @@ class Encoder(nn.Module):
         self.linear.load_state_dict({"weight": weight, "bias": bias})
         for parameter in self.head.parameters():
             parameter.mul_(0.1)
+
+
+def _strips(image: Tensor) -> Sequence[Tensor]:
+    """The image in strips of rows, whole patches each; an exported program takes it in one."""
+    if torch.compiler.is_compiling():
+        return [image]
+    rows_at_once = max(1, CHUNK * SD1.patch // image.shape[-1])
+    strips: tuple[Tensor, ...] = image.split(rows_at_once * SD1.patch, 2)
+    return strips
 
 
 def _kernels(weight: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ class Decoder(nn.Module):
             return
         like = next(self.network.parameters())
         width = latents.shape[3] * SD1.patch
-        begun = torch.zeros(len(latents), 3, 0, width, device=like.device)
+        begun = torch.zeros(len(latents), 3, 0, width, dtype=torch.float32, device=like.device)
         for row, below in itertools.zip_longest(rows, rows[1:]):
             weight_y = row.weight.to(like.device)[:, None]
             band = F.pad(begun, (0, 0, 0, len(weight_y) - begun.shape[2]))
@@ -194,7 +194,7 @@ def _spans(length: int, tile: int, margin: int = MARGIN, overlap: int = OVERLAP)
     count = max(1, -(-(length - overlap) // (tile - overlap)))
     size = -(-(length + (count - 1) * overlap) // count)
     starts = [i * (length - size) // max(1, count - 1) for i in range(count)]
-    pixel = torch.arange(length * SD1.patch) + 0.5
+    pixel = torch.arange(length * SD1.patch, dtype=torch.float32, device="cpu") + 0.5
     ramp = (overlap - 2 * margin) * SD1.patch
     rises = [((pixel - (start + margin) * SD1.patch) / ramp).clamp(0, 1) for start in starts]
     rises = [torch.ones_like(pixel), *rises[1:], torch.zeros_like(pixel)]

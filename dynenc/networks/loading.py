@@ -21,12 +21,11 @@ N = TypeVar("N", bound=nn.Module)
 
 
 def build(model: Model) -> Encoder | EmbeddedDecoder | Autoencoder:
-    """A fresh network of a model's architecture, float32 on the CPU."""
-    if model.kind == "autoencoder":
-        return Autoencoder(**model.arguments)
-    if model.kind == "encoder":
-        return Encoder(**model.arguments)
-    return EmbeddedDecoder(**model.arguments)
+    """A new network of a model's architecture: float32, on the CPU, whatever torch's defaults."""
+    kinds = {"autoencoder": Autoencoder, "encoder": Encoder, "decoder": EmbeddedDecoder}
+    with torch.device("cpu"):
+        network: Encoder | EmbeddedDecoder | Autoencoder = kinds[model.kind](**model.arguments)
+    return network.float()
 
 
 @overload
