@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path[:0] = sys.argv[1:]
+sys.path[:0] = sys.argv[2:]
 
 from dynenc.batch import tasks, worker  # noqa: E402
 
@@ -21,4 +21,4 @@ def load(self, item):
 
 
 tasks.Encode.load = load
-worker.serve()
+worker.enter(sys.argv[1])

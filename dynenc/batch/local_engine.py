@@ -21,6 +21,7 @@ from itertools import chain, islice
 from typing import Any
 
 from dynenc.batch import worker
+from dynenc.batch.forking import Factory, Process
 from dynenc.batch.plan import Job
 from dynenc.batch.records import Result, Settings
 from dynenc.batch.worker import AHEAD, Hello
@@ -89,7 +90,7 @@ class _NoWorkers(Exception):
 
 @dataclass(eq=False)
 class _Worker:
-    process: subprocess.Popen[bytes]
+    process: Process
     listener: threading.Thread | None = None
     hello: Hello | None = None
     pending: dict[Job, None] = field(default_factory=dict)  # given and not answered, in order
@@ -127,6 +128,7 @@ class _Pool:
         self.suspects: deque[Job] = deque()  # a worker died over them: they go alone
         self.deaths: dict[Job, str] = {}
         self.workers: list[_Worker] = []
+        self.factory = Factory()
         self.heard: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
 
     def run(self) -> Iterator[list[Result]]:
@@ -206,7 +208,7 @@ class _Pool:
         """Have so many workers, or as many as can be started; raises _NoWorkers if that is none."""
         while len(self.workers) < min(count, self.n_jobs):
             try:
-                started = _Worker(worker.start())
+                started = _Worker(self.factory.start())
             except OSError as exc:
                 logger.debug("a worker process cannot be started: %s", exc)
                 if not self.workers:
@@ -241,6 +243,7 @@ class _Pool:
             except subprocess.TimeoutExpired:
                 each.process.kill()
                 each.join()
+        self.factory.close()
         _sweep(self.workers)
 
 

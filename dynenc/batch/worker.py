@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import pickle
 import queue
-import subprocess
 import sys
 import threading
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 import os, sysconfig
 from importlib import util
-package, *parents_path = sys.argv[1:]
+package, entry, *parents_path = sys.argv[1:]
 own = {os.path.realpath(path) for path in sysconfig.get_paths().values()}
 here = os.path.realpath(os.getcwd())
 def is_safe(path):
@@ -49,8 +48,8 @@ sys.path[:] = filter(is_safe, dict.fromkeys(sys.path + parents_path))
 spec = util.spec_from_file_location("dynenc", package)
 sys.modules["dynenc"] = module = util.module_from_spec(spec)
 spec.loader.exec_module(module)
-from dynenc.batch.worker import serve
-serve()
+from dynenc.batch import worker
+worker.enter(entry)
 """
 
 
@@ -63,28 +62,28 @@ class Hello:
     note: str  # for the user
 
 
-def command() -> list[str]:
-    """The command line that starts a worker."""
+def command(entry: str) -> list[str]:
+    """The command line of a worker process; `entry` is what `enter` takes."""
     flags = ["-I", "-X", f"utf8={sys.flags.utf8_mode}"]  # file names are decoded as here
     if sys.dont_write_bytecode:
         flags.append("-B")
     python = os.fsdecode(spawn.get_executable())  # what the host may have set for its own workers
-    return [python, *flags, "-c", START, str(PACKAGE), *sys.path]
+    return [python, *flags, "-c", START, str(PACKAGE), entry, *sys.path]
 
 
-def start() -> subprocess.Popen[bytes]:
-    """Start a worker with one thread for each library; raises OSError.
+def environment() -> dict[str, str]:
+    """The environment of a worker process: one thread for each library."""
+    return {**os.environ, **dict.fromkeys(ONE_THREAD, "1")}
 
-    In an application that is frozen into its own executable there is no Python to start.
-    """
-    if getattr(sys, "frozen", False):
-        raise OSError("this application has no Python interpreter of its own")
-    return subprocess.Popen(
-        command(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, **dict.fromkeys(ONE_THREAD, "1")},
-    )
+
+def enter(entry: str) -> None:
+    """Be a worker: "serve", or "fork:N" to fork workers on the requests at descriptor N."""
+    if entry == "serve":
+        serve()
+    else:
+        from dynenc.batch.forking import fork_on_request
+
+        fork_on_request(int(entry.removeprefix("fork:")))
 
 
 def serve() -> None:

@@ -75,8 +75,9 @@ def crashing(monkeypatch, tmp_path):
             (tmp_path / f"deaths-{name}").write_text(str(times))
         monkeypatch.setenv("DEATHS", str(tmp_path))
         program = Path(__file__).parents[1] / "crashing.py"
-        command = [sys.executable, str(program), *sys.path]
-        monkeypatch.setattr(worker, "command", lambda: command)
+        monkeypatch.setattr(
+            worker, "command", lambda entry: [sys.executable, str(program), entry, *sys.path]
+        )
 
     return install
 

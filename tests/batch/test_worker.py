@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import dynenc
-from dynenc.batch import local_engine, worker
+from dynenc.batch import forking, local_engine, worker
 
 N_PICTURES = 10
 ROOT = str(Path(dynenc.__file__).parents[1])
@@ -110,7 +110,7 @@ def test_this_process_does_the_work_if_no_worker_starts(
     caplog.set_level("DEBUG", "dynenc")
     monkeypatch.setattr(local_engine, "cores", lambda: 2)
     for name, command in {"missing": ["/no/such/python"], "broken": ["false"]}.items():
-        monkeypatch.setattr(worker, "command", lambda command=command: command)
+        monkeypatch.setattr(worker, "command", lambda _, command=command: command)
         summary = dynenc.convert("encode", pictures, tmp_path / name, encoder="nano", jobs=jobs)
         assert (summary.done, summary.failed) == (N_PICTURES, 0)
         assert "this process does the work" in caplog.text
@@ -118,3 +118,15 @@ def test_this_process_does_the_work_if_no_worker_starts(
     monkeypatch.undo()
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     assert dynenc.convert("encode", pictures, tmp_path / "frozen", jobs=2).done == N_PICTURES
+
+
+def test_workers_start_by_themselves_where_forking_is_not_safe(pictures, tmp_path, monkeypatch):
+    for can_fork in (True, False):
+        monkeypatch.setattr(forking, "CAN_FORK", can_fork)
+        out = tmp_path / str(can_fork)
+        assert dynenc.convert("encode", pictures, out, encoder="nano", jobs=2).done == N_PICTURES
+    written = [
+        sorted(path.read_bytes() for path in (tmp_path / name).iterdir())
+        for name in ("True", "False")
+    ]
+    assert written[0] == written[1]

@@ -1,0 +1,169 @@
+"""Starting workers: forked from a process that has imported torch once, where forking is safe.
+
+Importing torch takes seconds and some 150 MB. A template process does it, runs no network, and
+forks; workers share its memory. Elsewhere (macOS, Windows) each worker is started by itself.
+Requests go through a socket pair, and the pipes of a worker with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from typing import IO
+
+from dynenc.batch import worker
+
+CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"
+NUMBER = struct.Struct("<q")  # request: 0 forks, else a process whose exit code is asked for
+RUNNING = 2**32  # in the place of an exit code
+POLL = 0.01  # s
+
+
+class Forked:
+    """A forked worker; as much of `subprocess.Popen` as is needed."""
+
+    def __init__(self, factory: Factory, pid: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+        self.factory, self.pid, self.stdin, self.stdout = factory, pid, stdin, stdout
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, negative for a signal. Raises: subprocess.TimeoutExpired."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.factory.ask(self.pid)) == RUNNING:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("worker", timeout or 0)
+            time.sleep(POLL)
+        return code
+
+    def kill(self) -> None:
+        """End it at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+Process = subprocess.Popen[bytes] | Forked
+
+
+class Factory:
+    """Starts workers. Used by one thread."""
+
+    def __init__(self) -> None:
+        self.template: subprocess.Popen[bytes] | None = None
+        self.control: socket.socket | None = None
+
+    def start(self) -> Process:
+        """Start a worker.
+
+        Raises: OSError, also in an application that is frozen into an executable of its own, which
+        has no Python to start.
+        """
+        if getattr(sys, "frozen", False):
+            raise OSError("this application has no Python interpreter of its own")
+        if CAN_FORK:
+            return self._fork()
+        return subprocess.Popen(
+            worker.command("serve"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=worker.environment(),
+        )
+
+    def _fork(self) -> Forked:
+        if self.control is None:
+            self._start_template()
+        assert self.control
+        jobs, to_worker = os.pipe()
+        from_worker, answers = os.pipe()
+        try:
+            socket.send_fds(self.control, [NUMBER.pack(0)], [jobs, answers])
+            pid = self._answer()
+        except OSError:
+            os.close(to_worker)
+            os.close(from_worker)
+            raise
+        finally:
+            os.close(jobs)
+            os.close(answers)
+        return Forked(self, pid, os.fdopen(to_worker, "wb"), os.fdopen(from_worker, "rb"))
+
+    def _start_template(self) -> None:
+        self.control, theirs = socket.socketpair()
+        with theirs:
+            self.template = subprocess.Popen(
+                worker.command(f"fork:{theirs.fileno()}"),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=worker.environment(),
+            )
+
+    def _answer(self) -> int:
+        assert self.control
+        answer = self.control.recv(NUMBER.size, socket.MSG_WAITALL)
+        if len(answer) < NUMBER.size:
+            raise OSError("the process that forks workers has ended")
+        return int(NUMBER.unpack(answer)[0])
+
+    def ask(self, pid: int) -> int:
+        """The exit code of a forked worker, or RUNNING."""
+        assert self.control
+        try:
+            self.control.sendall(NUMBER.pack(pid))
+            return self._answer()
+        except OSError:  # the template is dead, and its workers are nobody's children here
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            return -signal.SIGKILL
+
+    def close(self) -> None:
+        """End the template; workers end by themselves."""
+        if self.control:
+            self.control.close()
+        if self.template:
+            self.template.wait()
+
+
+def fork_on_request(descriptor: int) -> None:
+    """The life of the template process: fork workers until the parent closes the socket."""
+    from dynenc.batch import converter  # noqa: F401  # imports torch
+
+    gc.freeze()  # the collector would write to pages that are shared
+    with socket.socket(fileno=descriptor) as control:
+        while True:
+            message, pipes, _, _ = socket.recv_fds(control, NUMBER.size, 2)
+            if len(message) < NUMBER.size:
+                return
+            (pid,) = NUMBER.unpack(message)
+            answer = _fork(control, *pipes) if pid == 0 else _exit_code(pid)
+            control.sendall(NUMBER.pack(answer))
+
+
+def _fork(control: socket.socket, jobs: int, answers: int) -> int:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            control.close()
+            for descriptor, standard in ((jobs, 0), (answers, 1)):
+                os.dup2(descriptor, standard)
+                os.close(descriptor)
+            worker.serve()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(jobs)
+    os.close(answers)
+    return pid
+
+
+def _exit_code(pid: int) -> int:
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else RUNNING
