@@ -1,16 +1,19 @@
 """dynenc in the place of a diffusers `AutoencoderKL`: what pipelines and trainers use of it.
 
-This module and `decoder` are the only ones that know diffusers.
+This module and `networks.external_vae` are the only ones that import diffusers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import FrozenDict
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
@@ -21,48 +24,45 @@ from dynenc.latent_space import SD1
 from dynenc.networks import loading
 from dynenc.networks.external_vae import SMALL_TILE, load_decoder
 
-CONFIG = {  # of the SD 1.x VAE, as far as pipelines ask for it
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": SD1.channels,
-    "block_out_channels": (
-        128,
-        256,
-        512,
-        512,
-    ),  # their number tells pipelines that sides shrink by 8
-    "sample_size": 512,
-    "scaling_factor": SD1.scale,
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-    "force_upcast": False,
-}
 
-
-class Vae(nn.Module):
+class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not typed
     """An encoder and a decoder of dynenc with the interface of diffusers' `AutoencoderKL`.
 
     As there, latents are raw: pipelines multiply them by `config.scaling_factor`. The encoder gives
-    one answer and no distribution, so `latent_dist.sample()` is its `mode()`.
+    one answer and no distribution, so `latent_dist.sample()` is its `mode()`. Pipelines save and
+    load it like their other models.
+
+    Args:
+        encoder_name: 'nano', 'light', 'base' or a .safetensors file.
+        decoder_name: see `load_decoder`.
+    The rest describes the SD 1.x VAE, as far as pipelines ask for it.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.config: Any = FrozenDict(CONFIG)  # type: ignore[no-untyped-call]
+    _supports_gradient_checkpointing = True
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        encoder_name: str = codec.DEFAULT_ENCODER,
+        decoder_name: str = "embedded",
+        in_channels: int = 3,
+        out_channels: int = 3,
+        latent_channels: int = SD1.channels,
+        # their number tells pipelines that sides shrink by 8
+        block_out_channels: tuple[int, ...] = (128, 256, 512, 512),
+        sample_size: int = 512,
+        scaling_factor: float = SD1.scale,
+        shift_factor: float | None = None,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+        force_upcast: bool = False,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.encoder: nn.Module = loading.load_encoder(encoder_name)
+        self.decoder: Any = load_decoder(decoder_name, "cpu")
         self.use_slicing = False
-        self._tile: Any = decoder.tile
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the encoder's weights, and of what `encode` and `decode` return."""
-        return next(self.encoder.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the networks are."""
-        return next(self.encoder.parameters()).device
+        self.gradient_checkpointing = False  # accepted, as trainers switch it on; saves nothing
+        self._tile: int = self.decoder.tile
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
@@ -70,7 +70,8 @@ class Vae(nn.Module):
 
         Returns: an object with `latent_dist`, or without `return_dict` a tuple of it.
         """
-        mean = self.encoder(tensors.pad(x.to(self.device, self.dtype))) / SD1.scale
+        with _weights_of(self.encoder) as device:
+            mean = self.encoder(tensors.pad(x.to(device, self.dtype))) / SD1.scale
         moments = torch.cat([mean, torch.zeros_like(mean)], dim=1)
         latent_dist = DiagonalGaussianDistribution(moments, deterministic=True)
         return AutoencoderKLOutput(latent_dist=latent_dist) if return_dict else (latent_dist,)
@@ -84,7 +85,8 @@ class Vae(nn.Module):
         Returns: an object with `sample`, or without `return_dict` a tuple of it.
         """
         parts = z.split(1) if self.use_slicing else [z]
-        sample = torch.cat([self.decoder(part * SD1.scale) for part in parts]).to(self.dtype)
+        with _weights_of(self.decoder):
+            sample = torch.cat([self.decoder(part * SD1.scale) for part in parts]).to(self.dtype)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(self, sample: Tensor, sample_posterior: bool = False) -> Any:
@@ -109,18 +111,43 @@ class Vae(nn.Module):
         self.use_slicing = False
 
 
+@contextmanager
+def _weights_of(network: nn.Module) -> Iterator[torch.device]:
+    """Hold a network's weights while it runs, where accelerate has offloaded them; their device.
+
+    accelerate fetches the weights of a module for the time of its `forward`. Our networks use some
+    weights outside of it, as several modules are computed as one product.
+    """
+    hooked: list[tuple[nn.Module, Any]] = [
+        (m, m._hf_hook) for m in network.modules() if hasattr(m, "_hf_hook")
+    ]
+    try:
+        for module, hook in hooked:
+            hook.pre_forward(module)
+        yield next(network.parameters()).device
+    finally:
+        for module, hook in hooked:
+            hook.post_forward(module, None)
+
+
 def vae(
-    encoder: str = codec.DEFAULT_ENCODER, decoder: str = "embedded", device: str = "auto"
+    encoder: str = codec.DEFAULT_ENCODER,
+    decoder: str = "embedded",
+    device: str | torch.device = "auto",
 ) -> Vae:
     """A stand-in for the VAE of Stable Diffusion 1.x pipelines: `pipe.vae = dynenc.vae("light")`.
 
     Args:
         encoder: 'nano', 'light' or 'base'.
         decoder: see `decoder.load_decoder`.
-        device: 'auto', 'cpu', 'cuda' or 'mps'.
+        device: 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', or a `torch.device`.
     Raises: WeightsError, DeviceError.
     """
     where = codec.pick_device(device)
     if encoder in registry.names("autoencoder"):
         raise WeightsError(f"the latents of the {encoder} are not those of Stable Diffusion")
-    return Vae(loading.load_encoder(encoder).to(where), load_decoder(decoder, where))
+    made: Vae = Vae(encoder, decoder)
+    made.encoder.to(where)
+    made.decoder = load_decoder(decoder, where) if where.type != "cpu" else made.decoder
+    made.eval()
+    return made

@@ -64,8 +64,9 @@ def test_config_is_that_of_diffusers(vae):
         down_block_types=4 * ("DownEncoderBlock2D",),
         up_block_types=4 * ("UpDecoderBlock2D",),
     ).config
+    own = {"encoder_name", "decoder_name"}
     for name in vae.config:
-        assert name in theirs
+        assert name in own or name.startswith("_") or name in theirs
     for name in ("latent_channels", "scaling_factor", "shift_factor", "in_channels"):
         assert getattr(vae.config, name) == theirs[name]
 
@@ -190,3 +191,42 @@ def test_in_pipelines_that_are_built_with_it(parts):
     assert pipe.vae_scale_factor == 8
     pipe.set_progress_bar_config(disable=True)
     assert pipe(**prompt(), height=64, width=72, num_inference_steps=2).images[0].size == (72, 64)
+
+
+def test_a_pipeline_saves_and_loads_it(parts, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    mine = dynenc.vae("nano", device="cpu")
+    mine.encoder.linear.weight.data.mul_(0.5)  # as if it were trained further
+    kept = {name: parts[name] for name in ("unet", "scheduler")}
+    none = dict.fromkeys(set(parts) - set(kept) - {"requires_safety_checker"})
+    pipe = StableDiffusionPipeline(vae=mine, **kept, **none, requires_safety_checker=False)
+    pipe.save_pretrained(tmp_path)
+    rest = {"text_encoder": None, "tokenizer": None, "low_cpu_mem_usage": False}
+    again = StableDiffusionPipeline.from_pretrained(tmp_path, **rest).vae
+    assert type(again) is type(mine)
+    assert again.config.encoder_name == "nano"
+    for name, weight in mine.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
+
+
+def test_switches_of_trainers_are_taken(vae, pictures):
+    expected = vae.encode(pictures).latent_dist.mode()
+    vae.enable_gradient_checkpointing()
+    vae.disable_gradient_checkpointing()
+    vae.set_use_memory_efficient_attention_xformers(False)
+    vae.requires_grad_(False)
+    assert torch.equal(vae.encode(pictures).latent_dist.mode(), expected)
+
+
+def test_weights_that_accelerate_offloads(pictures):
+    accelerate = pytest.importorskip("accelerate")
+    vae = dynenc.vae("light", device="cpu")
+    with torch.no_grad():
+        latents = vae.encode(pictures).latent_dist.mode()
+        sample = vae.decode(latents).sample
+        accelerate.cpu_offload(vae, execution_device="cpu")
+        for _ in range(2):
+            assert all(weight.is_meta for weight in vae.encoder.parameters())
+            assert torch.equal(vae.encode(pictures).latent_dist.mode(), latents)
+            assert torch.equal(vae.decode(latents).sample, sample)
