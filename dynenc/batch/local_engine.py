@@ -129,13 +129,13 @@ class _Pool:
         self.deaths: dict[Job, str] = {}
         self.workers: list[_Worker] = []
         self.factory = Factory()
-        self.heard: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
 
     def run(self) -> Iterator[list[Result]]:
         """Yield the results of each job; raises _NoWorkers if no worker can be started."""
         self._start_up_to(self.count or min(GPU_WORKERS, cores()))
         while any(each.pending or not each.hello for each in self.workers):
-            yield from self._handle(*self.heard.get())
+            yield from self._handle(*self.inbox.get())
 
     def give_up_suspects(self) -> Iterator[list[Result]]:
         """Fail the jobs over which a worker died, as no other process can try them."""
@@ -145,19 +145,19 @@ class _Pool:
     def _handle(self, sender: _Worker, message: Any) -> Iterator[list[Result]]:
         """Take one message of a worker, None if it has ended, and give it more to do."""
         if message is None:
-            yield from self._bury(sender)
+            yield from self._replace(sender)
             return
         if isinstance(message, DynencError):
             raise message
         if isinstance(message, Hello):
-            self._greet(sender, message)
+            self._on_hello(sender, message)
         else:
             job, results = message
             del sender.pending[job]
             yield results
         self._feed(sender)
 
-    def _greet(self, sender: _Worker, hello: Hello) -> None:
+    def _on_hello(self, sender: _Worker, hello: Hello) -> None:
         if hello.note and not any(each.hello for each in self.workers):  # once
             logger.info(hello.note)
         sender.hello = hello
@@ -183,7 +183,7 @@ class _Pool:
             to.pending[job] = None
             to.send(job)
 
-    def _bury(self, dead: _Worker) -> Iterator[list[Result]]:
+    def _replace(self, dead: _Worker) -> Iterator[list[Result]]:
         """Replace a worker that died; its files are tried once more, each alone."""
         self.workers.remove(dead)
         how = _cause(dead.join())
@@ -228,9 +228,9 @@ class _Pool:
         assert to.process.stdout
         try:
             while True:
-                self.heard.put((to, pickle.load(to.process.stdout)))
+                self.inbox.put((to, pickle.load(to.process.stdout)))
         except Exception:  # its end, whatever the half of a message looks like
-            self.heard.put((to, None))
+            self.inbox.put((to, None))
 
     def close(self) -> None:
         """End all workers; what they are at is finished within PATIENCE or removed."""

@@ -101,7 +101,7 @@ def plan(
         suffix: of the outputs, with the dot.
         naming: "keep" adds the suffix to the input's name instead of replacing its own.
         shard_size: pack this many pictures into each tar shard, named 000000.tar and so on.
-        same_name: what two names have in common if they are one file; see `folded`.
+        same_name: a name as the file system compares it; see `names.folded`.
     Raises: UsageError if two inputs have one output, an input would overwrite an input, or the
         place of a shard is not named.
     """

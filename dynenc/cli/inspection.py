@@ -143,8 +143,7 @@ def compare(
         from dynenc.codec import Codec
         from dynenc.evaluation import compare_page
         from dynenc.evaluation.measure import Measure, load_distances
-        from dynenc.io.names import STREAM
-        from dynenc.io.writing import refuse_existing, writing
+        from dynenc.io.writing import is_stream, refuse_existing, writing
 
         refuse_existing(output, force)
         pairs = compare_page.pair(original, others or [])
@@ -156,7 +155,7 @@ def compare(
         for error in errors:
             console.tell(f"dynenc: {error.sentence}")
         if not quiet:
-            console.show(output, to_stderr=output == STREAM)
+            console.show(output, to_stderr=is_stream(output))
         if errors:
             raise typer.Exit(DynencError.exit_code)
 

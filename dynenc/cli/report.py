@@ -18,7 +18,7 @@ from rich.text import Text
 from dynenc.batch.records import Result, Roundtrip, Summary, Task
 from dynenc.cli import console
 from dynenc.cli.report_file import ReportFile
-from dynenc.io.names import STREAM
+from dynenc.io.writing import is_stream
 
 INTERVAL = 10.0  # s between lines where stderr is not a terminal
 ROW = "{:8.3f} bpp  {:6.2f} dB  {:>7}  1:{:<5.1f} {:7.1f} ms  {:7.1f} ms  {}"
@@ -88,7 +88,7 @@ class Reporter:
                 line = f"{result.target}  {result.n_bytes_out} bytes  {result.bpp:.3f} bpp"
             else:
                 line = result.target
-            console.show(line, to_stderr=result.target == STREAM)
+            console.show(line, to_stderr=is_stream(result.target))
 
     def _progress(self, summary: Summary) -> None:
         text = _progress_text(summary)

@@ -273,7 +273,8 @@ def read_at_most(
     At most that many are read of an endless stream, and none of a seekable file that is longer.
     Raises: `error`.
     """
-    too_long = error(f"{name} is longer than {limit} bytes, the most that is read")
+    what = "standard input" if name == STREAM else name
+    too_long = error(f"{what} is longer than {limit} bytes, the most that is read")
     if isinstance(file, io.IOBase) and file.seekable():
         position = file.tell()
         end = file.seek(0, os.SEEK_END)
