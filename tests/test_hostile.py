@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from lat_helpers import read_latents
 
-from dynenc.batch.converter import extras_of
 from dynenc.coding import bitstream
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import BitstreamError
+from dynenc.imaging import extras
 
 LIMIT_S, LIMIT_BYTES = 0.050, 50e6
 
@@ -42,7 +42,8 @@ def resident_bytes(name: str) -> int:
 
 
 def read(blob: bytes) -> None:
-    extras_of(LatFile.parse(blob))
+    file = LatFile.parse(blob)
+    extras.from_chunks(file.chunks, file.header.width, file.header.height)
 
 
 def refuse(blob: bytes) -> None:
