@@ -214,17 +214,21 @@ def run(
         settings = replace(settings, output=replace(settings.output, existing=policy))
     settings = replace(settings, run=replace(settings.run, strict=single))
     todo, results = _sort(jobs, output, settings)
-    summary = Summary(jobs=len(todo), single=single, ignored=listing.ignored)
+    n_others = listing.n_ignored - len(listing.ignored_images)
+    summary = Summary(jobs=len(todo), single=single, ignored=n_others)
 
     def tell(results: Iterable[Result]) -> None:
         for result in results:
             summary.add(result)
+            if result.status == "ignored":
+                logger.debug("%s is ignored: %s", result.source, result.note)
             if isinstance(result.error, UnexpectedError):
                 logger.debug("%s\n%s", result.reason, result.error.traceback.rstrip())
             if on_result:
                 on_result(result, summary)
 
     tell(listing.unreadable)
+    tell(listing.ignored_images)
     tell(results)
     if dry_run:
         tell(Result(job.source or job.target, job.target, "planned") for job in todo)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dynenc.batch.plan import Found, input_suffixes, select
 from dynenc.batch.records import InputOptions, Result, Task
 from dynenc.errors import BitstreamError, DynencError, ImageError, LatentsError, UsageError
+from dynenc.imaging import formats
 from dynenc.io import names, storage
 from dynenc.io.names import STREAM
 from dynenc.io.shards import is_archive
@@ -26,12 +28,13 @@ class Listing:
     files: list[Found] = field(default_factory=list)
     unreadable: list[Result] = field(default_factory=list)  # sub-folders
     folders: list[str] = field(default_factory=list)  # named, or found by a pattern
-    ignored: int = 0  # files of other kinds, or not asked for
+    n_ignored: int = 0  # files of other kinds, or not asked for
+    ignored_images: list[Result] = field(default_factory=list)  # of them, in unknown formats
 
     @property
     def is_single(self) -> bool:
         """Whether one file was named, and nothing else."""
-        named = len(self.files) == 1 and self.files[0].named and not self.ignored
+        named = len(self.files) == 1 and self.files[0].named and not self.n_ignored
         return named and not is_archive(self.files[0].path)
 
     def add_folder(self, folder: str, output: str | None, recursive: bool) -> None:
@@ -60,16 +63,25 @@ def find(task: Task, inputs: list[str], output: str | None, options: InputOption
         where = ", ".join(listing.folders) or "the list of inputs"
         raise ERRORS.get(task, ImageError)(f"{where} is empty", hint=hint)
     suffixes = input_suffixes(task)
-    listing.files, listing.ignored = select(
-        listing.files, suffixes, options.include, options.exclude
-    )
+    listing.files, ignored = select(listing.files, suffixes, options.include, options.exclude)
+    listing.n_ignored = len(ignored)
+    if task in ("encode", "roundtrip"):
+        listing.ignored_images = list(_image_like(ignored))
     if not listing.files and not listing.unreadable:
         what = KINDS.get(task, "images")
+        why = {result.note for result in listing.ignored_images}
         raise ERRORS.get(task, ImageError)(
-            f"none of the {listing.ignored} files are {what} to {task}",
-            hint=hint or "see --include",
+            f"none of the {listing.n_ignored} files are {what} to {task}",
+            hint=", ".join(sorted(why)) or hint or "see --include",
         )
     return listing
+
+
+def _image_like(ignored: list[Found]) -> Iterator[Result]:
+    """The files that look like images but cannot be opened here, with the reason as a note."""
+    for file in ignored:
+        if why := formats.why_ignored(names.suffix_of(file.relative)):
+            yield Result(file.path, "", "ignored", note=why)
 
 
 def _add(listing: Listing, name: str, output: str | None, recursive: bool) -> None:

@@ -55,8 +55,8 @@ def select(
     suffixes: frozenset[str],
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-) -> tuple[list[Found], int]:
-    """The files to convert, sorted, each once, and how many others there were.
+) -> tuple[list[Found], list[Found]]:
+    """The files to convert, sorted, each once, and the others.
 
     Args:
         suffixes: those of the files to take from folders, small letters, with the dot; tar shards
@@ -66,7 +66,7 @@ def select(
         exclude: patterns of which none may fit.
     """
     taken: dict[str, Found] = {}
-    ignored = 0
+    ignored = []
     for file in found:
         wanted = file.named or is_tar(file.path) or suffix_of(file.relative).lower() in suffixes
         if include:
@@ -74,7 +74,7 @@ def select(
         if wanted and not any(fits(file.relative, pattern) for pattern in exclude):
             taken.setdefault(file.path, file)
         else:
-            ignored += 1
+            ignored.append(file)
     return [taken[path] for path in sorted(taken)], ignored
 
 

@@ -116,7 +116,7 @@ class Result:
 
     source: str
     target: str  # "" if nothing was to be written
-    status: Literal["planned", "done", "skipped", "failed"]  # planned: only in a dry run
+    status: Literal["planned", "done", "skipped", "failed", "ignored"]  # planned: in a dry run
     n_bytes_in: int = 0
     n_bytes_out: int = 0
     width: int = 0  # px
@@ -125,7 +125,7 @@ class Result:
     figures: Roundtrip | None = None  # of a roundtrip
     preview: Any = None  # small Pillow image, original and decoded side by side
     error: DynencError | None = None  # why it failed
-    note: str = ""  # for the user, of one that is done
+    note: str = ""  # for the user: what is lost of one that is done, or why one is ignored
     outdated: bool = False  # skipped, though its output was made with other settings
 
     @property

@@ -62,7 +62,7 @@ class Reporter:
         if result.status == "failed" and not summary.single:
             hint = f": {result.error.hint}" if result.error and result.error.hint else ""
             console.tell(f"dynenc: {result.reason}{hint}")
-        if result.note and not self.quiet:
+        if result.note and result.status == "done" and not self.quiet:
             name = "" if summary.single else f"{result.source}: "
             console.tell(f"dynenc: {name}{result.note}")
         if result.status in ("done", "planned"):

@@ -96,3 +96,17 @@ def test_names_and_times_can_be_kept(pictures, tmp_path):
     run(*arguments, "--name", "keep", "--keep-mtime")
     written = tmp_path / "out" / "a.jpg.lat"
     assert abs(written.stat().st_mtime - (pictures / "a.jpg").stat().st_mtime) < 1e-3
+
+
+def test_images_that_cannot_be_opened_are_named(pictures, tmp_path):
+    (pictures / "raw.CR2").write_bytes(b"II")
+    (pictures / "notes.txt").write_text("")
+    arguments = ("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
+    result = run(*arguments, "--report", tmp_path / "r.csv", "-v")
+    assert "raw.CR2 is ignored: raw sensor data" in result.stderr
+    assert "2 ignored" in result.stderr
+    (row,) = [row for row in rows(tmp_path / "r.csv") if row["status"] == "ignored"]
+    assert row["note"].startswith("raw sensor data")
+    (tmp_path / "raws").mkdir()
+    (pictures / "raw.CR2").rename(tmp_path / "raws" / "raw.CR2")
+    assert "develop it first" in run("encode", tmp_path / "raws", code=3).stderr
