@@ -1,0 +1,191 @@
+/* Symbols <-> payload. */
+#include "job.h"
+#include "range_coder.h"
+
+/* Find the contexts of a plane's symbols; job->outputs are the plane's, job->states those before
+ * it. */
+static void find_contexts(Job *job, const Plane *plane) {
+    const int32_t rows = rows_of(&job->grid, plane), columns = columns_of(&job->grid, plane);
+    Contexts *contexts = &job->contexts;
+    contexts->count = 0;
+    for (int32_t y = 0; y < rows; y++) {
+        const int64_t row = y * job->grid.stride;
+        const int32_t *expected = job->outputs + row;
+        const int32_t *scale = expected + job->output_stride;
+        const int32_t *activity = scale + job->output_stride;
+        for (int32_t x = 0; x < columns; x++) {
+            const int64_t i = contexts->count++;
+            const int32_t shift = job->states[row + x] & 1;
+            const int32_t eighths = eighths_of(job, expected[x]) - FRACTIONS / 2 * shift;
+            const int32_t centre = (eighths + FRACTIONS / 2) >> 3;
+            const int32_t fraction = eighths - FRACTIONS * centre; /* -4..3 */
+            const int32_t folded = fraction < 0;
+            contexts->tables[i] = (uint8_t)(scale_of(job, scale[x], activity[x]) * VARIANTS +
+                                         (folded ? -fraction : fraction));
+            contexts->expected[i] = 2 * centre + folded;
+            contexts->places[i] = place_of(&job->grid, plane, y, x);
+        }
+    }
+}
+
+/* Sort the plane's symbols by table; ends[t] becomes the end of table t's symbols among the sorted. */
+static void sort_by_table(Contexts *contexts, int64_t ends[256]) {
+    int64_t counts[256] = {0};
+    for (int64_t i = 0; i < contexts->count; i++)
+        counts[contexts->tables[i]]++;
+    for (int32_t table = 0, total = 0; table < 256; table++) {
+        ends[table] = total; /* its beginning, and its end once all are sorted */
+        total += (int32_t)counts[table];
+    }
+    for (int64_t i = 0; i < contexts->count; i++)
+        contexts->sorted[ends[contexts->tables[i]]++] = (uint32_t)i;
+}
+
+/* Write the symbols of a plane, table by table, then those that have no place in the tables. */
+static void write_plane(Job *job, Writer *writer, const int32_t *symbols) {
+    const Coder *coder = job->coder;
+    const Slot *slots = (const Slot *)((const char *)coder + coder->tables[job->lattice].slots_at);
+    Contexts *contexts = &job->contexts;
+    const int32_t radius = coder->radius;
+    int64_t ends[256], escapes = 0;
+    for (int64_t i = 0; i < contexts->count; i++) {
+        const int32_t context = contexts->expected[i];
+        const int32_t residual = symbols[contexts->places[i]] - (context >> 1);
+        const int32_t column = (context & 1 ? -residual : residual) + radius;
+        const int32_t escaped = column < 0 || column > 2 * radius;
+        contexts->coded[i] = (uint8_t)(escaped ? 2 * radius + 1 : column);
+        escapes += escaped;
+    }
+    sort_by_table(contexts, ends);
+    for (int64_t table = 0, i = 0; i < contexts->count; table++, slots += coder->columns)
+        for (; i < ends[table]; i++) {
+            const Slot slot = slots[contexts->coded[contexts->sorted[i]]];
+            write_slot(writer, slot.left, slot.count);
+        }
+    for (int64_t i = 0; escapes; i++)
+        if (contexts->coded[i] > 2 * radius) {
+            write_slot(writer, (uint32_t)(symbols[contexts->places[i]] + LIMIT), 1);
+            escapes--;
+        }
+}
+
+/* Read the symbols of a plane; returns 0 or an error. */
+static int64_t read_plane(Job *job, Reader *reader, int32_t *symbols) {
+    const Coder *coder = job->coder;
+    const Slot *slots = (const Slot *)((const char *)coder + coder->tables[job->lattice].slots_at);
+    const uint8_t *starts = (const uint8_t *)coder + coder->tables[job->lattice].starts_at;
+    Contexts *contexts = &job->contexts;
+    const int32_t radius = coder->radius;
+    int64_t ends[256], escapes = 0;
+    sort_by_table(contexts, ends);
+    for (int64_t table = 0, i = 0; i < contexts->count; table++) {
+        for (; i < ends[table]; i++) {
+            const uint32_t quantile = peek(reader), place = contexts->sorted[i];
+            const Slot *slot = slots + starts[quantile >> 8];
+            while (quantile - slot->left >= slot->count)
+                slot++;
+            skip_slot(reader, slot->left, slot->count);
+            const int32_t column = (int32_t)(slot - slots), residual = column - radius;
+            const int32_t context = contexts->expected[place];
+            const int32_t symbol = (context >> 1) + (context & 1 ? -residual : residual);
+            contexts->coded[place] = (uint8_t)column;
+            escapes += column > 2 * radius;
+            symbols[contexts->places[place]] = symbol;
+        }
+        slots += coder->columns;
+        starts += 256;
+    }
+    for (int64_t i = 0; i < contexts->count; i++) {
+        int32_t *symbol = symbols + contexts->places[i];
+        if (escapes && contexts->coded[i] > 2 * radius) {
+            const uint32_t quantile = peek(reader);
+            skip_slot(reader, quantile, 1);
+            *symbol = (int32_t)quantile - LIMIT;
+            const int32_t residual = *symbol - (contexts->expected[i] >> 1);
+            if (residual >= -radius && residual <= radius)
+                return DYNENC_BAD_ESCAPE;
+        }
+        if (*symbol < -LIMIT || *symbol > LIMIT)
+            return DYNENC_CORRUPT;
+    }
+    /* a payload too short reads as zeros without end */
+    return reader->corrupt || reader->next > reader->count + 1 ? DYNENC_CORRUPT : 0;
+}
+
+/* Code all symbols, plane by plane: read if there is a reader, or else written. Returns 0 or an
+ * error. */
+static int64_t code(Job *job, Writer *writer, Reader *reader, int32_t *symbols) {
+    for (int32_t pass = 0; pass < PASSES; pass++) {
+        Plane planes[LARGEST_PASS];
+        const int32_t count = dynenc_planes_of(pass, planes);
+        for (const Plane *plane = planes; plane < planes + count; plane++) {
+            dynenc_run_network(job, plane);
+            find_contexts(job, plane);
+            if (reader) {
+                const int64_t error = read_plane(job, reader, symbols);
+                if (error)
+                    return error;
+            } else {
+                write_plane(job, writer, symbols);
+            }
+            dynenc_leave_plane(job, plane, symbols, NULL);
+        }
+    }
+    return 0;
+}
+
+static int32_t are_symbols(const int32_t *symbols, int32_t height, int32_t width) {
+    int32_t outside = 0;
+    for (int64_t i = 0; i < (int64_t)CHANNELS * height * width; i++)
+        outside |= symbols[i] < -LIMIT || symbols[i] > LIMIT;
+    return !outside;
+}
+
+int64_t dynenc_encode(const void *coder, int32_t path, int32_t lattice, const int32_t *symbols, int32_t height,
+                      int32_t width, int32_t step_q, void *workspace, int64_t workspace_size,
+                      uint8_t *payload, int64_t capacity) {
+    Job job;
+    const int64_t error =
+        dynenc_start(&job, coder, path, lattice, height, width, step_q, workspace, workspace_size);
+    if (error)
+        return error;
+    if (!symbols || !payload || capacity < 0)
+        return DYNENC_BAD_ARGUMENT;
+    if (!are_symbols(symbols, height, width))
+        return DYNENC_BAD_ARGUMENT;
+    dynenc_enter_all(&job, symbols, NULL);
+    Writer writer = {.range = UINT64_MAX, .words = payload, .capacity = capacity / 4};
+    code(&job, &writer, NULL, (int32_t *)symbols);
+    finish(&writer);
+    return writer.overflow ? DYNENC_TOO_SMALL : 4 * writer.count;
+}
+
+int64_t dynenc_decode(const void *coder, int32_t path, int32_t lattice, const uint8_t *payload, int64_t length,
+                      int32_t height, int32_t width, int32_t step_q, void *workspace,
+                      int64_t workspace_size, int32_t *symbols) {
+    Job job;
+    const int64_t error =
+        dynenc_start(&job, coder, path, lattice, height, width, step_q, workspace, workspace_size);
+    if (error)
+        return error;
+    if (!payload || !symbols || length < 0)
+        return DYNENC_BAD_ARGUMENT;
+    if (length % 4)
+        return DYNENC_CORRUPT;
+    Reader reader = start_reading(payload, length / 4);
+    const int64_t corrupt = code(&job, NULL, &reader, symbols);
+    return corrupt ? corrupt : is_finished(&reader) ? 0 : DYNENC_CORRUPT;
+}
+
+int64_t dynenc_points(const void *coder, int32_t lattice, const int32_t *symbols, int32_t height, int32_t width,
+                      void *workspace, int64_t workspace_size, int32_t *points) {
+    Job job;
+    const int64_t error =
+        dynenc_start(&job, coder, DYNENC_PORTABLE, lattice, height, width, 1, workspace, workspace_size);
+    if (error)
+        return error;
+    if (!symbols || !points || !are_symbols(symbols, height, width))
+        return DYNENC_BAD_ARGUMENT;
+    dynenc_enter_all(&job, symbols, points);
+    return 0;
+}

@@ -1,0 +1,106 @@
+/* Shared by the kernel's source files; not part of the interface. */
+#ifndef DYNENC_INTERNAL_H
+#define DYNENC_INTERNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "dynenc.h"
+
+enum {
+    CHANNELS = 4,
+    STAGES = 6,
+    PASSES = STAGES + CHANNELS - 1,
+    NETWORKS = STAGES * CHANNELS,
+    PLANES = 16 * CHANNELS,
+    LIMIT = 32767,      /* largest magnitude of a symbol */
+    MAX_VALUE = 1023,   /* largest magnitude of a value and of a unit, in 1/128 */
+    MAX_SIDE = 8192,    /* latents */
+    MAX_INPUTS = 128,   /* of a network; as many hidden and middle units at most */
+    MAX_OUTPUT = 1 << 24,
+    STATES = 8,         /* of the trellis */
+    PLAIN = 0, TRELLIS = 1, LATTICES = 2,
+    FRACTIONS = 8,      /* places of the expected symbol within a step */
+    VARIANTS = FRACTIONS / 2 + 1, /* tables of a scale, as signs are folded */
+    MAX_SCALES = 51,    /* so that a table's number fits one byte */
+    MAX_COLUMNS = 256,
+    LEVELS = 65536,     /* 16 * log2 of every positive integer below */
+    FIRST_LEVEL = 96, LAST_LEVEL = 168, MIDDLE_LEVEL = 132, /* of the steps that networks know */
+    TILE = 32,          /* most symbols that a network computes at once */
+    SLACK = 2 * TILE,   /* values after the planes that a tile may read */
+};
+
+/* One integer network. Offsets are bytes from the beginning of the coder. Weights are pairs of int16
+ * for two inputs that follow each other, [rows / 8, pairs, 8], of the outputs [pairs, 4]. */
+typedef struct {
+    int32_t inputs, hidden, middle;                    /* F, H, M */
+    int32_t input_pairs, hidden_pairs, middle_pairs;   /* rounded up: to 1, 4 and 4 pairs */
+    int64_t neighbours_at;                             /* int8 [F, 3]: channel, down, right */
+    int64_t hidden_at, middle_at, output_at;           /* int32 */
+    int64_t bias_at;                                   /* int32 [H + M + 3, 2] */
+} Network;
+
+typedef struct {
+    uint16_t left, count; /* a symbol's frequencies before it, and its own, of 65536 */
+} Slot;
+
+/* The tables of frequencies for the symbols of one lattice. */
+typedef struct {
+    int64_t slots_at;                 /* Slot [tables, columns] */
+    int64_t starts_at;                /* uint8 [tables, 256]: the symbol of every 256th quantile */
+    float variances[MAX_SCALES + 1];  /* of the residuals of a scale, in squared steps */
+} Tables;
+
+typedef struct {
+    uint64_t size;
+    int32_t scales, columns, radius, lattices; /* lattices: 1, or 2 with the trellis' */
+    Network networks[STAGES][CHANNELS];
+    Tables tables[LATTICES];
+    int64_t levels_at;                /* uint8 [LEVELS] */
+} Coder;
+
+/* The trellis, Ungerboeck's code of 8 states with the parity-check polynomials 13 and 4 (octal): the
+ * state after a state and an even or odd symbol. Odd states are those of the lattice that is moved by
+ * half a step. */
+static const uint8_t NEXT_STATE[STATES][2] = {
+    {0, 2}, {5, 7}, {1, 3}, {4, 6}, {2, 0}, {7, 5}, {3, 1}, {6, 4},
+};
+/* Its inverse: the two states before each, and the branch from there, 2 * lattice + parity. */
+static const uint8_t STATES_BEFORE[2][STATES] = {{0, 2, 0, 2, 3, 1, 3, 1}, {4, 6, 4, 6, 7, 5, 7, 5}};
+static const uint8_t BRANCHES[2][STATES] = {{0, 0, 1, 1, 2, 2, 3, 3}, {1, 1, 0, 0, 3, 3, 2, 2}};
+/* How far from even symbols of the plain lattice the points of a branch are, in steps. */
+static const float OFFSETS[4] = {0.0f, 1.0f, 0.5f, 1.5f};
+
+/* What a network computes, at `count` places that follow each other in the values. */
+typedef struct {
+    const Network *network;
+    const int32_t *hidden_weights, *middle_weights, *output_weights;
+    int32_t bias[2 * MAX_INPUTS + 4];          /* hidden, middle, outputs, each rounded up */
+    int64_t starts[MAX_INPUTS];                /* in the values, of every input */
+} NetworkCall;
+
+/* One stretch of the trellis search: PATHS paths of 64 places. */
+enum { PATHS = 64 };
+typedef struct {
+    float targets[PLANES][PATHS], weights[PLANES][PATHS]; /* weight 0: not coded, symbol 0 */
+    int32_t second[PLANES][PATHS]; /* bit s: state s was reached from the second state before it */
+    float totals[2][STATES][PATHS];
+} Search;
+
+typedef void RunNetwork(const NetworkCall *call, const int16_t *values, int64_t count,
+                        int32_t *outputs, int64_t stride);
+typedef void RunSearch(Search *search);
+typedef struct {
+    RunNetwork *run_network;
+    RunSearch *run_search;
+} Kernels;
+
+/* The kernels of an instruction set; null pointers if it is not there. */
+Kernels dynenc_kernels(int32_t path);
+
+static inline int32_t clamp32(int32_t value, int32_t low, int32_t high) {
+    return value < low ? low : value > high ? high : value;
+}
+
+#endif

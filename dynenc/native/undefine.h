@@ -1,0 +1,16 @@
+/* The end of an instruction set of networks.h. */
+#undef PATH
+#undef TARGET
+#undef LANES
+#undef ROWS
+#undef VEC
+#undef PAIRS
+#undef WEIGHTS
+#undef splat
+#undef load_pairs
+#undef load_weights
+#undef multiply_add
+#undef unit
+#undef gather
+#undef store
+#undef store_pairs
