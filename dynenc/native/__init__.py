@@ -1,0 +1,1 @@
+"""The native kernel: C, compiled when dynenc is installed, called through ctypes."""
