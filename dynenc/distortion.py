@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynenc.coding.layout import Floats
 from dynenc.imaging.tensors import pad
 from dynenc.latent_space import SD1
+from dynenc.native.kernel import Floats
 from dynenc.networks.encoder import Encoder
 
 if TYPE_CHECKING:

@@ -36,11 +36,11 @@ from torch import Tensor
 from dynenc.coding.bit_costs import bit_costs, context_gradient
 from dynenc.coding.entropy import EntropyCoder, load_coder
 from dynenc.coding.lat_file import LatFile
-from dynenc.coding.layout import Floats, Index, Ints
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.distortion import Distortion, Window
 from dynenc.errors import OutOfMemory
 from dynenc.latent_space import SD1
+from dynenc.native.kernel import Floats, Index, Ints
 from dynenc.networks.encoder import Encoder
 
 if TYPE_CHECKING:

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 ONE_THREAD_PIXELS = 2**18  # an image of at most so many is coded in one thread: see `threads_for`
 KEPT_BLOCK = 2**25 - 2**16  # bytes; just below the largest that glibc may keep when it is freed
 
 
 class _Owner:
-    """Who has entered `own_process`, and what is to be undone when the last one leaves."""
+    """How many have entered `own_process`, and what was prepared since."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.count = 0
         self.prepared: set[str] = set()
-        self.undo = ExitStack()
 
 
 _owner = _Owner()
@@ -33,13 +31,11 @@ _owner = _Owner()
 def own_process(threads: int | None = None) -> Iterator[None]:
     """Tune this process for dynenc; what can be restored is restored at the end.
 
-    - numpy's matrix products take one thread: they are small, and its threads would wait for those
-      of torch.
     - glibc keeps freed blocks of up to 32 MB for the next image, where it would give them back to
       the system and fault them in again page by page.
     - torch takes one thread for small images: see `threads_for`.
 
-    torch and numpy are not imported here, but adjusted when the codec first needs them.
+    torch is not imported here, but adjusted when the codec first needs it.
 
     Args:
         threads: of torch and of Pillow's AVIF encoder; None leaves their own choice.
@@ -56,7 +52,6 @@ def own_process(threads: int | None = None) -> Iterator[None]:
         with _owner.lock:
             _owner.count -= 1
             if not _owner.count:
-                _owner.undo.close()
                 _owner.prepared.clear()
 
 
@@ -83,15 +78,6 @@ def threads_for(pixels: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def limit_numpy() -> None:
-    """Adjust numpy's threads; does nothing in a host program, or when that is done."""
-    if _first("numpy"):
-        from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # no stubs
-
-        blas: Any = ThreadpoolController().select(user_api="blas")
-        _owner.undo.enter_context(blas.limit(limits=1))
 
 
 def _keep_memory() -> None:

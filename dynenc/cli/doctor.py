@@ -15,7 +15,7 @@ from dynenc.coding import bitstream
 from dynenc.errors import DynencError
 from dynenc.networks import compat, external_vae
 
-PACKAGES = ("torch", "diffusers", "safetensors", "constriction", "pillow", "numpy", "typer")
+PACKAGES = ("torch", "diffusers", "safetensors", "pillow", "numpy", "typer")
 FORMATS = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000"}
 FORMATS |= {"libtiff": "TIFF", "littlecms2": "colour profiles"}
 EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "ray": "ray"}  # extra: its module

@@ -11,9 +11,9 @@ from dynenc import registry
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.bitstream import Chunk, Header
 from dynenc.coding.entropy import EntropyCoder, load_coder
-from dynenc.coding.layout import Floats, Ints
 from dynenc.errors import BitstreamError, UnknownModel
 from dynenc.io import storage
+from dynenc.native.kernel import Floats, Ints
 
 FEW_BITS = 1.5  # a latent; below it the plain lattice may be cheaper, as constants repeat on it
 BIT_COST = 0.09  # squared error, in squared steps, that a bit is worth when choosing a lattice

@@ -1,17 +1,26 @@
-"""Quantisation: latents <-> symbols, weighing error against bits. Never imports torch."""
+"""Quantisation: latents <-> symbols, weighing error against bits. Never imports torch.
+
+Symbols are on one of two lattices: the plain one, which rounds every latent by itself, or that of a
+trellis (dependent quantisation). There the second half of the lattices' points is the first, moved
+by half a step; which of them a symbol is on depends on whether the symbols before it on its path
+are odd or even, so nothing is stored for it. Since the encoder may choose among all paths, the
+error is 1 dB lower than that of rounding with the same step (Marcellin and Fischer, "Trellis Coded
+Quantization", 1990; in video coding Schwarz et al., "Hybrid Video Coding with Trellis-Coded
+Quantization", 2019). The state machine is Ungerboeck's 8-state code with the parity-check
+polynomials 13 and 4 (octal; "Channel Coding with Multilevel/Phase Signals", 1982).
+"""
 
 import numpy as np
 
-from dynenc.coding.entropy import LIMIT, EntropyCoder
-from dynenc.coding.layout import Floats, Ints, Layout
-from dynenc.coding.trellis import best_path
+from dynenc.coding.entropy import EntropyCoder
 from dynenc.errors import UsageError
+from dynenc.native import kernel
+from dynenc.native.kernel import Floats, Ints
 
 STEP_UNIT = 1024  # a .lat file stores round(step * 1024)
 TRELLIS_STEP = 1.12  # a trellis with steps this much larger has the noise of uniform quantisation
 LAMBDA = 0.04  # squared error, in squared steps, that a bit is worth; best LPIPS at equal bits
 FLAT = 0.05  # latent units; RMS difference of neighbours below which latents are flat
-FARTHEST = LIMIT + 0.5  # steps; largest magnitude of a latent before rounding
 
 
 def quality_to_step(quality: float, *, has_trellis: bool) -> int:
@@ -33,25 +42,21 @@ def to_symbols(latents: Floats, step_q: int, coder: EntropyCoder) -> Ints:
     On the plain lattice they are rounded. With a trellis these are the symbols of least squared
     error and bits (rate-distortion optimised quantisation, Sullivan and Wiegand, "Rate-Distortion
     Optimization for Video Compression", 1998), where bits are estimated from the contexts that the
-    rounded latents would give.
+    rounded latents would give: the prediction of each symbol is taken as a normal distribution, so
+    that its bits are a squared distance as well, and what minimises both is nearest to a point
+    between latent and mean.
 
     Args:
         latents: [C, h, w] float32, scaled as the space's diffusion model takes them.
         step_q: quantiser step in 1/1024 of a latent unit, > 0; larger means fewer bits.
     Returns: [C, h, w] int32, saturated at +-LIMIT; NaN becomes 0.
     """
-    scaled = in_steps(latents, step_q)
-    if not coder.has_trellis:
-        return np.rint(scaled).clip(-LIMIT, LIMIT).astype(np.int32)
-    return cheapest(scaled, step_q, coder)
+    return coder.kernel.quantize(latents, step_q, LAMBDA)
 
 
 def to_nearest(latents: Floats, step_q: int, coder: EntropyCoder) -> Ints:
     """As `to_symbols`, but the symbols of least squared error, whatever bits they cost."""
-    if not coder.has_trellis:
-        return to_symbols(latents, step_q, coder)
-    scaled = in_steps(latents, step_q)
-    return on_trellis(scaled, np.ones_like(scaled))
+    return coder.kernel.quantize(latents, step_q, 0)
 
 
 def is_flat(latents: Floats) -> bool:
@@ -64,44 +69,10 @@ def is_flat(latents: Floats) -> bool:
     return squares.size == 0 or bool(squares.mean() < FLAT**2)
 
 
-def in_steps(latents: Floats, step_q: int) -> Floats:
-    """Latents [C, h, w] in steps; NaN becomes 0."""
-    with np.errstate(over="ignore"):
-        scaled = np.nan_to_num(latents * np.float32(STEP_UNIT / step_q), nan=0.0)
-    steps: Floats = scaled.clip(-FARTHEST, FARTHEST)
-    return steps
-
-
-def cheapest(scaled: Floats, step_q: int, coder: EntropyCoder) -> Ints:
-    """The symbols on the trellis of least squared error and bits of latents [C, h, w] in steps.
-
-    The context's prediction of each symbol is taken as a normal distribution. Then its bits are a
-    squared distance as well, and what minimises both is nearest to a point between latent and mean.
-    """
-    rounded = np.rint(scaled)
-    mean, variance = coder.expectations(rounded * np.float32(step_q / STEP_UNIT), step_q)
-    share = np.float32(LAMBDA / (2 * np.log(2))) / variance
-    targets = (scaled + share * mean) / (1 + share)
-    return on_trellis(targets, 1 + share)
-
-
-def on_trellis(scaled: Floats, weights: Floats) -> Ints:
-    """The symbols on the trellis of least weighted squared error to latents [C, h, w] in steps."""
-    layout = Layout.of(*scaled.shape)
-    places = layout.begins[:, None] + np.arange(layout.window)
-    flat = np.zeros((2, layout.length), np.float32)
-    flat[:, layout.index] = scaled, weights
-    chosen = np.zeros(layout.length, np.int32)
-    chosen[places] = best_path(flat[0, places], flat[1, places], layout.inside[places])
-    symbols = chosen[layout.index]
-    if np.abs(symbols).max() > LIMIT:  # a path may leave its targets by up to two steps
-        return on_trellis(scaled.clip(2 - LIMIT, LIMIT - 2), weights)
-    return symbols
-
-
 def from_symbols(symbols: Ints, step_q: int, coder: EntropyCoder) -> Floats:
     """Undo `to_symbols`: [C, h, w] int32 -> [C, h, w] float32."""
-    return coder.points(symbols).astype(np.float32) * np.float32(step_q / (2 * STEP_UNIT))
+    points = kernel.points(symbols, has_trellis=coder.has_trellis)
+    return points.astype(np.float32) * np.float32(step_q / (2 * STEP_UNIT))
 
 
 def squared_error(latents: Floats, symbols: Ints, step_q: int, coder: EntropyCoder) -> float:

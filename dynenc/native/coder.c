@@ -3,7 +3,7 @@
 
 /* Names of the numbers at the beginning of the tensors. */
 typedef struct {
-    int32_t tables, columns, thresholds, lattices;
+    int32_t channels, tables, columns, thresholds;
 } Header;
 
 enum { ALIGNMENT = 64 };
@@ -17,24 +17,23 @@ static int32_t rounded(int32_t n, int32_t multiple) {
 /* Fill `coder`, all but what offsets point to, with sizes and offsets; reads the header alone.
  * Returns the coder's size in bytes, or an error. */
 static int64_t plan(Coder *coder, Header *header, const int32_t *tensors, int64_t length) {
-    if (!tensors || length < DYNENC_CODER_HEADER)
+    if (!tensors || length < DYNENC_HEADER(1))
         return DYNENC_BAD_SHAPE;
     memset(coder, 0, sizeof *coder);
-    const int32_t *rest = tensors + 3 * NETWORKS;
-    *header = (Header){rest[0], rest[1], rest[2], rest[3]};
-    if (header->tables < VARIANTS || header->tables % VARIANTS ||
+    *header = (Header){tensors[0], tensors[1], tensors[2], tensors[3]};
+    if (header->channels < 1 || header->channels > MAX_CHANNELS || header->tables < VARIANTS || header->tables % VARIANTS ||
         header->tables > MAX_SCALES * VARIANTS || header->columns < 4 || header->columns % 2 ||
         header->columns > MAX_COLUMNS || header->thresholds < 1 || header->thresholds > 256 ||
-        header->lattices < 1 || header->lattices > LATTICES)
+        length < DYNENC_HEADER(header->channels))
         return DYNENC_BAD_SHAPE;
     int64_t size = aligned(sizeof(Coder));
-    int64_t numbers = DYNENC_CODER_HEADER + header->thresholds +
-                      (int64_t)header->lattices * header->tables * header->columns;
-    for (int32_t i = 0; i < NETWORKS; i++) {
-        const int32_t f = tensors[3 * i], h = tensors[3 * i + 1], m = tensors[3 * i + 2];
+    int64_t numbers = DYNENC_HEADER(header->channels) + header->thresholds +
+                      (int64_t)header->tables * header->columns;
+    for (int32_t i = 0; i < STAGES * header->channels; i++) {
+        const int32_t *sizes = tensors + 4 + 3 * i, f = sizes[0], h = sizes[1], m = sizes[2];
         if (f < 1 || f > MAX_INPUTS || h < 1 || h > MAX_INPUTS || m < 1 || m > MAX_INPUTS)
             return DYNENC_BAD_SHAPE;
-        Network *network = &coder->networks[i / CHANNELS][i % CHANNELS];
+        Network *network = &coder->networks[i / header->channels][i % header->channels];
         network->inputs = f, network->hidden = h, network->middle = m;
         network->input_pairs = rounded(f, 2) / 2;
         network->hidden_pairs = rounded(h, 8) / 2;
@@ -54,12 +53,10 @@ static int64_t plan(Coder *coder, Header *header, const int32_t *tensors, int64_
     }
     coder->levels_at = size;
     size += LEVELS;
-    for (int32_t lattice = 0; lattice < header->lattices; lattice++) {
-        coder->tables[lattice].slots_at = size;
-        size += aligned((int64_t)sizeof(Slot) * header->tables * header->columns);
-        coder->tables[lattice].starts_at = size;
-        size += aligned(256LL * header->tables);
-    }
+    coder->slots_at = size;
+    size += aligned((int64_t)sizeof(Slot) * header->tables * header->columns);
+    coder->starts_at = size;
+    size += aligned(256LL * header->tables);
     coder->size = (uint64_t)size;
     return numbers == length ? size : DYNENC_BAD_SHAPE;
 }
@@ -108,15 +105,15 @@ static int64_t add_network(Coder *coder, int32_t stage, int32_t channel, const i
     }
     for (int32_t i = 0; i < f; i++) {
         const int32_t *place = neighbours + 3 * i;
-        if (place[0] < 0 || place[0] >= CHANNELS || place[1] < -CHANNELS || place[1] > CHANNELS ||
-            place[2] < -CHANNELS || place[2] > CHANNELS)
-            return DYNENC_INEXACT;
+        if (place[0] < 0 || place[0] >= coder->channels || place[1] < -FARTHEST ||
+            place[1] > FARTHEST || place[2] < -FARTHEST || place[2] > FARTHEST)
+            return DYNENC_TOO_FAR;
         int32_t used = 0;
         for (int32_t row = 0; row < h; row++)
             used |= hidden[row * f + i];
         for (int32_t row = 0; row < 3; row++)
             used |= output[row * (m + h + f) + m + h + i];
-        for (int32_t p = 0; p < PLANES / CHANNELS; p++)
+        for (int32_t p = 0; p < 16; p++)
             if (used && pass_of(0, p / 4, p % 4) == stage &&
                 pass_of(place[0], p / 4 + place[1], p % 4 + place[2]) >= stage + channel)
                 return DYNENC_NOT_CAUSAL;
@@ -145,17 +142,15 @@ static int64_t add_network(Coder *coder, int32_t stage, int32_t channel, const i
 }
 
 /* Check and pack the tables of frequencies, counts [tables, columns]. */
-static int64_t add_tables(Coder *coder, int32_t lattice, const Header *header,
-                          const int32_t *counts) {
+static int64_t add_tables(Coder *coder, const Header *header, const int32_t *counts) {
     char *memory = (char *)coder;
-    Tables *tables = &coder->tables[lattice];
     coder->columns = header->columns;
     coder->scales = header->tables / VARIANTS;
     coder->radius = header->columns / 2 - 1;
     for (int32_t table = 0; table < header->tables; table++) {
         const int32_t *row = counts + (int64_t)table * header->columns;
-        Slot *slots = (Slot *)(memory + tables->slots_at) + (int64_t)table * header->columns;
-        uint8_t *starts = (uint8_t *)(memory + tables->starts_at) + 256LL * table;
+        Slot *slots = (Slot *)(memory + coder->slots_at) + (int64_t)table * header->columns;
+        uint8_t *starts = (uint8_t *)(memory + coder->starts_at) + 256LL * table;
         int32_t left = 0, start = 0;
         int64_t seen = 0, squares = 0;
         for (int32_t column = 0; column < header->columns; column++) {
@@ -175,7 +170,7 @@ static int64_t add_tables(Coder *coder, int32_t lattice, const Header *header,
             return DYNENC_BAD_COUNTS;
         if (table % VARIANTS == 0) {
             const double variance = (double)squares / (double)(seen > 1 ? seen : 1);
-            tables->variances[table / VARIANTS] = (float)(variance < 0.1 ? 0.1 : variance);
+            coder->variances[table / VARIANTS] = (float)(variance < 0.1 ? 0.1 : variance);
         }
     }
     return 0;
@@ -194,15 +189,14 @@ int64_t dynenc_coder_init(void *memory, int64_t size, const int32_t *tensors, in
         return DYNENC_TOO_SMALL;
     memset(memory, 0, (size_t)needed);
     plan(coder, &header, tensors, length);
-    const int32_t *at = tensors + DYNENC_CODER_HEADER;
+    const int32_t *at = tensors + DYNENC_HEADER(header.channels);
     int64_t error = 0;
-    for (int32_t i = 0; i < NETWORKS && !error; i++)
-        error = add_network(coder, i / CHANNELS, i % CHANNELS, &at);
-    coder->lattices = header.lattices;
-    for (int32_t lattice = 0; lattice < header.lattices && !error; lattice++) {
-        error = add_tables(coder, lattice, &header, at);
-        at += (int64_t)header.tables * header.columns;
-    }
+    coder->channels = header.channels;
+    for (int32_t i = 0; i < STAGES * header.channels && !error; i++)
+        error = add_network(coder, i / header.channels, i % header.channels, &at);
+    if (!error)
+        error = add_tables(coder, &header, at);
+    at += (int64_t)header.tables * header.columns;
     for (int32_t i = 1; i < header.thresholds && !error; i++)
         if (at[i] < at[i - 1])
             error = DYNENC_BAD_SHAPE;

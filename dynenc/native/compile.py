@@ -1,8 +1,8 @@
 """Compile the C of this folder to the shared library that `kernel.py` loads.
 
-`python -m dynenc.native.compile` does so in a checkout; the build hook, for a wheel. The compiler is
-`$CC`, or else `cc`, `gcc` or `clang`, or else the one in the PyPI package ziglang. This file imports
-nothing but the standard library, as the build hook runs it before dynenc is installed.
+`python -m dynenc.native.compile` does so in a checkout; the build hook, for a wheel. The compiler
+is `$CC`, or else `cc`, `gcc` or `clang`, or else the one in the PyPI package ziglang. This file
+imports nothing but the standard library, as the build hook runs it before dynenc is installed.
 """
 
 import importlib.util

@@ -2,32 +2,6 @@
 #include "job.h"
 #include "range_coder.h"
 
-/* Find the contexts of a plane's symbols; job->outputs are the plane's, job->states those before
- * it. */
-static void find_contexts(Job *job, const Plane *plane) {
-    const int32_t rows = rows_of(&job->grid, plane), columns = columns_of(&job->grid, plane);
-    Contexts *contexts = &job->contexts;
-    contexts->count = 0;
-    for (int32_t y = 0; y < rows; y++) {
-        const int64_t row = y * job->grid.stride;
-        const int32_t *expected = job->outputs + row;
-        const int32_t *scale = expected + job->output_stride;
-        const int32_t *activity = scale + job->output_stride;
-        for (int32_t x = 0; x < columns; x++) {
-            const int64_t i = contexts->count++;
-            const int32_t shift = job->states[row + x] & 1;
-            const int32_t eighths = eighths_of(job, expected[x]) - FRACTIONS / 2 * shift;
-            const int32_t centre = (eighths + FRACTIONS / 2) >> 3;
-            const int32_t fraction = eighths - FRACTIONS * centre; /* -4..3 */
-            const int32_t folded = fraction < 0;
-            contexts->tables[i] = (uint8_t)(scale_of(job, scale[x], activity[x]) * VARIANTS +
-                                         (folded ? -fraction : fraction));
-            contexts->expected[i] = 2 * centre + folded;
-            contexts->places[i] = place_of(&job->grid, plane, y, x);
-        }
-    }
-}
-
 /* Sort the plane's symbols by table; ends[t] becomes the end of table t's symbols among the sorted. */
 static void sort_by_table(Contexts *contexts, int64_t ends[256]) {
     int64_t counts[256] = {0};
@@ -44,7 +18,7 @@ static void sort_by_table(Contexts *contexts, int64_t ends[256]) {
 /* Write the symbols of a plane, table by table, then those that have no place in the tables. */
 static void write_plane(Job *job, Writer *writer, const int32_t *symbols) {
     const Coder *coder = job->coder;
-    const Slot *slots = (const Slot *)((const char *)coder + coder->tables[job->lattice].slots_at);
+    const Slot *slots = (const Slot *)((const char *)coder + coder->slots_at);
     Contexts *contexts = &job->contexts;
     const int32_t radius = coder->radius;
     int64_t ends[256], escapes = 0;
@@ -72,8 +46,8 @@ static void write_plane(Job *job, Writer *writer, const int32_t *symbols) {
 /* Read the symbols of a plane; returns 0 or an error. */
 static int64_t read_plane(Job *job, Reader *reader, int32_t *symbols) {
     const Coder *coder = job->coder;
-    const Slot *slots = (const Slot *)((const char *)coder + coder->tables[job->lattice].slots_at);
-    const uint8_t *starts = (const uint8_t *)coder + coder->tables[job->lattice].starts_at;
+    const Slot *slots = (const Slot *)((const char *)coder + coder->slots_at);
+    const uint8_t *starts = (const uint8_t *)coder + coder->starts_at;
     Contexts *contexts = &job->contexts;
     const int32_t radius = coder->radius;
     int64_t ends[256], escapes = 0;
@@ -115,43 +89,30 @@ static int64_t read_plane(Job *job, Reader *reader, int32_t *symbols) {
 /* Code all symbols, plane by plane: read if there is a reader, or else written. Returns 0 or an
  * error. */
 static int64_t code(Job *job, Writer *writer, Reader *reader, int32_t *symbols) {
-    for (int32_t pass = 0; pass < PASSES; pass++) {
-        Plane planes[LARGEST_PASS];
-        const int32_t count = dynenc_planes_of(pass, planes);
-        for (const Plane *plane = planes; plane < planes + count; plane++) {
-            dynenc_run_network(job, plane);
-            find_contexts(job, plane);
-            if (reader) {
-                const int64_t error = read_plane(job, reader, symbols);
-                if (error)
-                    return error;
-            } else {
-                write_plane(job, writer, symbols);
-            }
-            dynenc_leave_plane(job, plane, symbols, NULL);
+    Plane planes[MAX_PLANES];
+    const int32_t count = dynenc_planes(job, planes);
+    for (const Plane *plane = planes; plane < planes + count; plane++) {
+        dynenc_run_network(job, plane);
+        dynenc_find_contexts(job, plane);
+        if (reader) {
+            const int64_t error = read_plane(job, reader, symbols);
+            if (error)
+                return error;
+        } else {
+            write_plane(job, writer, symbols);
         }
+        dynenc_leave_plane(job, plane, symbols, NULL);
     }
     return 0;
 }
 
-static int32_t are_symbols(const int32_t *symbols, int32_t height, int32_t width) {
-    int32_t outside = 0;
-    for (int64_t i = 0; i < (int64_t)CHANNELS * height * width; i++)
-        outside |= symbols[i] < -LIMIT || symbols[i] > LIMIT;
-    return !outside;
-}
-
-int64_t dynenc_encode(const void *coder, int32_t path, int32_t lattice, const int32_t *symbols, int32_t height,
-                      int32_t width, int32_t step_q, void *workspace, int64_t workspace_size,
-                      uint8_t *payload, int64_t capacity) {
+int64_t dynenc_encode(const dynenc_call *call, const int32_t *symbols, uint8_t *payload,
+                      int64_t capacity) {
     Job job;
-    const int64_t error =
-        dynenc_start(&job, coder, path, lattice, height, width, step_q, workspace, workspace_size);
+    const int64_t error = dynenc_start(&job, call);
     if (error)
         return error;
-    if (!symbols || !payload || capacity < 0)
-        return DYNENC_BAD_ARGUMENT;
-    if (!are_symbols(symbols, height, width))
+    if (!job.coder || !payload || capacity < 0 || !dynenc_are_symbols(&job, symbols))
         return DYNENC_BAD_ARGUMENT;
     dynenc_enter_all(&job, symbols, NULL);
     Writer writer = {.range = UINT64_MAX, .words = payload, .capacity = capacity / 4};
@@ -160,15 +121,13 @@ int64_t dynenc_encode(const void *coder, int32_t path, int32_t lattice, const in
     return writer.overflow ? DYNENC_TOO_SMALL : 4 * writer.count;
 }
 
-int64_t dynenc_decode(const void *coder, int32_t path, int32_t lattice, const uint8_t *payload, int64_t length,
-                      int32_t height, int32_t width, int32_t step_q, void *workspace,
-                      int64_t workspace_size, int32_t *symbols) {
+int64_t dynenc_decode(const dynenc_call *call, const uint8_t *payload, int64_t length,
+                      int32_t *symbols) {
     Job job;
-    const int64_t error =
-        dynenc_start(&job, coder, path, lattice, height, width, step_q, workspace, workspace_size);
+    const int64_t error = dynenc_start(&job, call);
     if (error)
         return error;
-    if (!payload || !symbols || length < 0)
+    if (!job.coder || !payload || length < 0 || !symbols)
         return DYNENC_BAD_ARGUMENT;
     if (length % 4)
         return DYNENC_CORRUPT;
@@ -177,14 +136,12 @@ int64_t dynenc_decode(const void *coder, int32_t path, int32_t lattice, const ui
     return corrupt ? corrupt : is_finished(&reader) ? 0 : DYNENC_CORRUPT;
 }
 
-int64_t dynenc_points(const void *coder, int32_t lattice, const int32_t *symbols, int32_t height, int32_t width,
-                      void *workspace, int64_t workspace_size, int32_t *points) {
+int64_t dynenc_points(const dynenc_call *call, const int32_t *symbols, int32_t *points) {
     Job job;
-    const int64_t error =
-        dynenc_start(&job, coder, DYNENC_PORTABLE, lattice, height, width, 1, workspace, workspace_size);
+    const int64_t error = dynenc_start(&job, call);
     if (error)
         return error;
-    if (!symbols || !points || !are_symbols(symbols, height, width))
+    if (!points || !dynenc_are_symbols(&job, symbols))
         return DYNENC_BAD_ARGUMENT;
     dynenc_enter_all(&job, symbols, points);
     return 0;

@@ -33,7 +33,7 @@ def platform_tag() -> str:
     return tag.replace("-", "_").replace(".", "_")
 
 
-class NativeBuildHook(BuildHookInterface):
+class NativeBuildHook(BuildHookInterface):  # type: ignore[misc]  # hatchling is not here then
     """Compiles the library into the source tree, from where the wheel takes it."""
 
     PLUGIN_NAME = "custom"

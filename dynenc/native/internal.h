@@ -9,18 +9,16 @@
 #include "dynenc.h"
 
 enum {
-    CHANNELS = 4,
+    MAX_CHANNELS = 16,
     STAGES = 6,
-    PASSES = STAGES + CHANNELS - 1,
-    NETWORKS = STAGES * CHANNELS,
-    PLANES = 16 * CHANNELS,
+    MAX_PLANES = 16 * MAX_CHANNELS,
+    FARTHEST = 4,       /* rows or columns to a neighbour */
     LIMIT = 32767,      /* largest magnitude of a symbol */
     MAX_VALUE = 1023,   /* largest magnitude of a value and of a unit, in 1/128 */
     MAX_SIDE = 8192,    /* latents */
     MAX_INPUTS = 128,   /* of a network; as many hidden and middle units at most */
     MAX_OUTPUT = 1 << 24,
     STATES = 8,         /* of the trellis */
-    PLAIN = 0, TRELLIS = 1, LATTICES = 2,
     FRACTIONS = 8,      /* places of the expected symbol within a step */
     VARIANTS = FRACTIONS / 2 + 1, /* tables of a scale, as signs are folded */
     MAX_SCALES = 51,    /* so that a table's number fits one byte */
@@ -45,19 +43,14 @@ typedef struct {
     uint16_t left, count; /* a symbol's frequencies before it, and its own, of 65536 */
 } Slot;
 
-/* The tables of frequencies for the symbols of one lattice. */
-typedef struct {
-    int64_t slots_at;                 /* Slot [tables, columns] */
-    int64_t starts_at;                /* uint8 [tables, 256]: the symbol of every 256th quantile */
-    float variances[MAX_SCALES + 1];  /* of the residuals of a scale, in squared steps */
-} Tables;
-
 typedef struct {
     uint64_t size;
-    int32_t scales, columns, radius, lattices; /* lattices: 1, or 2 with the trellis' */
-    Network networks[STAGES][CHANNELS];
-    Tables tables[LATTICES];
+    int32_t channels, scales, columns, radius;
+    Network networks[STAGES][MAX_CHANNELS];
+    float variances[MAX_SCALES + 1];  /* of the residuals of a scale, in squared steps */
     int64_t levels_at;                /* uint8 [LEVELS] */
+    int64_t slots_at;                 /* Slot [tables, columns] */
+    int64_t starts_at;                /* uint8 [tables, 256]: the symbol of every 256th quantile */
 } Coder;
 
 /* The trellis, Ungerboeck's code of 8 states with the parity-check polynomials 13 and 4 (octal): the
@@ -80,20 +73,25 @@ typedef struct {
     int64_t starts[MAX_INPUTS];                /* in the values, of every input */
 } NetworkCall;
 
-/* One stretch of the trellis search: PATHS paths of 64 places. */
+/* One stretch of the trellis search: PATHS paths of one place in each plane. */
 enum { PATHS = 64 };
 typedef struct {
-    float targets[PLANES][PATHS], weights[PLANES][PATHS]; /* weight 0: not coded, symbol 0 */
-    int32_t second[PLANES][PATHS]; /* bit s: state s was reached from the second state before it */
+    int32_t places;
+    float targets[MAX_PLANES][PATHS], weights[MAX_PLANES][PATHS]; /* weight 0: not coded */
+    int32_t second[MAX_PLANES][PATHS]; /* bit s: state s was reached from the second before it */
     float totals[2][STATES][PATHS];
 } Search;
 
 typedef void RunNetwork(const NetworkCall *call, const int16_t *values, int64_t count,
                         int32_t *outputs, int64_t stride);
 typedef void RunSearch(Search *search);
+enum { GRADIENT_TILE = 16 };
+typedef void AddGradient(const NetworkCall *call, const int16_t *values, int64_t at,
+                         const float by_output[3][GRADIENT_TILE], float *gradient);
 typedef struct {
     RunNetwork *run_network;
     RunSearch *run_search;
+    AddGradient *add_gradient;
 } Kernels;
 
 /* The kernels of an instruction set; null pointers if it is not there. */

@@ -12,14 +12,14 @@ static const uint8_t PLACES[STAGES][4][2] = {
 };
 static const uint8_t PLACE_COUNTS[STAGES] = {1, 1, 2, 4, 4, 4};
 
-static Grid grid_of(int32_t height, int32_t width) {
-    Grid grid = {.height = height, .width = width};
+static Grid grid_of(int32_t channels, int32_t height, int32_t width) {
+    Grid grid = {.channels = channels, .height = height, .width = width};
     grid.rows = (height + 3) / 4;
     grid.columns = (width + 3) / 4;
     grid.stride = grid.columns + 1;
     grid.plane = (grid.rows + 2) * grid.stride;
     grid.window = grid.rows * grid.stride;
-    grid.length = PLANES * grid.plane + grid.stride + 2 + SLACK;
+    grid.length = 16 * channels * grid.plane + grid.stride + 2 + SLACK;
     return grid;
 }
 
@@ -40,47 +40,53 @@ static int64_t lay_out(Job *job, char *workspace) {
     job->values = carve(workspace, &used, grid->length * 2);
     job->outputs = carve(workspace, &used, 3 * 4 * job->output_stride);
     job->states = carve(workspace, &used, grid->window);
-    int64_t searching = used;
+    int64_t searching = used, backwards = used;
     job->contexts.tables = carve(workspace, &used, blocks);
     job->contexts.coded = carve(workspace, &used, blocks);
     job->contexts.expected = carve(workspace, &used, 4 * blocks);
     job->contexts.places = carve(workspace, &used, 4 * blocks);
     job->contexts.sorted = carve(workspace, &used, 4 * blocks);
-    job->targets = carve(workspace, &searching, 4 * PLANES * blocks);
-    job->weights = carve(workspace, &searching, 4 * PLANES * blocks);
+    job->targets = carve(workspace, &searching, 4 * 16 * grid->channels * blocks);
+    job->weights = carve(workspace, &searching, 4 * 16 * grid->channels * blocks);
     job->search = carve(workspace, &searching, sizeof(Search));
-    return used > searching ? used : searching;
+    job->gradient = carve(workspace, &backwards, grid->length * 4);
+    used = used > searching ? used : searching;
+    return used > backwards ? used : backwards;
 }
 
-int64_t dynenc_workspace_size(int32_t height, int32_t width) {
-    if (height < 1 || height > MAX_SIDE || width < 1 || width > MAX_SIDE)
+int64_t dynenc_workspace_size(int32_t channels, int32_t height, int32_t width) {
+    if (channels < 1 || channels > MAX_CHANNELS || height < 1 || height > MAX_SIDE || width < 1 ||
+        width > MAX_SIDE)
         return DYNENC_BAD_ARGUMENT;
-    Job job = {.grid = grid_of(height, width)};
+    Job job = {.grid = grid_of(channels, height, width)};
     return lay_out(&job, NULL);
 }
 
-int64_t dynenc_start(Job *job, const void *coder, int32_t path, int32_t lattice, int32_t height,
-                     int32_t width, int32_t step_q, void *workspace, int64_t workspace_size) {
-    const int64_t needed = dynenc_workspace_size(height, width);
+int64_t dynenc_start(Job *job, const dynenc_call *call) {
+    if (!call)
+        return DYNENC_BAD_ARGUMENT;
+    const int64_t needed = dynenc_workspace_size(call->channels, call->height, call->width);
     if (needed < 0)
         return needed;
-    if (!coder || !workspace || (uintptr_t)workspace % ALIGNMENT || step_q < 1 || step_q > 65535)
+    if (!call->workspace || (uintptr_t)call->workspace % ALIGNMENT || call->step_q < 1 ||
+        call->step_q > 65535 || call->lattice < DYNENC_PLAIN || call->lattice > DYNENC_TRELLIS)
         return DYNENC_BAD_ARGUMENT;
-    if (workspace_size < needed)
+    if (call->workspace_size < needed)
         return DYNENC_TOO_SMALL;
-    *job = (Job){.coder = coder, .kernels = dynenc_kernels(path), .lattice = lattice};
-    job->step_q = step_q;
-    if (!job->kernels.run_network || lattice < 0 || lattice >= job->coder->lattices)
+    *job = (Job){.coder = call->coder, .kernels = dynenc_kernels(call->path)};
+    job->lattice = call->lattice;
+    job->step_q = call->step_q;
+    if (!job->kernels.run_network || (job->coder && job->coder->channels != call->channels))
         return DYNENC_BAD_ARGUMENT;
-    job->grid = grid_of(height, width);
-    lay_out(job, workspace);
+    job->grid = grid_of(call->channels, call->height, call->width);
+    lay_out(job, call->workspace);
     memset(job->values, 0, (size_t)job->grid.length * 2);
     memset(job->states, 0, (size_t)job->grid.window);
-    const int32_t level = level_of(coder, step_q);
+    const int32_t level = job->coder ? level_of(job->coder, job->step_q) : 0;
     job->level = clamp32(level, FIRST_LEVEL, LAST_LEVEL);
     job->octave_shift = job->level - level;
     /* exact, as numerators are below 2^26 (Granlund and Montgomery, 1994) */
-    const uint64_t divisor = 16u * (uint64_t)step_q;
+    const uint64_t divisor = 16u * (uint64_t)job->step_q;
     job->inverse_bits = 26;
     while (divisor >> (job->inverse_bits - 26))
         job->inverse_bits++;
@@ -88,17 +94,27 @@ int64_t dynenc_start(Job *job, const void *coder, int32_t path, int32_t lattice,
     return 0;
 }
 
-int32_t dynenc_planes_of(int32_t pass, Plane planes[LARGEST_PASS]) {
+int32_t dynenc_planes(const Job *job, Plane planes[MAX_PLANES]) {
+    const int32_t channels = job->grid.channels;
     int32_t count = 0;
-    for (int32_t channel = 0; channel < CHANNELS; channel++) {
-        const int32_t stage = pass - channel;
-        for (int32_t i = 0; stage >= 0 && stage < STAGES && i < PLACE_COUNTS[stage]; i++)
-            planes[count++] = (Plane){stage, channel, PLACES[stage][i][0], PLACES[stage][i][1]};
-    }
+    for (int32_t pass = 0; pass < STAGES + channels - 1; pass++)
+        for (int32_t channel = 0; channel < channels; channel++) {
+            const int32_t stage = pass - channel;
+            for (int32_t i = 0; stage >= 0 && stage < STAGES && i < PLACE_COUNTS[stage]; i++)
+                planes[count++] = (Plane){stage, channel, PLACES[stage][i][0], PLACES[stage][i][1]};
+        }
     return count;
 }
 
-void dynenc_run_network(Job *job, const Plane *plane) {
+int32_t dynenc_are_symbols(const Job *job, const int32_t *symbols) {
+    const Grid *grid = &job->grid;
+    int32_t outside = !symbols;
+    for (int64_t i = 0; symbols && i < (int64_t)grid->channels * grid->height * grid->width; i++)
+        outside |= symbols[i] < -LIMIT || symbols[i] > LIMIT;
+    return !outside;
+}
+
+NetworkCall dynenc_network_call(const Job *job, const Plane *plane) {
     const char *memory = (const char *)job->coder;
     const Network *network = &job->coder->networks[plane->stage][plane->channel];
     const int32_t *bias = (const int32_t *)(memory + network->bias_at);
@@ -119,6 +135,11 @@ void dynenc_run_network(Job *job, const Plane *plane) {
         call.starts[i] =
             start_of(&job->grid, place[0], plane->row + place[1], plane->column + place[2]);
     }
+    return call;
+}
+
+void dynenc_run_network(Job *job, const Plane *plane) {
+    const NetworkCall call = dynenc_network_call(job, plane);
     const int64_t count = rows_of(&job->grid, plane) * job->grid.stride;
     job->kernels.run_network(&call, job->values, count, job->outputs, job->output_stride);
 }
@@ -132,7 +153,7 @@ static inline int32_t value_of(int32_t point, int32_t step_q) {
 
 void dynenc_leave_plane(Job *job, const Plane *plane, const int32_t *symbols, int32_t *points) {
     static const uint8_t plain[STATES][2] = {{0}};
-    const uint8_t(*next)[2] = job->lattice == TRELLIS ? NEXT_STATE : plain;
+    const uint8_t(*next)[2] = job->lattice == DYNENC_TRELLIS ? NEXT_STATE : plain;
     const Grid *grid = &job->grid;
     const int32_t rows = rows_of(grid, plane), columns = columns_of(grid, plane);
     const int64_t first = start_of(grid, plane->channel, plane->row, plane->column);
@@ -154,11 +175,33 @@ void dynenc_leave_plane(Job *job, const Plane *plane, const int32_t *symbols, in
 }
 
 void dynenc_enter_all(Job *job, const int32_t *symbols, int32_t *points) {
-    for (int32_t pass = 0; pass < PASSES; pass++) {
-        Plane planes[LARGEST_PASS];
-        const int32_t count = dynenc_planes_of(pass, planes);
-        for (int32_t i = 0; i < count; i++)
-            dynenc_leave_plane(job, &planes[i], symbols, points);
-    }
+    Plane planes[MAX_PLANES];
+    const int32_t count = dynenc_planes(job, planes);
+    for (const Plane *plane = planes; plane < planes + count; plane++)
+        dynenc_leave_plane(job, plane, symbols, points);
     memset(job->states, 0, (size_t)job->grid.window);
+}
+
+void dynenc_find_contexts(Job *job, const Plane *plane) {
+    const int32_t rows = rows_of(&job->grid, plane), columns = columns_of(&job->grid, plane);
+    Contexts *contexts = &job->contexts;
+    contexts->count = 0;
+    for (int32_t y = 0; y < rows; y++) {
+        const int64_t row = y * job->grid.stride;
+        const int32_t *expected = job->outputs + row;
+        const int32_t *scale = expected + job->output_stride;
+        const int32_t *activity = scale + job->output_stride;
+        for (int32_t x = 0; x < columns; x++) {
+            const int64_t i = contexts->count++;
+            const int32_t shift = job->states[row + x] & 1;
+            const int32_t eighths = eighths_of(job, expected[x]) - FRACTIONS / 2 * shift;
+            const int32_t centre = (eighths + FRACTIONS / 2) >> 3;
+            const int32_t fraction = eighths - FRACTIONS * centre; /* -4..3 */
+            const int32_t folded = fraction < 0;
+            contexts->tables[i] = (uint8_t)(scale_of(job, scale[x], activity[x]) * VARIANTS +
+                                         (folded ? -fraction : fraction));
+            contexts->expected[i] = 2 * centre + folded;
+            contexts->places[i] = place_of(&job->grid, plane, y, x);
+        }
+    }
 }

@@ -5,14 +5,14 @@
 #include "internal.h"
 
 enum {
-    LARGEST_PASS = 16, /* planes of a pass at most */
     ALIGNMENT = 64,
 };
 
 /* Where the values of latents stand: 64 planes by (channel, row % 4, column % 4), a column of zeros
  * between rows and a row of zeros between planes. */
 typedef struct {
-    int32_t height, width, rows, columns; /* of the latents; of a plane */
+    int32_t channels, height, width;
+    int32_t rows, columns;                /* of a plane */
     int64_t stride, plane, window;        /* of a row; of a plane; values of one with its zeros */
     int64_t length;                       /* of all planes, with what a tile may read after them */
 } Grid;
@@ -41,20 +41,26 @@ typedef struct {
     int16_t *values;                     /* [grid.length], 1/128 */
     int32_t *outputs;                    /* [3, output_stride], of one plane */
     int64_t output_stride;
-    int32_t lattice;                     /* PLAIN or TRELLIS */
-    uint8_t *states;                     /* [grid.window], of each block's path; PLAIN: all 0 */
+    int32_t lattice;                     /* enum dynenc_lattice */
+    uint8_t *states;                     /* [grid.window], of each block's path; plain: all 0 */
     Contexts contexts;                   /* of the plane that is coded */
-    float *targets, *weights;            /* [PLANES, rows * columns], of the search */
+    float *targets, *weights;            /* [planes, rows * columns], of the search */
     Search *search;
+    float *gradient;                     /* [grid.length], by the values */
 } Job;
 
 /* Check the arguments that all calls share, and set up a job with zeroed values and states. Returns
  * 0 or an error. */
-int64_t dynenc_start(Job *job, const void *coder, int32_t path, int32_t lattice, int32_t height,
-                     int32_t width, int32_t step_q, void *workspace, int64_t workspace_size);
+int64_t dynenc_start(Job *job, const dynenc_call *call);
 
-/* The planes of a pass, in the order of the format; returns how many. */
-int32_t dynenc_planes_of(int32_t pass, Plane planes[LARGEST_PASS]);
+/* Whether there are symbols, and all are in -LIMIT..LIMIT. */
+int32_t dynenc_are_symbols(const Job *job, const int32_t *symbols);
+
+/* All planes, in the order of the format; returns how many. */
+int32_t dynenc_planes(const Job *job, Plane planes[MAX_PLANES]);
+
+/* The weights of a plane's network, its biases at the step's level, and where its inputs are. */
+NetworkCall dynenc_network_call(const Job *job, const Plane *plane);
 
 /* Compute a plane's network at all its places, into job->outputs. */
 void dynenc_run_network(Job *job, const Plane *plane);
@@ -92,6 +98,10 @@ static inline uint32_t place_of(const Grid *grid, const Plane *plane, int32_t y,
 static inline int32_t level_of(const Coder *coder, int32_t number) {
     return ((const uint8_t *)coder)[coder->levels_at + number];
 }
+
+/* Find the contexts of a plane's symbols; job->outputs are the plane's, job->states those before it.
+ */
+void dynenc_find_contexts(Job *job, const Plane *plane);
 
 /* The expected point in eighths of a step: floor((output + 8 step_q) / (16 step_q)), |output| below
  * 2^24. */

@@ -14,6 +14,12 @@ static ALWAYS_INLINE float to_nearest(float value) {
     return value - 2.0f * ((value * 0.5f + magic) - magic);
 }
 
+/* The weight of one input in packed pairs, `block` rows together. */
+static ALWAYS_INLINE float weight_of(const int32_t *layer, int block, int pairs, int row, int column) {
+    const int32_t pair = layer[(row / block * pairs + column / 2) * block + row % block];
+    return (float)(column % 2 ? pair >> 16 : (int16_t)(pair & 0xffff));
+}
+
 /* Any processor: vectors as the compiler makes them. */
 #define PATH(name) name##_portable
 #define TARGET
@@ -171,21 +177,21 @@ static ALWAYS_INLINE void gather_neon(int16_t *p, const int16_t *a, const int16_
 Kernels dynenc_kernels(int32_t path) {
     switch (dynenc_has_path(path) ? path : -1) {
     case DYNENC_PORTABLE:
-        return (Kernels){run_network_portable, run_search_portable};
+        return (Kernels){run_network_portable, run_search_portable, add_gradient_portable};
 #if defined(__x86_64__)
     case DYNENC_SSE2:
-        return (Kernels){run_network_sse2, run_search_sse2};
+        return (Kernels){run_network_sse2, run_search_sse2, add_gradient_sse2};
     case DYNENC_AVX2:
-        return (Kernels){run_network_avx2, run_search_avx2};
+        return (Kernels){run_network_avx2, run_search_avx2, add_gradient_avx2};
     case DYNENC_AVX512:
-        return (Kernels){run_network_avx512, run_search_avx512};
+        return (Kernels){run_network_avx512, run_search_avx512, add_gradient_avx512};
 #endif
 #if defined(__aarch64__)
     case DYNENC_NEON:
-        return (Kernels){run_network_neon, run_search_neon};
+        return (Kernels){run_network_neon, run_search_neon, add_gradient_neon};
 #endif
     default:
-        return (Kernels){NULL, NULL};
+        return (Kernels){NULL, NULL, NULL};
     }
 }
 

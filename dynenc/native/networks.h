@@ -84,13 +84,13 @@ TARGET static void PATH(run_network)(const NetworkCall *call, const int16_t *val
     }
 }
 
-/* Viterbi's algorithm, forwards: fills `second` and leaves the last totals in totals[0]. */
+/* Viterbi's algorithm, forwards: fills `second` and leaves the last totals in totals[0], as places are even. */
 TARGET static void PATH(run_search)(Search *search) {
     const float forbidden = 1e9f;
     for (int state = 0; state < STATES; state++)
         for (int path = 0; path < PATHS; path++)
             search->totals[0][state][path] = state ? forbidden : 0.0f;
-    for (int place = 0; place < PLANES; place++) {
+    for (int place = 0; place < search->places; place++) {
         float costs[4][PATHS];
         const float *targets = search->targets[place], *weights = search->weights[place];
         int32_t *second = search->second[place];
@@ -116,4 +116,81 @@ TARGET static void PATH(run_search)(Search *search) {
             }
         }
     }
+}
+
+/* sums[lane] += factor * x[lane] */
+TARGET static ALWAYS_INLINE void PATH(add_times)(float *sums, float factor, const float *x) {
+    for (int lane = 0; lane < GRADIENT_TILE; lane++)
+        sums[lane] += factor * x[lane];
+}
+
+/* Units of a layer in floats, in which their sums are exact: [n_inputs] -> [n]. */
+TARGET static void PATH(float_layer)(float (*units)[GRADIENT_TILE], int n, const int32_t *weights,
+                                     const int32_t *bias, int pairs,
+                                     const float (*inputs)[GRADIENT_TILE], int n_inputs) {
+    for (int unit = 0; unit < n; unit++) {
+        for (int lane = 0; lane < GRADIENT_TILE; lane++)
+            units[unit][lane] = (float)bias[unit];
+        for (int input = 0; input < n_inputs; input++)
+            PATH(add_times)(units[unit], weight_of(weights, 8, pairs, unit, input), inputs[input]);
+        for (int lane = 0; lane < GRADIENT_TILE; lane++) {
+            const int32_t sum = (int32_t)units[unit][lane] >> 10;
+            units[unit][lane] = (float)(sum < 0 ? 0 : sum > MAX_VALUE ? MAX_VALUE : sum);
+        }
+    }
+}
+
+/* Backpropagate through a layer: the gradient by its units, from those by its `above` outputs; it is
+ * that of the sums before saturation. `by_units` [n] begins as what other layers add. */
+TARGET static void PATH(float_back)(float (*by_units)[GRADIENT_TILE], int n,
+                                    const int32_t *weights, int pairs,
+                                    const float (*by_above)[GRADIENT_TILE], int above) {
+    for (int unit = 0; unit < n; unit++)
+        for (int other = 0; other < above; other++)
+            PATH(add_times)(by_units[unit], weight_of(weights, 8, pairs, other, unit) / 1024.0f,
+                            by_above[other]);
+}
+
+/* Backpropagate a network at GRADIENT_TILE places from values[starts[i] + at]: the gradient by its
+ * outputs [3, GRADIENT_TILE] is added as that by its inputs to gradient, which is as the values. */
+TARGET static void PATH(add_gradient)(const NetworkCall *call, const int16_t *values, int64_t at,
+                                      const float by_output[3][GRADIENT_TILE], float *gradient) {
+    const Network *network = call->network;
+    const int n_inputs = network->inputs, n_hidden = network->hidden, n_middle = network->middle;
+    float inputs[MAX_INPUTS][GRADIENT_TILE], by_inputs[MAX_INPUTS][GRADIENT_TILE] = {{0}};
+    float hidden[MAX_INPUTS][GRADIENT_TILE], by_hidden[MAX_INPUTS][GRADIENT_TILE] = {{0}};
+    float middle[MAX_INPUTS][GRADIENT_TILE], by_middle[MAX_INPUTS][GRADIENT_TILE] = {{0}};
+    for (int input = 0; input < n_inputs; input++)
+        for (int lane = 0; lane < GRADIENT_TILE; lane++)
+            inputs[input][lane] = (float)values[call->starts[input] + at + lane];
+    PATH(float_layer)(hidden, n_hidden, call->hidden_weights, call->bias, network->input_pairs,
+                      (const float(*)[GRADIENT_TILE])inputs, n_inputs);
+    PATH(float_layer)(middle, n_middle, call->middle_weights,
+                      call->bias + 2 * network->hidden_pairs, network->hidden_pairs,
+                      (const float(*)[GRADIENT_TILE])hidden, n_hidden);
+    const int first_hidden = 2 * network->input_pairs;
+    const int first_middle = first_hidden + 2 * network->hidden_pairs;
+    for (int row = 0; row < 3; row++) {
+        const int32_t *weights = call->output_weights;
+        for (int i = 0; i < n_inputs; i++)
+            PATH(add_times)(by_inputs[i], weight_of(weights, 4, 0, row, i), by_output[row]);
+        for (int i = 0; i < n_hidden; i++)
+            PATH(add_times)(by_hidden[i], weight_of(weights, 4, 0, row, first_hidden + i),
+                            by_output[row]);
+        for (int i = 0; i < n_middle; i++)
+            PATH(add_times)(by_middle[i], weight_of(weights, 4, 0, row, first_middle + i),
+                            by_output[row]);
+    }
+    for (int i = 0; i < n_middle; i++)
+        for (int lane = 0; lane < GRADIENT_TILE; lane++)
+            by_middle[i][lane] *= middle[i][lane] > 0 && middle[i][lane] < MAX_VALUE ? 1.0f : 0.0f;
+    PATH(float_back)(by_hidden, n_hidden, call->middle_weights, network->hidden_pairs,
+                     (const float(*)[GRADIENT_TILE])by_middle, n_middle);
+    for (int i = 0; i < n_hidden; i++)
+        for (int lane = 0; lane < GRADIENT_TILE; lane++)
+            by_hidden[i][lane] *= hidden[i][lane] > 0 && hidden[i][lane] < MAX_VALUE ? 1.0f : 0.0f;
+    PATH(float_back)(by_inputs, n_inputs, call->hidden_weights, network->input_pairs,
+                     (const float(*)[GRADIENT_TILE])by_hidden, n_hidden);
+    for (int i = 0; i < n_inputs; i++)
+        PATH(add_times)(gradient + call->starts[i] + at, 1.0f, by_inputs[i]);
 }

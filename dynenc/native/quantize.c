@@ -3,7 +3,7 @@
 
 #include "job.h"
 
-static const float FARTHEST = (float)LIMIT + 0.5f; /* steps */
+static const float LARGEST = (float)LIMIT + 0.5f; /* steps */
 
 /* The nearest integer, ties to even, of a magnitude below 2^22. */
 static inline float nearest_integer(float value) {
@@ -18,27 +18,25 @@ static inline float clampf(float value, float low, float high) {
 /* A latent in steps; NaN counts as 0. */
 static inline float in_steps(float latent, float per_step) {
     latent *= per_step;
-    return latent != latent ? 0.0f : clampf(latent, -FARTHEST, FARTHEST);
+    return latent != latent ? 0.0f : clampf(latent, -LARGEST, LARGEST);
 }
 
 /* Enter the values of latents that are rounded to the nearest step. */
 static void enter_rounded(Job *job, const float *latents, float per_step) {
     const Grid *grid = &job->grid;
     const float step = (float)(job->step_q / 1024.0);
-    for (int32_t pass = 0; pass < PASSES; pass++) {
-        Plane planes[LARGEST_PASS];
-        const int32_t count = dynenc_planes_of(pass, planes);
-        for (const Plane *plane = planes; plane < planes + count; plane++) {
-            const int32_t rows = rows_of(grid, plane), columns = columns_of(grid, plane);
-            const int64_t first = start_of(grid, plane->channel, plane->row, plane->column);
-            for (int32_t y = 0; y < rows; y++) {
-                int16_t *values = job->values + first + y * grid->stride;
-                for (int32_t x = 0; x < columns; x++) {
-                    const float latent = latents[place_of(grid, plane, y, x)];
-                    const float decoded = nearest_integer(in_steps(latent, per_step)) * step;
-                    values[x] = (int16_t)nearest_integer(
-                        clampf(decoded * 128.0f, -(float)MAX_VALUE, (float)MAX_VALUE));
-                }
+    Plane planes[MAX_PLANES];
+    const int32_t count = dynenc_planes(job, planes);
+    for (const Plane *plane = planes; plane < planes + count; plane++) {
+        const int32_t rows = rows_of(grid, plane), columns = columns_of(grid, plane);
+        const int64_t first = start_of(grid, plane->channel, plane->row, plane->column);
+        for (int32_t y = 0; y < rows; y++) {
+            int16_t *values = job->values + first + y * grid->stride;
+            for (int32_t x = 0; x < columns; x++) {
+                const float latent = latents[place_of(grid, plane, y, x)];
+                const float decoded = nearest_integer(in_steps(latent, per_step)) * step;
+                values[x] = (int16_t)nearest_integer(
+                    clampf(decoded * 128.0f, -(float)MAX_VALUE, (float)MAX_VALUE));
             }
         }
     }
@@ -55,45 +53,43 @@ static void set_targets(Job *job, const float *latents, float per_step, double b
     const float bit_share = (float)(bit / (2.0 * 0.693147180559945309417)); /* 2 log(2) */
     if (bit > 0)
         enter_rounded(job, latents, per_step);
-    memset(job->weights, 0, 4 * PLANES * (size_t)blocks);
-    memset(job->targets, 0, 4 * PLANES * (size_t)blocks);
+    Plane planes[MAX_PLANES];
+    const int32_t count = dynenc_planes(job, planes);
+    memset(job->weights, 0, 4 * (size_t)(count * blocks));
+    memset(job->targets, 0, 4 * (size_t)(count * blocks));
     float *targets = job->targets, *weights = job->weights;
-    for (int32_t pass = 0; pass < PASSES; pass++) {
-        Plane planes[LARGEST_PASS];
-        const int32_t count = dynenc_planes_of(pass, planes);
-        for (const Plane *plane = planes; plane < planes + count; plane++) {
-            if (bit > 0)
-                dynenc_run_network(job, plane);
-            const int32_t rows = rows_of(grid, plane), columns = columns_of(grid, plane);
-            for (int32_t y = 0; y < rows; y++)
-                for (int32_t x = 0; x < columns; x++) {
-                    const int64_t block = (int64_t)y * grid->columns + x;
-                    const float latent = latents[place_of(grid, plane, y, x)];
-                    targets[block] = in_steps(latent, per_step);
-                    weights[block] = 1.0f;
-                    if (bit > 0) {
-                        const int32_t *output = job->outputs + y * grid->stride + x;
-                        const int32_t scale = scale_of(job, output[job->output_stride],
-                                                       output[2 * job->output_stride]);
-                        const float mean = (float)((double)output[0] * (double)per_output);
-                        const float share = bit_share / job->coder->tables[TRELLIS].variances[scale];
-                        targets[block] = (targets[block] + share * mean) / (1.0f + share);
-                        weights[block] = 1.0f + share;
-                    }
+    for (const Plane *plane = planes; plane < planes + count; plane++) {
+        if (bit > 0)
+            dynenc_run_network(job, plane);
+        const int32_t rows = rows_of(grid, plane), columns = columns_of(grid, plane);
+        for (int32_t y = 0; y < rows; y++)
+            for (int32_t x = 0; x < columns; x++) {
+                const int64_t block = (int64_t)y * grid->columns + x;
+                const float latent = in_steps(latents[place_of(grid, plane, y, x)], per_step);
+                targets[block] = latent;
+                weights[block] = 1.0f;
+                if (bit > 0) {
+                    const int32_t *output = job->outputs + y * grid->stride + x;
+                    const int32_t scale = scale_of(job, output[job->output_stride],
+                                                   output[2 * job->output_stride]);
+                    const float mean = (float)((double)output[0] * (double)per_output);
+                    const float share = bit_share / job->coder->variances[scale];
+                    targets[block] = (latent + share * mean) / (1.0f + share);
+                    weights[block] = 1.0f + share;
                 }
-            targets += blocks;
-            weights += blocks;
-        }
+            }
+        targets += blocks;
+        weights += blocks;
     }
 }
 
-/* Follow the best path of one column of a search backwards. */
-static void trace_back(const Search *search, int32_t path, int32_t found[PLANES]) {
+/* Follow the best path of one column of a search backwards; found: [search->places] symbols. */
+static void trace_back(const Search *search, int32_t path, int32_t *found) {
     int32_t state = 0;
     for (int32_t other = 1; other < STATES; other++)
         if (search->totals[0][other][path] < search->totals[0][state][path])
             state = other;
-    for (int32_t place = PLANES - 1; place >= 0; place--) {
+    for (int32_t place = search->places - 1; place >= 0; place--) {
         const int32_t second = search->second[place][path] >> state & 1;
         const int32_t branch = BRANCHES[second][state];
         const float target = search->targets[place][path], off = target - OFFSETS[branch];
@@ -110,18 +106,14 @@ static int32_t search_all(Job *job, int32_t *symbols) {
     const Grid *grid = &job->grid;
     const int64_t blocks = (int64_t)grid->rows * grid->columns;
     Search *search = job->search;
-    Plane planes[PLANES];
-    int32_t n_planes = 0, largest = 0;
-    for (int32_t pass = 0; pass < PASSES; pass++) {
-        Plane some[LARGEST_PASS];
-        const int32_t count = dynenc_planes_of(pass, some);
-        memcpy(planes + n_planes, some, (size_t)count * sizeof(Plane));
-        n_planes += count;
-    }
+    Plane planes[MAX_PLANES];
+    const int32_t n_planes = dynenc_planes(job, planes);
+    int32_t largest = 0;
     memset(search, 0, sizeof *search);
+    search->places = n_planes;
     for (int64_t first = 0; first < blocks; first += PATHS) {
         const int32_t count = (int32_t)(blocks - first < PATHS ? blocks - first : PATHS);
-        for (int32_t place = 0; place < PLANES; place++) {
+        for (int32_t place = 0; place < n_planes; place++) {
             memcpy(search->targets[place], job->targets + place * blocks + first,
                    4 * (size_t)count);
             memcpy(search->weights[place], job->weights + place * blocks + first,
@@ -129,11 +121,11 @@ static int32_t search_all(Job *job, int32_t *symbols) {
         }
         job->kernels.run_search(search);
         for (int32_t path = 0; path < count; path++) {
-            int32_t found[PLANES];
+            int32_t found[MAX_PLANES];
             trace_back(search, path, found);
             const int32_t y = (int32_t)((first + path) / grid->columns);
             const int32_t x = (int32_t)((first + path) % grid->columns);
-            for (int32_t place = 0; place < PLANES; place++) {
+            for (int32_t place = 0; place < n_planes; place++) {
                 const Plane *plane = &planes[place];
                 if (y >= rows_of(grid, plane) || x >= columns_of(grid, plane))
                     continue;
@@ -146,20 +138,19 @@ static int32_t search_all(Job *job, int32_t *symbols) {
     return largest;
 }
 
-int64_t dynenc_quantize(const void *coder, int32_t path, int32_t lattice,
-                        const float *latents, int32_t height,
-                        int32_t width, int32_t step_q, double bit, void *workspace,
-                        int64_t workspace_size, int32_t *symbols) {
+int64_t dynenc_quantize(const dynenc_call *call, const float *latents, double bit,
+                        int32_t *symbols) {
     Job job;
-    const int64_t error =
-        dynenc_start(&job, coder, path, lattice, height, width, step_q, workspace, workspace_size);
+    const int64_t error = dynenc_start(&job, call);
     if (error)
         return error;
-    if (!latents || !symbols || !(bit >= 0.0 && bit < 1e6))
+    const int32_t plain = job.lattice == DYNENC_PLAIN;
+    if (!latents || !symbols || !(bit >= 0.0 && bit < 1e6) || !(job.coder || plain || bit == 0.0))
         return DYNENC_BAD_ARGUMENT;
-    const float per_step = (float)(1024.0 / step_q);
-    if (lattice == PLAIN) {
-        for (int64_t i = 0; i < (int64_t)CHANNELS * height * width; i++) {
+    const Grid *grid = &job.grid;
+    const float per_step = (float)(1024.0 / job.step_q);
+    if (plain) {
+        for (int64_t i = 0; i < (int64_t)grid->channels * grid->height * grid->width; i++) {
             const float symbol = nearest_integer(in_steps(latents[i], per_step));
             symbols[i] = clamp32((int32_t)symbol, -LIMIT, LIMIT);
         }
@@ -167,7 +158,7 @@ int64_t dynenc_quantize(const void *coder, int32_t path, int32_t lattice,
     }
     set_targets(&job, latents, per_step, bit);
     if (search_all(&job, symbols) > LIMIT) { /* a path may go two beyond its targets */
-        const int64_t count = PLANES * (int64_t)job.grid.rows * job.grid.columns;
+        const int64_t count = 16LL * grid->channels * grid->rows * grid->columns;
         for (int64_t i = 0; i < count; i++)
             job.targets[i] = clampf(job.targets[i], 2 - LIMIT, LIMIT - 2);
         search_all(&job, symbols);

@@ -14,11 +14,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dynenc.coding.context_network import MIDDLE_LEVEL, input_starts
-from dynenc.coding.entropy import FRACTIONS, VARIANTS, EntropyCoder, lattice_name
-from dynenc.coding.layout import STAGE_OF, STAGES, Floats, Ints, Planes
-from dynenc.coding.quantize import STEP_UNIT, cheapest, in_steps, on_trellis
+from dynenc.coding.entropy import (
+    FRACTIONS,
+    MAX_VALUE,
+    MIDDLE_LEVEL,
+    STAGES,
+    VARIANTS,
+    EntropyCoder,
+    lattice_name,
+)
+from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.latent_space import SD1
+from dynenc.native import kernel
+from dynenc.native.kernel import Floats, Ints
 
 NETWORKS = SD1.channels * len(STAGES)
 SCALES = 30  # quarter octaves of the standard deviation, in steps ...
@@ -27,6 +35,8 @@ VALUE = 128  # values and hidden units per latent unit
 WEIGHT = 1024  # integer weights per unit
 BIAS = VALUE * WEIGHT
 LARGEST = 7.99  # where values saturate
+REACH = 4  # rows or columns to a neighbour
+STAGE_OF = {place: stage for stage, places in enumerate(STAGES) for place in places}
 
 
 @dataclass(frozen=True)
@@ -60,22 +70,26 @@ class FitConfig:
 class Sample:
     """One picture quantised with one step."""
 
-    scaled: Floats  # latents [C, h, w] in steps
+    symbols: Ints  # [C, h, w]
+    points: Ints  # [C, h, w], where they are, in half steps
     step_q: int
-    planes: Planes
 
     @classmethod
     def on_lattice(
-        cls, scaled: Floats, step_q: int, coder: EntropyCoder | None, *, has_trellis: bool
+        cls, latents: Floats, step_q: int, coder: EntropyCoder | None, *, has_trellis: bool
     ) -> "Sample":
-        """Quantise; on the trellis by a coder's bit costs, or to the nearest point without one."""
-        if not has_trellis:
-            symbols: Ints = np.rint(scaled).astype(np.int32)
-        elif coder is None:
-            symbols = on_trellis(scaled, np.ones_like(scaled))
+        """Quantise latents by a coder's bit costs, or to the nearest points without one."""
+        if coder is None:
+            symbols = kernel.quantize(latents, step_q, has_trellis=has_trellis)
         else:
-            symbols = cheapest(scaled, step_q, coder)
-        return cls(scaled, step_q, Planes.of(symbols, step_q, has_trellis=has_trellis))
+            symbols = to_symbols(latents, step_q, coder)
+        return cls(symbols, kernel.points(symbols, has_trellis=has_trellis), step_q)
+
+    @property
+    def values(self) -> npt.NDArray[np.int64]:
+        """What the context networks see of the latents, in 1/128: [C, h, w]."""
+        values = (self.points.astype(np.int64) * self.step_q + 8) >> 4
+        return values.clip(-MAX_VALUE, MAX_VALUE)
 
 
 def fit(
@@ -146,8 +160,8 @@ def available(stage: int, channel: int, most: int) -> list[tuple[int, int, int]]
     """The nearest neighbours (channel, down, right) decoded before a stage of a channel."""
     found = []
     for other in range(SD1.channels):
-        for down in range(-4, 5):
-            for right in range(-4, 5):
+        for down in range(-REACH, REACH + 1):
+            for right in range(-REACH, REACH + 1):
                 planes = [((y + down) % 4, (x + right) % 4) for y, x in STAGES[stage]]
                 if all(STAGE_OF[plane] + other < stage + channel for plane in planes):
                     distance = down**2 + right**2 + (0 if other == channel else 2.5)
@@ -158,12 +172,12 @@ def available(stage: int, channel: int, most: int) -> list[tuple[int, int, int]]
 def _scaled(
     array: npt.NDArray[np.floating], random: np.random.Generator, config: FitConfig
 ) -> tuple[Floats, int]:
-    """One picture at a random step: its latents in steps, and step_q."""
+    """One picture, perhaps faded, and a random step_q."""
     if random.random() < config.faded:
         array = array * 2 ** -random.uniform(1, 10) + random.normal(0, 0.5, (SD1.channels, 1, 1))
     limits = np.log([config.smallest_step, config.largest_step])
     step_q = round(1024 * float(np.exp(random.uniform(*limits))))
-    return in_steps(array.astype(np.float32), step_q), step_q
+    return array.astype(np.float32), step_q
 
 
 def _fit_network(
@@ -196,13 +210,17 @@ def _examples(
     inputs, targets, octaves = [], [], []
     each = -(-config.samples // len(samples))
     for sample in samples:
-        planes, layout, step_q = sample.planes, sample.planes.layout, sample.step_q
-        origin = input_starts(layout, stage, np.array([[channel, 0, 0]]))[0]
-        places = (origin[:, None] + np.arange(layout.window)).ravel()
-        pick = random.permutation(np.flatnonzero(layout.inside[places]))[:each]
-        windows = planes.windows(layout.window)[input_starts(layout, stage, neighbours)]
-        inputs.append(windows.reshape(len(neighbours), -1)[:, pick].T / VALUE)
-        targets.append(planes.points[places[pick]] * np.float32(step_q / (2 * STEP_UNIT)))
+        step_q, (_, height, width) = sample.step_q, sample.symbols.shape
+        own = [
+            np.mgrid[row:height:4, column:width:4].reshape(2, -1) for row, column in STAGES[stage]
+        ]
+        places = np.concatenate(own, 1)
+        pick = random.permutation(places.shape[1])[:each]
+        y, x = places[:, pick]
+        values = np.pad(sample.values, ((0, 0), (REACH, REACH), (REACH, REACH)))
+        other, down, right = neighbours.T[:, :, None]
+        inputs.append(values[other, y + down + REACH, x + right + REACH].T / VALUE)
+        targets.append(sample.points[channel, y, x] * np.float32(step_q / (2 * STEP_UNIT)))
         octaves.append(np.full(len(pick), np.log2(step_q) - MIDDLE_LEVEL / 16, np.float32))
     rows = random.permutation(sum(len(part) for part in targets))
     stacked = (np.concatenate(part)[rows] for part in (inputs, targets, octaves))
@@ -211,7 +229,7 @@ def _examples(
 
 
 class _Trainee(nn.Module):
-    """A `ContextNetwork` in floats: [N, F], [N] -> expected latent and scale octave [N, 2]."""
+    """A context network in floats: [N, F], [N] -> expected latent and scale octave [N, 2]."""
 
     def __init__(self, inputs: int, config: FitConfig) -> None:
         super().__init__()
@@ -233,7 +251,7 @@ class _Trainee(nn.Module):
 
     @torch.no_grad()
     def limit(self) -> None:
-        """Keep the weights small enough for the exact sums of `ContextNetwork`."""
+        """Keep the weights small enough for the exact sums of integers."""
         for layer in (self.hidden, self.middle, self.output):
             weight = layer.weight[:, :-1] if layer is not self.middle else layer.weight
             weight.mul_((12 / weight.abs().sum(1, keepdim=True)).clamp(max=1))
@@ -306,12 +324,11 @@ def _counts(
     radius, columns = config.radius, 2 * config.radius + 2
     seen = np.zeros(SCALES * VARIANTS * columns)
     for sample in samples:
-        for part in sample.planes.layout.passes:
-            contexts = coder.contexts(sample.planes, part, sample.step_q)
-            symbols = sample.planes.symbols[part.places]
-            entries = (symbols - contexts.centre) * contexts.sign + radius
-            entries[(entries < 0) | (entries > 2 * radius)] = columns - 1
-            seen += np.bincount(contexts.tables * columns + entries, minlength=len(seen))
+        contexts = coder.contexts(sample.symbols, sample.step_q)
+        entries = (sample.symbols - contexts.centre) * contexts.sign + radius
+        entries[(entries < 0) | (entries > 2 * radius)] = columns - 1
+        found = contexts.tables * np.int64(columns) + entries
+        seen += np.bincount(found.ravel(), minlength=len(seen))
     index = np.arange(SCALES * VARIANTS)
     sigma = 2 ** ((index // VARIANTS + 0.5) / 4 + SMALLEST_OCTAVE)
     edges = np.arange(-radius, radius + 2) - 0.5 - (index % VARIANTS / FRACTIONS)[:, None]

@@ -2,9 +2,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-
-from dynenc.coding import trellis
-from dynenc.coding.trellis import NEXT_STATE, best_path
+from numpy_coder import trellis
+from numpy_coder.trellis import NEXT_STATE, best_path
 
 
 def shifts(symbols):

@@ -1,0 +1,222 @@
+"""The native kernel through ctypes: entropy coding and quantisation of latents.
+
+Calls release the GIL, so threads code images at once. `DYNENC_SIMD` in the environment forces an
+instruction set: avx512, avx2, sse2, neon or portable; all give the same bytes.
+"""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from dynenc.errors import Corrupt, DynencError, WeightsError
+from dynenc.native import compile
+
+Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+Index = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+PATHS = {"avx512": 3, "avx2": 2, "neon": 4, "sse2": 1, "portable": 0}  # the fastest first
+VARIABLE = "DYNENC_SIMD"
+ALIGNMENT = 64
+BAD_ARGUMENT = -1
+FAULTS = {  # what an error code of the kernel means: dynenc.h
+    -3: Corrupt("the payload is damaged, or does not end with the last symbol"),
+    -4: Corrupt("the payload is damaged: it escapes what has an entry in the table"),
+    -5: WeightsError("the entropy coder's tensors do not fit each other"),
+    -6: WeightsError("the entropy coder's weights exceed exact arithmetic"),
+    -7: WeightsError("the entropy coder's contexts reach too far"),
+    -8: WeightsError("the entropy coder's contexts use symbols that are not decoded yet"),
+    -9: WeightsError("the entropy coder's frequencies do not sum to one"),
+}
+
+
+class Call(ctypes.Structure):
+    """`dynenc_call` of dynenc.h."""
+
+    _fields_ = (
+        ("coder", ctypes.c_void_p),
+        ("path", ctypes.c_int32),
+        ("lattice", ctypes.c_int32),
+        ("channels", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("step_q", ctypes.c_int32),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_size", ctypes.c_int64),
+    )
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled library; in a checkout it is compiled first if a source is newer.
+
+    Raises: DynencError if it is missing and cannot be compiled.
+    """
+    in_checkout = (compile.FOLDER.parents[1] / "pyproject.toml").is_file()
+    try:
+        if in_checkout and not compile.is_current():
+            compile.build()
+        found = ctypes.CDLL(str(compile.LIBRARY))
+    except (compile.NoCompiler, OSError) as exc:
+        hint = str(exc) if in_checkout else "reinstall dynenc"
+        raise DynencError(f"{compile.LIBRARY} cannot be loaded", hint=hint) from exc
+    for name in ("workspace_size", "coder_size", "coder_init", "encode", "decode"):
+        getattr(found, f"dynenc_{name}").restype = ctypes.c_int64
+    for name in ("quantize", "points", "contexts", "gradient"):
+        getattr(found, f"dynenc_{name}").restype = ctypes.c_int64
+    return found
+
+
+@cache
+def path_of(name: str) -> int:
+    """The number of an instruction set, of the fastest for ""; raises DynencError."""
+    here = [each for each, path in PATHS.items() if library().dynenc_has_path(path)]
+    if name and name not in here:
+        raise DynencError(f"{VARIABLE} is {name!r}", hint=f"here it may be {', '.join(here)}")
+    return PATHS[name or here[0]]
+
+
+def aligned(size: int) -> Bytes:
+    """Uninitialised memory as the kernel takes it."""
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size]
+
+
+def checked(result: int) -> int:
+    """What a function of the kernel returns, if it is no error."""
+    if result in FAULTS:
+        fault = FAULTS[result]
+        raise type(fault)(str(fault))
+    if result < 0:
+        raise ValueError(f"the native kernel refuses its arguments ({result})")
+    return result
+
+
+def pointer(array: npt.NDArray[np.generic]) -> ctypes.c_void_p:
+    """Address of a contiguous array."""
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+class Coder:
+    """The tables of an entropy coder on one lattice, checked and packed; shared by all threads.
+
+    Args:
+        networks: stage by stage, in a stage channel by channel: the integer tensors neighbours
+            [F, 3], hidden [H, F], middle [M, H], output [3, M + H + F] and bias [H + M + 3, 2].
+        counts: [T, R].
+        thresholds: [at most 256], the least numbers of the levels 1, 2, ...
+    Raises: WeightsError if they do not make an entropy coder.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        networks: Sequence[Sequence[npt.NDArray[np.integer]]],
+        counts: npt.NDArray[np.integer],
+        thresholds: npt.NDArray[np.integer],
+        *,
+        has_trellis: bool,
+    ) -> None:
+        sizes = [(len(n[0]), len(n[1]), len(n[2])) for n in networks]
+        header = np.array([channels, *counts.shape, len(thresholds), *np.ravel(sizes)])
+        parts = [header, *(tensor for network in networks for tensor in network)]
+        flat = np.concatenate([np.ravel(part) for part in (*parts, counts, thresholds)])
+        if np.abs(flat).max() > np.iinfo(np.int32).max:
+            raise WeightsError("the entropy coder's weights exceed exact arithmetic")
+        tensors, length = flat.astype(np.int32), ctypes.c_int64(len(flat))
+        size = checked(library().dynenc_coder_size(pointer(tensors), length))
+        self.channels, self.has_trellis = channels, has_trellis
+        self._memory = aligned(size)
+        init = library().dynenc_coder_init
+        checked(init(pointer(self._memory), ctypes.c_int64(size), pointer(tensors), length))
+
+    def encode(self, symbols: Ints, step_q: int) -> bytes:
+        """The payload of symbols [C, h, w]; ValueError if one exceeds 32767."""
+        payload = np.empty(6 * symbols.size + 8, np.uint8)
+        room = ctypes.c_int64(len(payload))
+        call = self._call(symbols.shape, step_q)
+        length = call.run("encode", np.ascontiguousarray(symbols, np.int32), payload, room)
+        return payload[:length].tobytes()
+
+    def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Ints:
+        """The symbols [C, height, width] of a payload; Corrupt unless `encode` writes it."""
+        symbols = np.empty((self.channels, height, width), np.int32)
+        length = ctypes.c_int64(len(payload))
+        self._call(symbols.shape, step_q).run("decode", payload, length, symbols)
+        return symbols
+
+    def quantize(self, latents: Floats, step_q: int, bit: float) -> Ints:
+        """Quantise latents [C, h, w] to symbols; see `quantize`."""
+        return _quantize(self._call(latents.shape, step_q), latents, bit)
+
+    def contexts(self, symbols: Ints, step_q: int) -> tuple[Bytes, Ints, Ints, Ints]:
+        """Tables, expected symbols and signs, [C, h, w], and outputs of the networks [3, C, h, w].
+
+        See `dynenc_contexts` in dynenc.h.
+        """
+        tables = np.empty(symbols.shape, np.uint8)
+        expected, signs = np.empty((2, *symbols.shape), np.int32)
+        outputs = np.empty((3, *symbols.shape), np.int32)
+        call = self._call(symbols.shape, step_q)
+        symbols = np.ascontiguousarray(symbols, np.int32)
+        call.run("contexts", symbols, tables, expected, signs, outputs)
+        return tables, expected, signs, outputs
+
+    def gradient(self, symbols: Ints, by_output: Floats, step_q: int) -> Floats:
+        """Backpropagate [3, C, h, w] from the networks' outputs to context values [C, h, w]."""
+        by_value = np.empty(symbols.shape, np.float32)
+        call = self._call(symbols.shape, step_q)
+        symbols = np.ascontiguousarray(symbols, np.int32)
+        call.run("gradient", symbols, np.ascontiguousarray(by_output, np.float32), by_value)
+        return by_value
+
+    def _call(self, shape: tuple[int, ...], step_q: int) -> "_Run":
+        return _Run(shape, step_q, self._memory, has_trellis=self.has_trellis)
+
+
+def quantize(latents: Floats, step_q: int, *, has_trellis: bool) -> Ints:
+    """Quantise latents [C, h, w] to the symbols of least squared error on a lattice: [C, h, w]."""
+    return _quantize(_Run(latents.shape, step_q, None, has_trellis=has_trellis), latents, 0)
+
+
+def points(symbols: Ints, *, has_trellis: bool) -> Ints:
+    """Reconstruction points of symbols [C, h, w] of a lattice, in half steps: [C, h, w]."""
+    symbols = np.ascontiguousarray(symbols, np.int32)
+    found = np.empty(symbols.shape, np.int32)
+    _Run(symbols.shape, 1, None, has_trellis=has_trellis).run("points", symbols, found)
+    return found
+
+
+def _quantize(call: "_Run", latents: Floats, bit: float) -> Ints:
+    symbols = np.empty(latents.shape, np.int32)
+    latents = np.ascontiguousarray(latents, np.float32)
+    call.run("quantize", latents, ctypes.c_double(bit), symbols)
+    return symbols
+
+
+class _Run:
+    """One call for latents of a shape [C, h, w], with the memory that it works in."""
+
+    def __init__(
+        self, shape: tuple[int, ...], step_q: int, coder: Bytes | None, *, has_trellis: bool
+    ) -> None:
+        channels, height, width = shape
+        size = checked(library().dynenc_workspace_size(channels, height, width))
+        self.memory, self.coder = aligned(size), coder
+        path = path_of(os.environ.get(VARIABLE, ""))
+        address = None if coder is None else coder.ctypes.data
+        place = self.memory.ctypes.data
+        sizes = path, int(has_trellis), channels, height, width, step_q
+        self.call = Call(address, *sizes, place, size)
+
+    def run(self, name: str, *arguments: object) -> int:
+        """Call a function of the library; raises what `checked` does."""
+        values = (pointer(a) if isinstance(a, np.ndarray) else a for a in arguments)
+        return checked(getattr(library(), f"dynenc_{name}")(ctypes.byref(self.call), *values))

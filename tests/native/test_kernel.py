@@ -1,0 +1,138 @@
+"""The native kernel equals the numpy coder, byte for byte, with every instruction set."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import numpy_coder.bit_costs
+import numpy_coder.entropy
+import numpy_coder.quantize
+import pytest
+
+from dynenc import registry
+from dynenc.coding import bit_costs, quantize
+from dynenc.coding.entropy import LIMIT, load_coder
+from dynenc.coding.lat_file import LatFile
+from dynenc.errors import Corrupt, DynencError
+from dynenc.native import kernel
+
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.lat"))
+KINDS = [("fast", False), ("full", False), ("full", True)]
+HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
+SHAPES = [(1, 1), (1, 9), (7, 1), (5, 6), (33, 17), (40, 70)]
+STEPS = [1, 2, 3, 77, 307, 1229, 5000, 65_535]
+
+
+@pytest.fixture(params=HERE)
+def path(request, monkeypatch):
+    monkeypatch.setenv(kernel.VARIABLE, request.param)
+
+
+@pytest.fixture(params=KINDS, ids=str)
+def coders(request):
+    """The product's and the one in numpy."""
+    name, has_trellis = request.param
+    data = registry.read_file(registry.named(name, "coder"))
+    slow = numpy_coder.entropy.EntropyCoder.load(data, has_trellis=has_trellis)
+    return load_coder(name, has_trellis=has_trellis), slow
+
+
+def smooth(height, width, seed=0):
+    """Made-up latents whose neighbours resemble each other."""
+    noise = np.random.default_rng(seed).normal(0, 1, (4, height + 2, width + 2))
+    latents = (noise[:, 1:-1, 1:-1] + noise[:, :-2, 1:-1] + noise[:, 1:-1, :-2]) * 0.6
+    return latents.astype(np.float32)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_payloads_and_symbols_are_those_of_the_numpy_coder(coders, shape):
+    coder, slow = coders
+    random = np.random.default_rng(shape)
+    for step_q in (*STEPS, *random.integers(1, 65_536, 3).tolist()):
+        latents = smooth(*shape)
+        symbols = np.rint(latents * (1024 / step_q)).clip(-LIMIT, LIMIT).astype(np.int32)
+        symbols.flat[random.integers(symbols.size)] = random.choice([-LIMIT, 900, LIMIT])
+        payload = slow.encode(symbols, step_q)
+        assert coder.encode(symbols, step_q) == payload
+        assert np.array_equal(coder.decode(payload, *shape, step_q), symbols)
+        for product, oracle in (
+            (quantize.to_symbols, numpy_coder.quantize.to_symbols),
+            (quantize.to_nearest, numpy_coder.quantize.to_nearest),
+            (quantize.from_symbols, numpy_coder.quantize.from_symbols),
+        ):
+            given = symbols if product is quantize.from_symbols else latents
+            assert np.array_equal(product(given, step_q, coder), oracle(given, step_q, slow))
+
+
+def test_latents_that_are_no_numbers_or_huge_are_quantised_the_same(coders):
+    coder, slow = coders
+    latents = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 40_000, -0.0, 1e-40], np.float32)
+    latents = np.resize(latents, (4, 5, 7))
+    for step_q in STEPS:
+        found = quantize.to_symbols(latents, step_q, coder)
+        assert np.array_equal(found, numpy_coder.quantize.to_symbols(latents, step_q, slow))
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("step_q", [77, 400, 3000])
+def test_costs_and_gradients_are_those_of_the_numpy_coder(coders, step_q):
+    coder, slow = coders
+    symbols = np.rint(smooth(21, 14) * (1024 / step_q)).astype(np.int32)
+    symbols[1, 2, 3] = 700  # escapes
+    costs = numpy_coder.bit_costs.bit_costs(slow, symbols, step_q)
+    np.testing.assert_allclose(bit_costs.bit_costs(coder, symbols, step_q), costs, rtol=1e-6)
+    expected = numpy_coder.bit_costs.context_gradient(slow, symbols, step_q)
+    found = bit_costs.context_gradient(coder, symbols, step_q)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("file", GOLDEN, ids=lambda file: file.stem)
+def test_golden_files_are_read_and_written_the_same(file):
+    blob = file.read_bytes()
+    lat = LatFile.parse(blob)
+    again = lat.coder.encode(lat.symbols, lat.header.step_q)
+    assert again == lat.payload
+
+
+def test_a_payload_of_a_real_file_cut_anywhere_is_corrupt():
+    lat = LatFile.parse(GOLDEN[0].read_bytes())
+    size, step_q = lat.symbols.shape[1:], lat.header.step_q
+    for length in range(0, len(lat.payload), 4):
+        with pytest.raises(Corrupt):
+            lat.coder.decode(lat.payload[:length], *size, step_q)
+
+
+def test_an_unknown_instruction_set_is_named(monkeypatch):
+    monkeypatch.setenv(kernel.VARIABLE, "mmx")
+    with pytest.raises(DynencError, match="DYNENC_SIMD is 'mmx'") as caught:
+        kernel.quantize(smooth(2, 2), 300, has_trellis=False)
+    assert "portable" in caught.value.hint
+
+
+def test_symbols_out_of_range_are_refused(coders):
+    symbols = np.full((4, 2, 2), LIMIT + 1, np.int32)
+    with pytest.raises(ValueError, match="native kernel"):
+        coders[0].encode(symbols, 300)
+    with pytest.raises(ValueError, match="native kernel"):
+        kernel.points(symbols, has_trellis=True)
+
+
+def test_threads_share_a_coder():
+    coder = load_coder("full", has_trellis=True)
+    images = [smooth(24, 32, seed) for seed in range(8)]
+    alone = [coder.encode(quantize.to_symbols(x, 344, coder), 344) for x in images]
+    found = {}
+
+    def work(first):
+        for number in range(first, len(images), 2):
+            symbols = quantize.to_symbols(images[number], 344, coder)
+            found[number] = coder.encode(symbols, 344)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[number] for number in range(len(images))] == alone
