@@ -1,14 +1,16 @@
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dynenc.errors import ImageError, PictureWarning
-from dynenc.imaging import image, pixels, tensors
+from dynenc.imaging import image, notes, pixels, tensors
 
 
 def saved(picture: Image.Image, form: str = "PNG", **options) -> io.BytesIO:
@@ -259,3 +261,21 @@ def test_pixels_stay_beside_each_other_in_memory(photo):
             made[:1, :, :height, :width],
             tensors.part_of(photo, 0, 0, width, height)[..., :height, :width],
         )
+
+
+def test_reading_leaves_the_process_as_it_was(photo):
+    """From many threads, and each thread gets its own notes."""
+    ramp = Image.fromarray(np.array([[0, 257, 65_535]], np.uint16))
+    files = [saved(photo, "JPEG").getvalue(), saved(ramp).getvalue()]
+    before = warnings.filters[:], Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+
+    def read(number: int) -> list[str]:
+        with notes.collected() as lost:
+            image.open_image(files[number % 2], keep_metadata=True, max_pixels=10**9)
+        return lost
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(read, range(40)))
+    assert found == [[], ["more than 8 bits a channel are reduced to 8"]] * 20
+    after = warnings.filters[:], Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    assert after == before
