@@ -31,7 +31,7 @@ from dynenc.networks.published import PublishedEncoder
 from dynenc.refine import STAGES, OnStep, Refiner
 
 if TYPE_CHECKING:
-    from dynenc.networks.external_vae import Decoder
+    from dynenc.networks.tiling import Decoder
 
 logger = logging.getLogger(__name__)
 

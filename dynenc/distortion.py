@@ -23,7 +23,7 @@ from dynenc.native.kernel import Floats
 from dynenc.networks.encoder import Encoder
 
 if TYPE_CHECKING:
-    from dynenc.networks.external_vae import Decoder
+    from dynenc.networks.tiling import Decoder
 
 STRUCTURE_WEIGHT = 0.0185  # of the loss of structure, beside the squared error of pixels
 FEATURE_WEIGHT = 4.0  # of the squared error of features

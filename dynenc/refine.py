@@ -44,7 +44,7 @@ from dynenc.native.kernel import Floats, Index, Ints
 from dynenc.networks.encoder import Encoder
 
 if TYPE_CHECKING:
-    from dynenc.networks.external_vae import Decoder
+    from dynenc.networks.tiling import Decoder
 
 STAGES = (3, 4, 6, 9, 13, 20, 30, 45, 70)  # steps of descent that each effort adds ...
 ROUNDS = (2, 2, 3, 5, 7, 10, 15, 23, 35)  # ... and rounds of search

@@ -15,7 +15,7 @@ from dynenc.coding.lat_file import LatFile
 from dynenc.distortion import Distortion
 from dynenc.errors import OutOfMemory
 from dynenc.imaging import tensors
-from dynenc.networks.external_vae import Decoder
+from dynenc.networks.tiling import Decoder
 
 STEP_Q = 307
 

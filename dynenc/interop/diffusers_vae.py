@@ -1,6 +1,6 @@
 """dynenc in the place of a diffusers `AutoencoderKL`: what pipelines and trainers use of it.
 
-This module and `networks.external_vae` are the only ones that import diffusers.
+This module and `networks.vae_files` are the only ones that import diffusers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from dynenc.errors import WeightsError
 from dynenc.imaging import tensors
 from dynenc.latent_space import SD1
 from dynenc.networks import loading
-from dynenc.networks.external_vae import SMALL_TILE, load_decoder
+from dynenc.networks.external_vae import load_decoder
+from dynenc.networks.tiling import SMALL_TILE
 
 
 class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not typed

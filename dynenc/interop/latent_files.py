@@ -36,7 +36,7 @@ from dynenc.coding.bitstream import MAX_SIDE, Header
 from dynenc.errors import LatentsError, UsageError
 from dynenc.interop.forms import LATENT_FORMS
 from dynenc.latent_space import SD1, SDXL
-from dynenc.networks.external_vae import SDXL_NAME
+from dynenc.networks.vae_files import SDXL_NAME
 
 RAW = 1.0  # the scale of latents as the VAE gives them
 MAX_BYTES = 2**28  # of a file of one picture's latents; the largest picture takes 45 MB

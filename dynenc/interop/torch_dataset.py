@@ -24,7 +24,8 @@ from dynenc.io.names import suffix_of, with_suffix
 from dynenc.io.shards import is_tar
 from dynenc.io.storage import read_at_most
 from dynenc.latent_space import SD1
-from dynenc.networks.external_vae import Decoder, load_decoder
+from dynenc.networks.external_vae import load_decoder
+from dynenc.networks.tiling import Decoder
 
 SUFFIX = ".lat"
 Name = str | os.PathLike[str]

@@ -10,7 +10,7 @@ from PIL import Image
 import dynenc
 from dynenc.errors import WeightsError
 from dynenc.imaging import tensors
-from dynenc.networks import external_vae
+from dynenc.networks import tiling
 
 SCALE = 0.18215
 
@@ -83,9 +83,9 @@ def test_slicing_and_tiling(vae, pictures, monkeypatch):
     hook.remove()
     assert shapes == [1, 1, 2]
     vae.enable_tiling()
-    assert vae.decoder.tile == external_vae.SMALL_TILE
+    assert vae.decoder.tile == tiling.SMALL_TILE
     vae.disable_tiling()
-    assert vae.decoder.tile == external_vae.EMBEDDED_TILES["tile"]
+    assert vae.decoder.tile == tiling.EMBEDDED_TILES["tile"]
 
 
 def test_dtype_and_device(pictures):

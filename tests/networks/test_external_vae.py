@@ -17,18 +17,12 @@ from torch import Tensor, nn
 
 from dynenc.errors import WeightsError
 from dynenc.networks import external_vae as module
-from dynenc.networks import loading
+from dynenc.networks import loading, tiling
 from dynenc.networks.compat import CPU_DTYPE
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
-from dynenc.networks.external_vae import (
-    SD_VAES,
-    VARIABLE,
-    WEIGHTS,
-    Choice,
-    Decoder,
-    load_decoder,
-    resolve,
-)
+from dynenc.networks.external_vae import SD_VAES, VARIABLE, Choice, load_decoder, resolve
+from dynenc.networks.tiling import Decoder
+from dynenc.networks.vae_files import OLD_ATTENTION, WEIGHTS
 
 LATENTS = torch.randn(1, 4, 6, 5, generator=torch.Generator().manual_seed(0)) * 0.7
 
@@ -110,7 +104,7 @@ def to_compvis(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def to_old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """diffusers' names of the attention's tensors up to 0.16, as on the hub to this day."""
-    old = {new: old for old, new in module.OLD_ATTENTION.items()}
+    old = {new: old for old, new in OLD_ATTENTION.items()}
     pattern = re.compile("|".join(map(re.escape, old)))
     return {pattern.sub(lambda m: old[m[0]], key): tensor for key, tensor in state.items()}
 
@@ -451,18 +445,18 @@ def test_tiles_cover_everything_once(height):
 
 def test_tiles_have_one_size_and_overlap():
     for length in range(1, 500):
-        spans = module._spans(length, 64)
+        spans = tiling.spans(length, 64)
         sizes = {span.latents.stop - span.latents.start for span in spans}
         assert len(sizes) == 1
         assert max(sizes) <= 64
         assert (spans[0].latents.start, spans[-1].latents.stop) == (0, length)
         for before, after in itertools.pairwise(spans):
-            assert before.latents.stop - after.latents.start >= module.OVERLAP
+            assert before.latents.stop - after.latents.start >= tiling.OVERLAP
 
 
 def test_tiles_are_used_up_to_their_margins():
     for length in range(1, 500):
-        spans = module._spans(length, 64)
+        spans = tiling.spans(length, 64)
         total = torch.zeros(8 * length)
         for i, span in enumerate(spans):
             assert span.cut == (4 * (i > 0), 4 * (i + 1 < len(spans)))

@@ -1,0 +1,162 @@
+"""A decoder in tiles: large latents are decoded part by part, and blended without seams."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynenc.latent_space import SD1
+from dynenc.networks.compat import in_bfloat16
+from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder
+
+OVERLAP = 24  # latents that neighbouring tiles share
+MARGIN = 4  # of them, at each tile's edge, not used: padding spoils them
+EMBEDDED_TILES = {  # equal the whole: of its reach of 13 latents the outer 7 change no 8 bits
+    "tile": 116,  # larger ones are slower: glibc maps tensors of over 32 MB anew every time
+    "margin": 6,
+    "overlap": 13,
+}
+LIMIT = 16.0  # magnitude at which latents are clamped; encoders write up to 3.2 of photographs,
+# 6.2 of synthetic patterns (the autoencoder 6.7 and 8.3), and TAESD 6.3
+# bfloat16 keeps pixels 50 dB from those in float32 for at least so many positions of latents (one
+# level of one pixel weighs too much in fewer), of at most this root mean square and magnitude
+BFLOAT16_LEAST, BFLOAT16_RMS, BFLOAT16_MOST = 64, 2.0, 8.0
+LARGE_TILE, SMALL_TILE = 256, 96  # latents, side of a tile of a small and of a big decoder
+
+
+class Decoder(nn.Module):
+    """A decoder of SD latents, whatever its own scale, in tiles if the latents are large.
+
+    Latents are first clamped to -LIMIT..LIMIT, far beyond what encoders write: what networks make
+    of larger ones depends on the last bit of the arithmetic, hence on the machine.
+
+    Shapes: [B, 4, h, w] in SD scale, any device and dtype -> [B, 3, 8h, 8w] float32, about [-1, 1],
+    on the network's device. Gradient flows through it.
+
+    Args:
+        name: for messages and reports.
+        network: what decodes a tile, [B, 4, h, w] -> [B, 3, 8h, 8w].
+        scale, shift: of its own latents, times SD's.
+        tile: side of a tile, in latents, more than 2 * margin + 1.
+        margin: latents at a tile's inner edges that are not used, as padding spoils them: tiles
+            equal the whole if no pixel depends on latents farther away.
+        overlap: latents that neighbouring tiles share, more than 2 * margin; they blend linearly
+            over the rest.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        *,
+        scale: float = 1.0,
+        shift: float = 0.0,
+        tile: int = LARGE_TILE,
+        margin: int = MARGIN,
+        overlap: int = OVERLAP,
+    ) -> None:
+        super().__init__()
+        self.name, self.network = name, network
+        self.scale, self.shift = scale, shift
+        self.tile, self.margin, self.overlap = tile, margin, overlap
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
+        self.eval().requires_grad_(False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode: [B, 4, h, w] in SD scale -> [B, 3, 8h, 8w], about [-1, 1]."""
+        bands = list(self.bands(latents))
+        return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
+
+    def bands(self, latents: Tensor) -> Iterator[Tensor]:
+        """As `forward`, but bands [B, 3, rows, 8w] from top to bottom, one in memory at a time.
+
+        Tiles are equally large, overlap, and are blended linearly: diffusers' own tiling leaves a
+        narrow strip as the last tile, whose statistics are its own.
+        """
+        latents = latents.clamp(-LIMIT, LIMIT)
+        precise = not _suit_bfloat16(latents)
+        rows, columns = (
+            spans(side, self.tile, self.margin, self.overlap) for side in latents.shape[-2:]
+        )
+        if len(rows) == len(columns) == 1:
+            yield self._decode(latents, precise)
+            return
+        like = next(self.network.parameters())
+        width = latents.shape[3] * SD1.patch
+        begun = torch.zeros(len(latents), 3, 0, width, dtype=torch.float32, device=like.device)
+        for row, below in itertools.zip_longest(rows, rows[1:]):
+            weight_y = row.weight.to(like.device)[:, None]
+            band = F.pad(begun, (0, 0, 0, len(weight_y) - begun.shape[2]))
+            for column in columns:
+                tile = latents[..., row.latents, column.latents]
+                part = self._decode(tile, precise, (*column.cut, *row.cut))
+                band[..., column.pixels] += part * weight_y * column.weight.to(like.device)
+            done = below.pixels.start - row.pixels.start if below else band.shape[2]
+            begun = band[:, :, done:].clone()
+            yield band[:, :, :done]
+
+    def _decode(self, latents: Tensor, precise: bool, cut: Cut = (0, 0, 0, 0)) -> Tensor:
+        """Decode one tile, and cut off the pixels of some latents at its edges.
+
+        With `precise`, the embedded decoder computes in float32 everywhere.
+        If the result is not finite in half precision, the network stays in float32 from then on.
+        """
+        like = next(self.network.parameters())
+        inputs = latents.to(like.device, torch.float32) / self.scale + self.shift
+        inputs = inputs.to(like.dtype, memory_format=torch.channels_last)
+        image: Tensor
+        if isinstance(self.network, EmbeddedDecoder):
+            with nullcontext() if precise else in_bfloat16(inputs):
+                image = self.network(inputs, cut).float()
+        else:
+            image = F.pad(self.network(inputs).float(), [-SD1.patch * count for count in cut])
+        if like.dtype != torch.float32 and not image.isfinite().all():
+            with torch.inference_mode(False):  # else no gradient could ever flow through it again
+                self.network.float()
+            return self._decode(latents, precise, cut)
+        return image
+
+
+def _suit_bfloat16(latents: Tensor) -> bool:
+    """Whether pixels stay 50 dB from those in float32 if [B, 4, h, w] are decoded in bfloat16."""
+    if latents.device.type != "cpu" or torch.compiler.is_compiling():
+        return True  # not decided here
+    pictures = latents.detach().float().flatten(1)
+    largest, rms = pictures.abs().amax(), pictures.square().mean(1).sqrt().amax()
+    few = latents.shape[-2] * latents.shape[-1] < BFLOAT16_LEAST
+    return not few and bool(largest <= BFLOAT16_MOST) and bool(rms <= BFLOAT16_RMS)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A tile along one side of the latents."""
+
+    latents: slice  # what the network sees
+    cut: tuple[int, int]  # of them at both ends, what is not used
+    pixels: slice  # of the image, what the rest stands for
+    weight: Tensor  # of each of these pixels; those of all tiles sum to 1
+
+
+def spans(length: int, tile: int, margin: int = MARGIN, overlap: int = OVERLAP) -> list[Span]:
+    """Tiles along one side, equally long and at most `tile`.
+
+    The weight of a tile is its own ramp less that of the next tile.
+    """
+    count = max(1, -(-(length - overlap) // (tile - overlap)))
+    size = -(-(length + (count - 1) * overlap) // count)
+    starts = [i * (length - size) // max(1, count - 1) for i in range(count)]
+    pixel = torch.arange(length * SD1.patch, dtype=torch.float32, device="cpu") + 0.5
+    ramp = (overlap - 2 * margin) * SD1.patch
+    rises = [((pixel - (start + margin) * SD1.patch) / ramp).clamp(0, 1) for start in starts]
+    rises = [torch.ones_like(pixel), *rises[1:], torch.zeros_like(pixel)]
+    spans = []
+    for i, start in enumerate(starts):
+        cut = (margin if i > 0 else 0, margin if i + 1 < count else 0)
+        pixels = slice((start + cut[0]) * SD1.patch, (start + size - cut[1]) * SD1.patch)
+        weight = (rises[i] - rises[i + 1])[pixels]
+        spans.append(Span(slice(start, start + size), cut, pixels, weight))
+    return spans

@@ -1,0 +1,221 @@
+"""Files of Stable Diffusion's autoencoders: found on disk or on the hub, checked, and read.
+
+`diffusers` and `huggingface_hub` are imported when a file is looked for, and not before.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dynenc import registry
+from dynenc.errors import WeightsError
+from dynenc.latent_space import SD1, SDXL
+
+SDXL_NAME = re.compile("sd[-_]?xl|diffusion-xl", re.IGNORECASE)
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+PARTS = ("encoder.", "quant_conv.", "decoder.", "post_quant_conv.")  # of an autoencoder
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def on_disk(name: str) -> Path | None:
+    """Where a named decoder lies on this disk; None for a hub id that is not in the hub cache."""
+    path = Path(name).expanduser()
+    if path.suffix.lower() in PICKLES:
+        raise WeightsError(
+            f"{name} is a pickle, which can run any code when it is read: convert it to "
+            ".safetensors and name that file"
+        )
+    if path.exists():
+        return path
+    if registry.is_weight_file(name) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise WeightsError(f"{name} does not exist: name a folder, a .safetensors file or a hub id")
+    return from_hub(name, download=False)
+
+
+def from_hub(repository: str, *, download: bool) -> Path | None:
+    """Folder of the hub cache with a repository's autoencoder, first filled if allowed, or None."""
+    for folder in ("vae/", ""):
+        if config := _hub_file(repository, folder + "config.json", download):
+            _check(_read_config(config), repository)  # before a large download
+            for name in WEIGHTS:
+                if file := _hub_file(repository, folder + name, download):
+                    return file.parent
+    return None
+
+
+def _hub_file(repository: str, name: str, download: bool) -> Path | None:
+    """A repository's file in the hub cache, first put there if allowed; None if there is none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging
+
+    try:
+        with _silenced(logging):
+            return Path(hf_hub_download(repository, name, local_files_only=not download))
+    except Exception as exc:  # of huggingface_hub, or of its HTTP library, by version
+        unreachable = isinstance(exc, LocalEntryNotFoundError)
+        if not download or (isinstance(exc, EntryNotFoundError) and not unreachable):
+            return None
+        why = "the Hugging Face hub cannot be reached" if unreachable else _first_line(exc)
+        raise WeightsError(
+            f"{repository} is not on this disk and could not be downloaded ({why})",
+            hint="check the name and the connection, or use --decoder embedded",
+        ) from exc
+
+
+def load_vae(path: Path, name: str, parts: tuple[str, ...]) -> Any:
+    """Load some parts of a diffusers autoencoder from a folder or a file; the rest has no data."""
+    diffusers = import_diffusers(name)
+    config, file = _find(path)
+    try:
+        state = _read(file)
+    except (OSError, SafetensorError) as exc:
+        raise WeightsError(f"{file} cannot be read as safetensors ({exc}): get it anew") from exc
+    config = config or _architecture(state, file)
+    _check(config, name)
+    try:
+        with _silenced(diffusers.utils.logging), torch.device("meta"):
+            vae = getattr(diffusers, config["_class_name"]).from_config(config)
+    except (TypeError, ValueError, RuntimeError) as exc:
+        raise WeightsError(f"the config of {name} is not valid: {_first_line(exc)}") from exc
+    if len(vae.config.block_out_channels) != 4:
+        raise WeightsError(f"{name} does not enlarge by 8: name a decoder of SD 1.x latents")
+    expected = {key: t.shape for key, t in vae.state_dict().items() if key.startswith(parts)}
+    shapes = {key: tensor.shape for key, tensor in state.items() if key.startswith(parts)}
+    if wrong := sorted(key for key, _ in expected.items() ^ shapes.items()):
+        raise WeightsError(
+            f"{file} does not fit its architecture: {len(set(wrong))} tensors are missing, "
+            f"of another shape or unknown, {wrong[0]} among them"
+        )
+    filled = {key: state[key].float() for key in expected}
+    vae.load_state_dict(filled, strict=False, assign=True)
+    return vae
+
+
+def import_diffusers(name: str) -> Any:
+    try:
+        import diffusers
+    except ImportError as exc:
+        raise WeightsError(
+            f"{name} needs diffusers, which cannot be imported ({_first_line(exc)}): reinstall it"
+        ) from exc
+    return diffusers
+
+
+def _find(path: Path) -> tuple[dict[str, Any], Path]:
+    """Config and weight file of a path; an empty config if a file has none beside it."""
+    if path.is_file():
+        folder, files = path.parent, [path]
+        if path.name not in WEIGHTS or not (folder / "config.json").exists():
+            return {}, path
+    else:
+        folder = path / "vae" if (path / "vae" / "config.json").exists() else path
+        files = [folder / file for file in WEIGHTS if (folder / file).exists()]
+    config = _read_config(folder / "config.json")
+    if not files:
+        pickles = [file.name for file in folder.iterdir() if file.suffix in PICKLES]
+        why = f", only {pickles[0]}, a pickle, which can run any code" if pickles else ""
+        raise WeightsError(f"{folder} holds no {WEIGHTS[0]}{why}: convert or download it")
+    return config, files[0]
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as exc:
+        raise WeightsError(
+            f"{file} is missing or not JSON: name a folder of an autoencoder in diffusers form"
+        ) from exc
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """Read the autoencoder of a .safetensors file, under the names that diffusers uses now."""
+    with safe_open(file, "pt") as tensors:
+        keys = list(tensors.keys())
+        if any(key.startswith("conditioner.") for key in keys):
+            raise WeightsError(f"{file} is for SDXL latents: name a decoder of SD 1.x latents")
+        prefixes = ("first_stage_model.", "vae.", "")  # of a whole checkpoint
+        prefix = next(
+            (p for p in prefixes if any(key.startswith(p + "decoder.") for key in keys)), ""
+        )
+        named = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
+        state = {
+            short: tensors.get_tensor(key)
+            for short, key in named.items()
+            if short.startswith(PARTS)
+        }
+    if any(key.startswith("decoder.up.") for key in state):
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+        blocks = {"down_block_types": [""] * 4, "up_block_types": [""] * 4}  # only counted
+        return dict(convert_ldm_vae_checkpoint(state, blocks))  # type: ignore[no-untyped-call]
+    pattern = re.compile(rf"(?<=attentions\.0\.)({'|'.join(OLD_ATTENTION)})(?=\.)")
+    return {pattern.sub(lambda m: OLD_ATTENTION[m[0]], key): t for key, t in state.items()}
+
+
+def _architecture(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
+    """The config of a file without one, from the shapes of its tensors."""
+    try:
+        if (first := state.get("decoder.layers.0.weight")) is not None:
+            return {"_class_name": "AutoencoderTiny", "latent_channels": first.shape[1]}
+        widths = [len(state[f"decoder.up_blocks.{i}.resnets.0.conv1.bias"]) for i in (3, 2, 1, 0)]
+        channels = state["decoder.conv_in.weight"].shape[1]
+    except KeyError as exc:
+        raise WeightsError(
+            f"{file} is not an autoencoder in diffusers' or CompVis' naming: no {exc.args[0]}"
+        ) from exc
+    except (IndexError, TypeError) as exc:  # of a tensor with fewer dimensions
+        raise WeightsError(f"{file} is not an autoencoder: a weight has no shape") from exc
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": widths,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "layers_per_block": 2,
+        "latent_channels": channels,
+    }
+
+
+def _check(config: dict[str, Any], name: str) -> None:
+    """Raise WeightsError unless a config is of a decoder of SD 1.x latents."""
+    kind = config.get("_class_name")
+    if kind not in ("AutoencoderKL", "AutoencoderTiny"):
+        raise WeightsError(f"{name} is of class {kind}: name an AutoencoderKL or AutoencoderTiny")
+    right = 1.0 if kind == "AutoencoderTiny" else SD1.scale
+    scale, channels = (
+        config.get("scaling_factor", right),
+        config.get("latent_channels", SD1.channels),
+    )
+    names = f"{Path(name).name} {config.get('_name_or_path')}"  # taesdxl has no other mark
+    why = None
+    if scale == SDXL.scale or SDXL_NAME.search(names):
+        why = "is for SDXL latents"
+    elif channels != SD1.channels:
+        why = f"is for latents of {channels} channels, not {SD1.channels}"
+    elif scale != right:
+        why = f"is for latents times {scale}, not {right}"
+    if why:
+        raise WeightsError(f"{name} {why}: name a decoder of SD 1.x latents")
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).strip() or type(exc).__name__).splitlines()[0]
+
+
+@contextmanager
+def _silenced(logging: Any) -> Iterator[None]:
+    """Let a library log errors only, for a while."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
