@@ -54,6 +54,15 @@ def test_readme_is_short():
     assert 150 <= README.count("\n") <= 200
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/contributing.md"])
+def test_torch_is_installed_in_a_version_that_is_allowed(name):
+    """Otherwise `pip install .` would replace the CPU build."""
+    [range_] = re.findall(
+        r'"(torch[^"]*)"', (ROOT / "pyproject.toml").read_text().split("[tool")[0]
+    )
+    assert f"pip install '{range_}' --index-url" in TEXTS[name]
+
+
 @pytest.mark.parametrize("name", sorted(GROUP.commands))
 def test_every_command_is_in_the_table_of_usage(name):
     assert re.search(rf"^\| `dynenc {name} ?[^`]*` \|", USAGE, re.MULTILINE)
