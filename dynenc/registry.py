@@ -1,7 +1,7 @@
-"""The append-only table of models: what stands in a .lat file, and the weight file it means.
+"""The append-only table of models: their numbers in a .lat file, and their weight files.
 
 Numbers are literals and never change their meaning. A retrained encoder keeps its number, because
-a .lat file holds latents and does not need it to be decoded; a retrained coder gets a new one.
+decoding a .lat file does not need the encoder; a retrained entropy coder gets a new one.
 """
 
 import hashlib
@@ -12,23 +12,23 @@ from typing import Any, Literal
 from dynenc.errors import WeightsError
 from dynenc.latent_space import AUTOENCODER, SD1, LatentSpace
 
-Network = Literal["encoder", "decoder"]  # a file of an autoencoder holds one of each
-Kind = Literal["encoder", "decoder", "autoencoder", "coder", "foreign"]  # foreign: made elsewhere
+Network = Literal["encoder", "decoder"]  # an autoencoder's file holds both
+Kind = Literal["encoder", "decoder", "autoencoder", "coder", "foreign"]  # foreign: imported
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One weight file, the network it belongs to, and its number in a .lat file."""
+    """A network or entropy coder: its weight file, and its number in a .lat file."""
 
     name: str
     number: int
     kind: Kind
-    file: str = ""  # in the folder weights/; "" only of IMPORTED
+    file: str = ""  # in the folder weights/; empty for `IMPORTED` only
     sha256: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)  # of the network's constructor
     space: LatentSpace = SD1  # of the latents
-    coder: str = "full"  # the entropy coder that new files of its latents are written with ...
-    has_trellis: bool = True  # ... and their lattice; of a coder, whether it has this lattice
+    coder: str = "full"  # entropy coder of new files of its latents ...
+    has_trellis: bool = True  # ... and whether on the trellis; of a coder: whether it has one
 
 
 MODELS = {
@@ -116,7 +116,7 @@ def named(name: str, kind: Kind) -> Model:
 
 
 def names(kind: Kind) -> list[str]:
-    """The names of all models of a kind, in the order of their numbers."""
+    """The names of all models of a kind, ordered by number."""
     return [model.name for model in MODELS.values() if _is(model, kind)]
 
 
@@ -132,7 +132,7 @@ def numbered(number: int, kind: Kind) -> Model | None:
 
 
 def encoder_model(encoder: str) -> Model:
-    """The model that files of an encoder name: of its name, or `IMPORTED` for a weight file.
+    """The model that files made with an encoder name: `IMPORTED` if it is a weight file.
 
     Raises: WeightsError if it is neither a name nor a .safetensors file.
     """
@@ -140,12 +140,12 @@ def encoder_model(encoder: str) -> Model:
 
 
 def is_weight_file(name: str) -> bool:
-    """Whether what a user names is a weight file, there or not, rather than a model."""
+    """Whether a name is the path of a weight file, existing or not, rather than a model's name."""
     return name.endswith(".safetensors")
 
 
 def _is(model: Model, kind: Kind) -> bool:
-    """Whether a model is of a kind; an autoencoder is an encoder and a decoder, too."""
+    """Whether a model is of a kind; an autoencoder counts as encoder and as decoder as well."""
     return model.kind == kind or (model.kind == "autoencoder" and kind in ("encoder", "decoder"))
 
 
@@ -169,5 +169,7 @@ def read_file(model: Model) -> bytes:
     except OSError as exc:
         raise WeightsError(f"{path} cannot be read ({exc.strerror}): reinstall dynenc") from exc
     if hashlib.sha256(data).hexdigest() != model.sha256:
-        raise WeightsError(f"{path} is not the file this dynenc came with: reinstall dynenc")
+        raise WeightsError(
+            f"{path} is not the file that this dynenc was released with: reinstall dynenc"
+        )
     return data

@@ -50,7 +50,7 @@ def distance(symbols, targets, weights, coded):
 
 
 def test_the_gain_is_that_of_the_literature():
-    """Nearly 1 dB over plain rounding, on paths of 64; 1.1 dB are known for endless ones."""
+    """Nearly 1 dB over plain rounding, on paths of 64; 1.1 dB are known for infinite ones."""
     targets = np.random.default_rng(3).uniform(-30, 30, (64, 3000)).astype(np.float32)
     ones = np.ones_like(targets)
     symbols = best_path(targets, ones, ones > 0)

@@ -51,10 +51,8 @@ def test_numbers_on_disk_do_not_move():
         ("encoder", "light"): 2,
         ("encoder", "base"): 3,
         ("decoder", "embedded"): 1,
-        ("coder", "context"): 1,
-        ("coder", "trellis"): 2,
-        ("coder", "wide"): 3,
-        ("coder", "plain"): 4,
+        ("coder", "fast"): 1,
+        ("coder", "full"): 2,
         ("autoencoder", "autoencoder"): 5,
     }
 
