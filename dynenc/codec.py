@@ -73,6 +73,11 @@ class Encoded:
         """The bytes of the .lat file."""
         return self.file.to_bytes()
 
+    @property
+    def quality(self) -> float:
+        """The quality of the file, 0..100; with a target the one that was found."""
+        return self.file.quality
+
 
 class Codec:
     """Image <-> bytes of a .lat file. Encoder and decoder are loaded when first used.
@@ -169,6 +174,7 @@ class Codec:
         target_bpp: float | None = None,
         target_size: int | str | None = None,
         target_psnr: float | None = None,
+        strict: bool = False,
         effort: int = 0,
         keep_metadata: bool = False,
     ) -> bytes:
@@ -182,18 +188,23 @@ class Codec:
             target_bpp: the largest file of at most so many bits per pixel.
             target_size: the largest file of at most so many bytes; "5KB" works, too.
             target_psnr: the smallest file that the codec's decoder decodes with so many dB.
+            strict: raise TargetMissed if no file meets the target.
             effort: 0..9; above 0 the latents are refined through the codec's decoder, which takes
                 time: a better image in no more bytes. See refine.py.
             keep_metadata: keep `exif`, `xmp` and `icc_profile` of the image's `info`.
         At most one of quality and the targets may be given. A target that cannot be reached is
-        missed by as little as possible, which is logged.
+        missed by as little as possible, which is logged, unless it is `strict`.
         Raises: ImageError if the image cannot be read, has a side of 0 or above 65,535 px, or
             another shape or dtype; UsageError if an argument is out of range; OutOfMemory if there
             is too little for the effort.
         Warns: PictureWarning of what cannot be kept; see `pixels.to_plain`, `metadata.of`.
         """
         goal = rate_control.goal(
-            quality, target_bpp=target_bpp, target_size=target_size, target_psnr=target_psnr
+            quality,
+            target_bpp=target_bpp,
+            target_size=target_size,
+            target_psnr=target_psnr,
+            strict=strict,
         )
         if isinstance(picture, str | Path):
             picture = image.open_image(Path(picture), keep_metadata=keep_metadata)

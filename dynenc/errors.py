@@ -18,6 +18,7 @@ DynencError             1   base class (also: some of several files failed)
 ├── EngineError         9   the cluster cannot be reached, or a package for it is missing
 ├── LatentsError       10 * a file of latents cannot be imported
 ├── OutOfMemory        11   not enough memory
+├── TargetMissed       12   no file meets the target, and `strict` was asked for
 └── UnexpectedError     1   a bug in the conversion of one of several files
 
 Those marked * are caused by the value of an argument, and are also `ValueError`s.
@@ -136,6 +137,12 @@ class OutOfMemory(DynencError):
     """There is not enough memory for what was asked."""
 
     exit_code = 11
+
+
+class TargetMissed(DynencError):
+    """No quantiser step meets the target, and it was to be met strictly."""
+
+    exit_code = 12
 
 
 class UnexpectedError(DynencError):

@@ -20,6 +20,7 @@ gives the same file.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -57,6 +58,8 @@ NEAR = 2  # latents to each side that a change affects, and within which no othe
 PROBE_STEP = 0.5  # symbols by which latents are moved to estimate the curvature
 PROBE_SIDE = 16  # latents, side of the window on which the need of memory is measured
 MEMINFO = Path("/proc/meminfo")  # of Linux
+
+logger = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]  # steps done, steps in all
 
@@ -97,18 +100,20 @@ class Refiner:
             check_memory(self.feature_encoder, self.decoder, distortion.windows)
             start = torch.from_numpy(file.latents)[None].to(image)
             search = _Search(distortion, latents.clone(), header.step_q, coder, max_payload)
-            symbols = self._best(search, float(distortion.of(start).sum()))
+            before = float(distortion.of(start).sum())
+            symbols, reached = self._best(search, before)
         except (torch.OutOfMemoryError, MemoryError) as exc:
             raise OutOfMemory(
                 f"there is not enough memory for effort {self.effort}", hint="use --effort 0"
             ) from exc
+        logger.info("effort %d: %.1f %% less distortion", self.effort, 100 * (1 - reached / before))
         if symbols is None:
             return file
         size = header.width, header.height
         return LatFile.of_symbols(symbols, coder, size, header.step_q, file.model, file.chunks)
 
-    def _best(self, search: _Search, least: float) -> Ints | None:
-        """The best symbols of all stages, if their distortion is below the least so far."""
+    def _best(self, search: _Search, least: float) -> tuple[Ints | None, float]:
+        """The best symbols of all stages, None if none is below the least, and the new least."""
         best: Ints | None = None
         total, done = sum(STAGES[: self.effort]) + sum(ROUNDS[: self.effort]), 0
 
@@ -129,7 +134,7 @@ class Refiner:
             symbols, reached = search.improve(symbols, rounds, advance)
             if reached < least:
                 best, least = symbols, reached
-        return best
+        return best, least
 
 
 class _Search:

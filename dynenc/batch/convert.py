@@ -69,6 +69,7 @@ def convert(
     target_bpp: float | None = None,
     target_size: int | str | None = None,
     target_psnr: float | None = None,
+    strict: bool = False,
     effort: int = 0,
     tune_for: str = "embedded",
     keep_metadata: bool = False,
@@ -108,9 +109,9 @@ def convert(
             fails. None is "refuse" for a single file, else "skip".
         keep_mtime: give outputs the input's time of modification.
         dry_run: only tell what would be done.
-        encoder, quality, target_bpp, target_size, target_psnr, effort, keep_metadata: as of `Codec`
-            and `Codec.encode`. Latents to import take a quality only; without one those that were
-            rounded before stay as they are, and others get 80.
+        encoder, quality, target_bpp, target_size, target_psnr, strict, effort, keep_metadata: as of
+            `Codec` and `Codec.encode`. Latents to import take a quality only; without one those
+            that were rounded before stay as they are, and others get 80.
         decoder: as of `Codec`.
         tune_for: decoder that `effort` and `target_psnr` are for when encoding; a roundtrip tunes
             for `decoder`.
@@ -134,7 +135,11 @@ def convert(
     """
     _check(task, existing=existing, naming=naming, engine=engine)
     goal = rate_control.goal(
-        quality, target_bpp=target_bpp, target_size=target_size, target_psnr=target_psnr
+        quality,
+        target_bpp=target_bpp,
+        target_size=target_size,
+        target_psnr=target_psnr,
+        strict=strict,
     )
     if task == "import" and quality is None and goal.kind == "quality":
         goal = rate_control.Goal(value=rate_control.IMPORT_QUALITY)

@@ -225,6 +225,7 @@ class Converter:
             width=made.width,
             height=made.height,
             bpp=metrics.bpp(made.n_lat, made.width, made.height),
+            quality=made.quality,
             figures=made.figures,
             note=made.note,
             preview=made.preview,

@@ -70,6 +70,7 @@ class Made:
     height: int = 0  # px
     n_bytes_in: int = 0
     n_lat: int = 0  # bytes of the .lat file
+    quality: float | None = None  # of a .lat file that was encoded
     figures: Roundtrip | None = None
     note: str = ""  # for the user
     preview: Image.Image | None = None

@@ -61,6 +61,7 @@ class Encode(Task[Image.Image]):
                 one.value.height,
                 one.n_bytes,
                 len(made.blob),
+                quality=made.quality,
                 note=notes.joined(one.note, made.note),
             )
             for made, one in zip(encoded, group, strict=True)
@@ -182,7 +183,7 @@ class RoundtripTask(_MakesImages[Image.Image]):
         encoded_at = time.perf_counter()
         decoded = codec.decode(encoded.blob, max_pixels=sys.maxsize)
         decoded_at = time.perf_counter()
-        figures = self._figures(item, one, decoded, len(encoded.blob))
+        figures = self._figures(item, one, decoded, encoded)
         figures = replace(figures, encode_s=encoded_at - start, decode_s=decoded_at - encoded_at)
         data, lost = b"", list[str]()
         if item.target:
@@ -194,15 +195,16 @@ class RoundtripTask(_MakesImages[Image.Image]):
             picture.height,
             one.n_bytes,
             len(encoded.blob),
-            figures,
-            notes.joined(one.note, encoded.note, *lost),
-            preview.side_by_side(picture, decoded, columns) if columns else None,
+            quality=figures.quality,
+            figures=figures,
+            note=notes.joined(one.note, encoded.note, *lost),
+            preview=preview.side_by_side(picture, decoded, columns) if columns else None,
         )
 
     def _figures(
-        self, item: Input, one: Loaded[Image.Image], decoded: Image.Image, n_bytes: int
+        self, item: Input, one: Loaded[Image.Image], decoded: Image.Image, encoded: Encoded
     ) -> Roundtrip:
-        picture, options = one.value, self.settings.encode
+        picture, options, n_bytes = one.value, self.settings.encode, len(encoded.blob)
         width, height = picture.size
         pair = [tensors.to_tensor(pixels.to_rgb(each)) for each in (decoded, picture)]
         return Roundtrip(
@@ -211,7 +213,7 @@ class RoundtripTask(_MakesImages[Image.Image]):
             height=height,
             encoder=self.codec.encoder_name,
             decoder=self.codec.decoder_of(self.codec.model).name,
-            quality=options.goal.value if options.goal.kind == "quality" else None,
+            quality=options.goal.value if options.goal.kind == "quality" else encoded.quality,
             effort=options.effort,
             n_bytes=n_bytes,
             bpp=metrics.bpp(n_bytes, width, height),
@@ -279,7 +281,8 @@ class Import(Task[Foreign]):
                 step_q = quantize.quality_to_step(options.goal.value, has_trellis=trellis)
                 file = LatFile.of_latents(latents, size, step_q, model)
             blob = file.to_bytes()
-            made.append(Made(blob, *size, one.n_bytes, len(blob), note=one.note))
+            n_bytes = one.n_bytes
+            made.append(Made(blob, *size, n_bytes, len(blob), quality=file.quality, note=one.note))
         return made
 
     @staticmethod

@@ -15,6 +15,7 @@ from dynenc.errors import DynencError, UsageError
 from dynenc.interop.forms import LATENT_FORMS
 from dynenc.io.names import STREAM
 
+TARGETS = ("target_bpp", "target_size", "target_psnr")
 SECTION = Section("Convert")
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help=f"Images, {SOURCES}")]
@@ -121,7 +122,6 @@ def roundtrip(
     max_pixels: options.MaxPixels = MAX_PIXELS,
     truncated: options.Truncated = False,
     suffix: options.ImageSuffix = None,
-    as_json: options.JsonLines = False,
     show: Annotated[
         bool,
         typer.Option(
@@ -140,7 +140,6 @@ def roundtrip(
         images,
         placement,
         messages,
-        as_json=as_json,
         show=show,
         **_arguments(encoding, selection, execution),
         decoder=decoder,
@@ -225,7 +224,6 @@ def convert(
     placement: options.Placement,
     messages: options.Messages,
     *,
-    as_json: bool = False,
     show: bool = False,
     **arguments: Any,
 ) -> None:
@@ -249,7 +247,13 @@ def convert(
         report = None
         if placement.report and not placement.dry_run:
             report = ReportFile(placement.report, task, overwrite=placement.force)
-        with Reporter(task, quiet=messages.quiet, as_json=as_json, report=report) as reporter:
+        with Reporter(
+            task,
+            quiet=messages.quiet,
+            as_json=messages.as_json,
+            shows_quality=any(arguments.get(name) for name in TARGETS),
+            report=report,
+        ) as reporter:
             summary = convert(
                 task,
                 inputs,

@@ -220,10 +220,6 @@ Quiet = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", rich_help_panel=GENERAL, help="Print one JSON object.")
 ]
-JsonLines = Annotated[
-    bool,
-    typer.Option("--json", rich_help_panel=GENERAL, help="Print a JSON object for each image."),
-]
 LpipsWeights = Annotated[
     Path | None,
     typer.Option("--lpips", metavar="FILE", help="Weights of LPIPS on AlexNet; adds this metric."),
@@ -268,6 +264,14 @@ class Encoding:
             help="Instead of a quality: the smallest file that decodes with a PSNR of DB.",
         ),
     ] = None
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            rich_help_panel=QUALITY,
+            help="Fail, with exit code 12, if a target is missed by more than 3 %.",
+        ),
+    ] = False
     effort: Annotated[
         int,
         typer.Option(
@@ -434,4 +438,8 @@ class Messages:
             rich_help_panel=GENERAL,
             help="Print what is done, and tracebacks of unexpected errors.",
         ),
+    ] = False
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", rich_help_panel=GENERAL, help="Print a JSON object for each image."),
     ] = False

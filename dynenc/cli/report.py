@@ -17,12 +17,12 @@ from rich.text import Text
 
 from dynenc.batch.records import Result, Roundtrip, Summary, Task
 from dynenc.cli import console
-from dynenc.cli.report_file import ReportFile
+from dynenc.cli.report_file import ReportFile, row_of
 from dynenc.io.writing import is_stream
 
 INTERVAL = 10.0  # s between lines where stderr is not a terminal
 ROW = "{:8.3f} bpp  {:6.2f} dB  {:>7}  1:{:<5.1f} {:7.1f} ms  {:7.1f} ms  {}"
-HEAD = "       size      PSNR  MS-SSIM  of file   encode      decode  picture"
+HEAD = "       size      PSNR  MS-SSIM  of file   encode      decode  image"
 
 
 class Reporter:
@@ -34,10 +34,20 @@ class Reporter:
         *,
         quiet: bool = False,
         as_json: bool = False,
+        shows_quality: bool = False,
         report: ReportFile | None = None,
     ) -> None:
-        self.task, self.quiet, self.as_json, self.report = task, quiet, as_json, report
+        """Set up.
+
+        Args:
+            as_json: print a JSON object for each image in place of lines for people.
+            shows_quality: the quality was searched for, and is worth a word.
+            report: written to, too.
+        """
+        self.task, self.quiet, self.as_json = task, quiet, as_json
+        self.shows_quality = shows_quality
         self.stack = ExitStack()
+        self.report = report
         self.bar: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
         self.told = time.monotonic()
@@ -49,11 +59,14 @@ class Reporter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self.bar:
             self.bar.stop()
-        self.stack.close()
+        self.stack.close()  # an interrupted run leaves its report, too
 
     def add(self, result: Result, summary: Summary) -> None:
         """Show one result."""
@@ -73,10 +86,12 @@ class Reporter:
             self._progress(summary)
 
     def _print(self, result: Result, summary: Summary) -> None:
-        if result.figures:
-            if self.as_json:
-                console.show(json.dumps(asdict(result.figures)))
-            elif not self.quiet and summary.single:
+        to_stderr = is_stream(result.target)
+        if self.as_json:
+            row = asdict(result.figures) if result.figures else row_of(result)
+            console.show(json.dumps(row), to_stderr=to_stderr)
+        elif result.figures:
+            if not self.quiet and summary.single:
                 console.show(*_lines(result.figures))
             elif not self.quiet:
                 console.show(*([] if self.rows else [HEAD]), _row([result.figures], result.source))
@@ -86,24 +101,29 @@ class Reporter:
                 line = f"{result.source} -> {result.target}" if result.target else result.source
             elif self.task in ("encode", "import"):
                 line = f"{result.target}  {result.n_bytes_out} bytes  {result.bpp:.3f} bpp"
+                if self.shows_quality and result.quality is not None:
+                    line += f"  quality {result.quality:g}"
             else:
                 line = result.target
-            console.show(line, to_stderr=is_stream(result.target))
+            console.show(line, to_stderr=to_stderr)
 
     def _progress(self, summary: Summary) -> None:
-        text = _progress_text(summary)
-        if sys.stderr.isatty():
-            self._show("files", text, summary.finished, summary.jobs)
-        elif time.monotonic() - self.told > INTERVAL:
-            self.told = time.monotonic()
-            rest = summary.jobs - summary.finished
-            left = rest * summary.seconds / max(1, summary.finished)
-            console.tell(f"dynenc: {text}, {left:.0f} s left")
+        rest = summary.jobs - summary.finished
+        left = rest * summary.seconds / max(1, summary.finished)
+        self._move("files", _progress_text(summary), summary.finished, summary.jobs, left)
 
     def step(self, done: int, of: int) -> None:
-        """Show the progress of a picture's refinement, on a terminal."""
-        if sys.stderr.isatty() and not self.quiet:
-            self._show("steps", f"step {done} of {of}", done, of)
+        """Show the progress of an image's refinement."""
+        if not self.quiet:
+            self._move("steps", f"step {done} of {of}", done, of)
+
+    def _move(self, task: str, text: str, done: int, of: int, left: float | None = None) -> None:
+        """Move a bar on; where stderr is no terminal, print a line from time to time."""
+        if sys.stderr is not None and sys.stderr.isatty():
+            self._show(task, text, done, of)
+        elif time.monotonic() - self.told > INTERVAL:
+            self.told = time.monotonic()
+            console.tell(f"dynenc: {text}" + (f", {left:.0f} s left" if left else ""))
 
     def _show(self, task: str, text: str, done: int, of: int) -> None:
         """Move one of the bars on."""
@@ -126,16 +146,16 @@ class Reporter:
         if self.quiet:
             return
         if self.rows:
-            console.show(_row(self.rows, f"mean of {len(self.rows)}"))
+            console.show(_row(self.rows, f"mean of {len(self.rows)} images, each counted once"))
         if self.bar:
             self.bar.stop()
         if not summary.single:
             console.tell(f"dynenc: {_final(summary)}")
             if summary.outdated:
-                console.tell(
-                    f"dynenc: {summary.outdated} of those finished before were made with other "
-                    "settings: --update makes them again"
-                )
+                which = f"{summary.outdated} of the skipped outputs were"
+                if summary.outdated == summary.skipped == 1:
+                    which = "the skipped output was"
+                console.tell(f"dynenc: {which} made with other settings: --update makes them again")
         elif summary.skipped:
             other = ", though it was made with other settings" if summary.outdated else ""
             console.tell(f"dynenc: the output exists: skipped{other}")
@@ -203,18 +223,23 @@ def _lines(figures: Roundtrip) -> list[str]:
 
 
 def _progress_text(summary: Summary) -> str:
-    return (
-        f"{summary.finished}/{summary.jobs}, {summary.per_second:.1f} pictures/s, "
-        f"{summary.n_bytes_in / 1e6:.1f} MB in, {summary.n_bytes_out / 1e6:.1f} MB out"
-    )
+    return f"{summary.finished}/{summary.jobs}, {_speed(summary)}, {_volume(summary)}"
+
+
+def _speed(summary: Summary) -> str:
+    """Images a second, or seconds an image for slow ones."""
+    speed = summary.per_second
+    return f"{1 / speed:.1f} s/image" if 0 < speed < 1 else f"{speed:.1f} images/s"
+
+
+def _volume(summary: Summary) -> str:
+    return f"{summary.n_bytes_in / 1e6:.1f} MB in, {summary.n_bytes_out / 1e6:.1f} MB out"
 
 
 def _final(summary: Summary) -> str:
     if summary.planned:
-        return f"{summary.planned} to do, {summary.skipped} finished, {summary.ignored} ignored"
+        return f"{summary.planned} to do, {summary.skipped} skipped, {summary.ignored} ignored"
     return (
-        f"{summary.done} done, {summary.failed} failed, {summary.skipped} finished before, "
-        f"{summary.ignored} ignored; {summary.n_bytes_in / 1e6:.1f} MB in, "
-        f"{summary.n_bytes_out / 1e6:.1f} MB out; {summary.seconds:.1f} s, "
-        f"{summary.per_second:.1f} pictures/s"
+        f"{summary.done} done, {summary.failed} failed, {summary.skipped} skipped, "
+        f"{summary.ignored} ignored; {_volume(summary)}; {summary.seconds:.1f} s, {_speed(summary)}"
     )

@@ -18,10 +18,20 @@ from dynenc.io.names import suffix_of
 from dynenc.io.writing import is_stream, writing
 
 COLUMNS = ("source", "target", "status", "reason", "note")
-COUNTS = ("n_bytes_in", "n_bytes_out", "width", "height", "bpp")
+COUNTS = ("n_bytes_in", "n_bytes_out", "width", "height", "bpp", "quality")
 FIGURES = tuple(f.name for f in fields(Roundtrip) if f.name not in ("image", *COUNTS))
 SUFFIXES = (".csv", ".jsonl")
 Row = dict[str, Any]
+
+
+def row_of(result: Result) -> Row:
+    """A result as a row; figures only of images that were converted."""
+    row: Row = {name: getattr(result, name) for name in (*COLUMNS, *COUNTS)}
+    if result.status != "done":  # nothing was measured
+        row |= dict.fromkeys(COUNTS)
+    if result.figures:
+        row |= {name: getattr(result.figures, name) for name in FIGURES}
+    return row
 
 
 class ReportFile:
@@ -40,7 +50,7 @@ class ReportFile:
         self.path, self.overwrite = path, overwrite
         self.suffix = suffix_of(path).lower()
         if self.suffix not in SUFFIXES:
-            raise UsageError(f"{path} is no name of a report: let it end in .csv or .jsonl")
+            raise UsageError(f"a report ends in .csv or .jsonl, and {path} does not")
         self.columns = [*COLUMNS, *COUNTS, *(FIGURES if task == "roundtrip" else ())]
         self.earlier: dict[tuple[str, str], Row] = {}
         self.stack = ExitStack()
@@ -73,32 +83,24 @@ class ReportFile:
     def _read(self) -> Sequence[Row]:
         try:
             with storage.reading(self.path) as raw:
-                lines = raw.read().decode("utf-8", "surrogateescape").splitlines()
+                text = raw.read().decode("utf-8", "surrogateescape")
             if self.suffix == ".jsonl":
-                rows = [json.loads(line) for line in lines]
+                rows = [json.loads(line) for line in text.split("\n") if line]
                 known = all({"source", "target"} <= row.keys() for row in rows)
             else:
-                reader = csv.DictReader(lines)
+                reader = csv.DictReader(io.StringIO(text, newline=""))  # names hold line breaks
                 rows, known = list(reader), reader.fieldnames in (None, self.columns)
         except (ValueError, AttributeError, csv.Error):
             known = False
         if not known:
             raise OutputExists(
-                f"{self.path} exists, and is no report of this command",
-                hint="name another, or overwrite it with --force",
+                f"{self.path} exists and is no report of this command",
+                hint="name another with --report, or overwrite it with --force",
             )
         return rows
 
     def add(self, result: Result) -> None:
         """Write the row of a result."""
         earlier = self.earlier.pop((result.source, result.target), None)
-        if result.status == "skipped" and earlier:
-            row = earlier
-        else:
-            row = {name: getattr(result, name) for name in (*COLUMNS, *COUNTS)}
-            if result.status != "done":  # nothing was measured
-                row |= dict.fromkeys(COUNTS)
-            if result.figures:
-                row |= {name: getattr(result.figures, name) for name in FIGURES}
         if self.write:
-            self.write(row)
+            self.write(earlier if earlier and result.status == "skipped" else row_of(result))

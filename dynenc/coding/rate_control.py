@@ -3,10 +3,10 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from dynenc.errors import UsageError
+from dynenc.errors import TargetMissed, UsageError
 
 START, FINEST, COARSEST = 307, 16, 65_535  # step_q; finer ones cost bits and change no pixel
 TOLERANCE = 0.005  # of the target: the search ends when it is this close
@@ -22,13 +22,17 @@ class Goal:
 
     kind: Literal["quality", "bpp", "bytes", "dB"] = "quality"
     value: float = DEFAULT_QUALITY
+    strict: bool = False  # a missed target is an error
 
     def note(self, reached: float) -> str:
-        """A message for the user if the target was missed, else ""."""
+        """A message for the user if the target was missed, else ""; raises TargetMissed."""
         short = self.kind == "dB" and reached < self.value
         if self.kind == "quality" or not (short or abs(reached - self.value) > MISS * self.value):
             return ""
-        return f"asked for {self.value:.5g} {self.kind}, the nearest reachable is {reached:.5g}"
+        message = f"asked for {self.value:.5g} {self.kind}, the nearest reachable is {reached:.5g}"
+        if self.strict:
+            raise TargetMissed(message, hint="it is written without --strict")
+        return message
 
 
 def goal(
@@ -37,6 +41,7 @@ def goal(
     target_bpp: float | None = None,
     target_size: int | str | None = None,
     target_psnr: float | None = None,
+    strict: bool = False,
 ) -> Goal:
     """The goal of the one argument that is given; quality 50 if none is.
 
@@ -45,6 +50,7 @@ def goal(
         target_bpp: bits per pixel, of the whole file.
         target_size: bytes of the whole file, or a text such as "5KB"; see `parse_size`.
         target_psnr: dB, of the decoded image.
+        strict: a target that is missed by more than 3 % is an error.
     Raises: UsageError if several are given, quality is not within 0..100, or a target is not
         positive and finite.
     """
@@ -65,7 +71,7 @@ def goal(
         raise UsageError(f"quality {chosen.value:g} is not within 0..100")
     if chosen.kind != "quality" and not 0 < chosen.value < math.inf:
         raise UsageError(f"a target of {chosen.value:g} {chosen.kind} is not possible")
-    return chosen
+    return replace(chosen, strict=strict)
 
 
 def _number(name: str, value: float) -> float:

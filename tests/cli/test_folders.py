@@ -65,7 +65,7 @@ def test_a_folder_to_a_folder(photos, tmp_path):
     assert [line.split()[0] for line in result.stdout.splitlines()] == [
         str(tmp_path / "new" / "out" / name) for name in ("a.lat", "b.lat")
     ]
-    assert "2 done, 0 failed, 0 finished before, 1 ignored" in result.stderr
+    assert "2 done, 0 failed, 0 skipped, 1 ignored" in result.stderr
 
 
 def test_sub_folders_are_kept_and_come_back(photos, tmp_path):
@@ -112,7 +112,7 @@ def test_dry_run_touches_nothing(photos, tmp_path):
     before = tree(tmp_path)
     result = encode(photos, "-r", "-o", tmp_path / "out", "--dry-run")
     assert result.stdout.splitlines()[2] == f"{photos}/sub/c.webp -> {tmp_path}/out/sub/c.lat"
-    assert "3 to do, 0 finished, 1 ignored" in result.stderr
+    assert "3 to do, 0 skipped, 1 ignored" in result.stderr
     assert tree(tmp_path) == before
     assert not (tmp_path / "out").exists()
 
@@ -127,7 +127,7 @@ def test_finished_outputs_are_left_alone(photos, tmp_path):
     (tmp_path / "out" / "a.lat").unlink()
     (tmp_path / "out" / "b.lat").write_bytes(b"keep")
     result = encode(photos, "-o", tmp_path / "out", code=1)
-    assert "1 done, 1 failed, 0 finished before" in result.stderr
+    assert "1 done, 1 failed, 0 skipped" in result.stderr
     assert "b.lat exists, and is no file that this command writes" in result.stderr
     assert (tmp_path / "out" / "b.lat").read_bytes() == b"keep"
     encode(photos, "-o", tmp_path / "out", "--force")
@@ -200,8 +200,8 @@ def test_roundtrip_prints_a_table_and_the_means(photos, tmp_path):
     result = run("roundtrip", photos, *options)
     lines = result.stdout.splitlines()
     assert len(lines) == 5
-    assert lines[0].split()[-1] == "picture"
-    assert lines[-1].endswith("mean of 3")
+    assert lines[0].split()[-1] == "image"
+    assert lines[-1].endswith("mean of 3 images, each counted once")
     rows = [json.loads(line) for line in report.read_text().splitlines()]
     mean = sum(row["psnr_db"] for row in rows) / 3
     assert f"{mean:.2f} dB" in lines[-1]
@@ -268,7 +268,7 @@ def test_a_folder_is_packed_into_shards(photos, tmp_path):
     assert members(tmp_path / "out" / "000000.tar") == ["a.lat", "b.lat"]
     assert members(tmp_path / "out" / "000001.tar") == ["sub/c.lat"]
     again = encode(photos, "-r", "-o", tmp_path / "out", "--shard-size", 2)
-    assert "2 finished before" in again.stderr
+    assert "2 skipped" in again.stderr
 
 
 def test_a_name_that_comes_twice_in_a_shard_is_left_out_and_named(photos, tmp_path):
@@ -473,3 +473,23 @@ def test_an_interrupted_run_leaves_whole_files_and_goes_on(photos, tmp_path, num
 def encode_one(picture, folder):
     encode(picture, "-o", folder / "one.lat")
     return (folder / "one.lat").read_bytes()
+
+
+def test_a_report_is_continued_and_nothing_else_is_overwritten(photos, tmp_path):
+    report = tmp_path / "report.csv"
+    out = tmp_path / "out"
+    encode(photos, "-o", out, "--report", report)
+    with report.open(newline="") as file:
+        first = {row["source"]: row for row in csv.DictReader(file)}
+    (out / "a.lat").unlink()
+    encode(photos, "-o", out, "--report", report)
+    with report.open(newline="") as file:
+        second = {row["source"]: row for row in csv.DictReader(file)}
+    assert second == first
+    report.write_text("what somebody wrote")
+    result = encode(photos, "-o", out, "--report", report, code=6)
+    assert "is no report of this command" in result.stderr
+    assert report.read_text() == "what somebody wrote"
+    encode(photos, "-o", out, "--report", report, "--force")
+    with report.open(newline="") as file:
+        assert {row["source"] for row in csv.DictReader(file)} == set(first)

@@ -26,6 +26,11 @@ def test_encode_to_a_size(picture):
     assert result.exit_code == 0
     assert result.stderr == ""
     assert 388 <= picture.with_suffix(".lat").stat().st_size <= 400
+    quality = json.loads(run("info", picture.with_suffix(".lat"), "--json").stdout)["quality"]
+    assert result.stdout.endswith(f"  quality {quality:g}\n")
+    again = run("encode", picture, "-e", "nano", "-Q", quality, "-f", "--json")
+    assert json.loads(again.stdout)["n_bytes_out"] == pytest.approx(400, rel=0.03)
+    assert json.loads(again.stdout)["quality"] == quality
 
 
 def test_roundtrip_to_a_psnr(picture):
@@ -34,7 +39,7 @@ def test_roundtrip_to_a_psnr(picture):
     )
     figures = json.loads(result.stdout)
     assert 21 <= figures["psnr_db"] <= 21.3
-    assert figures["quality"] is None
+    assert 0 < figures["quality"] < 50
 
 
 def test_a_missed_target_is_told_and_no_failure(picture):
@@ -44,14 +49,23 @@ def test_a_missed_target_is_told_and_no_failure(picture):
     assert run("encode", picture, "-e", "nano", "-f", "-q", "--target-size", "3").stderr == ""
 
 
+def test_a_missed_target_is_a_failure_if_it_is_strict(picture):
+    result = run("encode", picture, "-e", "nano", "--target-size", "3", "--strict")
+    assert result.exit_code == 12
+    assert "the nearest reachable is 22" in result.stderr
+    assert not picture.with_suffix(".lat").exists()
+    met = run("encode", picture, "-e", "nano", "--target-size", "400B", "--strict")
+    assert (met.exit_code, met.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--quality", "50", "--target-bpp", "0.1"], "exclude each other"),
         (["--target-psnr", "25", "--target-size", "5KB"], "exclude each other"),
-        (["--target-size", "big"], "is no size"),
-        (["--target-bpp", "0"], "makes no sense"),
-        (["--target-psnr", "nan"], "makes no sense"),
+        (["--target-size", "big"], "is not a size"),
+        (["--target-bpp", "0"], "is not possible"),
+        (["--target-psnr", "nan"], "is not possible"),
     ],
 )
 def test_targets_that_make_no_sense(picture, options, words):
@@ -83,7 +97,9 @@ def test_an_effort_gives_another_file_that_is_no_larger(picture):
     assert run(*arguments, 0).exit_code == 0
     plain = target.read_bytes()
     result = run(*arguments, 3)
-    assert (result.exit_code, result.stderr) == (0, "")  # no progress bar but on a terminal
+    assert result.exit_code == 0
+    assert "effort 3: " in result.stderr
+    assert "% less distortion" in result.stderr
     assert target.read_bytes() != plain
     assert len(target.read_bytes()) <= len(plain)
     assert run(*arguments, 10).exit_code == 2
