@@ -35,7 +35,7 @@ from dynenc.errors import LatentsError
 from dynenc.imaging import formats, notes, pixels, preview, save, tensors
 from dynenc.imaging.extras import Extras
 from dynenc.interop import latent_files
-from dynenc.interop.latent_files import Foreign
+from dynenc.interop.latent_files import ImportedLatents
 from dynenc.io import storage
 from dynenc.io.names import suffix_of
 from dynenc.io.storage import Readable
@@ -256,23 +256,23 @@ class Export(Task[ParsedLat]):
         return True
 
 
-class Import(Task[Foreign]):
+class Import(Task[ImportedLatents]):
     """Other programs' files of latents to .lat files."""
 
-    def load(self, item: Input) -> Loaded[Foreign]:
+    def load(self, item: Input) -> Loaded[ImportedLatents]:
         """As of every task."""
         self.prepare(item)
         blob = inputs.read_foreign(item.source) if item.data is None else item.data
         foreign = latent_files.read(blob, item.source, self.settings.encode.scale)
         return Loaded(foreign, len(blob), tuple(foreign.latents.shape[-2:]), foreign.note)
 
-    def make(self, items: Sequence[Input], group: Sequence[Loaded[Foreign]]) -> list[Made]:
+    def make(self, items: Sequence[Input], group: Sequence[Loaded[ImportedLatents]]) -> list[Made]:
         """As of every task."""
         made = []
         for one in group:
             foreign, options = one.value, self.settings.encode
             known = foreign.step_q if options.keep_step else None
-            model, latents = foreign.made_by, foreign.latents[0].numpy()
+            model, latents = foreign.model, foreign.latents[0].numpy()
             size = foreign.width, foreign.height
             if known is not None:
                 file = LatFile.of_quantized(latents, size, known, model)

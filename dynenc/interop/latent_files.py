@@ -1,16 +1,16 @@
 """Latents in the files of other programs, read and written. Bytes only: no paths here.
 
-| written as | tensor | scale | what else it says |
+| written as | tensor | scale | metadata |
 |---|---|---|---|
 | .safetensors | `latents` [4, h, w] | SD | metadata: scale, width, height, encoder, step |
 | .pt | `latents` [4, h, w] | SD | the same, in the dict beside it |
 | .npz, of sd-scripts | `latents_{h}x{w}` [4, h, w] | raw | `original_size_*`, `crop_ltrb_*` |
 | .latent, of ComfyUI | `latent_tensor` [1, 4, h, w] | raw | as .safetensors |
 
-All are float32. Latents in SD scale are what the U-Net takes, raw ones what the VAE gives: SD scale
-is raw times 0.18215. Reading goes by what a file holds and not by its name. ComfyUI's loader (its
-`nodes.py`, LoadLatent) takes files without `latent_format_version_0` to be in SD scale, and so does
-this one. sd-scripts wrote `latents` without the size before a file could hold several.
+All are float32. The U-Net takes latents in SD scale, the VAE returns raw ones: SD scale is raw
+times 0.18215. A file is recognised by its content, not its name. As ComfyUI's loader does
+(`nodes.py`, LoadLatent), files without `latent_format_version_0` are taken to be in SD scale. Older
+versions of sd-scripts wrote `latents` without the size.
 """
 
 from __future__ import annotations
@@ -38,34 +38,34 @@ from dynenc.interop.forms import LATENT_FORMS
 from dynenc.latent_space import SD1, SDXL
 from dynenc.networks.vae_files import SDXL_NAME
 
-RAW = 1.0  # the scale of latents as the VAE gives them
-MAX_BYTES = 2**28  # of a file of one picture's latents; the largest picture takes 45 MB
-USUAL = (0.4, 2.3)  # root mean square in SD scale: pictures of one colour have 0.5 to 1.9
+RAW = 1.0  # scale of latents as the VAE returns them
+MAX_BYTES = 2**28  # of a file of one image's latents; those of the largest image take 45 MB
+USUAL_RMS = (0.4, 2.3)  # in SD scale; flat images have 0.5 to 1.9
 COMFY, MARKER = "latent_tensor", "latent_format_version_0"
 ARRAY = re.compile(r"(latents|original_size)(?P<size>_\d+x\d+)?\.npy")  # read from an .npz
 MODEL_FILE = re.compile(r'"([^"\n]*)\.(safetensors|ckpt|pt|sft)"')  # in ComfyUI's workflows
-CURE = "give --scale 0.18215 if a U-Net takes them as they are, 1 if a VAE returned them"
+SCALE_HINT = "give --scale 0.18215 if a U-Net takes them as they are, 1 if a VAE returned them"
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
-    """The latents of a file, and what it says about them."""
+class ImportedLatents:
+    """Latents read from a file, and its metadata."""
 
     latents: Tensor  # [1, 4, h, w] float32 in SD scale
     width: int  # px
     height: int  # px
-    made_by: registry.Model = registry.IMPORTED
-    step_q: int | None = None  # in 1/1024, if they were rounded before
+    model: registry.Model = registry.IMPORTED
+    step_q: int | None = None  # in 1/1024; None: never quantised, as far as the file says
 
     @property
     def note(self) -> str:
-        """What is odd about them, for the user, or ""."""
-        size = self.latents.square().mean().sqrt().item()
-        if USUAL[0] <= size <= USUAL[1]:
+        """A warning for the user if their magnitude is unusual, else ""."""
+        rms = self.latents.square().mean().sqrt().item()
+        if USUAL_RMS[0] <= rms <= USUAL_RMS[1]:
             return ""
         return (
-            f"the latents' root mean square is {size:.2f}, that of pictures {USUAL[0]} to "
-            f"{USUAL[1]}: their scale may be another"
+            f"the latents' root mean square is {rms:.2f}, outside the usual {USUAL_RMS[0]} to "
+            f"{USUAL_RMS[1]}: their scale may be another"
         )
 
 
@@ -120,17 +120,17 @@ WRITERS: dict[str, Callable[[Header, Tensor], bytes]] = {
 
 def _facts(header: Header, scale: float) -> dict[str, str]:
     """What a file says beside the latents; text, because safetensors' metadata is."""
-    made_by = registry.latent_model(header.model_id) or registry.IMPORTED
+    model = registry.latent_model(header.model_id) or registry.IMPORTED
     return {
         "scale": str(scale),
         "width": str(header.width),
         "height": str(header.height),
-        "encoder": made_by.name,
+        "encoder": model.name,
         "step": str(header.step_q / quantize.STEP_UNIT),
     }
 
 
-def read(data: bytes, name: str, scale: float | None = None) -> Foreign:
+def read(data: bytes, name: str, scale: float | None = None) -> ImportedLatents:
     """The latents of a file in any of the LATENT_FORMS. Nothing is ever unpickled.
 
     Args:
@@ -251,19 +251,21 @@ def _checked(latents: Tensor, name: str) -> Tensor:
 
 
 def _refuse_sdxl(facts: dict[str, str], name: str) -> None:
-    """Raise LatentsError if a file says of itself that it is for SDXL, whose latents look alike."""
-    said = [name] if name.lower().endswith("_sdxl.npz") else []
+    """Raise LatentsError if the name or metadata of a file name SDXL, whose latents look alike."""
+    mentions = [name] if name.lower().endswith("_sdxl.npz") else []
     for key, text in facts.items():
         if key in ("prompt", "workflow"):  # of ComfyUI: what users write may mention any model
-            said += [match[1] for match in MODEL_FILE.finditer(text)]
+            mentions += [match[1] for match in MODEL_FILE.finditer(text)]
         else:
-            said.append(text)
-    if facts.get("scale") == str(SDXL.scale) or any(SDXL_NAME.search(text) for text in said):
-        raise LatentsError(f"{name} is for SDXL, whose latents are others: SD 1.x's are needed")
+            mentions.append(text)
+    if facts.get("scale") == str(SDXL.scale) or any(SDXL_NAME.search(text) for text in mentions):
+        raise LatentsError(
+            f"{name} is for SDXL, whose latents are of another space: SD 1.x's are needed"
+        )
 
 
 def _scale(key: str, tensors: dict[str, Tensor], facts: dict[str, str], name: str) -> float:
-    """What the VAE's latents were multiplied with, as the file says or its format has it."""
+    """The factor that raw latents were multiplied by: from the metadata, or fixed by the format."""
     if key == COMFY:
         return RAW if MARKER in tensors else SD1.scale
     if key.replace("latents", "original_size") in tensors:  # of sd-scripts
@@ -272,31 +274,32 @@ def _scale(key: str, tensors: dict[str, Tensor], facts: dict[str, str], name: st
         scale = float(facts["scale"])
     except (KeyError, ValueError):
         raise LatentsError(
-            f"{name} does not say in which scale its latents are", hint=CURE
+            f"{name} does not say in which scale its latents are", hint=SCALE_HINT
         ) from None
     if scale not in (RAW, SD1.scale):
         raise LatentsError(
-            f"{name} says that its latents are times {scale}, which is not SD 1.x's", hint=CURE
+            f"{name} says that its latents are times {scale}, which is not SD 1.x's",
+            hint=SCALE_HINT,
         )
     return scale
 
 
-def _described(latents: Tensor, facts: dict[str, str], sides: Tensor | None) -> Foreign:
-    """Latents with the size, encoder and step that a file gives, as far as they can be true."""
+def _described(latents: Tensor, facts: dict[str, str], sides: Tensor | None) -> ImportedLatents:
+    """Latents with the size, encoder and step of the metadata, where those are consistent."""
     height, width = (min(SD1.patch * side, MAX_SIDE) for side in latents.shape[-2:])
-    made_by, step_q = registry.IMPORTED, None
+    model, step_q = registry.IMPORTED, None
     try:
-        said = sides.tolist() if sides is not None else (facts["width"], facts["height"])
-        wide, high = (int(side) for side in said)
+        given = sides.tolist() if sides is not None else (facts["width"], facts["height"])
+        wide, high = (int(side) for side in given)
         if SD1.size(high, wide) == latents.shape[-2:]:
             width, height = wide, high
-        [made_by] = [
-            maker
-            for maker in registry.LATENT_MODELS
-            if maker.name == facts["encoder"] and maker.space is SD1
+        [model] = [
+            each
+            for each in registry.LATENT_MODELS
+            if each.name == facts["encoder"] and each.space is SD1
         ]
         step = round(float(facts["step"]) * quantize.STEP_UNIT)
         step_q = step if 0 < step < 2**16 else None
     except (KeyError, ValueError, TypeError, OverflowError):
-        pass  # another program's file: its latents are all there is
-    return Foreign(latents, width, height, made_by, step_q)
+        pass  # written by another program, without this metadata
+    return ImportedLatents(latents, width, height, model, step_q)

@@ -125,7 +125,7 @@ def test_what_is_written_is_read_again(read, suffix):
     torch.testing.assert_close(found.latents, latents)
     assert (found.width, found.height) == (33, 40)
     knows_more = suffix != ".npz"
-    assert found.made_by.name == ("light" if knows_more else "imported")
+    assert found.model.name == ("light" if knows_more else "imported")
     assert found.step_q == (header.step_q if knows_more else None)
 
 
@@ -139,7 +139,7 @@ def test_export_and_import_give_the_same_file(name, suffix):
     header, latents = read_latents(blob)
     found = latent_files.read(latent_files.write(suffix, header, latents), name)
     size = found.width, found.height
-    again = LatFile.of_quantized(found.latents[0].numpy(), size, found.step_q, found.made_by)
+    again = LatFile.of_quantized(found.latents[0].numpy(), size, found.step_q, found.model)
     if header.flags & HAS_CHUNKS or header.coder_id != again.header.coder_id:
         assert replace(again.header, coder_id=header.coder_id) == replace(
             header, flags=header.flags & ~HAS_CHUNKS
@@ -163,7 +163,7 @@ def test_kohyas_files_old_and_new(latents, suffix, original, size):
     found = latent_files.read(kohya_saves(latents / SCALE, original, suffix), "a.npz")
     torch.testing.assert_close(found.latents, latents[None])
     assert (found.width, found.height) == size
-    assert (found.made_by.name, found.step_q, found.note) == ("imported", None, "")
+    assert (found.model.name, found.step_q, found.note) == ("imported", None, "")
 
 
 def test_flipped_latents_and_masks_are_left_out(latents):
