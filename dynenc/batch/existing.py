@@ -38,7 +38,8 @@ def sort(jobs: list[Job], output: str | None, settings: Settings) -> tuple[list[
             state = state_of(job, settings)
         name = job.source or job.target
         if state == "missing" or (policy == "update" and state != "current"):
-            todo.append(replace(job, overwrite=True))  # nothing is lost of an empty file
+            # nothing is lost of an empty file; what appears from now on is kept
+            todo.append(replace(job, overwrite=storage.exists(job.target)))
         elif state == "foreign":
             error = OutputExists(
                 f"{job.target} exists, and is no file that this command writes",

@@ -120,3 +120,15 @@ def test_names_are_kept(pictures, tmp_path):
     )
     with tarfile.open(tmp_path / "back" / "000000.tar") as tar:
         assert tar.getnames()[:2] == ["a.jpg.lat.webp", "a.png.lat.webp"]
+
+
+def test_an_output_that_appears_meanwhile_is_kept(pictures, tmp_path):
+    (out := tmp_path / "out").mkdir()
+    encode(pictures / "a.png", out)
+
+    def appear(*_):
+        (out / "e.lat").write_bytes(b"another run's")
+
+    summary = encode(pictures, out, on_result=appear)
+    assert (summary.done, summary.skipped) == (3, 2)
+    assert (out / "e.lat").read_bytes() == b"another run's"
