@@ -85,7 +85,7 @@ def test_weights_of_another_shape_are_refused(tmp_path, model, change):
 
 
 def test_a_file_that_claims_to_be_a_coder_is_no_network(tmp_path):
-    save_file({"w": torch.zeros(1)}, tmp_path / "x.safetensors", {"model": "context"})
+    save_file({"w": torch.zeros(1)}, tmp_path / "x.safetensors", {"model": "fast"})
     with pytest.raises(WeightsError, match="does not name a model"):
         loading.load_path(tmp_path / "x.safetensors")
 
