@@ -159,7 +159,7 @@ class _Pool:
 
     def _on_hello(self, sender: _Worker, hello: Hello) -> None:
         if hello.note and not any(each.hello for each in self.workers):  # once
-            logger.info(hello.note)
+            logger.debug(hello.note)
         sender.hello = hello
         if self.count is None:  # the device was not known before
             self.count = cores() if hello.device == "cpu" else min(GPU_WORKERS, cores())

@@ -18,7 +18,8 @@ from dynenc.networks import compat, external_vae
 PACKAGES = ("torch", "diffusers", "safetensors", "pillow", "numpy", "typer")
 FORMATS = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000"}
 FORMATS |= {"libtiff": "TIFF", "littlecms2": "colour profiles"}
-EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "ray": "ray"}  # extra: its module
+EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "ray": "ray"}  # module
+EXTRAS |= {"heif": "pillow_heif", "jxl": "pillow_jxl", "eval": "bjontegaard"}
 
 
 def examine() -> tuple[dict[str, str], list[str]]:

@@ -1,6 +1,7 @@
 """Commands that look and measure: info, verify, compare, eval, doctor."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,8 +105,14 @@ def compare(
         ),
     ] = None,
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", help="The HTML file.")
-    ] = "compare.html",
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The HTML file. [default: compare.html, or compare-2.html and so on if it exists]",
+        ),
+    ] = None,
     quality: Annotated[
         list[float] | None,
         typer.Option(
@@ -145,6 +152,7 @@ def compare(
         from dynenc.evaluation.measure import Measure, load_distances
         from dynenc.io.writing import is_stream, refuse_existing, writing
 
+        output = output or _free_name("compare", ".html", force)
         refuse_existing(output, force)
         pairs = compare_page.pair(original, others or [])
         qualities = quality or ([] if others or codec else [50.0])
@@ -158,6 +166,15 @@ def compare(
             console.show(output, to_stderr=is_stream(output))
         if errors:
             raise typer.Exit(DynencError.exit_code)
+
+
+def _free_name(stem: str, suffix: str, overwrite: bool) -> str:
+    """The first name in the current folder that no file has, with a number if need be."""
+    name, number = stem + suffix, 1
+    while not overwrite and os.path.lexists(name):
+        number += 1
+        name = f"{stem}-{number}{suffix}"
+    return name
 
 
 @SECTION.command(

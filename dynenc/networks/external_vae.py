@@ -96,7 +96,7 @@ def load_decoder(name: str | Choice = "auto", device: torch.device | str = "cpu"
     choice = resolve(name) if isinstance(name, str) else name
     device = torch.device(device)
     if name == "auto":
-        logger.info("decoder: %s, %s", choice.name, choice.note)
+        logger.debug("decoder: %s, %s", choice.name, choice.note)
     else:
         logger.debug("decoder: %s on %s", choice.name, device)
     if choice.name in registry.names("decoder"):
