@@ -120,7 +120,7 @@ def import_checkpoint(
     Nothing that is pickled in the checkpoint is executed.
     """
     with console.session():
-        from dynenc.networks.published import import_checkpoint
+        from dynenc.interop.paper_checkpoints import import_checkpoint
 
         network = import_checkpoint(checkpoint, output, overwrite=force)
         parameters = sum(p.numel() for p in network.parameters())

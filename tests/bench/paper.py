@@ -35,6 +35,7 @@ from dynenc.coding.lat_file import LatFile
 from dynenc.evaluation.measure import Measure, load_distances, means
 from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
+from dynenc.interop import paper_checkpoints
 from dynenc.latent_space import SD1
 from dynenc.networks import published
 from dynenc.networks.external_vae import load_teacher
@@ -66,7 +67,7 @@ def author(folder: Path) -> dict[str, tuple[int, published.Published]]:
     with tempfile.TemporaryDirectory() as scratch:
         for path in sorted(folder.glob("*.pt")):
             target = Path(scratch) / "weights.safetensors"
-            network = published.import_checkpoint(path, target, overwrite=True)
+            network = paper_checkpoints.import_checkpoint(path, target, overwrite=True)
             found[path.stem] = path.stat().st_size, network
     return found
 

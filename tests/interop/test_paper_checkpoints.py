@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from dynenc import Codec, load_encoder
 from dynenc.cli.main import app
 from dynenc.errors import OutputExists, WeightsError
-from dynenc.networks import loading, published
+from dynenc.interop import paper_checkpoints
+from dynenc.networks import loading
 
 
 class HybridDense(nn.Linear):
@@ -105,7 +106,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize("deep", [False, True])
 def test_an_encoder_runs_as_the_authors_code(saved, tmp_path, deep):
     theirs = encoder(deep=deep)
-    network = published.import_checkpoint(saved(theirs), tmp_path / "w.safetensors")
+    network = paper_checkpoints.import_checkpoint(saved(theirs), tmp_path / "w.safetensors")
     image = torch.rand(1, 3, 32, 48) * 2 - 1
     with torch.inference_mode():
         features = image
@@ -124,7 +125,7 @@ def test_an_encoder_runs_as_the_authors_code(saved, tmp_path, deep):
 
 def test_the_autoencoder_runs_as_the_authors_code_and_is_no_encoder(saved, tmp_path):
     target = tmp_path / "w.safetensors"
-    network = published.import_checkpoint(saved(Autoencoder()), target)
+    network = paper_checkpoints.import_checkpoint(saved(Autoencoder()), target)
     image = torch.rand(1, 3, 24, 40) * 2 - 1
     with torch.inference_mode():
         latents = materialised(network.encoder.layers[0], (image + 1) / 2)
@@ -135,13 +136,13 @@ def test_the_autoencoder_runs_as_the_authors_code_and_is_no_encoder(saved, tmp_p
 
 
 def test_a_picture_is_encoded_alike_in_any_batch(saved, tmp_path):
-    network = published.import_checkpoint(saved(encoder()), tmp_path / "w.safetensors")
+    network = paper_checkpoints.import_checkpoint(saved(encoder()), tmp_path / "w.safetensors")
     images = torch.rand(3, 3, 16, 24)
     assert torch.equal(network(images)[1:2], network(images[1:2]))
 
 
 def test_the_smallest_picture_is_encoded(saved, tmp_path):
-    network = published.import_checkpoint(saved(encoder()), tmp_path / "w.safetensors")
+    network = paper_checkpoints.import_checkpoint(saved(encoder()), tmp_path / "w.safetensors")
     assert network(torch.rand(1, 3, 8, 8)).isfinite().all()
 
 
@@ -193,7 +194,7 @@ def test_nothing_of_a_hostile_pickle_runs(saved, tmp_path, where):
     path = saved(hostile if where == "top" else module)
     assert not trap.exists()
     with pytest.raises(WeightsError, match=r"asks for .*_ran|asks for pathlib"):
-        published.import_checkpoint(path, target)
+        paper_checkpoints.import_checkpoint(path, target)
     assert not trap.exists()
     assert not target.exists()
     with notebook():
@@ -210,13 +211,13 @@ def test_nothing_of_a_hostile_pickle_runs(saved, tmp_path, where):
         ("__main__", "exec"),
         ("torch", "load"),
         ("torch.nn.modules.conv", "Conv2d.forward"),
-        ("dynenc.networks.published", "import_checkpoint"),
+        ("dynenc.interop.paper_checkpoints", "import_checkpoint"),
     ],
 )
 def test_names_that_no_network_needs_are_refused(tmp_path, module, name):
     path = packed(tmp_path, f"c{module}\n{name}\n.".encode())
     with pytest.raises(WeightsError, match=f"asks for {module}.{name}"):
-        published.read_checkpoint(path)
+        paper_checkpoints.read_checkpoint(path)
 
 
 def packed(folder, data, kind=zipfile.ZIP_STORED):
@@ -237,9 +238,9 @@ def test_a_pickle_cannot_change_what_the_next_one_gets(tmp_path):
         data = data.replace(b"st.", b"stb.")
         path = packed(tmp_path, data)
         with pytest.raises(WeightsError):
-            published.read_checkpoint(path)
-    assert callable(published.StandIn().part)
-    assert not hasattr(published._Rebuild(), "evil")
+            paper_checkpoints.read_checkpoint(path)
+    assert callable(paper_checkpoints.StandIn().part)
+    assert not hasattr(paper_checkpoints._Rebuild(), "evil")
 
 
 @pytest.mark.parametrize(
@@ -248,20 +249,20 @@ def test_a_pickle_cannot_change_what_the_next_one_gets(tmp_path):
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path, data):
     with pytest.raises(WeightsError):
-        published.read_checkpoint(packed(tmp_path, data))
+        paper_checkpoints.read_checkpoint(packed(tmp_path, data))
     (tmp_path / "raw.pt").write_bytes(data)
     with pytest.raises(WeightsError):
-        published.read_checkpoint(tmp_path / "raw.pt")
+        paper_checkpoints.read_checkpoint(tmp_path / "raw.pt")
 
 
 def test_a_compressed_member_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="compressed"):
-        published.read_checkpoint(packed(tmp_path, b"\0" * 10**6, zipfile.ZIP_DEFLATED))
+        paper_checkpoints.read_checkpoint(packed(tmp_path, b"\0" * 10**6, zipfile.ZIP_DEFLATED))
 
 
 def test_a_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(WeightsError, match=r"nowhere\.pt"):
-        published.read_checkpoint(tmp_path / "nowhere.pt")
+        paper_checkpoints.read_checkpoint(tmp_path / "nowhere.pt")
 
 
 @pytest.mark.parametrize(
@@ -280,7 +281,7 @@ def test_another_network_is_refused(saved, tmp_path, damage):
     module = encoder()
     damage(module)
     with pytest.raises(WeightsError):
-        published.import_checkpoint(saved(module), tmp_path / "w.safetensors")
+        paper_checkpoints.import_checkpoint(saved(module), tmp_path / "w.safetensors")
     assert not (tmp_path / "w.safetensors").exists()
 
 
@@ -310,7 +311,7 @@ def test_a_converted_file_is_checked_before_memory_is_taken(tmp_path):
 def test_a_codec_takes_a_file_of_weights(saved, tmp_path):
     photo = Image.new("RGB", (40, 30))
     target = tmp_path / "w.safetensors"
-    published.import_checkpoint(saved(encoder()), target)
+    paper_checkpoints.import_checkpoint(saved(encoder()), target)
     header, latents = read_latents(Codec(str(target), "embedded", "cpu").encode(photo))
     assert header.model_id == 4
     assert latents.shape[1] == 4

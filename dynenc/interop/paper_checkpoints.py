@@ -1,0 +1,219 @@
+"""The paper author's checkpoints, which are whole pickled modules: read without running anything.
+
+`torch.load` would execute them. Here a restricted unpickler knows tensors, a few containers and the
+names of the author's and torch's classes, for which it builds inert stand-ins; a file that asks for
+anything else is refused by name. `networks.published` computes what the stand-ins describe.
+"""
+
+import io
+import json
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from dynenc.errors import WeightsError
+from dynenc.io.writing import writing
+from dynenc.networks.published import MODEL, Published, load_imported
+
+AUTHORS = ("encoder", "decoder", "Autoencoder", "DynamicConv", "HybridDense")
+TORCHS = {
+    "torch.nn.modules.conv": ("Conv2d",),
+    "torch.nn.modules.linear": ("Linear",),
+    "torch.nn.modules.container": ("ModuleList", "Sequential"),
+    "torch.nn.modules.batchnorm": ("BatchNorm1d",),
+    "torch.nn.modules.instancenorm": ("InstanceNorm2d",),
+    "torch.nn.modules.pooling": ("MaxPool2d",),
+    "torch.nn.modules.pixelshuffle": ("PixelShuffle",),
+}
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "LongStorage": torch.int64,
+}
+
+
+class StandIn:
+    """What a pickled module becomes: its attributes, and nothing that could run."""
+
+    def __init__(self) -> None:
+        self.__dict__: dict[str, Any] = {}
+
+    def part(self, *names: str) -> Any:
+        """A submodule, parameter or attribute of a submodule ...; raises KeyError."""
+        found: Any = self
+        for name in names:
+            state = found.__dict__
+            tables = [state.get(key, {}) for key in ("_modules", "_parameters")]
+            found = next((t[name] for t in tables if name in t), None)
+            if found is None:
+                found = state[name]
+        return found
+
+
+class _Rebuild:
+    """torch._utils._rebuild_tensor_v2; a view beyond its storage is refused by torch."""
+
+    __slots__ = ()  # as with the classes below, no pickle can change it for the next one
+
+    def __call__(
+        self, values: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+    ) -> Tensor:
+        view = torch.as_strided(values, size, stride, offset)
+        if view.numel() > values.numel():
+            raise ValueError("a tensor is larger than what is stored of it")
+        return view.clone()
+
+
+class _Parameter:
+    """torch._utils._rebuild_parameter, without the gradient."""
+
+    __slots__ = ()
+
+    def __call__(self, values: Tensor, *_: Any) -> Tensor:
+        return values
+
+
+def _known() -> dict[tuple[str, str], Any]:
+    """All that a checkpoint may name; classes made anew, as a pickle can write on them."""
+    names = [(module, name) for module in ("__main__", "hybrids") for name in AUTHORS]
+    names += [(module, name) for module, classes in TORCHS.items() for name in classes]
+    return {
+        **{(module, name): type(name, (StandIn,), {}) for module, name in names},
+        **{("torch", name): dtype for name, dtype in STORAGES.items()},
+        ("collections", "OrderedDict"): OrderedDict,
+        ("__builtin__", "set"): set,
+        ("builtins", "set"): set,
+        ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(),
+        ("torch._utils", "_rebuild_parameter"): _Parameter(),
+    }
+
+
+class _Reader(pickle.Unpickler):
+    """An unpickler for which only the names of `_known` exist."""
+
+    def __init__(self, archive: zipfile.ZipFile, member: str) -> None:
+        super().__init__(io.BytesIO(_bytes(archive, member)))
+        self.known = _known()
+        self.archive, self.folder = archive, member.removesuffix("data.pkl") + "data/"
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self.known[module, name]
+        except KeyError:
+            raise WeightsError(f"it asks for {module}.{name}, which no network needs") from None
+
+    def persistent_load(self, identity: Any) -> Tensor:
+        _, dtype, key, _, count = identity
+        data = bytearray(_bytes(self.archive, f"{self.folder}{key}"))
+        if not data or len(data) != count * dtype.itemsize:
+            raise ValueError(f"tensor {key} is cut short")
+        return torch.frombuffer(data, dtype=dtype)
+
+
+def _bytes(archive: zipfile.ZipFile, member: str) -> bytes:
+    if archive.getinfo(member).compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member} is compressed, which torch never does")
+    return archive.read(member)
+
+
+def read_checkpoint(path: Path) -> StandIn:
+    """The pickled module of a checkpoint as stand-ins; nothing in the file is executed.
+
+    Raises: WeightsError if it cannot be read, or asks for anything but tensors and known classes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            found = _Reader(archive, members[0]).load() if members else None
+    except WeightsError as exc:
+        raise WeightsError(f"{path} is refused: {exc}") from exc
+    except OSError as exc:
+        raise WeightsError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    except Exception as exc:  # whatever a pickle of a stranger provokes
+        raise WeightsError(f"{path} is no checkpoint that torch.save wrote: {exc}") from exc
+    if not isinstance(found, StandIn):
+        raise WeightsError(f"{path} holds no pickled module of the author's: name another file")
+    return found
+
+
+def convert(root: StandIn) -> tuple[str, dict[str, Tensor]]:
+    """Arguments, as JSON, and state of the network that a checkpoint's stand-ins describe.
+
+    Raises: WeightsError if they describe none that is known.
+    """
+    try:
+        if type(root).__name__ == "Autoencoder":
+            [encoder], [decoder] = root.part("encs"), root.part("decs")
+            described = {"layers": _layers(encoder), "decoder": _layers(decoder)}
+        else:
+            described = {"layers": _layers(root)}
+        prefix = "encoder.layers" if "decoder" in described else "layers"
+        state: dict[str, Tensor] = {}
+        for name, layers in ((prefix, described["layers"]), ("decoder", described.get("decoder"))):
+            for number, layer in enumerate(layers or []):
+                state.update(_state(layer.pop("module"), f"{name}.{number}."))
+        return json.dumps(described), state
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as exc:
+        raise WeightsError(f"the checkpoint is none of the author's networks: {exc}") from exc
+
+
+def _layers(module: StandIn) -> list[dict[str, Any]]:
+    layers = []
+    for conv in module.__dict__["_modules"].values():
+        if type(conv).__name__ == "DynamicConv":
+            first = conv.part("predictors", "0", "0")
+            layers.append(
+                {
+                    "in_channels": conv.part("in_channels"),
+                    "out_channels": conv.part("out_channels"),
+                    "kernel_size": conv.part("kernel_size"),
+                    "stride": conv.part("stride"),
+                    "padding": conv.part("padding"),
+                    "hidden": first.part("out_features"),
+                    "static": "similar_conv" in conv.__dict__["_modules"],
+                    "module": conv,
+                }
+            )
+    return layers
+
+
+def _state(conv: StandIn, prefix: str) -> dict[str, Tensor]:
+    """The tensors of one DynamicConv, stacked over its predictors."""
+    state: dict[str, list[Tensor]] = {}
+    for predictor in conv.part("predictors").__dict__["_modules"].values():
+        for layer, number in (("first", 0), ("second", 2)):
+            names = {"weight": "weight", "bias": "bias", "power": "powers", "scale": "muls"}
+            for ours, theirs in names.items():
+                tensor = predictor.part(str(number), theirs)
+                state.setdefault(f"{layer}_{ours}", []).append(tensor)
+            for name in ("weight", "bias"):
+                tensor = predictor.part(str(number + 1), name)
+                state.setdefault(f"{layer}_norm_{name}", []).append(tensor)
+        for name in ("weight", "bias"):
+            state.setdefault(f"last_{name}", []).append(predictor.part("4", name))
+    stacked = {prefix + name: torch.stack(tensors).float() for name, tensors in state.items()}
+    if "similar_conv" in conv.__dict__["_modules"]:
+        for name in ("weight", "bias"):
+            stacked[f"{prefix}static.{name}"] = conv.part("similar_conv", name).float()
+    return stacked
+
+
+def import_checkpoint(source: Path, target: Path, *, overwrite: bool = False) -> Published:
+    """Convert a checkpoint to safetensors that `weights.load_path` reads; returns the network.
+
+    Raises: WeightsError as `read_checkpoint` and `convert`, OutputExists, OutputError.
+    """
+    described, state = convert(read_checkpoint(source))
+    metadata = {"model": MODEL, "network": described, "source": source.name}
+    data = save(state, metadata)
+    network = load_imported(data, metadata, str(source))
+    with writing(str(target), overwrite) as file:
+        file.write(data)
+    return network
