@@ -178,7 +178,9 @@ def convert(
             preview=preview,
         ),
     )
-    named = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    named = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+    if any(os.fspath(name) == "" for name in (*named, *([] if output is None else [output]))):
+        raise UsageError("an empty name stands for no file")
     return run(
         settings,
         [names.plain(name) for name in named],

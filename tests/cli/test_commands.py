@@ -362,3 +362,8 @@ def test_compare_takes_a_free_name_and_wants_common_names(picture, lat, tmp_path
     (tmp_path / "other" / "x.png").write_bytes(picture.read_bytes())
     result = run("compare", tmp_path, tmp_path / "other")
     assert "has the name of a picture in" in sentence(result, 2)
+
+
+@pytest.mark.parametrize("arguments", [["decode", ""], ["encode", "x.png", "-o", ""]])
+def test_empty_names_are_refused(arguments):
+    assert "an empty name stands for no file" in sentence(run(*arguments), 2)
