@@ -104,6 +104,22 @@ def pointer(array: npt.NDArray[np.generic]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
+def packed(
+    channels: int,
+    networks: Sequence[Sequence[npt.NDArray[np.integer]]],
+    counts: npt.NDArray[np.integer],
+    thresholds: npt.NDArray[np.integer],
+) -> Ints:
+    """The tensors of `Coder` in a row, as `dynenc_coder_init` takes them; raises WeightsError."""
+    sizes = [(len(n[0]), len(n[1]), len(n[2])) for n in networks]
+    header = np.array([channels, *counts.shape, len(thresholds), *np.ravel(sizes)])
+    parts = [header, *(tensor for network in networks for tensor in network), counts, thresholds]
+    flat = np.concatenate([np.ravel(part) for part in parts])
+    if np.abs(flat).max() > np.iinfo(np.int32).max:
+        raise WeightsError("the entropy coder's weights exceed exact arithmetic")
+    return flat.astype(np.int32)
+
+
 class Coder:
     """The tables of an entropy coder on one lattice, checked and packed; shared by all threads.
 
@@ -124,13 +140,8 @@ class Coder:
         *,
         has_trellis: bool,
     ) -> None:
-        sizes = [(len(n[0]), len(n[1]), len(n[2])) for n in networks]
-        header = np.array([channels, *counts.shape, len(thresholds), *np.ravel(sizes)])
-        parts = [header, *(tensor for network in networks for tensor in network)]
-        flat = np.concatenate([np.ravel(part) for part in (*parts, counts, thresholds)])
-        if np.abs(flat).max() > np.iinfo(np.int32).max:
-            raise WeightsError("the entropy coder's weights exceed exact arithmetic")
-        tensors, length = flat.astype(np.int32), ctypes.c_int64(len(flat))
+        tensors = packed(channels, networks, counts, thresholds)
+        length = ctypes.c_int64(len(tensors))
         size = checked(library().dynenc_coder_size(pointer(tensors), length))
         self.channels, self.has_trellis = channels, has_trellis
         self._memory = aligned(size)
