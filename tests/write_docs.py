@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONSOLE = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
 TABLE = re.compile(r"(?<=<!-- modules -->\n).*?(?=<!-- end -->)", re.DOTALL)
 PROMPT = "$ "
-TIME = re.compile(r"[\d.]+ (?=m?s\b|pictures/s|images/s)")  # differs from run to run
+TIME = re.compile(r"[\d.]+ (s/image|images/s|m?s\b)")  # differs from run to run
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 TOLERANCE = 0.05  # of a figure: an encoding may differ by some symbols between machines
 
