@@ -7,9 +7,13 @@ dynenc may enter `own_process` too.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from dynenc.errors import DynencError
 
 ONE_THREAD_PIXELS = 2**18  # an image of at most so many is coded in one thread: see `threads_for`
 KEPT_BLOCK = 2**25 - 2**16  # bytes; just below the largest that glibc may keep when it is freed
@@ -21,6 +25,7 @@ class _Owner:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.count = 0
+        self.pid: int | None = None  # of the process in which several threads have run
         self.prepared: set[str] = set()
 
 
@@ -57,17 +62,19 @@ def own_process(threads: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def threads_for(pixels: int) -> Iterator[None]:
-    """Torch takes one thread within if an image is small; does nothing in a host program.
+    """Torch takes one thread within if an image is small; changes nothing in a host program.
 
+    Raises: DynencError in a process forked after several threads have run.
     Threads gain some milliseconds on a small image while the machine is idle. If its cores are
     busy, each operation waits until the scheduler has run every thread: on two cores with ten
     runnable processes, decoding 256x128 px took 233 ms in one thread and 7.2 s in two.
     """
+    import torch
+
+    _check_fork(torch.get_num_threads())
     if not _owner.count:
         yield
         return
-    import torch
-
     _keep_memory()
     before = torch.get_num_threads()
     if pixels > ONE_THREAD_PIXELS or before == 1:
@@ -110,3 +117,14 @@ def _fixed_threads(count: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         AvifImagePlugin.DEFAULT_MAX_THREADS = before[1]
+
+
+def _check_fork(threads: int) -> None:
+    """Raise where GNU's OpenMP would wait for threads that a fork has left behind."""
+    if threads > 1 and sys.platform == "linux":
+        if _owner.pid not in (None, os.getpid()):
+            raise DynencError(
+                "this process was forked after the codec had run with several threads, and would "
+                "hang: start processes by spawn, or call torch.set_num_threads(1) in the child"
+            )
+        _owner.pid = os.getpid()

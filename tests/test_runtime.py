@@ -14,6 +14,7 @@ from threadpoolctl import ThreadpoolController
 
 from dynenc import Codec
 from dynenc.coding.entropy import load_coder
+from dynenc.errors import DynencError
 from dynenc.runtime import ONE_THREAD_PIXELS, own_process, threads_for
 
 
@@ -89,6 +90,19 @@ def test_calls_from_several_threads_leave_a_host_program_as_it_was(two_threads):
     assert len(seen) == 9
     assert all(each[1:] == before[1:] for each in [*seen, state()])
     assert state() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' OpenMP survives a fork")
+def test_a_forked_child_is_told_why_it_would_hang(two_threads, monkeypatch):
+    with threads_for(1):
+        pass
+    pid = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    with pytest.raises(DynencError, match="forked"), threads_for(1):
+        pass
+    torch.set_num_threads(1)
+    with threads_for(1):
+        pass
 
 
 def test_importing_the_library_changes_nothing():
