@@ -103,10 +103,10 @@ def test_quality_of_latents_that_were_never_rounded(tmp_path):
 
 def test_update_looks_at_the_quality(lat, tmp_path):
     run("export", lat, "--to", "pt")
-    for options, status in ((["-Q", 20], "1 done"), (["-Q", 20], "1 finished"), ([], "1 finished")):
+    for options, status in ((["-Q", 20], "1 done"), (["-Q", 20], "1 skipped"), ([], "1 skipped")):
         result = run("import", tmp_path, "-o", tmp_path / "out", "-u", *options)
         assert status in result.stderr
-    assert "1 finished" in run("export", tmp_path, "--to", "pt", "-u").stderr
+    assert "1 skipped" in run("export", tmp_path, "--to", "pt", "-u").stderr
 
 
 def test_existing_outputs_are_kept(lat):
