@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,16 +145,8 @@ class LatFile:
 
     @property
     def quality(self) -> float:
-        """The quality that has the file's quantiser step; beyond 0..100 for other steps.
-
-        To one decimal, or a whole number where that has the step.
-        """
-        unit = quantize.TRELLIS_STEP if self.model.has_trellis else 1.0
-        steps = 0.3 * unit * quantize.STEP_UNIT / self.header.step_q
-        quality = 50 + 25 * math.log2(steps)
-        whole = min(max(round(quality), 0), 100)
-        step_q = quantize.quality_to_step(whole, has_trellis=self.model.has_trellis)
-        return float(whole) if step_q == self.header.step_q else round(quality, 1)
+        """The quality of the file's quantiser step; see `quantize.step_to_quality`."""
+        return quantize.step_to_quality(self.header.step_q, has_trellis=self.model.has_trellis)
 
     def squared_error(self, latents: Floats) -> float:
         """Sum of the squared differences from latents [C, h, w], in squared steps."""

@@ -10,6 +10,8 @@ Quantization", 2019). The state machine is Ungerboeck's 8-state code with the pa
 polynomials 13 and 4 (octal; "Channel Coding with Multilevel/Phase Signals", 1982).
 """
 
+import math
+
 import numpy as np
 
 from dynenc.coding.entropy import EntropyCoder
@@ -17,6 +19,7 @@ from dynenc.errors import UsageError
 from dynenc.native import kernel
 from dynenc.native.kernel import Floats, Ints
 
+MIDDLE_STEP = 0.3  # latent units; of quality 50 on the plain lattice
 STEP_UNIT = 1024  # a .lat file stores round(step * 1024)
 TRELLIS_STEP = 1.12  # a trellis with steps this much larger has the noise of uniform quantisation
 LAMBDA = 0.04  # squared error, in squared steps, that a bit is worth; best LPIPS at equal bits
@@ -32,8 +35,20 @@ def quality_to_step(quality: float, *, has_trellis: bool) -> int:
     """
     if not 0 <= quality <= 100:
         raise UsageError(f"quality {quality} is not within 0..100")
-    plain = 0.3 * 2 ** ((50 - quality) / 25)
+    plain = MIDDLE_STEP * 2 ** ((50 - quality) / 25)
     return round(plain * (TRELLIS_STEP if has_trellis else 1) * STEP_UNIT)
+
+
+def step_to_quality(step_q: int, *, has_trellis: bool) -> float:
+    """The quality that has a quantiser step, undoing `quality_to_step`; beyond 0..100 for others.
+
+    To one decimal, or a whole number where that has the step.
+    """
+    unit = TRELLIS_STEP if has_trellis else 1.0
+    quality = 50 + 25 * math.log2(MIDDLE_STEP * unit * STEP_UNIT / step_q)
+    whole = min(max(round(quality), 0), 100)
+    is_whole = quality_to_step(whole, has_trellis=has_trellis) == step_q
+    return float(whole) if is_whole else round(quality, 1)
 
 
 def to_symbols(latents: Floats, step_q: int, coder: EntropyCoder) -> Ints:
