@@ -79,13 +79,17 @@ class EntropyCoder:
         """Build from integer tensors, named as in docs/format.md; raises WeightsError."""
         lattice = lattice_name(has_trellis=has_trellis)
         names = ("neighbours", "hidden", "middle", "output", "bias")
-        channels = len(tensors[f"{lattice}.0.bias"])
-        networks = [
-            [tensors[f"{lattice}.{stage}.{name}"][channel] for name in names]
-            for stage, channel in product(range(len(STAGES)), range(channels))
+        stages = [
+            [_integers(tensors, f"{lattice}.{stage}.{name}", 3) for name in names]
+            for stage in range(len(STAGES))
         ]
-        counts = tensors[f"{lattice}.counts"].astype(np.int64)
-        thresholds = tensors["thresholds"]
+        channels = len(stages[0][-1])
+        networks = [
+            [tensor[channel] for tensor in stage]
+            for stage, channel in product(stages, range(channels))
+        ]
+        counts = _integers(tensors, f"{lattice}.counts", 2).astype(np.int64)
+        thresholds = _integers(tensors, "thresholds", 1)
         coder = kernel.Coder(channels, networks, counts, thresholds, has_trellis=has_trellis)
         return cls(coder, counts)
 
@@ -128,6 +132,14 @@ def load_coder(name: str, *, has_trellis: bool) -> EntropyCoder:
     model = registry.named(name, "coder")
     coder = EntropyCoder.load(registry.read_file(model), has_trellis=has_trellis)
     return replace(coder, coder_id=model.number)
+
+
+def _integers(tensors: Tensors, name: str, dimensions: int) -> npt.NDArray[Any]:
+    """A tensor of integers of so many dimensions; raises WeightsError, or KeyError without it."""
+    tensor = tensors[name]
+    if tensor.ndim != dimensions or tensor.dtype.kind not in "iu":
+        raise WeightsError(f"{name} of the entropy coder is not {dimensions}-dimensional integers")
+    return tensor
 
 
 def lattice_name(*, has_trellis: bool) -> str:

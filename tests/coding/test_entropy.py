@@ -133,6 +133,15 @@ def test_weights_too_large_for_exact_sums_are_refused():
         EntropyCoder.of(tensors, has_trellis=False)
 
 
+@pytest.mark.parametrize("name", ["plain.0.bias", "plain.2.hidden", "plain.counts", "thresholds"])
+def test_tensors_of_another_shape_or_type_are_refused(name):
+    tensors = load(TABLES)
+    whole = tensors[name]
+    for wrong in (np.array(whole.flat[0]), whole[..., None], whole.astype(np.float32)):
+        with pytest.raises(WeightsError):
+            EntropyCoder.of(tensors | {name: wrong}, has_trellis=False)
+
+
 @pytest.mark.parametrize("data", [b"", b"junk" * 9, TABLES[:99], TABLES[:-1]])
 def test_wrong_tables_are_refused(data):
     with pytest.raises(WeightsError):
