@@ -138,7 +138,9 @@ def _integers(tensors: Tensors, name: str, dimensions: int) -> npt.NDArray[Any]:
     """A tensor of integers of so many dimensions; raises WeightsError, or KeyError without it."""
     tensor = tensors[name]
     if tensor.ndim != dimensions or tensor.dtype.kind not in "iu":
-        raise WeightsError(f"{name} of the entropy coder is not {dimensions}-dimensional integers")
+        raise WeightsError(
+            f"{name} of the entropy coder must be integers in {dimensions} dimensions"
+        )
     return tensor
 
 
