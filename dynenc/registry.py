@@ -79,7 +79,7 @@ MODELS = {
             "decoder",
             "embedded.safetensors",
             "1d1f2fbe9b47229221576d3c651c3fcb8ddfbdb7bcac9a1ec1aae799be684e4a",
-            {"widths": (128, 64, 32), "blocks": (8, 5, 4)},
+            {"widths": (128, 64, 32), "blocks": (8, 4, 2)},
         ),
         Model(
             "fast",

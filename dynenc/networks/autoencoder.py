@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.encoder import Encoder
-from dynenc.networks.layers import DynamicConv
+from dynenc.networks.layers import DynamicBlock, DynamicConv
 
 
 class Autoencoder(nn.Module):
@@ -22,7 +22,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.encoder = Encoder(**encoder)
         dynamic = partial(DynamicConv, hidden=1, batch_norm=False)
-        self.decoder = EmbeddedDecoder(widths, blocks, dynamic)
+        self.decoder = EmbeddedDecoder(widths, blocks, dynamic, DynamicBlock)
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode and decode: [B, 3, H, W] in [-1, 1] -> the same."""

@@ -1,19 +1,49 @@
-"""The small decoder of SD latents that travels with dynenc."""
+"""The small decoder of SD latents that ships with dynenc."""
 
 from collections.abc import Callable
+from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynenc.networks.layers import DynamicBlock
-
 Cut = tuple[int, int, int, int]  # latents to leave off at the left, right, top and bottom
+BOUND = 2.0  # largest magnitude of the activations that a 3x3 convolution reads
+GATE_BOUND = 4.0  # largest gate, and largest magnitude of the value that it multiplies
+EdgeConv = partial(nn.Conv2d, padding_mode="replicate")  # a flat picture stays flat at its borders
+
+
+class DecoderBlock(nn.Module):
+    """Residual block: bounded activations, a 3x3 convolution, a gated 1x1 convolution, a 1x1 mix.
+
+    There is no normalisation. Every activation that a product reads is clamped to a constant
+    range, as 8-bit integers saturate, which also keeps the products of gates from growing.
+    Shapes: [B, channels, h, w] -> the same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels, 1, 1))
+        self.offset = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.spatial = EdgeConv(channels, channels, 3, padding=1)
+        self.gate = nn.Conv2d(channels, 2 * channels, 1)
+        self.mix = nn.Conv2d(channels, channels, 1)
+        nn.init.normal_(self.mix.weight, std=0.1 * channels**-0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Add the block's output to its input: [B, channels, h, w] -> the same."""
+        bounded = (features * self.scale + self.offset).clamp(-BOUND, BOUND)
+        gates, values = self.gate(self.spatial(bounded)).chunk(2, 1)
+        gated = gates.clamp(0, GATE_BOUND) * values.clamp(-GATE_BOUND, GATE_BOUND)
+        mixed: Tensor = self.mix(gated)
+        return features + mixed
 
 
 class EmbeddedDecoder(nn.Module):
     """Latents -> image: residual blocks at 1/8, 1/4 and 1/2 of the image's size.
 
-    Between the blocks stand layers that `conv` makes, of the arguments of `nn.Conv2d`.
+    `block` makes a block of its number of channels; `conv` makes the layers between them, from the
+    arguments of `nn.Conv2d`.
     Shapes: [B, 4, h, w] in SD scale -> [B, 3, 8h, 8w], about [-1, 1], not clamped; smaller by what
     is to be cut off.
     """
@@ -22,12 +52,13 @@ class EmbeddedDecoder(nn.Module):
         self,
         widths: tuple[int, ...],
         blocks: tuple[int, ...],
-        conv: Callable[..., nn.Module] = nn.Conv2d,
+        conv: Callable[..., nn.Module] = EdgeConv,
+        block: Callable[[int], nn.Module] = DecoderBlock,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [conv(4, widths[0], 3, padding=1)]
         for width, following, count in zip(widths, (*widths[1:], 3), blocks, strict=True):
-            layers += [DynamicBlock(width) for _ in range(count)]
+            layers += [block(width) for _ in range(count)]
             last = following == 3
             layers.append(conv(width, 4 * following, 3 if last else 1, padding=int(last)))
             layers.append(nn.PixelShuffle(2))

@@ -260,7 +260,7 @@ class DynamicBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.spatial = nn.Conv2d(channels, channels, 3, padding=1)
+        self.spatial = nn.Conv2d(channels, channels, 3, padding=1, padding_mode="replicate")
         self.gate = GatedConv(channels, channels)
         self.mix = nn.Conv2d(channels, channels, 1)
         nn.init.normal_(self.mix.weight, std=0.1 * channels**-0.5)
