@@ -39,7 +39,7 @@ MODELS = {
             1,
             "encoder",
             "nano.safetensors",
-            "6dadd30cab27ebdc3d861708fb7243d5ff1ec0f88ad3ee3476045f887333c2bc",
+            "baa0c16ea6b72c268599023fdfbe5628b2edd11932877cee2a6a0ab8870a99ed",
             {"hidden": 0, "width": 16, "blocks": 1},
             coder="fast",  # as it is itself
             has_trellis=False,
@@ -49,7 +49,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "17d137aca7f1d480035b2626c175dc325362ac6269d5a9d4ec5bcd966b0bf890",
+            "949b04cf03c744f6c164d784384515a883eeaa6de191138666027ebb2aefef19",
             {"hidden": 0, "width": 64, "blocks": 3},
         ),
         Model(
@@ -57,7 +57,7 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "5783d85df05da99f23269f2f954aafb74996e9c6d0b9db3e35290f1e141cd162",
+            "a7c4e24739a4bcbf315fd5d856c455012ce49869afa21351f1b38b930087f698",
             {"hidden": 1, "width": 160, "blocks": 6},
         ),
         Model(
@@ -78,7 +78,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "1d1f2fbe9b47229221576d3c651c3fcb8ddfbdb7bcac9a1ec1aae799be684e4a",
+            "8cebf9a4a6436b9855adf5c7c55ff1170b14cbbca6ddc58d2dbae5f70d559277",
             {"widths": (128, 64, 32), "blocks": (8, 4, 2)},
         ),
         Model(
