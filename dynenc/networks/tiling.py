@@ -24,7 +24,7 @@ LIMIT = 16.0  # magnitude at which latents are clamped; encoders write up to 3.2
 # 6.2 of synthetic patterns (the autoencoder 6.7 and 8.3), and TAESD 6.3
 # bfloat16 keeps pixels 50 dB from those in float32 for at least so many positions of latents (one
 # level of one pixel weighs too much in fewer), of at most this root mean square and magnitude
-BFLOAT16_LEAST, BFLOAT16_RMS, BFLOAT16_MOST = 64, 2.0, 8.0
+BFLOAT16_LEAST, BFLOAT16_RMS, BFLOAT16_MOST = 64, 1.2, 8.0
 LARGE_TILE, SMALL_TILE = 256, 96  # latents, side of a tile of a small and of a big decoder
 
 
