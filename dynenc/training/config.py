@@ -1,9 +1,12 @@
 """Settings of training runs: every default, the presets, and where a run reads and writes."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from dynenc import registry
 from dynenc.errors import UsageError
+from dynenc.latent_space import SD1
 from dynenc.training.fit_coder import FitConfig
 
 DECODER = "embedded"  # the preset that trains the embedded decoder
@@ -75,11 +78,30 @@ class TrainPaths:
     test: Path | None = None  # folder of pictures to measure on at the end, never trained on
 
 
+# The kinds of network whose training a setting has a part in; every other setting is for all.
+USED_BY = {
+    "distill_steps": ("encoder",),
+    "tie": ("encoder",),
+    "joint": ("encoder",),
+    "embedded_share": ("encoder",),
+    "rate": ("encoder", "autoencoder"),
+    "gan": ("decoder",),
+    "gan_warmup": ("decoder",),
+}
+LEAST = {  # of settings that cannot be 0
+    **dict.fromkeys(("steps", "batch", "warmup_steps"), 1),
+    "crop": 40,  # px; networks that judge crops of 32 px or more see all but 7
+    **dict.fromkeys(("samples", "iterations", "copies", "hidden", "middle", "radius"), 1),
+}
+SHARES = ("synthetic", "vgg_share", "embedded_share", "share_of_start", "ema", "faded", "joint")
+
+
 def configure(preset: str, settings: list[str]) -> TrainConfig | FitConfig:
     """A preset with some fields changed, each as 'name=value'; raises UsageError."""
     changes: dict[str, int | float] = {}
     base = (PRESETS | CODERS)[preset]
-    numbers = {f.name: type(getattr(base, f.name)) for f in fields(base) if f.name != "preset"}
+    values = {f.name: getattr(base, f.name) for f in fields(base)}
+    numbers = {name: type(value) for name, value in values.items() if type(value) in (int, float)}
     for setting in settings:
         name, _, value = setting.partition("=")
         try:
@@ -89,4 +111,51 @@ def configure(preset: str, settings: list[str]) -> TrainConfig | FitConfig:
             raise UsageError(
                 f"{setting!r} is not NAME=NUMBER", hint=f"the names for --set are {choices}"
             ) from exc
-    return replace(base, **changes)  # type: ignore[arg-type]  # each value has its field's type
+    config: TrainConfig | FitConfig = replace(base, **changes)  # type: ignore[arg-type]  # each value has its field's type
+    check(config)
+    return config
+
+
+def check(config: TrainConfig | FitConfig) -> None:
+    """Refuse settings out of range, and those that training this network would ignore.
+
+    Raises: UsageError.
+    """
+    base = (PRESETS | CODERS)[config.preset]
+    kind = registry.MODELS[config.preset].kind
+    for name in (field.name for field in fields(config) if field.name != "preset"):
+        value = getattr(config, name)
+        least, most = LEAST.get(name, 0), 1 if name in SHARES else math.inf
+        if not (least <= value <= most and math.isfinite(value)):
+            upper = f" to {most}" if name in SHARES else " or more"
+            raise UsageError(f"{name}={value} is out of range: it takes {least}{upper}")
+        kinds = USED_BY.get(name, (kind,))
+        if kind not in kinds and value not in (0, getattr(base, name)):
+            users = ", ".join(preset for preset in PRESETS if registry.MODELS[preset].kind in kinds)
+            raise UsageError(
+                f"{name}={value:g} has no effect on the training of {config.preset}: "
+                f"it is for {users}"
+            )
+    if isinstance(config, TrainConfig) and config.crop % SD1.patch:
+        raise UsageError(f"crop={config.crop} is not a multiple of {SD1.patch} px")
+
+
+def check_paths(config: TrainConfig | FitConfig, paths: TrainPaths) -> None:
+    """Refuse weights that training this network would ignore, and joint training of one network.
+
+    Raises: UsageError.
+    """
+    kind, joint = registry.MODELS[config.preset].kind, bool(getattr(config, "joint", 0))
+    if joint and not paths.embedded:
+        raise UsageError("joint training needs an embedded decoder", hint="give --embedded")
+    if paths.embedded and kind != "encoder":
+        raise UsageError(
+            f"{config.preset} is not trained through another decoder", hint="leave out --embedded"
+        )
+    if paths.encoders and not joint and kind not in ("decoder", "coder"):
+        raise UsageError(
+            f"{config.preset} is not trained on latents of other encoders",
+            hint="leave out --encoder",
+        )
+    if paths.start and kind == "coder":
+        raise UsageError(f"{config.preset} is fitted from scratch", hint="leave out --start")

@@ -19,7 +19,7 @@ from dynenc.metrics import bpp
 from dynenc.networks import loading
 from dynenc.networks.encoder import to_floats
 from dynenc.networks.external_vae import load_teacher
-from dynenc.training.config import PRESETS, TrainConfig, TrainPaths
+from dynenc.training.config import PRESETS, TrainConfig, TrainPaths, check, check_paths
 from dynenc.training.crops import open_crops
 from dynenc.training.fit_coder import FitConfig, fit, n_networks
 from dynenc.training.provenance import origin
@@ -62,6 +62,8 @@ def train_coder(
     Returns: `pictures` and the mean `bpp` of the test pictures' payloads, their latents made by the
     last of the encoders (else by the teacher) and rounded to TEST_STEP; nothing without them.
     """
+    check(config)
+    check_paths(config, paths)
     teacher, _ = load_teacher(paths.teacher)
     encoders = [teacher, *(loading.load_path(path) for path in paths.encoders)]
     crops = open_crops(paths, PRESETS["embedded"].crop)

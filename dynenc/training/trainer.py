@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.optim.swa_utils import get_ema_multi_avg_fn as ema
 
 from dynenc import registry
-from dynenc.errors import OutputExists, UsageError
+from dynenc.errors import OutputExists
 from dynenc.evaluation.measure import evaluate, load_distances
 from dynenc.latent_space import SD1
 from dynenc.networks import loading
@@ -32,7 +32,7 @@ from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.compat import fast_dtype
 from dynenc.networks.encoder import Encoder, to_floats
 from dynenc.networks.external_vae import load_teacher
-from dynenc.training.config import DECODER, TrainConfig, TrainPaths
+from dynenc.training.config import DECODER, TrainConfig, TrainPaths, check, check_paths
 from dynenc.training.crops import open_crops
 from dynenc.training.losses import Discriminator, Distortion, discriminator_loss
 from dynenc.training.prior import Prior
@@ -47,6 +47,8 @@ class Trainer:
     """One training run: state, steps, checkpoints, export."""
 
     def __init__(self, config: TrainConfig, paths: TrainPaths, device: torch.device) -> None:
+        check(config)
+        check_paths(config, paths)
         self.config, self.paths, self.device = config, paths, device
         # not for trained encoders, which stay exact; and the autoencoder is too small to gain by it
         self.half = fast_dtype(device) != torch.float32 and config.preset != "autoencoder"
@@ -72,8 +74,6 @@ class Trainer:
             encoder.start_linear(*self._linear_start())
         self.model = nn.ModuleDict({config.preset: self._placed(model)})
         if config.joint:
-            if len(self.decoders) < 2:
-                raise UsageError("joint training needs an embedded decoder", hint="give --embedded")
             self.model[DECODER] = self.decoders[1].requires_grad_(True)
         self.begun = [weight.detach().clone() for weight in self.model.parameters()]
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))

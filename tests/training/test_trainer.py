@@ -94,7 +94,7 @@ def nothing(_step, _progress, _terms):
     ("preset", "changes"),
     [
         ("nano", {"rate": 0.1}),
-        ("autoencoder", {}),
+        ("autoencoder", {"distill_steps": 0}),
         ("embedded", {"distill_steps": 0, "gan": 0.5, "gan_warmup": 1}),
     ],
 )
@@ -283,9 +283,43 @@ def test_settings():
     assert configure("nano", ["steps=5", "lpips=0.5"]) == replace(
         PRESETS["nano"], steps=5, lpips=0.5
     )
-    for wrong in ("steps", "steps=x", "speed=1", "preset=base"):
-        with pytest.raises(UsageError, match=wrong):
-            configure("nano", [wrong])
+    wrong = ["steps", "steps=x", "speed=1", "preset=base"]
+    wrong += ["steps=0", "lpips=nan", "tie=-1", "synthetic=1.5", "crop=41", "joint=2"]  # ranges
+    for setting in wrong:
+        with pytest.raises(UsageError, match=setting):
+            configure("nano", [setting])
+    with pytest.raises(UsageError, match="has_trellis"):
+        configure("fast", ["has_trellis=1"])
+
+
+@pytest.mark.parametrize(
+    ("preset", "setting"),
+    [
+        *(("light", "gan=0.1"), ("autoencoder", "gan=0.1"), ("base", "gan_warmup=5")),
+        *(("embedded", "joint=1"), ("autoencoder", "joint=1"), ("embedded", "rate=0.1")),
+        *(("embedded", "tie=0.1"), ("autoencoder", "distill_steps=5")),
+    ],
+)
+def test_settings_without_effect_are_refused(folder, tmp_path, preset, setting):
+    with pytest.raises(UsageError, match=f"{setting} has no effect on the training of {preset}"):
+        configure(preset, [setting])
+    name, value = setting.split("=")
+    config = replace(PRESETS[preset], **{name: float(value)})
+    with pytest.raises(UsageError, match=name):
+        train(config, paths(folder, tmp_path), CPU, nothing)
+    assert configure(preset, [f"{name}=0"])
+
+
+@pytest.mark.parametrize(
+    ("preset", "option"),
+    [("embedded", "embedded"), ("full", "embedded"), ("light", "encoders"), ("full", "start")],
+)
+def test_weights_without_effect_are_refused(folder, tmp_path, preset, option):
+    given = tmp_path / "some.safetensors"
+    where = paths(folder, tmp_path, **{option: (given,) if option == "encoders" else given})
+    with pytest.raises(UsageError) as error:
+        train_with_progress(configure(preset, []), where, CPU, quiet=True)
+    assert error.value.hint == f"leave out --{option.removesuffix('s')}"
 
 
 def test_every_preset_is_a_model_and_every_field_a_number():
