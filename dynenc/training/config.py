@@ -32,6 +32,7 @@ class TrainConfig:
     dists: float = 0.12  # weight of DISTS
     vgg_share: float = 0.5  # of a batch's crops that LPIPS (VGG-16) or DISTS judges
     blocks: float = 0.25  # weight of the absolute error of the means of 4, 8, 16 and 32 px blocks
+    flats: float = 0.5  # weight of the absolute error of small pictures of one colour
     gan: float = 0.0  # size of the adversary's gradient by pixels, times that of all other terms
     gan_warmup: int = 300  # steps in which the discriminator learns alone
     tie: float = 0.03  # weight of the absolute distance to the teacher's latents

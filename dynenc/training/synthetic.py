@@ -19,6 +19,7 @@ Random = np.random.Generator
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 GLYPHS = string.ascii_lowercase * 4 + string.ascii_uppercase * 2 + string.digits * 2 + ".,:;-()%$&?"
+FLAT_SIDE = 16  # px, of pictures of one colour: as borders repeat, larger ones decode the same
 LARGE = 1.5  # side of what is drawn before it is rotated and cropped, in sides of the crop
 
 
@@ -231,6 +232,12 @@ class Synthetic:
         if not self.fonts:
             return ImageFont.load_default(size)
         return ImageFont.truetype(self.fonts[int(random.integers(len(self.fonts)))], size)
+
+
+def flats(count: int, random: Random) -> Tensor:
+    """Pictures of one colour each: [count, 3, FLAT_SIDE, FLAT_SIDE] uint8."""
+    colours = torch.tensor([_colour(random) for _ in range(count)], dtype=torch.uint8)
+    return colours[:, :, None, None].expand(-1, -1, FLAT_SIDE, FLAT_SIDE)
 
 
 def _has_latin_letters(font: Path) -> bool:

@@ -37,9 +37,11 @@ from dynenc.training.crops import open_crops
 from dynenc.training.losses import Discriminator, Distortion, discriminator_loss
 from dynenc.training.prior import Prior
 from dynenc.training.provenance import origin
-from dynenc.training.synthetic import Synthetic
+from dynenc.training.synthetic import Synthetic, flats
 
 TEST_STEP = 0.3  # of the quantiser, for figures
+FLATS = 16  # pictures of one colour in a step
+FLAT_STEP = 0.15  # largest quantiser step for them, which files round more finely
 ADVERSARY_RATE = 2.0  # learning rate of the discriminator, in those of the decoder
 
 
@@ -184,7 +186,7 @@ class Trainer:
         else:
             latents = self._others(image, random)
             decoder = self.model[config.preset]
-        noisy, width = self._with_noise(latents, random)
+        noisy, width = self._with_noise(latents, random, config.largest_step)
         with self._autocast():
             decoded = decoder(noisy).float()
         judged = decoded.detach().requires_grad_() if config.gan else decoded
@@ -197,11 +199,32 @@ class Trainer:
             if self.step < config.warmup_steps:  # the prior knows nothing yet
                 own = own.detach()
             terms["rate"] = config.rate * (step**2 * self.prior(own, step)).mean()
+        if config.flats:
+            terms["flats"] = config.flats * self._error_of_flats(decoder, random)
+            if config.gan:  # whose gradient is through already
+                terms["flats"].backward()
         return terms
 
-    def _with_noise(self, latents: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _error_of_flats(self, decoder: nn.Module, random: np.random.Generator) -> Tensor:
+        """Mean absolute error of pictures of one colour, whose noise is that of fine steps."""
+        image = to_floats(flats(FLATS, random).to(self.device))
+        model = self.model[self.config.preset]
+        if self.is_encoder:
+            latents = model(image)
+        elif isinstance(model, Autoencoder):
+            latents = model.encoder(image)
+        else:
+            latents = self._others(image, random)
+        noisy, _ = self._with_noise(latents, random, FLAT_STEP)
+        with self._autocast():
+            decoded = decoder(noisy)
+        return F.l1_loss(decoded.float(), image)
+
+    def _with_noise(
+        self, latents: Tensor, random: np.random.Generator, largest_step: float
+    ) -> tuple[Tensor, Tensor]:
         """Latents with the noise of quantisers, and the steps of these, [B, 1, 1, 1]."""
-        drawn = self.config.largest_step * random.random((len(latents), 1, 1, 1), np.float32)
+        drawn = largest_step * random.random((len(latents), 1, 1, 1), np.float32)
         width = torch.from_numpy(drawn).to(self.device)
         noise = torch.from_numpy(random.random(latents.shape, np.float32) - 0.5)
         noisy = latents + noise.to(self.device) * width

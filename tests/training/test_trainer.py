@@ -82,7 +82,7 @@ def paths(folder, run, **changes):
     return TrainPaths(**values | changes)
 
 
-WEIGHTS = ("mse", "blocks", "lpips", "lpips_vgg", "dists")  # of the loss of a decoder
+WEIGHTS = ("mse", "blocks", "lpips", "lpips_vgg", "dists", "flats")  # of the loss of a decoder
 SMALL = {"steps": 6, "distill_steps": 2, "batch": 2, "crop": 40, "warmup_steps": 2}
 
 
