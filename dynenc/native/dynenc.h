@@ -1,6 +1,7 @@
 /* dynenc's native kernel: entropy coding and quantisation of latents.
  *
- * No function has global state or allocates memory, and all may run in several threads at once. Memory
+ * No function allocates memory or has global state, but for what the CPU is found to be able to do, and
+ * all may run in several threads at once. Memory
  * comes from the caller: a coder, which `dynenc_coder_init` fills and which is only read from then on
  * (it holds no pointers, so it may be copied and shared), and a workspace for each call. Both are
  * aligned to 64 bytes. Lengths and indices that arrive from outside are checked before they are used;

@@ -6,6 +6,7 @@ instruction set: avx512, avx2, sse2, neon or portable; all give the same bytes.
 
 import ctypes
 import os
+import threading
 from collections.abc import Sequence
 from functools import cache
 
@@ -23,6 +24,7 @@ Bytes = npt.NDArray[np.uint8]
 PATHS = {"avx512": 3, "avx2": 2, "neon": 4, "sse2": 1, "portable": 0}  # the fastest first
 VARIABLE = "DYNENC_SIMD"
 ALIGNMENT = 64
+KEPT = 2**23  # bytes of a workspace that a thread keeps for its next call, as fresh memory is slow
 BAD_ARGUMENT = -1
 FAULTS = {  # what an error code of the kernel means: dynenc.h
     -3: Corrupt("the payload is damaged, or does not end with the last symbol"),
@@ -86,6 +88,19 @@ def aligned(size: int) -> Bytes:
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size]
+
+
+def workspace(size: int) -> Bytes:
+    """Memory for one call, whatever it holds; the next call of the thread takes the same."""
+    memory: Bytes | None = getattr(_kept, "memory", None)
+    if memory is None or len(memory) < size:
+        memory = aligned(size)
+        if size <= KEPT:
+            _kept.memory = memory
+    return memory
+
+
+_kept = threading.local()
 
 
 def checked(result: int) -> int:
@@ -220,7 +235,7 @@ class _Run:
     ) -> None:
         channels, height, width = shape
         size = checked(library().dynenc_workspace_size(channels, height, width))
-        self.memory, self.coder = aligned(size), coder
+        self.memory, self.coder = workspace(size), coder
         path = path_of(os.environ.get(VARIABLE, ""))
         address = None if coder is None else coder.ctypes.data
         place = self.memory.ctypes.data

@@ -1,234 +1,24 @@
-/* The hot loops of networks.h for every instruction set of this processor's family. */
+/* The networks of entropy coding and the trellis search, for every instruction set. */
+#define KERNELS "networks.h"
 #include "internal.h"
 
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
-
 /* How far a value of magnitude below 2^22 is from the nearest even integer. */
-static ALWAYS_INLINE float to_nearest(float value) {
+static inline float to_nearest(float value) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     return value - 2.0f * ((value * 0.5f + magic) - magic);
 }
 
 /* The weight of one input in packed pairs, `block` rows together. */
-static ALWAYS_INLINE float weight_of(const int32_t *layer, int block, int pairs, int row, int column) {
+static inline float weight_of(const int32_t *layer, int block, int pairs, int row, int column) {
     const int32_t pair = layer[(row / block * pairs + column / 2) * block + row % block];
     return (float)(column % 2 ? pair >> 16 : (int16_t)(pair & 0xffff));
 }
 
-/* Any processor: vectors as the compiler makes them. */
-#define PATH(name) name##_portable
-#define TARGET
-#define LANES 4
-#define ROWS 4
-typedef int32_t Lanes __attribute__((vector_size(16)));
-typedef struct {
-    Lanes even, odd;
-} LanePairs;
-#define VEC Lanes
-#define PAIRS LanePairs
-#define WEIGHTS LanePairs
-static ALWAYS_INLINE Lanes splat_portable(int32_t x) { return (Lanes){x, x, x, x}; }
-static ALWAYS_INLINE LanePairs load_pairs_portable(const int16_t *p) {
-    return (LanePairs){{p[0], p[2], p[4], p[6]}, {p[1], p[3], p[5], p[7]}};
-}
-static ALWAYS_INLINE LanePairs load_weights_portable(const int32_t *p) {
-    const int32_t odd = *p >> 16, even = (int16_t)(*p & 0xffff);
-    return (LanePairs){splat_portable(even), splat_portable(odd)};
-}
-static ALWAYS_INLINE Lanes unit_portable(Lanes s) {
-    for (int lane = 0; lane < 4; lane++)
-        s[lane] = clamp32(s[lane] >> 10, 0, MAX_VALUE);
-    return s;
-}
-static ALWAYS_INLINE void store_pairs_portable(int16_t *p, Lanes a, Lanes b) {
-    for (int lane = 0; lane < 4; lane++) {
-        p[2 * lane] = (int16_t)a[lane];
-        p[2 * lane + 1] = (int16_t)b[lane];
-    }
-}
-static ALWAYS_INLINE void gather_portable(int16_t *p, const int16_t *a, const int16_t *b) {
-    for (int lane = 0; lane < 4; lane++) {
-        p[2 * lane] = a[lane];
-        p[2 * lane + 1] = b[lane];
-    }
-}
-#define splat splat_portable
-#define load_pairs load_pairs_portable
-#define load_weights load_weights_portable
-#define multiply_add(s, x, w) ((s) + (x).even * (w).even + (x).odd * (w).odd)
-#define unit unit_portable
-#define gather gather_portable
-#define store(p, s) memcpy((p), &(s), 16)
-#define store_pairs store_pairs_portable
-#include "networks.h"
-#include "undefine.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-
-#define PATH(name) name##_sse2
-#define TARGET
-#define LANES 4
-#define ROWS 4
-#define VEC __m128i
-#define PAIRS __m128i
-#define WEIGHTS __m128i
-#define splat _mm_set1_epi32
-#define load_pairs(p) _mm_loadu_si128((const __m128i *)(p))
-#define load_weights(p) _mm_set1_epi32(*(p))
-#define multiply_add(s, x, w) _mm_add_epi32((s), _mm_madd_epi16((x), (w)))
-/* packs saturates to int16, which is above MAX_VALUE; its low half holds the four lanes */
-static ALWAYS_INLINE __m128i unit_sse2(__m128i s) {
-    s = _mm_packs_epi32(_mm_srai_epi32(s, 10), _mm_setzero_si128());
-    return _mm_min_epi16(_mm_max_epi16(s, _mm_setzero_si128()), _mm_set1_epi16(MAX_VALUE));
-}
-#define unit unit_sse2
-#define gather(p, a, b)                                                    \
-    _mm_storeu_si128((__m128i *)(p),                                       \
-                     _mm_unpacklo_epi16(_mm_loadl_epi64((const __m128i *)(a)), \
-                                        _mm_loadl_epi64((const __m128i *)(b))))
-#define store(p, s) _mm_storeu_si128((__m128i *)(p), (s))
-#define store_pairs(p, a, b) _mm_storeu_si128((__m128i *)(p), _mm_unpacklo_epi16((a), (b)))
-#include "networks.h"
-#include "undefine.h"
-
-#define PATH(name) name##_avx2
-#define TARGET __attribute__((target("avx2")))
-#define LANES 8
-#define ROWS 4
-#define VEC __m256i
-#define PAIRS __m256i
-#define WEIGHTS __m256i
-#define splat _mm256_set1_epi32
-#define load_pairs(p) _mm256_loadu_si256((const __m256i *)(p))
-#define load_weights(p) _mm256_set1_epi32(*(p))
-#define multiply_add(s, x, w) _mm256_add_epi32((s), _mm256_madd_epi16((x), (w)))
-#define unit(s)                                                                             \
-    _mm256_min_epi32(_mm256_max_epi32(_mm256_srai_epi32((s), 10), _mm256_setzero_si256()), \
-                     _mm256_set1_epi32(MAX_VALUE))
-#define widen_avx2(p) _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p)))
-#define gather(p, a, b) store_pairs((p), widen_avx2(a), widen_avx2(b))
-#define store(p, s) _mm256_storeu_si256((__m256i *)(p), (s))
-#define store_pairs(p, a, b) \
-    _mm256_storeu_si256((__m256i *)(p), _mm256_or_si256((a), _mm256_slli_epi32((b), 16)))
-#include "networks.h"
-#include "undefine.h"
-
-#define PATH(name) name##_avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
-#define LANES 16
-#define ROWS 8
-#define VEC __m512i
-#define PAIRS __m512i
-#define WEIGHTS __m512i
-#define splat _mm512_set1_epi32
-#define load_pairs(p) _mm512_loadu_si512(p)
-#define load_weights(p) _mm512_set1_epi32(*(p))
-#define multiply_add(s, x, w) _mm512_dpwssd_epi32((s), (x), (w))
-#define unit(s)                                                                             \
-    _mm512_min_epi32(_mm512_max_epi32(_mm512_srai_epi32((s), 10), _mm512_setzero_si512()), \
-                     _mm512_set1_epi32(MAX_VALUE))
-#define widen_avx512(p) _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p)))
-#define gather(p, a, b) store_pairs((p), widen_avx512(a), widen_avx512(b))
-#define store(p, s) _mm512_storeu_si512((p), (s))
-#define store_pairs(p, a, b) \
-    _mm512_storeu_si512((p), _mm512_or_si512((a), _mm512_slli_epi32((b), 16)))
-#include "networks.h"
-#include "undefine.h"
-#endif
-
-#if defined(__aarch64__)
-#include <arm_neon.h>
-
-#define PATH(name) name##_neon
-#define TARGET
-#define LANES 4
-#define ROWS 8
-#define VEC int32x4_t
-#define PAIRS int16x4x2_t
-#define WEIGHTS int16x4_t
-static ALWAYS_INLINE void store_pairs_neon(int16_t *p, int32x4_t a, int32x4_t b) {
-    const int16x4x2_t pairs = {{vmovn_s32(a), vmovn_s32(b)}};
-    vst2_s16(p, pairs);
-}
-static ALWAYS_INLINE void gather_neon(int16_t *p, const int16_t *a, const int16_t *b) {
-    const int16x4x2_t pairs = {{vld1_s16(a), vld1_s16(b)}};
-    vst2_s16(p, pairs);
-}
-#define splat vdupq_n_s32
-#define load_pairs(p) vld2_s16(p)
-#define load_weights(p) vreinterpret_s16_s32(vdup_n_s32(*(p)))
-#define multiply_add(s, x, w) \
-    vmlal_lane_s16(vmlal_lane_s16((s), (x).val[0], (w), 0), (x).val[1], (w), 1)
-#define unit(s) \
-    vminq_s32(vmaxq_s32(vshrq_n_s32((s), 10), vdupq_n_s32(0)), vdupq_n_s32(MAX_VALUE))
-#define gather gather_neon
-#define store(p, s) vst1q_s32((p), (s))
-#define store_pairs store_pairs_neon
-#include "networks.h"
-#include "undefine.h"
-#endif
+#include "paths.h"
 
 Kernels dynenc_kernels(int32_t path) {
-    switch (dynenc_has_path(path) ? path : -1) {
-    case DYNENC_PORTABLE:
-        return (Kernels){run_network_portable, run_search_portable, add_gradient_portable};
-#if defined(__x86_64__)
-    case DYNENC_SSE2:
-        return (Kernels){run_network_sse2, run_search_sse2, add_gradient_sse2};
-    case DYNENC_AVX2:
-        return (Kernels){run_network_avx2, run_search_avx2, add_gradient_avx2};
-    case DYNENC_AVX512:
-        return (Kernels){run_network_avx512, run_search_avx512, add_gradient_avx512};
-#endif
-#if defined(__aarch64__)
-    case DYNENC_NEON:
-        return (Kernels){run_network_neon, run_search_neon, add_gradient_neon};
-#endif
-    default:
+    if (!dynenc_has_path(path))
         return (Kernels){NULL, NULL, NULL};
-    }
-}
-
-#if defined(__x86_64__)
-#include <cpuid.h>
-
-/* Whether the CPU has AVX2, or with `wide` AVX-512 F, BW, VL and VNNI, and the system saves the
- * registers. */
-static int32_t has_avx(int32_t wide) {
-    uint32_t a, b, c, d, saved, high;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1))
-        return 0;
-    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
-    const uint32_t needed = wide ? 0xe6 : 0x06;
-    if ((saved & needed) != needed || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
-        return 0;
-    return wide ? (b >> 16 & b >> 30 & b >> 31 & c >> 11 & 1) != 0 : (b >> 5 & 1) != 0;
-}
-#endif
-
-int32_t dynenc_has_path(int32_t path) {
-    switch (path) {
-    case DYNENC_PORTABLE:
-        return 1;
-#if defined(__x86_64__)
-    case DYNENC_SSE2:
-        return 1;
-    case DYNENC_AVX2:
-        return has_avx(0);
-    case DYNENC_AVX512:
-        return has_avx(1);
-#endif
-#if defined(__aarch64__)
-    case DYNENC_NEON:
-        return 1;
-#endif
-    default:
-        return 0;
-    }
+    return (Kernels){SELECT(path, run_network), SELECT(path, run_search),
+                     SELECT(path, add_gradient)};
 }

@@ -1,19 +1,4 @@
-/* The hot loops, for one instruction set. Included once for each, with these defined:
- *
- * PATH(name)             the name of a function for this instruction set
- * TARGET                 the attribute that allows its instructions
- * LANES                  32-bit lanes of a vector, TILE % (2 * LANES) == 0
- * ROWS                   4 or 8: half as many as there are sums that fit the registers
- * VEC, PAIRS, WEIGHTS    LANES int32; LANES pairs of int16; a pair of int16 for every lane
- * splat(x)               VEC of one int32
- * load_pairs(p)          PAIRS from int16 p[2 * LANES]
- * load_weights(p)        WEIGHTS from a pair of int16 in the int32 *p
- * multiply_add(s, x, w)  s + x[0] * w[0] + x[1] * w[1] in each lane
- * unit(s)                s >> 10, then within 0..MAX_VALUE
- * gather(p, a, b)        int16 a[LANES] and b[LANES] to int16 p[2 * LANES], interleaved
- * store(p, s)            VEC to int32 p[LANES]
- * store_pairs(p, a, b)   lanes of two VEC within int16 to int16 p[2 * LANES], interleaved
- */
+/* The networks of entropy coding and the trellis search; paths.h tells what is defined here. */
 
 enum { PATH(AT_ONCE) = 2 * LANES };
 

@@ -1,0 +1,199 @@
+/* Instruction sets: includes the file KERNELS, hot loops, once for each of this processor's family.
+ *
+ * Defined for the loops are:
+ *
+ * PATH(name)             the name of a function for this instruction set
+ * TARGET                 the attribute that allows its instructions
+ * LANES                  32-bit lanes of a vector, TILE % (2 * LANES) == 0
+ * ROWS                   4 or 8: half as many as there are sums that fit the registers
+ * VEC, PAIRS, WEIGHTS    LANES int32; LANES pairs of int16; a pair of int16 for every lane
+ * splat(x)               VEC of one int32
+ * load_pairs(p)          PAIRS from int16 p[2 * LANES]
+ * load_weights(p)        WEIGHTS from a pair of int16 in the int32 *p
+ * multiply_add(s, x, w)  s + x[0] * w[0] + x[1] * w[1] in each lane
+ * unit(s)                s >> 10, then within 0..MAX_VALUE
+ * gather(p, a, b)        int16 a[LANES] and b[LANES] to int16 p[2 * LANES], interleaved
+ * store(p, s)            VEC to int32 p[LANES]
+ * store_pairs(p, a, b)   lanes of two VEC within int16 to int16 p[2 * LANES], interleaved
+ *
+ * After them SELECT(path, name) is the function PATH(name) of a path.
+ */
+#ifndef DYNENC_PATHS_H
+#define DYNENC_PATHS_H
+
+#include "internal.h"
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* Any processor: vectors as the compiler makes them. */
+#define PATH(name) name##_portable
+#define TARGET
+#define LANES 4
+#define ROWS 4
+typedef int32_t Lanes __attribute__((vector_size(16)));
+typedef struct {
+    Lanes even, odd;
+} LanePairs;
+#define VEC Lanes
+#define PAIRS LanePairs
+#define WEIGHTS LanePairs
+static ALWAYS_INLINE Lanes splat_portable(int32_t x) { return (Lanes){x, x, x, x}; }
+static ALWAYS_INLINE LanePairs load_pairs_portable(const int16_t *p) {
+    return (LanePairs){{p[0], p[2], p[4], p[6]}, {p[1], p[3], p[5], p[7]}};
+}
+static ALWAYS_INLINE LanePairs load_weights_portable(const int32_t *p) {
+    const int32_t odd = *p >> 16, even = (int16_t)(*p & 0xffff);
+    return (LanePairs){splat_portable(even), splat_portable(odd)};
+}
+static ALWAYS_INLINE Lanes unit_portable(Lanes s) {
+    for (int lane = 0; lane < 4; lane++)
+        s[lane] = clamp32(s[lane] >> 10, 0, MAX_VALUE);
+    return s;
+}
+static ALWAYS_INLINE void store_pairs_portable(int16_t *p, Lanes a, Lanes b) {
+    for (int lane = 0; lane < 4; lane++) {
+        p[2 * lane] = (int16_t)a[lane];
+        p[2 * lane + 1] = (int16_t)b[lane];
+    }
+}
+static ALWAYS_INLINE void gather_portable(int16_t *p, const int16_t *a, const int16_t *b) {
+    for (int lane = 0; lane < 4; lane++) {
+        p[2 * lane] = a[lane];
+        p[2 * lane + 1] = b[lane];
+    }
+}
+#define splat splat_portable
+#define load_pairs load_pairs_portable
+#define load_weights load_weights_portable
+#define multiply_add(s, x, w) ((s) + (x).even * (w).even + (x).odd * (w).odd)
+#define unit unit_portable
+#define gather gather_portable
+#define store(p, s) memcpy((p), &(s), 16)
+#define store_pairs store_pairs_portable
+#include KERNELS
+#include "undefine.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define PATH(name) name##_sse2
+#define TARGET
+#define LANES 4
+#define ROWS 4
+#define VEC __m128i
+#define PAIRS __m128i
+#define WEIGHTS __m128i
+#define splat _mm_set1_epi32
+#define load_pairs(p) _mm_loadu_si128((const __m128i *)(p))
+#define load_weights(p) _mm_set1_epi32(*(p))
+#define multiply_add(s, x, w) _mm_add_epi32((s), _mm_madd_epi16((x), (w)))
+/* packs saturates to int16, which is above MAX_VALUE; its low half holds the four lanes */
+static ALWAYS_INLINE __m128i unit_sse2(__m128i s) {
+    s = _mm_packs_epi32(_mm_srai_epi32(s, 10), _mm_setzero_si128());
+    return _mm_min_epi16(_mm_max_epi16(s, _mm_setzero_si128()), _mm_set1_epi16(MAX_VALUE));
+}
+#define unit unit_sse2
+#define gather(p, a, b)                                                    \
+    _mm_storeu_si128((__m128i *)(p),                                       \
+                     _mm_unpacklo_epi16(_mm_loadl_epi64((const __m128i *)(a)), \
+                                        _mm_loadl_epi64((const __m128i *)(b))))
+#define store(p, s) _mm_storeu_si128((__m128i *)(p), (s))
+#define store_pairs(p, a, b) _mm_storeu_si128((__m128i *)(p), _mm_unpacklo_epi16((a), (b)))
+#include KERNELS
+#include "undefine.h"
+
+#define PATH(name) name##_avx2
+#define TARGET __attribute__((target("avx2")))
+#define LANES 8
+#define ROWS 4
+#define VEC __m256i
+#define PAIRS __m256i
+#define WEIGHTS __m256i
+#define splat _mm256_set1_epi32
+#define load_pairs(p) _mm256_loadu_si256((const __m256i *)(p))
+#define load_weights(p) _mm256_set1_epi32(*(p))
+#define multiply_add(s, x, w) _mm256_add_epi32((s), _mm256_madd_epi16((x), (w)))
+#define unit(s)                                                                             \
+    _mm256_min_epi32(_mm256_max_epi32(_mm256_srai_epi32((s), 10), _mm256_setzero_si256()), \
+                     _mm256_set1_epi32(MAX_VALUE))
+#define widen_avx2(p) _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p)))
+#define gather(p, a, b) store_pairs((p), widen_avx2(a), widen_avx2(b))
+#define store(p, s) _mm256_storeu_si256((__m256i *)(p), (s))
+#define store_pairs(p, a, b) \
+    _mm256_storeu_si256((__m256i *)(p), _mm256_or_si256((a), _mm256_slli_epi32((b), 16)))
+#include KERNELS
+#include "undefine.h"
+
+#define PATH(name) name##_avx512
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+#define LANES 16
+#define ROWS 8
+#define VEC __m512i
+#define PAIRS __m512i
+#define WEIGHTS __m512i
+#define splat _mm512_set1_epi32
+#define load_pairs(p) _mm512_loadu_si512(p)
+#define load_weights(p) _mm512_set1_epi32(*(p))
+#define multiply_add(s, x, w) _mm512_dpwssd_epi32((s), (x), (w))
+#define unit(s)                                                                             \
+    _mm512_min_epi32(_mm512_max_epi32(_mm512_srai_epi32((s), 10), _mm512_setzero_si512()), \
+                     _mm512_set1_epi32(MAX_VALUE))
+#define widen_avx512(p) _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p)))
+#define gather(p, a, b) store_pairs((p), widen_avx512(a), widen_avx512(b))
+#define store(p, s) _mm512_storeu_si512((p), (s))
+#define store_pairs(p, a, b) \
+    _mm512_storeu_si512((p), _mm512_or_si512((a), _mm512_slli_epi32((b), 16)))
+#include KERNELS
+#include "undefine.h"
+#endif
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+#define PATH(name) name##_neon
+#define TARGET
+#define LANES 4
+#define ROWS 8
+#define VEC int32x4_t
+#define PAIRS int16x4x2_t
+#define WEIGHTS int16x4_t
+static ALWAYS_INLINE void store_pairs_neon(int16_t *p, int32x4_t a, int32x4_t b) {
+    const int16x4x2_t pairs = {{vmovn_s32(a), vmovn_s32(b)}};
+    vst2_s16(p, pairs);
+}
+static ALWAYS_INLINE void gather_neon(int16_t *p, const int16_t *a, const int16_t *b) {
+    const int16x4x2_t pairs = {{vld1_s16(a), vld1_s16(b)}};
+    vst2_s16(p, pairs);
+}
+#define splat vdupq_n_s32
+#define load_pairs(p) vld2_s16(p)
+#define load_weights(p) vreinterpret_s16_s32(vdup_n_s32(*(p)))
+#define multiply_add(s, x, w) \
+    vmlal_lane_s16(vmlal_lane_s16((s), (x).val[0], (w), 0), (x).val[1], (w), 1)
+#define unit(s) \
+    vminq_s32(vmaxq_s32(vshrq_n_s32((s), 10), vdupq_n_s32(0)), vdupq_n_s32(MAX_VALUE))
+#define gather gather_neon
+#define store(p, s) vst1q_s32((p), (s))
+#define store_pairs store_pairs_neon
+#include KERNELS
+#include "undefine.h"
+#endif
+
+#if defined(__x86_64__)
+#define SELECT(path, name)                    \
+    ((path) == DYNENC_AVX512   ? name##_avx512 \
+     : (path) == DYNENC_AVX2   ? name##_avx2   \
+     : (path) == DYNENC_SSE2   ? name##_sse2   \
+                               : name##_portable)
+#elif defined(__aarch64__)
+#define SELECT(path, name) ((path) == DYNENC_NEON ? name##_neon : name##_portable)
+#else
+#define SELECT(path, name) name##_portable
+#endif
+
+#endif
