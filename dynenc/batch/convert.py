@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import get_args
 
-from dynenc.batch import local_engine
+from dynenc.batch import destination, local_engine
 from dynenc.batch.find import Listing, find
 from dynenc.batch.plan import Job, plan
 from dynenc.batch.records import (
@@ -28,25 +28,15 @@ from dynenc.batch.records import (
 )
 from dynenc.coding import rate_control
 from dynenc.coding.bitstream import MAX_PIXELS
-from dynenc.errors import OutputError, UnexpectedError, UsageError
-from dynenc.imaging import formats
+from dynenc.errors import UnexpectedError, UsageError
 from dynenc.io import names, storage
-from dynenc.io.names import STREAM, suffix_of
-from dynenc.io.shards import is_archive, is_tar
-from dynenc.io.writing import is_stream, make_folder, sweep
+from dynenc.io.writing import make_folder, sweep
 
 logger = logging.getLogger(__name__)
 
 Name = str | os.PathLike[str]
 OnResult = Callable[[Result, Summary], None]
 OnStep = Callable[[int, int], None]
-SUFFIXES: dict[Task, str] = {
-    "encode": ".lat",
-    "decode": ".png",
-    "roundtrip": ".png",
-    "export": ".safetensors",
-    "import": ".lat",
-}
 
 
 def convert(
@@ -100,8 +90,9 @@ def convert(
             is beside each input.
         recursive: take sub-folders too, and keep them.
         include, exclude: patterns of names, or of paths below the folder if they have a slash.
-        suffix: of the outputs, and decides the format; ".lat" when encoding or importing, else
-            ".png" or ".safetensors". For the formats of latents see `interop.latent_files`.
+        suffix: of the outputs, and decides the format. None is that of an output file, else ".lat"
+            when encoding or importing, ".png" or ".safetensors". For the formats of latents see
+            `interop.latent_files`.
         naming: "replace" the suffix of the input, or "keep" it: a.jpg becomes a.jpg.lat.
         shard_size: pack the outputs into tar shards of this many images.
         existing: what to do about an output that exists: "skip" it, "update" it if the input has
@@ -163,7 +154,7 @@ def convert(
             truncated=truncated,
         ),
         output=OutputOptions(
-            suffix=SUFFIXES[task] if suffix is None else "." + suffix.removeprefix("."),
+            suffix=_suffix(suffix),
             naming=naming,
             shard_size=shard_size,
             existing=existing,
@@ -191,9 +182,19 @@ def convert(
     )
 
 
+def _suffix(suffix: str | None) -> str:
+    """A suffix as given, with its dot; "" for None."""
+    if suffix is None:
+        return ""
+    bare = suffix.removeprefix(".")
+    if not bare or {"/", os.sep, "\0"} & set(bare):
+        raise UsageError(f"{suffix!r} is not a suffix of file names")
+    return "." + bare
+
+
 def _check(task: str, **choices: str | None) -> None:
-    if task not in SUFFIXES:
-        raise UsageError(f"there is no task {task!r}: choose one of {', '.join(SUFFIXES)}")
+    if task not in get_args(Task):
+        raise UsageError(f"there is no task {task!r}: choose one of {', '.join(get_args(Task))}")
     allowed = {"existing": (None, *get_args(Existing)), "naming": get_args(Naming)}
     allowed["engine"] = get_args(Engine)
     for name, value in choices.items():
@@ -213,9 +214,13 @@ def run(
 ) -> Summary:
     """Do what `convert` says, with the options as objects."""
     _check_encoding(settings)
+    if settings.run.address is not None and settings.run.engine != "ray":
+        raise UsageError(
+            "an address is that of a Ray cluster, but the engine is local", hint="add --engine ray"
+        )
     listing = find(settings.task, inputs, output, settings.input)
     single = listing.is_single
-    jobs = _plan(listing, output, settings)
+    jobs, settings = _plan(listing, output, settings)
     if settings.output.existing is None:
         policy: Existing = "refuse" if single else "skip"
         settings = replace(settings, output=replace(settings.output, existing=policy))
@@ -240,7 +245,8 @@ def run(
     if dry_run:
         tell(Result(job.source or job.target, job.target, "planned") for job in todo)
         return summary
-    is_folder = not single or (output or "").endswith(("/", os.sep))
+    is_packed = settings.output.shard_size is not None
+    is_folder = not single or is_packed or (output or "").endswith(("/", os.sep))
     folders = {names.parent(job.target) for job in todo if job.target and is_folder}
     for folder in sorted(folders):
         make_folder(folder)
@@ -266,45 +272,42 @@ def _check_encoding(settings: Settings) -> None:
         raise UsageError(f"effort {options.effort} is not within 0..9")
 
 
-def _plan(listing: Listing, output: str | None, settings: Settings) -> list[Job]:
-    """The jobs; of one file named by itself the output may be a file, else it is a folder."""
-    files, options = listing.files, settings.output
+def _plan(listing: Listing, output: str | None, settings: Settings) -> tuple[list[Job], Settings]:
+    """The jobs, and the settings with the suffix of their outputs."""
+    files = listing.files
     if output is None and settings.task == "roundtrip":
+        _check_measuring(settings.output)
         output = ""
-    one_archive = len(files) == 1 and files[0].named and is_archive(files[0].path)
-    names_file = output is not None and (listing.is_single or (one_archive and is_tar(output)))
-    if output and names_file:
-        names_file = not (output.endswith(("/", os.sep)) or storage.is_folder(output))
-    if output and names_file and settings.task in ("encode", "import"):
-        _refuse_image_name(output)
-    if output and not names_file:
-        if output == STREAM:
-            raise UsageError(
-                "only a single file can go to standard output", hint="name a folder with -o"
-            )
-        if storage.is_regular(output) or is_stream(output):
-            raise OutputError(
-                f"{output} is a file, not a folder for several outputs", hint="name one with -o"
-            )
+    is_file = destination.names_file(output, listing, settings)
+    settings = destination.with_suffix(settings, output if is_file else None)
     ignores_case = not names.is_url(output or "") and storage.ignores_case(
         output or names.parent(files[0].path if files else "")
     )
-    return plan(
+    jobs = plan(
         files,
         output,
-        options.suffix,
-        into_folder=not names_file,
-        shard_size=options.shard_size,
-        naming=options.naming,
+        settings.output.suffix,
+        into_folder=not is_file,
+        shard_size=settings.output.shard_size,
+        naming=settings.output.naming,
         same_name=names.folded if ignores_case else str,
     )
+    return jobs, settings
 
 
-def _refuse_image_name(output: str) -> None:
-    if suffix_of(output).lower() in formats.suffixes():
+def _check_measuring(options: OutputOptions) -> None:
+    """Refuse options of outputs for a roundtrip that only measures."""
+    given = {
+        "a suffix": options.suffix,
+        "a way of naming": options.naming != "replace",
+        "a shard size": options.shard_size,
+        "keeping times": options.keep_mtime,
+        "what to do with existing files": options.existing in ("skip", "update"),
+    }
+    if ignored := [name for name, is_given in given.items() if is_given]:
         raise UsageError(
-            f"{output} has the suffix of an image, but would be a .lat file",
-            hint="name a .lat file with -o",
+            f"a roundtrip without an output writes no images, so {ignored[0]} has no effect",
+            hint="name a place with -o",
         )
 
 

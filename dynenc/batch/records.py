@@ -51,7 +51,7 @@ class InputOptions:
 class OutputOptions:
     """Where outputs stand, and what becomes of those that exist."""
 
-    suffix: str = ".lat"  # decides the format of images and latents
+    suffix: str = ""  # decides the format; "": that of the output file, or of the task
     naming: Naming = "replace"  # the suffix of the input, or keep it: a.jpg.lat
     shard_size: int | None = None  # pack so many outputs into each tar
     existing: Existing | None = None  # None: "refuse" for a single file, else "skip"

@@ -145,16 +145,33 @@ def load_image(item: Input, settings: Settings) -> Loaded[Image.Image]:
     return Loaded(picture, n_bytes, (height, width), note=notes.joined(*lost))
 
 
-def read_header(file: Readable, *, whole: bool) -> Header:
-    if whole:
-        data = storage.read_at_most(file, bitstream.MAX_BYTES, "the output")
-        return bitstream.read(data, sys.maxsize).header
-    return bitstream.read_header(file.read(bitstream.FIXED))
+@dataclass(frozen=True, slots=True)
+class ExistingLat:
+    """A .lat file that exists, of which no more is read than needed."""
 
+    header: Header
+    n_bytes: int
+    parse: Callable[[], LatFile]  # reads the rest
 
-def meets_goal(goal: Goal, header: Header, n_bytes: int) -> bool:
-    """Whether a file is as asked for, as far as it tells: only decoding would tell its PSNR."""
-    if goal.kind == "quality":
-        return has_quality(header, n_bytes, goal.value)
-    bpp = metrics.bpp(n_bytes, header.width, header.height)
-    return goal.kind != "dB" and not goal.note(bpp if goal.kind == "bpp" else n_bytes)
+    @classmethod
+    def open(cls, file: Readable, n_bytes: int, *, whole: bool) -> ExistingLat:
+        """Read the header; if `whole`, check the rest, too. Raises: BitstreamError."""
+        most = bitstream.MAX_BYTES if whole else bitstream.FIXED
+        start = storage.read_at_most(file, most, "the output") if whole else file.read(most)
+        header = (
+            bitstream.read(start, sys.maxsize).header if whole else bitstream.read_header(start)
+        )
+
+        def parse() -> LatFile:
+            rest = b"" if whole else storage.read_at_most(file, bitstream.MAX_BYTES, "the output")
+            return LatFile.parse(start + rest, max_pixels=sys.maxsize)
+
+        return cls(header, n_bytes, parse)
+
+    def meets(self, goal: Goal) -> bool:
+        """Whether it is as asked for, as far as it tells: only decoding would tell its PSNR."""
+        header, n_bytes = self.header, self.n_bytes
+        if goal.kind == "quality":
+            return has_quality(header, goal.value, self.parse)
+        bpp = metrics.bpp(n_bytes, header.width, header.height)
+        return goal.kind != "dB" and not goal.note(bpp if goal.kind == "bpp" else n_bytes)

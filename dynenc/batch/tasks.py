@@ -16,6 +16,7 @@ from dynenc import metrics, registry
 from dynenc.batch import inputs, records
 from dynenc.batch.records import Roundtrip, Settings
 from dynenc.batch.task import (
+    ExistingLat,
     Input,
     Loaded,
     Made,
@@ -25,8 +26,6 @@ from dynenc.batch.task import (
     Task,
     load_image,
     load_lat,
-    meets_goal,
-    read_header,
 )
 from dynenc.codec import Encoded, require_sd
 from dynenc.coding import quantize
@@ -39,7 +38,6 @@ from dynenc.interop.latent_files import ImportedLatents
 from dynenc.io import storage
 from dynenc.io.names import suffix_of
 from dynenc.io.storage import Readable
-from dynenc.io.writing import is_stream
 from dynenc.networks import external_vae
 
 
@@ -81,9 +79,9 @@ class Encode(Task[Image.Image]):
     @staticmethod
     def is_made_so(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
         """As of every task."""
-        header = read_header(file, whole=whole)
-        is_so = header.model_id == registry.encoder_model(settings.encode.encoder).number
-        return is_so and meets_goal(settings.encode.goal, header, n_bytes)
+        lat = ExistingLat.open(file, n_bytes, whole=whole)
+        is_so = lat.header.model_id == registry.encoder_model(settings.encode.encoder).number
+        return is_so and lat.meets(settings.encode.goal)
 
 
 class _MakesImages(Task[T]):
@@ -96,8 +94,8 @@ class _MakesImages(Task[T]):
         super().prepare(item)
 
     def format_name(self, item: Input) -> str:
-        """The name that tells the format; streams have no suffix of their own."""
-        if not item.member and is_stream(item.target) and not suffix_of(item.target):
+        """The name that tells the format; streams, and some files, have no suffix of their own."""
+        if not item.member and not suffix_of(item.target):
             return item.target + self.settings.output.suffix
         return item.name
 
@@ -288,8 +286,8 @@ class Import(Task[ImportedLatents]):
     @staticmethod
     def is_made_so(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
         """As of every task."""
-        header, options = read_header(file, whole=whole), settings.encode
-        return options.keep_step or meets_goal(options.goal, header, n_bytes)
+        lat, options = ExistingLat.open(file, n_bytes, whole=whole), settings.encode
+        return options.keep_step or lat.meets(options.goal)
 
 
 TASKS: dict[records.Task, type[Task[Any]]] = {

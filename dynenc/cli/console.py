@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import typer
 
 from dynenc import runtime
-from dynenc.errors import DiskFull, DynencError, OutputError
+from dynenc.errors import DiskFull, DynencError, OutputError, UsageError
 
 INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM
 STDOUT_ERRORS = "dynenc.names"  # codec error handler of `_encode_name`
@@ -99,6 +99,8 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     logger.addHandler(handler)
     try:
+        if quiet and verbose:
+            raise UsageError("--quiet and --verbose exclude each other", hint="choose one")
         with runtime.own_process():
             yield
     except DynencError as exc:

@@ -236,6 +236,8 @@ def convert(
     with console.session(quiet=messages.quiet, verbose=messages.verbose):
         existing = placement.existing
         _refuse_terminals(task, inputs, placement)
+        if show and (messages.quiet or messages.as_json):
+            raise UsageError("--show excludes --quiet and --json", hint="choose one")
         from dynenc.batch.convert import convert
         from dynenc.cli.report import Reporter, shows_colours
         from dynenc.cli.report_file import ReportFile

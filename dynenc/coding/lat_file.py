@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -183,18 +183,19 @@ def model_of(header: Header) -> registry.Model:
     return model
 
 
-def has_quality(header: Header, n_bytes: int, quality: float) -> bool:
-    """Whether a file is of a quality, as far as its header and its size in bytes tell.
+def has_quality(header: Header, quality: float, parse: Callable[[], LatFile]) -> bool:
+    """Whether a file is of a quality.
 
-    Files of flat images are small and may have finer steps; see `LatFile.of_latents`.
+    Its step tells, but files of flat images may have finer ones; see `LatFile.of_latents`.
+
+    Args:
+        parse: returns the whole file; called only if its step is one of those finer ones.
     """
-    model = model_of(header)
-    step_q = quantize.quality_to_step(quality, has_trellis=model.has_trellis)
-    height, width = model.space.size(header.height, header.width)
-    n_latents = model.space.channels * height * width
-    is_small = 8 * (n_bytes - bitstream.FIXED) < max(FEW_BITS * n_latents, 256)
-    steps = [step_q >> halvings for halvings in range(FLAT_STEPS if is_small else 1)]
-    return header.step_q in steps
+    step_q = quantize.quality_to_step(quality, has_trellis=model_of(header).has_trellis)
+    finer = [step_q >> halvings for halvings in range(1, FLAT_STEPS)]
+    if header.step_q in finer:
+        return quantize.is_flat(parse().latents, header.step_q)
+    return header.step_q == step_q
 
 
 def read_bytes(source: str) -> bytes:

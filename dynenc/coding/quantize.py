@@ -74,14 +74,18 @@ def to_nearest(latents: Floats, step_q: int, coder: EntropyCoder) -> Ints:
     return coder.kernel.quantize(latents, step_q, 0)
 
 
-def is_flat(latents: Floats) -> bool:
+def is_flat(latents: Floats, step_q: int = 0) -> bool:
     """Whether latents [C, h, w] are those of a picture of one colour, a gradient or faint noise.
 
     The error of a constant is a constant: what is noise elsewhere is a colour cast there.
+
+    Args:
+        step_q: step that they were quantised with; 0: they were not.
     """
     differences = [np.diff(latents, axis=axis).ravel() for axis in (1, 2)]
     squares = np.concatenate(differences).astype(np.float64) ** 2
-    return squares.size == 0 or bool(squares.mean() < FLAT**2)
+    noise = (step_q / STEP_UNIT) ** 2 / 3  # two errors, up to twice uniform noise of step**2 / 12
+    return squares.size == 0 or bool(squares.mean() < FLAT**2 + noise)
 
 
 def from_symbols(symbols: Ints, step_q: int, coder: EntropyCoder) -> Floats:

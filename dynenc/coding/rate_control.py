@@ -51,8 +51,8 @@ def goal(
         target_size: bytes of the whole file, or a text such as "5KB"; see `parse_size`.
         target_psnr: dB, of the decoded image.
         strict: a target that is missed by more than 3 % is an error.
-    Raises: UsageError if several are given, quality is not within 0..100, or a target is not
-        positive and finite.
+    Raises: UsageError if several are given, quality is not within 0..100, a target is not
+        positive and finite, or strict comes without a target.
     """
     goals = [
         Goal("quality", _number("quality", quality)) if quality is not None else None,
@@ -71,6 +71,11 @@ def goal(
         raise UsageError(f"quality {chosen.value:g} is not within 0..100")
     if chosen.kind != "quality" and not 0 < chosen.value < math.inf:
         raise UsageError(f"a target of {chosen.value:g} {chosen.kind} is not possible")
+    if strict and chosen.kind == "quality":
+        raise UsageError(
+            "without a target there is none to miss, so strict has no effect",
+            hint="add --target-size, --target-bpp or --target-psnr, or leave out --strict",
+        )
     return replace(chosen, strict=strict)
 
 

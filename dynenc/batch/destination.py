@@ -1,0 +1,82 @@
+"""Where outputs go: what the output of a run names, and the format that its suffix stands for."""
+
+import os
+from dataclasses import replace
+
+from dynenc.batch.find import Listing
+from dynenc.batch.records import Settings, Task
+from dynenc.errors import OutputError, UsageError
+from dynenc.imaging import formats
+from dynenc.io import storage
+from dynenc.io.names import STREAM, suffix_of
+from dynenc.io.shards import is_archive, is_tar
+from dynenc.io.writing import is_stream
+
+SUFFIXES: dict[Task, str] = {
+    "encode": ".lat",
+    "decode": ".png",
+    "roundtrip": ".png",
+    "export": ".safetensors",
+    "import": ".lat",
+}
+
+
+def names_file(output: str | None, listing: Listing, settings: Settings) -> bool:
+    """Whether the output is the very file to write; else it is a folder, or None is given.
+
+    Of one image or .lat file named by itself it may be a file, of one archive a tar.
+    Raises: UsageError or OutputError if it is a file that cannot hold what is to be written.
+    """
+    if not output or output.endswith(("/", os.sep)) or storage.is_folder(output):
+        return False
+    files, is_packed = listing.files, settings.output.shard_size is not None
+    one_archive = len(files) == 1 and files[0].named and is_archive(files[0].path)
+    if is_archive(output) and not one_archive:
+        raise UsageError(
+            f"{output} has the suffix of an archive, which only converted archives are written to",
+            hint="name a folder with -o; --shard-size packs what is written there into tars",
+        )
+    if is_archive(output) and not is_tar(output):
+        raise UsageError(f"{output} cannot be written: archives are written as .tar")
+    if not is_packed and (listing.is_single or (one_archive and is_tar(output))):
+        return True
+    if output == STREAM:
+        what = "shards do not go" if is_packed else "only a single file can go"
+        raise UsageError(f"{what} to standard output", hint="name a folder with -o")
+    if storage.is_regular(output) or is_stream(output):
+        raise OutputError(
+            f"{output} is a file, not a folder for several outputs", hint="name one with -o"
+        )
+    return False
+
+
+def with_suffix(settings: Settings, file: str | None) -> Settings:
+    """The settings with the suffix that outputs get: the one asked for, or the file's own.
+
+    Args:
+        file: the output, if it is a single file.
+    Raises: UsageError if these two contradict each other, or if a .lat file would get the suffix
+        of an image.
+    """
+    task, asked = settings.task, settings.output.suffix
+    own = suffix_of(file) if file and file != STREAM and not is_tar(file) else ""
+    if asked and own and not _same_format(task, asked, own):
+        raise UsageError(
+            f"{file} does not have the suffix {asked} that is asked for",
+            hint="name another file with -o, or another format",
+        )
+    is_unknown = file and not own and not is_tar(file) and not is_stream(file)
+    suffix = own or asked or ("" if is_unknown else SUFFIXES[task])
+    if task in ("encode", "import") and suffix.lower() in formats.suffixes():
+        raise UsageError(
+            f"{file or suffix} has the suffix of an image, but would be a .lat file",
+            hint="name a .lat file with -o" if file else "leave out --suffix",
+        )
+    return replace(settings, output=replace(settings.output, suffix=suffix))
+
+
+def _same_format(task: Task, one: str, other: str) -> bool:
+    """Whether files of both suffixes are of one format, as .jpg and .jpeg are."""
+    one, other = one.lower(), other.lower()
+    form = formats.writer_of(one) if task in ("decode", "roundtrip") else None
+    return one == other or (form is not None and form == formats.writer_of(other))
