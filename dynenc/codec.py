@@ -1,4 +1,7 @@
-"""The codec: image -> tensor -> latents -> symbols -> bytes, and back."""
+"""The codec: image -> latents -> symbols -> bytes, and back.
+
+torch is imported for the networks alone: see `backend`.
+"""
 
 from __future__ import annotations
 
@@ -7,58 +10,34 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
-from torch import Tensor
 
-from dynenc import metrics, registry, runtime
+from dynenc import registry
 from dynenc.coding import bitstream, quantize, rate_control
 from dynenc.coding.bitstream import Chunk
 from dynenc.coding.lat_file import LatFile
-from dynenc.coding.rate_control import Goal
-from dynenc.errors import DeviceError, OtherLatents, UsageError
-from dynenc.imaging import extras, image, pixels, tensors
-from dynenc.imaging.tensors import Picture
-from dynenc.latent_space import SD1
-from dynenc.networks import loading
-from dynenc.networks.compat import cpu_dtype
-from dynenc.networks.encoder import Encoder
-from dynenc.networks.published import PublishedEncoder
-from dynenc.refine import STAGES, OnStep, Refiner
+from dynenc.coding.rate_control import MAX_EFFORT, Goal
+from dynenc.errors import UsageError
+from dynenc.imaging import arrays, extras, image, pixels
+from dynenc.imaging.arrays import Checked, Picture
+from dynenc.native.kernel import Floats
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from dynenc.backend import Backend
+    from dynenc.networks.encoder import Encoder
+    from dynenc.networks.published import PublishedEncoder
     from dynenc.networks.tiling import Decoder
+    from dynenc.refine import OnStep
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = "light"
-FEATURE_ENCODER = "base"  # whose features refinement compares
-TILE = 176  # patches; larger tiles need more memory and, as it is mapped anew, more time
-
-
-def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """The torch device of 'cpu', 'cuda', 'cuda:1', 'mps', or 'auto': a GPU if there is one.
-
-    Raises: DeviceError if there is no such device; UsageError if DYNENC_CPU_DTYPE has no valid
-        value.
-    """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    counts = {"cuda": max(1, torch.cuda.device_count()) if cuda else 0, "mps": int(mps), "cpu": 1}
-    if device == "auto":
-        device = next(kind for kind, count in counts.items() if count)
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError):
-        chosen = None
-    if chosen is None or (chosen.index or 0) >= counts.get(chosen.type, 0):
-        raise DeviceError(f"there is no device {str(device)!r}", hint="use --device cpu or auto")
-    if chosen.type == "cpu":
-        cpu_dtype()  # so that a wrong setting is noticed before any work
-    return chosen
 
 
 @dataclass(frozen=True)
@@ -102,8 +81,8 @@ class Codec:
                 raise UsageError(f"{name!r} is not a name or path of an encoder or decoder")
         self.encoder_name, self.decoder_name = str(encoder), str(decoder)
         self.model = registry.encoder_model(self.encoder_name)
-        self.device = pick_device(device)
-        self._own_decoders: dict[str, Decoder] = {}
+        self._device = device
+        _ = self.backend
 
     @classmethod
     def from_pretrained(
@@ -118,54 +97,31 @@ class Codec:
         return codec
 
     @cached_property
-    @torch.inference_mode(False)  # first used within it, too, they are networks as any other
+    def backend(self) -> Backend:
+        """The networks; raises DeviceError if there is no such device."""
+        from dynenc.backend import Backend  # imports torch
+
+        return Backend(self.encoder_name, self.decoder_name, self._device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks run."""
+        return self.backend.device
+
+    @property
     def encoder(self) -> Encoder | PublishedEncoder:
         """Image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale."""
-        logger.debug("encoder: %s on %s", self.encoder_name, self.device)
-        return loading.load_encoder(self.encoder_name).to(self.device)
+        return self.backend.encoder
 
-    @cached_property
-    @torch.inference_mode(False)
-    def feature_encoder(self) -> Encoder:
-        """The encoder whose features refinement compares."""
-        return loading.load_named(FEATURE_ENCODER, "encoder").to(self.device)
-
-    @cached_property
-    @torch.inference_mode(False)
+    @property
     def decoder(self) -> Decoder:
         """Latents [B, 4, h, w] in SD scale -> image [B, 3, 8h, 8w], about [-1, 1]."""
-        from dynenc.networks.external_vae import load_decoder
-
-        return load_decoder(self.decoder_name, self.device)
-
-    @torch.inference_mode(False)
-    def _own_decoder(self, model: registry.Model) -> Decoder:
-        """The decoder of a model whose latent space is its own; loaded once."""
-        from dynenc.networks.external_vae import load_decoder
-
-        if model.name not in self._own_decoders:
-            self._own_decoders[model.name] = load_decoder(model.name, self.device)
-        return self._own_decoders[model.name]
+        return self.backend.decoder
 
     def decoder_of(self, model: registry.Model) -> Decoder:
         """The decoder for the latents of a model; raises OtherLatents if another one is chosen."""
-        name = self.decoder_name
-        if model.space is not SD1:
-            if name not in ("auto", "embedded", model.name):
-                raise OtherLatents(
-                    f"the latents are those of {model.space.title}, which decoder {name} cannot "
-                    "read",
-                    hint="leave out --decoder",
-                )
-            return self._own_decoder(model)
-        if name in registry.names("autoencoder"):
-            raise OtherLatents(
-                f"the latents are those of Stable Diffusion, which the {name} cannot read",
-                hint="leave out --decoder",
-            )
-        return self.decoder
+        return self.backend.decoder_of(model)
 
-    @torch.inference_mode()
     def encode(
         self,
         picture: Picture | str | Path,
@@ -213,7 +169,6 @@ class Codec:
             logger.info(encoded.note)
         return encoded.blob
 
-    @torch.inference_mode()
     def encode_batch(
         self,
         pictures: Sequence[Picture],
@@ -228,8 +183,8 @@ class Codec:
         Args:
             on_step: called after each step of refinement with its number and the total.
         """
-        if effort not in range(len(STAGES) + 1):
-            raise UsageError(f"effort {effort!r} is not a whole number within 0..{len(STAGES)}")
+        if effort not in range(MAX_EFFORT + 1):
+            raise UsageError(f"effort {effort!r} is not a whole number within 0..{MAX_EFFORT}")
         pictures = [pixels.to_plain(p) if isinstance(p, Image.Image) else p for p in pictures]
         chunks = [
             extras.to_chunks(extras.of(picture, keep_metadata=keep_metadata))
@@ -237,33 +192,15 @@ class Codec:
             else []
             for picture in pictures
         ]
-        checked = [tensors.checked(picture) for picture in pictures]
-        height, width = tensors.size_of(checked[0])
-        with runtime.threads_for(height * width):
-            latents = self._latents(checked).split(1)
-            return [
-                _Encoding(self, *each, effort, on_step).for_goal(goal)
-                for each in zip(latents, checked, chunks, strict=True)
-            ]
+        checked = [arrays.checked(picture) for picture in pictures]
+        return [
+            _Encoding(self, *each, effort, on_step).for_goal(goal)
+            for each in zip(self._latents(checked), checked, chunks, strict=True)
+        ]
 
-    def _latents(self, pictures: list[Image.Image | Tensor]) -> Tensor:
-        """Latents [B, C, h, w] of equally large images, tile by tile.
-
-        A tile is encoded with the patches around it that its latents depend on, so the result
-        equals that of the whole.
-        """
-        height, width = SD1.size(*tensors.size_of(pictures[0]))
-        size = len(pictures), SD1.channels, height, width
-        latents = torch.empty(size, dtype=torch.float32, device=self.device)
-        reach = self.encoder.reach
-        for top, left in product(range(0, height, TILE), range(0, width, TILE)):
-            first, start = max(0, top - reach), max(0, left - reach)
-            edges = start, first, left + TILE + reach, top + TILE + reach
-            box = [SD1.patch * edge for edge in edges]
-            tiles = tensors.batch([tensors.part_of(picture, *box) for picture in pictures])
-            part = self.encoder(tiles.to(self.device))[:, :, top - first :, left - start :]
-            latents[:, :, top : top + TILE, left : left + TILE] = part[:, :, :TILE, :TILE]
-        return latents
+    def _latents(self, pictures: Sequence[Checked]) -> Floats:
+        """Latents [B, C, h, w] of equally large pictures."""
+        return self.backend.latents(pictures)
 
     def decode(
         self, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
@@ -282,23 +219,10 @@ class Codec:
         [picture] = self.decode_batch([parsed])
         return extras.restore(picture, found)
 
-    @torch.inference_mode()
     def decode_batch(self, files: Sequence[LatFile]) -> list[Image.Image]:
-        """The colours of files of one shape and model, in one pass: RGB.
+        """The colours of files of one shape and model, in one pass: RGB."""
+        return self.backend.pictures(files)
 
-        Of a large image only a band is held as floats at any time.
-        """
-        pictures = [Image.new("RGB", (f.header.width, f.header.height)) for f in files]
-        top = 0
-        latents = torch.stack([torch.from_numpy(file.latents) for file in files])
-        with runtime.threads_for(pictures[0].width * pictures[0].height):
-            for band in self.decoder_of(files[0].model).bands(latents):
-                for picture, rows in zip(pictures, band.split(1), strict=True):
-                    picture.paste(tensors.to_picture(rows), (0, top))  # clips the padding
-                top += band.shape[2]
-        return pictures
-
-    @torch.inference_mode()
     def decode_tensor(
         self, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
     ) -> Tensor:
@@ -306,10 +230,7 @@ class Codec:
 
         The arguments and errors are those of `decode`.
         """
-        parsed = parse(file, max_pixels=max_pixels)
-        latents = torch.from_numpy(parsed.latents)[None]
-        decoded: Tensor = self.decoder_of(parsed.model)(latents)
-        return decoded[..., : parsed.header.height, : parsed.header.width].clamp(-1, 1)
+        return self.backend.tensor(parse(file, max_pixels=max_pixels))
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,8 +238,8 @@ class _Encoding:
     """One image on its way to a file: latents that can be quantised with any step."""
 
     codec: Codec
-    latents: Tensor  # [1, C, h, w]
-    picture: Image.Image | Tensor  # checked
+    latents: Floats  # [C, h, w]
+    picture: Checked
     chunks: list[Chunk]
     effort: int
     on_step: OnStep | None
@@ -331,44 +252,39 @@ class _Encoding:
             return Encoded(self._refined(self._file(step_q)))
         if goal.kind == "dB":
             return self._for_psnr(goal)
-        height, width = tensors.size_of(self.picture)
+        height, width = arrays.size_of(self.picture)
         max_bytes = goal.value * (height * width / 8 if goal.kind == "bpp" else 1)
         files: dict[int, LatFile] = {}
 
         def measure(step_q: int) -> float:
             files[step_q] = self._file(step_q)
             n_bytes = len(files[step_q].to_bytes())
-            return metrics.bpp(n_bytes, width, height) if goal.kind == "bpp" else n_bytes
+            return bitstream.bpp(n_bytes, width, height) if goal.kind == "bpp" else n_bytes
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=True)
         return Encoded(self._refined(files[step_q], max_bytes), goal.note(reached))
 
     def _for_psnr(self, goal: Goal) -> Encoded:
-        original = tensors.to_tensor(self.picture).cpu()
         files: dict[int, LatFile] = {}
 
         def measure(step_q: int) -> float:
             files[step_q] = self._refined(self._file(step_q))
-            [decoded] = self.codec.decode_batch([files[step_q]])
-            return metrics.psnr_db(tensors.to_tensor(decoded), original)
+            return self.codec.backend.psnr_db(files[step_q], self.picture)
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=False)
         return Encoded(files[step_q], goal.note(reached))
 
     def _file(self, step_q: int) -> LatFile:
-        height, width = tensors.size_of(self.picture)
-        latents = self.latents[0].float().cpu().numpy()
-        return LatFile.of_latents(latents, (width, height), step_q, self.codec.model, self.chunks)
+        height, width = arrays.size_of(self.picture)
+        size, model = (width, height), self.codec.model
+        return LatFile.of_latents(self.latents, size, step_q, model, self.chunks)
 
     def _refined(self, file: LatFile, max_bytes: float = math.inf) -> LatFile:
         """The file after the effort; as large as it is if max_bytes is less."""
         if not self.effort:
             return file
-        codec = self.codec
-        decoder = codec.decoder_of(codec.model)
-        refiner = Refiner(codec.feature_encoder, decoder, self.effort, self.on_step)
-        original = tensors.to_tensor(self.picture).to(codec.device)
-        return refiner.refine(file, self.latents, original, max_bytes)
+        given = self.latents, self.picture, self.effort, self.on_step
+        return self.codec.backend.refined(file, *given, max_bytes)
 
 
 def parse(file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS) -> LatFile:
@@ -380,12 +296,3 @@ def parse(file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX
     if not isinstance(file, bytes | bytearray | memoryview):
         raise UsageError(f"a {type(file).__name__} is not a .lat file: pass its bytes or its path")
     return LatFile.parse(bytes(file), max_pixels=max_pixels)
-
-
-def require_sd(file: LatFile) -> None:
-    """Raise OtherLatents unless the latents of a file are those of Stable Diffusion."""
-    if file.model.space is not SD1:
-        raise OtherLatents(
-            f"the latents are those of {file.model.space.title}, not of Stable Diffusion: decode "
-            "the file"
-        )

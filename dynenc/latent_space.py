@@ -6,6 +6,7 @@ that their decoders and files are recognised and refused by name.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,4 +49,5 @@ SDXL = LatentSpace("sdxl", "SDXL", channels=4, patch=8, scale=0.13025)
 FLUX1 = LatentSpace("flux1", "FLUX.1", channels=16, patch=8, scale=0.3611, shift=0.1159)
 SD3 = LatentSpace("sd3", "SD 3", channels=16, patch=8, scale=1.5305, shift=0.0609)
 AUTOENCODER = LatentSpace("autoencoder", "the autoencoder", channels=4, patch=8, scale=1.0)
+SDXL_NAME = re.compile("sd[-_]?xl|diffusion-xl", re.IGNORECASE)  # in names of files and models
 SPACES = {space.name: space for space in (SD1, SDXL, FLUX1, SD3)}

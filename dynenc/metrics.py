@@ -1,4 +1,4 @@
-"""Figures of merit: bits per pixel, PSNR, MS-SSIM."""
+"""Figures of merit: PSNR, MS-SSIM."""
 
 import math
 
@@ -9,11 +9,6 @@ from torch import Tensor
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli, Bovik 2003
 MS_SSIM_SIDE = 161  # px; below this the smallest of the five scales is not wider than its window
 WINDOW, SIGMA = 11, 1.5
-
-
-def bpp(n_bytes: int, width: int, height: int) -> float:
-    """Bits per pixel: 8 times the whole file over the unpadded pixels."""
-    return 8 * n_bytes / (width * height)
 
 
 def psnr_db(image: Tensor, reference: Tensor) -> float:

@@ -14,7 +14,7 @@ PACKAGE = Path(dynenc.__file__).parent
 ORDER = (  # packages and top-level modules; each may import those before it, and itself
     *("errors", "latent_space", "metrics", "registry", "runtime", "native"),
     *("io", "coding", "networks", "imaging"),
-    *("distortion", "refine", "codec", "pillow"),
+    *("distortion", "refine", "backend", "codec", "pillow"),
     *("interop", "batch", "evaluation", "training"),
     *("__init__", "cli", "__main__"),
 )

@@ -13,10 +13,6 @@ def photo(photo_path):
     return tensors.to_tensor(Image.open(photo_path).convert("RGB"))
 
 
-def test_bpp_counts_unpadded_pixels():
-    assert metrics.bpp(1000, 100, 80) == 1.0
-
-
 def test_psnr_of_a_known_error():
     reference = torch.zeros(1, 3, 4, 4)
     assert metrics.psnr_db(reference + 2 / 255, reference) == pytest.approx(

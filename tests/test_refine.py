@@ -45,10 +45,10 @@ def refined(nano, photo, effort, most_bytes=None):
     file = LatFile.of_symbols(symbols, coder, photo.size, STEP_Q, nano.model)
     if effort:
         most = most_bytes + len(file.to_bytes()) - len(file.payload) if most_bytes else math.inf
-        refiner = refine.Refiner(nano.feature_encoder, nano.decoder, effort)
+        refiner = refine.Refiner(nano.backend.feature_encoder, nano.decoder, effort)
         file = refiner.refine(file, latents, picture, most)
     with torch.no_grad():
-        measure = Distortion(picture, nano.feature_encoder, nano.decoder)
+        measure = Distortion(picture, nano.backend.feature_encoder, nano.decoder)
         distance = measure.of(torch.from_numpy(file.latents)[None]).sum()
     return file.symbols, distance, len(file.payload)
 
@@ -212,14 +212,15 @@ def test_soft_rounding():
 
 def test_features_are_normalised_and_react_to_lost_texture(nano, photo):
     picture = tensors.to_tensor(photo.crop((0, 0, 64, 48)))
-    seen = nano.feature_encoder.features(picture)
+    seen = nano.backend.feature_encoder.features(picture)
     assert seen.shape == (1, 7 * 160, 6, 8)
     lengths = seen.unflatten(1, (7, 160)).norm(dim=2)
     assert (lengths - 1).abs().max() < 1e-3
     blurred = tensors.to_tensor(photo.crop((0, 0, 64, 48)).filter(ImageFilter.GaussianBlur(2)))
     brighter = picture + (blurred - picture).square().mean().sqrt()  # the same squared error
     far, near = (
-        (nano.feature_encoder.features(each) - seen).square().mean() for each in (blurred, brighter)
+        (nano.backend.feature_encoder.features(each) - seen).square().mean()
+        for each in (blurred, brighter)
     )
     assert far > 2 * near
 
@@ -271,7 +272,7 @@ def test_any_decoder_will_do(photo):
             return nn.functional.interpolate(latents[:, :3], scale_factor=8) * self.gain
 
     nano = Codec("nano", device="cpu")
-    nano.decoder = Decoder("grey", Grey())
+    nano.backend.decoder = Decoder("grey", Grey())
     plain, better = (nano.encode(photo, effort=effort) for effort in (0, 3))
     one, two = (
         metrics.psnr_db(tensors.to_tensor(nano.decode(blob)), tensors.to_tensor(photo))

@@ -268,8 +268,8 @@ def _check_encoding(settings: Settings) -> None:
         raise UsageError("latents are imported with a quality, not with a target")
     if options.goal.kind == "quality" and not 0 <= options.goal.value <= 100:
         raise UsageError(f"quality {options.goal.value} is not within 0..100")
-    if not 0 <= options.effort <= 9:
-        raise UsageError(f"effort {options.effort} is not within 0..9")
+    if not 0 <= options.effort <= rate_control.MAX_EFFORT:
+        raise UsageError(f"effort {options.effort} is not within 0..{rate_control.MAX_EFFORT}")
 
 
 def _plan(listing: Listing, output: str | None, settings: Settings) -> tuple[list[Job], Settings]:

@@ -14,12 +14,12 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from dynenc import metrics
 from dynenc.batch.inputs import MAX_IMAGE_BYTES
 from dynenc.batch.plan import Job, input_suffixes, output_name
 from dynenc.batch.records import Result, Settings
 from dynenc.batch.task import Input, Loaded, Made
 from dynenc.batch.tasks import TASKS
+from dynenc.coding import bitstream
 from dynenc.errors import (
     DeviceError,
     DiskFull,
@@ -224,7 +224,7 @@ class Converter:
             n_bytes_out=len(made.data),
             width=made.width,
             height=made.height,
-            bpp=metrics.bpp(made.n_lat, made.width, made.height),
+            bpp=bitstream.bpp(made.n_lat, made.width, made.height),
             quality=made.quality,
             figures=made.figures,
             note=made.note,

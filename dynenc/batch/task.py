@@ -14,7 +14,6 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
-from dynenc import metrics
 from dynenc.batch import inputs
 from dynenc.batch.records import Roundtrip, Settings
 from dynenc.codec import Codec
@@ -173,5 +172,5 @@ class ExistingLat:
         header, n_bytes = self.header, self.n_bytes
         if goal.kind == "quality":
             return has_quality(header, goal.value, self.parse)
-        bpp = metrics.bpp(n_bytes, header.width, header.height)
+        bpp = bitstream.bpp(n_bytes, header.width, header.height)
         return goal.kind != "dB" and not goal.note(bpp if goal.kind == "bpp" else n_bytes)

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
-import torch
 from PIL import Image
 
-from dynenc import metrics, registry
+from dynenc import registry
 from dynenc.batch import inputs, records
 from dynenc.batch.records import Roundtrip, Settings
 from dynenc.batch.task import (
@@ -27,18 +26,18 @@ from dynenc.batch.task import (
     load_image,
     load_lat,
 )
-from dynenc.codec import Encoded, require_sd
-from dynenc.coding import quantize
-from dynenc.coding.lat_file import LatFile
+from dynenc.codec import Encoded
+from dynenc.coding import bitstream, quantize
+from dynenc.coding.lat_file import LatFile, require_sd
 from dynenc.errors import LatentsError
-from dynenc.imaging import formats, notes, pixels, preview, save, tensors
+from dynenc.imaging import formats, notes, pixels, preview, save
 from dynenc.imaging.extras import Extras
 from dynenc.interop import latent_files
 from dynenc.interop.latent_files import ImportedLatents
 from dynenc.io import storage
 from dynenc.io.names import suffix_of
 from dynenc.io.storage import Readable
-from dynenc.networks import external_vae
+from dynenc.networks import decoder_names
 
 
 class Encode(Task[Image.Image]):
@@ -110,7 +109,7 @@ class _MakesImages(Task[T]):
     def announce_decoder(self) -> None:
         """Tell the user which decoder "auto" stands for."""
         if self.settings.decode.decoder == "auto":
-            choice = external_vae.resolve("auto")
+            choice = decoder_names.resolve("auto")
             self.note = f"decoder: {choice.name}, {choice.note}"
 
     @staticmethod
@@ -122,7 +121,7 @@ class _MakesImages(Task[T]):
             data = storage.read_at_most(file, inputs.MAX_IMAGE_BYTES, "the output")
             seekable = io.BytesIO(data)
         made_by = formats.open_file(seekable, "the output").getexif().get(save.SOFTWARE)
-        decoders = [external_vae.resolve(settings.decode.decoder).name]
+        decoders = [decoder_names.resolve(settings.decode.decoder).name]
         return made_by in [save.software(each) for each in decoders + registry.names("autoencoder")]
 
 
@@ -202,6 +201,9 @@ class RoundtripTask(_MakesImages[Image.Image]):
     def _figures(
         self, item: Input, one: Loaded[Image.Image], decoded: Image.Image, encoded: Encoded
     ) -> Roundtrip:
+        from dynenc import metrics
+        from dynenc.imaging import tensors
+
         picture, options, n_bytes = one.value, self.settings.encode, len(encoded.blob)
         width, height = picture.size
         pair = [tensors.to_tensor(pixels.to_rgb(each)) for each in (decoded, picture)]
@@ -214,7 +216,7 @@ class RoundtripTask(_MakesImages[Image.Image]):
             quality=options.goal.value if options.goal.kind == "quality" else encoded.quality,
             effort=options.effort,
             n_bytes=n_bytes,
-            bpp=metrics.bpp(n_bytes, width, height),
+            bpp=bitstream.bpp(n_bytes, width, height),
             ratio_raw=width * height * 3 / n_bytes,
             ratio_file=one.n_bytes / n_bytes,
             psnr_db=metrics.psnr_db(*pair),
@@ -238,8 +240,8 @@ class Export(Task[ParsedLat]):
         for one in group:
             file = one.value.file
             require_sd(file)
-            header, latents = file.header, torch.from_numpy(file.latents)[None]
-            data = latent_files.write(self.settings.output.suffix, header, latents)
+            header = file.header
+            data = latent_files.write(self.settings.output.suffix, header, file.latents)
             note = "its alpha is left out" if one.value.extras.alpha else ""
             n_bytes = one.n_bytes
             made.append(Made(data, header.width, header.height, n_bytes, n_bytes, note=note))
@@ -270,7 +272,7 @@ class Import(Task[ImportedLatents]):
         for one in group:
             foreign, options = one.value, self.settings.encode
             known = foreign.step_q if options.keep_step else None
-            model, latents = foreign.model, foreign.latents[0].numpy()
+            model, latents = foreign.model, foreign.latents
             size = foreign.width, foreign.height
             if known is not None:
                 file = LatFile.of_quantized(latents, size, known, model)

@@ -75,7 +75,7 @@ def train(
     Run again, the same command continues from its last checkpoint.
     """
     with console.session(quiet=quiet):
-        from dynenc.codec import pick_device
+        from dynenc.networks.compat import pick_device
         from dynenc.training.config import CODERS, PRESETS, TrainPaths, configure
         from dynenc.training.run import train_with_progress
 

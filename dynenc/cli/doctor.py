@@ -10,10 +10,10 @@ import torch
 from PIL import features
 
 import dynenc
-from dynenc import codec, registry
+from dynenc import registry
 from dynenc.coding import bitstream
 from dynenc.errors import DynencError
-from dynenc.networks import compat, external_vae
+from dynenc.networks import compat, decoder_names
 
 PACKAGES = ("torch", "diffusers", "safetensors", "pillow", "numpy", "typer")
 FORMATS = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000"}
@@ -43,7 +43,7 @@ def examine() -> tuple[dict[str, str], list[str]]:
         "weights": tried(_weights),
         "decoder": tried(_decoder),
         compat.CPU_DTYPE: os.environ.get(compat.CPU_DTYPE, "not set"),
-        external_vae.VARIABLE: os.environ.get(external_vae.VARIABLE, "not set"),
+        decoder_names.VARIABLE: os.environ.get(decoder_names.VARIABLE, "not set"),
         "hub cache": tried(_hub_cache),
         "formats": _formats(),
         "extras": ", ".join(
@@ -62,13 +62,13 @@ def _version(package: str) -> str:
 
 
 def _device() -> str:
-    device = codec.pick_device()
+    device = compat.pick_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     return f"{device} ({name}), {torch.get_num_threads()} threads"
 
 
 def _dtypes() -> str:
-    device = codec.pick_device()
+    device = compat.pick_device()
     own = "float32"
     if device.type == "cpu":
         own = str(compat.cpu_dtype()).removeprefix("torch.")
@@ -85,7 +85,7 @@ def _weights() -> str:
 
 
 def _decoder() -> str:
-    choice = external_vae.resolve()
+    choice = decoder_names.resolve()
     where = f", in {choice.path}" if choice.path else ""
     return f"auto is {choice.name}{where}: {choice.note}"
 

@@ -29,7 +29,6 @@ def info(
     The whole file is checked for damage, without decoding the image.
     """
     with console.session():
-        from dynenc import metrics
         from dynenc.batch import verify
         from dynenc.coding import bitstream, quantize
 
@@ -45,7 +44,7 @@ def info(
             "quality": file.quality,
             "step": header.step_q / quantize.STEP_UNIT,
             "n_bytes": n_bytes,
-            "bpp": metrics.bpp(n_bytes, header.width, header.height),
+            "bpp": bitstream.bpp(n_bytes, header.width, header.height),
             "chunks": {tag: len(data) for tag, data in file.chunks},
         }
         if as_json:
@@ -244,9 +243,9 @@ def evaluate(
     """
     with console.session(quiet=quiet):
         from dynenc.cli.report import bar
-        from dynenc.codec import pick_device
         from dynenc.evaluation import benchmark, curves
         from dynenc.evaluation.measure import Measure, load_distances
+        from dynenc.networks.compat import pick_device
 
         qualities = quality or benchmark.QUALITIES
         measure = Measure(load_distances(lpips, vgg), pick_device(device))

@@ -61,6 +61,11 @@ class Parts(NamedTuple):
     chunks: list[Chunk]
 
 
+def bpp(n_bytes: int, width: int, height: int) -> float:
+    """Bits per pixel: 8 times the whole file over the unpadded pixels."""
+    return 8 * n_bytes / (width * height)
+
+
 def write(header: Header, payload: bytes, chunks: Sequence[Chunk] = ()) -> bytes:
     """Join header, payload and any chunks to the bytes of a .lat file."""
     if chunks:

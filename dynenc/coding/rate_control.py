@@ -14,6 +14,7 @@ MISS = 0.03  # of the target: a larger deviation is reported
 UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEFAULT_QUALITY = 50.0
 IMPORT_QUALITY = 80.0  # of imported latents, which people keep for training
+MAX_EFFORT = 9  # see refine.py
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,18 +12,20 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from dynenc import __version__, metrics
 from dynenc.batch.plan import input_suffixes
 from dynenc.codec import Codec
+from dynenc.coding import bitstream
 from dynenc.errors import ImageError
 from dynenc.evaluation import peers
 from dynenc.evaluation.curves import Curve, Evaluation
 from dynenc.evaluation.measure import Measure, means
 from dynenc.evaluation.peers import Peer
 from dynenc.imaging import pixels, tensors
+from dynenc.imaging.arrays import Checked
 from dynenc.imaging.sources import open_rgb
+from dynenc.native.kernel import Floats
 from dynenc.networks.external_vae import load_teacher
 
 logger = logging.getLogger(__name__)
@@ -65,11 +67,12 @@ class _TeacherCodec(Codec):
     def __init__(self, path: Path, device: str) -> None:
         super().__init__(decoder=str(path), device=device)
         teacher, decoder = load_teacher(path)
-        self.teacher, self.decoder = teacher.to(self.device), decoder.to(self.device)
+        self.teacher, self.backend.decoder = teacher.to(self.device), decoder.to(self.device)
 
-    def _latents(self, pictures: list[Image.Image | Tensor]) -> Tensor:
+    @torch.inference_mode()
+    def _latents(self, pictures: Sequence[Checked]) -> Floats:
         padded = [tensors.pad(tensors.to_tensor(picture)) for picture in pictures]
-        latents: Tensor = self.teacher(torch.cat(padded).to(self.device))
+        latents: Floats = self.teacher(torch.cat(padded).to(self.device)).cpu().numpy()
         return latents
 
 
@@ -181,7 +184,7 @@ def _figures(
     rebuilt = one.decode(data)
     end = time.perf_counter()
     return {
-        "bpp": metrics.bpp(len(data), *picture.size),
+        "bpp": bitstream.bpp(len(data), *picture.size),
         **figures_of(rebuilt),
         "encoding_time": middle - start,
         "decoding_time": end - middle,

@@ -11,10 +11,9 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
-from dynenc import metrics
 from dynenc.batch.plan import input_suffixes
 from dynenc.codec import Codec
-from dynenc.coding import lat_file
+from dynenc.coding import bitstream, lat_file
 from dynenc.errors import DynencError, ImageError, UsageError
 from dynenc.evaluation import peers
 from dynenc.evaluation.measure import Measure
@@ -160,7 +159,7 @@ def _version(coded: Coded, figures: dict[str, float]) -> Version:
         coded.name,
         _uri(coded.picture),
         len(coded.blob),
-        metrics.bpp(len(coded.blob), *coded.picture.size),
+        bitstream.bpp(len(coded.blob), *coded.picture.size),
         psnr_db=min(figures["psnr-rgb"], MAX_PSNR),
         ms_ssim=figures.get("ms-ssim-rgb"),
         lpips=figures.get("lpips"),

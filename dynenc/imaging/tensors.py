@@ -3,65 +3,51 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dynenc.coding.bitstream import MAX_SIDE
 from dynenc.errors import ImageError
+from dynenc.imaging import arrays
+from dynenc.imaging.arrays import Checked, Pixels
 from dynenc.latent_space import SD1
 from dynenc.networks.encoder import to_floats
 
-Picture = Image.Image | npt.NDArray[np.uint8] | Tensor  # any mode; [H, W, 3]; [1, 3, H, W]
 MAX_FLOAT = 2.0  # of tensors; decoders overshoot [-1, 1] by less
 
 
-def to_tensor(picture: Image.Image | Tensor) -> Tensor:
-    """RGB Pillow image, or uint8 tensor -> [1, 3, H, W] float32 in [-1, 1]; floats stay.
+def to_tensor(picture: Checked) -> Tensor:
+    """RGB Pillow image, or uint8 [H, W, 3] or tensor -> [1, 3, H, W] float32 in [-1, 1].
 
-    What comes of a Pillow image has the channels last in memory.
+    Floats stay. What comes of a Pillow image or an array has the channels last in memory.
     """
-    if isinstance(picture, Image.Image):
-        picture = _bytes_of(picture)
-    return to_floats(picture)
+    return to_floats(picture if isinstance(picture, Tensor) else _of_pixels(np.asarray(picture)))
 
 
-def _bytes_of(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+def _of_pixels(pixels: Pixels) -> Tensor:
+    """Pixels [H, W, 3] as uint8 [1, 3, H, W]."""
+    if not (pixels.flags.c_contiguous and pixels.flags.writeable):  # else torch cannot look at it
+        pixels = pixels.copy()
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
-def checked(picture: Picture) -> Image.Image | Tensor:
-    """The colours alone as Pillow RGB or [1, 3, H, W], uint8 or float32, not copied.
+def checked(picture: object) -> Tensor:
+    """A tensor as [1, 3, H, W], uint8 or float32; see `arrays.checked`.
 
-    Args:
-        picture: array, tensor, or Pillow image as `to_plain` gives it.
-    Raises: ImageError if it is of another shape or type, holds NaN or infinity, or a side is 0 or
-        above 65,535 px.
+    Raises: ImageError if it is no tensor, of another shape or type, or holds NaN or infinity.
     """
-    if isinstance(picture, Image.Image):
-        picture = picture if picture.mode == "RGB" else picture.convert("RGB")
-        width, height = picture.size
-    else:
-        if isinstance(picture, np.ndarray):
-            picture = _from_array(picture)
-        if not isinstance(picture, Tensor):
-            raise ImageError(
-                f"a {type(picture).__name__} is not a picture: give a path, a Pillow image, an "
-                "array or a tensor"
-            )
-        if picture.dim() == 3:
-            picture = picture[None]
-        if picture.dim() != 4 or picture.shape[:2] != (1, 3):
-            raise ImageError(
-                f"a tensor of shape {list(picture.shape)} is not one RGB picture [1, 3, H, W]"
-            )
-        if picture.dtype != torch.uint8:
-            picture = _checked_floats(picture)
-        height, width = picture.shape[-2:]
-    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
-        raise ImageError(f"the picture is {width}x{height} px; its sides must be 1 to {MAX_SIDE}")
-    return picture
+    if not isinstance(picture, Tensor):
+        raise ImageError(
+            f"a {type(picture).__name__} is not a picture: give a path, a Pillow image, an "
+            "array or a tensor"
+        )
+    if picture.dim() == 3:
+        picture = picture[None]
+    if picture.dim() != 4 or picture.shape[:2] != (1, 3):
+        raise ImageError(
+            f"a tensor of shape {list(picture.shape)} is not one RGB picture [1, 3, H, W]"
+        )
+    return picture if picture.dtype == torch.uint8 else _checked_floats(picture)
 
 
 def _checked_floats(picture: Tensor) -> Tensor:
@@ -81,36 +67,15 @@ def _checked_floats(picture: Tensor) -> Tensor:
     return picture
 
 
-def _from_array(array: npt.NDArray[np.uint8]) -> Tensor:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise ImageError(
-            f"an array of {array.dtype} {list(array.shape)} is not one RGB picture: "
-            "give uint8 [H, W, 3]"
-        )
-    if not (array.flags.c_contiguous and array.flags.writeable):  # else torch cannot look at it
-        array = array.copy()
-    return torch.from_numpy(array).permute(2, 0, 1)
-
-
-def size_of(picture: Image.Image | Tensor) -> tuple[int, int]:
-    """Height and width of what `checked` gave, in px."""
-    if isinstance(picture, Image.Image):
-        return picture.height, picture.width
-    return picture.shape[-2], picture.shape[-1]
-
-
-def part_of(picture: Image.Image | Tensor, left: int, top: int, right: int, bottom: int) -> Tensor:
-    """A part of what `checked` gave, in px: [1, 3, h, w] uint8 or float32.
+def part_of(picture: Checked, left: int, top: int, right: int, bottom: int) -> Tensor:
+    """A part of what `arrays.checked` gave, in px: [1, 3, h, w] uint8 or float32.
 
     What lies beyond the picture is left out, and its edge repeated up to whole patches. Channels
     are last in memory, unless a tensor of the user's has them elsewhere.
     """
     if isinstance(picture, Tensor):
         return pad(picture[..., top:bottom, left:right])
-    box = left, top, min(right, picture.width), min(bottom, picture.height)
-    if box != (0, 0, picture.width, picture.height):
-        picture = picture.crop(box)
-    return pad(_bytes_of(picture))
+    return _of_pixels(arrays.part_of(picture, left, top, right, bottom))
 
 
 def to_picture(image: Tensor) -> Image.Image:

@@ -21,7 +21,7 @@ from dynenc import codec, registry
 from dynenc.errors import WeightsError
 from dynenc.imaging import tensors
 from dynenc.latent_space import SD1
-from dynenc.networks import loading
+from dynenc.networks import compat, loading
 from dynenc.networks.external_vae import load_decoder
 from dynenc.networks.tiling import SMALL_TILE
 
@@ -144,7 +144,7 @@ def vae(
         device: 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', or a `torch.device`.
     Raises: WeightsError, DeviceError.
     """
-    where = codec.pick_device(device)
+    where = compat.pick_device(device)
     if encoder in registry.names("autoencoder"):
         raise WeightsError(f"the latents of the {encoder} are not those of Stable Diffusion")
     made: Vae = Vae(encoder, decoder)

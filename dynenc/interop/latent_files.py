@@ -20,29 +20,32 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.torch
-import torch
-from torch import Tensor
+import safetensors
+import safetensors.numpy
 
 from dynenc import registry
 from dynenc.coding import quantize
 from dynenc.coding.bitstream import MAX_SIDE, Header
 from dynenc.errors import LatentsError, UsageError
 from dynenc.interop.forms import LATENT_FORMS
-from dynenc.latent_space import SD1, SDXL
-from dynenc.networks.vae_files import SDXL_NAME
+from dynenc.latent_space import SD1, SDXL, SDXL_NAME
+from dynenc.native.kernel import Floats
+
+Array = npt.NDArray[Any]
 
 RAW = 1.0  # scale of latents as the VAE returns them
 MAX_BYTES = 2**28  # of a file of one image's latents; those of the largest image take 45 MB
 USUAL_RMS = (0.4, 2.3)  # in SD scale; flat images have 0.5 to 1.9
 COMFY, MARKER = "latent_tensor", "latent_format_version_0"
-ARRAY = re.compile(r"(latents|original_size)(?P<size>_\d+x\d+)?\.npy")  # read from an .npz
+LATENTS = re.compile(r"latents(_\d+x\d+)?|latent_tensor")  # names of tensors
+NEEDED = re.compile(rf"{LATENTS.pattern}|original_size(_\d+x\d+)?|{MARKER}")
+DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8"}  # of safetensors
 MODEL_FILE = re.compile(r'"([^"\n]*)\.(safetensors|ckpt|pt|sft)"')  # in ComfyUI's workflows
 SCALE_HINT = "give --scale 0.18215 if a U-Net takes them as they are, 1 if a VAE returned them"
 
@@ -51,7 +54,7 @@ SCALE_HINT = "give --scale 0.18215 if a U-Net takes them as they are, 1 if a VAE
 class ImportedLatents:
     """Latents read from a file, and its metadata."""
 
-    latents: Tensor  # [1, 4, h, w] float32 in SD scale
+    latents: Floats  # [4, h, w] in SD scale
     width: int  # px
     height: int  # px
     model: registry.Model = registry.IMPORTED
@@ -60,7 +63,7 @@ class ImportedLatents:
     @property
     def note(self) -> str:
         """A warning for the user if their magnitude is unusual, else ""."""
-        rms = self.latents.square().mean().sqrt().item()
+        rms = math.sqrt(np.square(self.latents, dtype=np.float64).mean())
         if USUAL_RMS[0] <= rms <= USUAL_RMS[1]:
             return ""
         return (
@@ -69,40 +72,42 @@ class ImportedLatents:
         )
 
 
-def write(suffix: str, header: Header, latents: Tensor) -> bytes:
+def write(suffix: str, header: Header, latents: Floats) -> bytes:
     """The bytes of a file of one of the LATENT_FORMS.
 
     Args:
-        latents: [1, C, h, w] float32, those of the header's file.
+        latents: [C, h, w], those of the header's file.
     Raises: LatentsError if no form has this suffix.
     """
     writer = WRITERS.get(suffix.lower())
     if writer is None:
         raise LatentsError(f"no file of latents ends in {suffix!r}: use {', '.join(WRITERS)}")
-    return writer(header, latents[0].contiguous())
+    return writer(header, np.ascontiguousarray(latents))
 
 
-def _write_safetensors(header: Header, latents: Tensor) -> bytes:
-    return safetensors.torch.save({"latents": latents}, _facts(header, SD1.scale))
+def _write_safetensors(header: Header, latents: Floats) -> bytes:
+    return safetensors.numpy.save({"latents": latents}, _facts(header, SD1.scale))
 
 
-def _write_comfy(header: Header, latents: Tensor) -> bytes:
-    tensors = {COMFY: latents[None] / SD1.scale, MARKER: torch.tensor([])}
-    return safetensors.torch.save(tensors, _facts(header, RAW))
+def _write_comfy(header: Header, latents: Floats) -> bytes:
+    arrays = {COMFY: _raw(latents)[None], MARKER: np.empty(0, np.float32)}
+    return safetensors.numpy.save(arrays, _facts(header, RAW))
 
 
-def _write_pt(header: Header, latents: Tensor) -> bytes:
+def _write_pt(header: Header, latents: Floats) -> bytes:
+    import torch
+
     file = io.BytesIO()
-    torch.save({"latents": latents, **_facts(header, SD1.scale)}, file)
+    torch.save({"latents": torch.from_numpy(latents), **_facts(header, SD1.scale)}, file)
     return file.getvalue()
 
 
-def _write_npz(header: Header, latents: Tensor) -> bytes:
+def _write_npz(header: Header, latents: Floats) -> bytes:
     """As `save_latents_to_disk` of sd-scripts' library/strategy_base.py writes them."""
     file = io.BytesIO()
     size = "_{}x{}".format(*latents.shape[1:])
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "latents" + size: (latents / SD1.scale).numpy(),
+    arrays: dict[str, Array] = {
+        "latents" + size: _raw(latents),
         "original_size" + size: np.array([header.width, header.height]),
         "crop_ltrb" + size: np.array([0, 0, header.width, header.height]),
     }
@@ -110,12 +115,17 @@ def _write_npz(header: Header, latents: Tensor) -> bytes:
     return file.getvalue()
 
 
-WRITERS: dict[str, Callable[[Header, Tensor], bytes]] = {
+WRITERS: dict[str, Callable[[Header, Floats], bytes]] = {
     LATENT_FORMS["safetensors"]: _write_safetensors,
     LATENT_FORMS["npz"]: _write_npz,
     LATENT_FORMS["comfy"]: _write_comfy,
     LATENT_FORMS["pt"]: _write_pt,
 }
+
+
+def _raw(latents: Floats) -> Floats:
+    """Latents in SD scale as the VAE returns them."""
+    return latents / np.float32(SD1.scale)
 
 
 def _facts(header: Header, scale: float) -> dict[str, str]:
@@ -147,57 +157,74 @@ def read(data: bytes, name: str, scale: float | None = None) -> ImportedLatents:
             f"latents of SD 1.x are never times {scale}", hint="give --scale 1 or 0.18215"
         )
     try:
-        tensors, facts = _open(data, name)
+        arrays, facts = _open(data, name)
     except LatentsError:
         raise
     except Exception as exc:  # these libraries raise whatever a damaged file makes them trip over
         reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         raise LatentsError(f"{name} cannot be read as latents: {reason}") from exc
-    found = [key for key in tensors if re.fullmatch(r"latents(_\d+x\d+)?|latent_tensor", key)]
-    if not found:
-        keys = ", ".join(sorted(tensors)[:5]) or "nothing"
-        raise LatentsError(f"{name} holds {keys} but no latents: name a file of latents")
-    if len(found) > 1:
-        raise LatentsError(f"{name} holds {len(found)} pictures, {', '.join(found)}: split it")
-    key = found[0]
-    latents = _checked(tensors[key], name)
+    key = next(key for key in arrays if LATENTS.fullmatch(key))
+    latents = _checked(arrays[key], name)
     _refuse_sdxl(facts, name)
     if scale is None:
-        scale = _scale(key, tensors, facts, name)
-    latents = latents.to("cpu", torch.float32)[None] * (SD1.scale / scale)
-    sides = tensors.get(key.replace("latents", "original_size")) if key != COMFY else None
+        scale = _scale(key, arrays, facts, name)
+    latents = latents * np.float32(SD1.scale / scale)
+    sides = arrays.get(key.replace("latents", "original_size")) if key != COMFY else None
     return _described(latents, facts, sides)
 
 
-def _open(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file and the text beside them."""
+def _open(data: bytes, name: str) -> tuple[dict[str, Array], dict[str, str]]:
+    """The arrays of a file that are needed, one of latents among them, and the text beside them."""
     if data[:4] != b"PK\x03\x04":
         if data[8:9] != b"{":
             raise LatentsError(
                 f"{name} is neither safetensors nor a .npz or .pt of latents; old .pt files are "
                 "pickles, which can run any code: save it again with torch.save"
             )
-        tensors = safetensors.torch.load(data)
-        length = int.from_bytes(data[:8], "little")
-        return tensors, json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        return _open_safetensors(data, name)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         if sum(member.file_size for member in members) > MAX_BYTES:
             raise LatentsError(f"{name} unpacks to more than any latents: it is not read")
         if any(member.filename.endswith("/data.pkl") for member in members):
             return _open_pt(data, name)
-        arrays = {
-            member.filename.removesuffix(".npy"): _array(archive.read(member), member.filename)
-            for member in members
-            if ARRAY.fullmatch(member.filename)
-        }
-    if not arrays:
-        keys = [member.filename.removesuffix(".npy") for member in members]
-        raise LatentsError(f"{name} holds {', '.join(keys[:5])} but no latents: name another file")
-    return arrays, {}
+        found = {member.filename.removesuffix(".npy"): member.filename for member in members}
+        needed = _needed(found, name)
+        return {key: _array(archive.read(found[key]), found[key]) for key in needed}, {}
 
 
-def _array(data: bytes, name: str) -> Tensor:
+def _needed(keys: Iterable[str], name: str) -> list[str]:
+    """Those of a file's tensors that are needed; raises LatentsError unless one is latents."""
+    keys = list(keys)
+    found = [key for key in keys if LATENTS.fullmatch(key)]
+    if not found:
+        have = ", ".join(sorted(keys)[:5]) or "nothing"
+        raise LatentsError(f"{name} holds {have} but no latents: name a file of latents")
+    if len(found) > 1:
+        raise LatentsError(f"{name} holds {len(found)} pictures, {', '.join(found)}: split it")
+    return [key for key in keys if NEEDED.fullmatch(key)]
+
+
+def _open_safetensors(data: bytes, name: str) -> tuple[dict[str, Array], dict[str, str]]:
+    """The arrays of a safetensors file; numpy has no bfloat16, so that becomes float32."""
+    tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
+    length = int.from_bytes(data[:8], "little")
+    facts = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    arrays = {}
+    for key in _needed(tensors, name):
+        tensor = tensors[key]
+        kind, content = tensor["dtype"], tensor["data"]
+        if kind == "BF16":
+            array = (np.frombuffer(content, "<u2").astype(np.uint32) << 16).view(np.float32)
+        elif kind in DTYPES:
+            array = np.frombuffer(content, DTYPES[kind])
+        else:
+            raise LatentsError(f"{name} holds {key} of type {kind}: save it as float32")
+        arrays[key] = array.reshape(tensor["shape"])
+    return arrays, facts
+
+
+def _array(data: bytes, name: str) -> Array:
     """The array of a .npy file. numpy would allocate what its header claims, so that is checked."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
@@ -208,24 +235,35 @@ def _array(data: bytes, name: str) -> Tensor:
     if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise LatentsError(f"{name} is cut short, or claims to be larger than it is")
     file.seek(0)
-    array = np.lib.format.read_array(file, allow_pickle=False)
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _open_pt(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _open_pt(data: bytes, name: str) -> tuple[dict[str, Array], dict[str, str]]:
     """The tensors of a .pt file, and its numbers and texts; nothing else in it is loaded."""
+    import torch
+
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    if isinstance(content, Tensor):
+    if isinstance(content, torch.Tensor):
         content = {"latents": content}
     if not isinstance(content, dict):
         raise LatentsError(f"{name} holds a {type(content).__name__} and no latents")
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-    return tensors, {str(k): str(v) for k, v in content.items() if str(k) not in tensors}
+    tensors = {str(k): v.detach() for k, v in content.items() if isinstance(v, torch.Tensor)}
+    facts = {str(k): str(v) for k, v in content.items() if str(k) not in tensors}
+    arrays: dict[str, Array] = {}
+    for key in _needed(tensors, name):
+        tensor = tensors[key]
+        if tensor.is_sparse or tensor.is_quantized:
+            raise LatentsError(f"{name} holds {key} of another layout: save it as float32")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise LatentsError(f"{name} claims to hold more latents than it does")
+        is_float = tensor.is_floating_point()  # numpy does not have all of torch's types
+        arrays[key] = (tensor.float() if is_float else tensor).numpy()
+    return arrays, facts
 
 
-def _checked(latents: Tensor, name: str) -> Tensor:
+def _checked(latents: Array, name: str) -> Floats:
     """Latents as [4, h, w]; raises LatentsError if they cannot be those of one SD 1.x picture."""
-    if latents.dim() == 4 and len(latents) == 1:
+    if latents.ndim == 4 and len(latents) == 1:
         latents = latents[0]
     shape = list(latents.shape)
     if len(shape) == 4:
@@ -238,11 +276,11 @@ def _checked(latents: Tensor, name: str) -> Tensor:
         )
     if len(shape) != 3 or not 0 < min(shape) <= max(shape) <= -(-MAX_SIDE // SD1.patch):
         raise LatentsError(f"{name} holds a tensor {shape}, not latents [{SD1.channels}, h, w]")
-    if latents.is_sparse or not latents.is_floating_point():
+    if latents.dtype.kind != "f":
         raise LatentsError(f"{name} holds {latents.dtype} instead of floating-point latents")
-    if latents.numel() * latents.element_size() > latents.untyped_storage().nbytes():
-        raise LatentsError(f"{name} claims to hold more latents than it does")
-    if bad := int((~latents.float().isfinite()).sum()):
+    with np.errstate(over="ignore"):
+        latents = latents.astype(np.float32)
+    if bad := int((~np.isfinite(latents)).sum()):
         raise LatentsError(
             f"{name} holds {bad} latents that are infinite or NaN: encode its picture again, with "
             "a VAE in float32"
@@ -264,11 +302,11 @@ def _refuse_sdxl(facts: dict[str, str], name: str) -> None:
         )
 
 
-def _scale(key: str, tensors: dict[str, Tensor], facts: dict[str, str], name: str) -> float:
+def _scale(key: str, arrays: dict[str, Array], facts: dict[str, str], name: str) -> float:
     """The factor that raw latents were multiplied by: from the metadata, or fixed by the format."""
     if key == COMFY:
-        return RAW if MARKER in tensors else SD1.scale
-    if key.replace("latents", "original_size") in tensors:  # of sd-scripts
+        return RAW if MARKER in arrays else SD1.scale
+    if key.replace("latents", "original_size") in arrays:  # of sd-scripts
         return RAW
     try:
         scale = float(facts["scale"])
@@ -284,7 +322,7 @@ def _scale(key: str, tensors: dict[str, Tensor], facts: dict[str, str], name: st
     return scale
 
 
-def _described(latents: Tensor, facts: dict[str, str], sides: Tensor | None) -> ImportedLatents:
+def _described(latents: Floats, facts: dict[str, str], sides: Array | None) -> ImportedLatents:
     """Latents with the size, encoder and step of the metadata, where those are consistent."""
     height, width = (min(SD1.patch * side, MAX_SIDE) for side in latents.shape[-2:])
     model, step_q = registry.IMPORTED, None

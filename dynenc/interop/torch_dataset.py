@@ -14,10 +14,9 @@ from typing import Any, BinaryIO
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from dynenc.codec import require_sd
 from dynenc.coding import bitstream
 from dynenc.coding.bitstream import MAX_PIXELS
-from dynenc.coding.lat_file import LatFile
+from dynenc.coding.lat_file import LatFile, require_sd
 from dynenc.errors import BitstreamError, UsageError
 from dynenc.io import names, storage
 from dynenc.io.names import suffix_of, with_suffix

@@ -1,4 +1,4 @@
-"""What depends on the processor and on torch's version: bfloat16 and products of integers.
+"""What depends on the machine and on torch's version: devices, bfloat16, products of integers.
 
 The private functions of torch that are used stand here and nowhere else, each with what replaces
 it where it is missing.
@@ -13,10 +13,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynenc.errors import UsageError
+from dynenc.errors import DeviceError, UsageError
 
 CPU_DTYPE = "DYNENC_CPU_DTYPE"  # environment variable: auto, float32 or bfloat16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """The torch device of 'cpu', 'cuda', 'cuda:1', 'mps', or 'auto': a GPU if there is one.
+
+    Raises: DeviceError if there is no such device; UsageError if DYNENC_CPU_DTYPE has no valid
+        value.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    counts = {"cuda": max(1, torch.cuda.device_count()) if cuda else 0, "mps": int(mps), "cpu": 1}
+    if device == "auto":
+        device = next(kind for kind, count in counts.items() if count)
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        chosen = None
+    if chosen is None or (chosen.index or 0) >= counts.get(chosen.type, 0):
+        raise DeviceError(f"there is no device {str(device)!r}", hint="use --device cpu or auto")
+    if chosen.type == "cpu":
+        cpu_dtype()  # so that a wrong setting is noticed before any work
+    return chosen
 
 
 def cpu_dtype() -> torch.dtype:

@@ -1,24 +1,26 @@
 """Files of Stable Diffusion's autoencoders: found on disk or on the hub, checked, and read.
 
-`diffusers` and `huggingface_hub` are imported when a file is looked for, and not before.
+`huggingface_hub` is imported when a file is looked for, `diffusers` and torch when it is read.
 """
+
+from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from dynenc import registry
 from dynenc.errors import WeightsError
-from dynenc.latent_space import SD1, SDXL
+from dynenc.latent_space import SD1, SDXL, SDXL_NAME
 
-SDXL_NAME = re.compile("sd[-_]?xl|diffusion-xl", re.IGNORECASE)
+if TYPE_CHECKING:
+    from torch import Tensor
+
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 PARTS = ("encoder.", "quant_conv.", "decoder.", "post_quant_conv.")  # of an autoencoder
@@ -74,6 +76,8 @@ def _hub_file(repository: str, name: str, download: bool) -> Path | None:
 def load_vae(path: Path, name: str, parts: tuple[str, ...]) -> Any:
     """Load some parts of a diffusers autoencoder from a folder or a file; the rest has no data."""
     diffusers = import_diffusers(name)
+    import torch
+
     config, file = _find(path)
     try:
         state = _read(file)

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.progress import Progress
 from safetensors.numpy import save
 
+from dynenc.coding import bitstream
 from dynenc.coding.entropy import EntropyCoder
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.imaging.sources import iter_images
 from dynenc.imaging.tensors import pad, to_tensor
 from dynenc.io.writing import writing
-from dynenc.metrics import bpp
 from dynenc.networks import loading
 from dynenc.networks.encoder import to_floats
 from dynenc.networks.external_vae import load_teacher
@@ -84,7 +84,7 @@ def train_coder(
             with torch.inference_mode():
                 encoded = encoders[-1](pad(to_tensor(picture)))
             payload = coder.encode(to_symbols(encoded[0].numpy(), step_q, coder), step_q)
-            rates.append(bpp(len(payload), *picture.size))
+            rates.append(bitstream.bpp(len(payload), *picture.size))
         figures = {"pictures": len(rates), "bpp": sum(rates) / len(rates)}
     metadata = {"model": config.preset, **origin(config, paths, len(crops), figures)}
     with writing(str(paths.export), overwrite=True) as file:

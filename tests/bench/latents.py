@@ -56,7 +56,7 @@ def write_caches(
             kept.append(tensor)
         height, width = tensor.shape[-2:]
         stem = f"{number:06d}"
-        npz = latent_files.write(".npz", Header(width, height, 1, 4, 1), latents)
+        npz = latent_files.write(".npz", Header(width, height, 1, 4, 1), latents[0].numpy())
         (folder / "npz" / f"{stem}.npz").write_bytes(npz)
         np.savez_compressed(folder / "gzip" / f"{stem}.npz", **np.load(folder / f"npz/{stem}.npz"))
         half = {"latents": latents[0].half().contiguous()}

@@ -30,7 +30,8 @@ from speed import SD_VAE
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dynenc import Codec, DynamicConv, load_encoder, metrics, registry
+from dynenc import Codec, DynamicConv, load_encoder, registry
+from dynenc.coding import bitstream
 from dynenc.coding.lat_file import LatFile
 from dynenc.evaluation.measure import Measure, load_distances, means
 from dynenc.imaging import tensors
@@ -242,7 +243,7 @@ def autoencoders(arguments: argparse.Namespace) -> None:
             blob = codec.encode(picture, quality=quality)
             rebuilt = decoder(torch.from_numpy(LatFile.parse(blob).latents)[None])
             figures = measured(rebuilt, picture, arguments.measure)
-            rows.append({"bpp": metrics.bpp(len(blob), *picture.size), **figures})
+            rows.append({"bpp": bitstream.bpp(len(blob), *picture.size), **figures})
         mean = means(rows)
         print(
             f"| `autoencoder`, quality {quality} | {count:,} | {n_bytes:,} | "

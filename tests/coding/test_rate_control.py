@@ -5,7 +5,7 @@ from PIL import Image
 
 from dynenc import metrics
 from dynenc.codec import Codec
-from dynenc.coding import rate_control
+from dynenc.coding import bitstream, rate_control
 from dynenc.coding.rate_control import COARSEST, FINEST, Goal, parse_size, search
 from dynenc.errors import UsageError
 from dynenc.imaging.tensors import to_tensor
@@ -104,7 +104,7 @@ def test_search_of_a_measure_in_jumps():
 @pytest.mark.parametrize("bpp", [0.05, 0.15, 0.3])
 def test_target_bpp(nano, photo, bpp):
     blob = nano.encode(photo, target_bpp=bpp)
-    reached = metrics.bpp(len(blob), *photo.size)
+    reached = bitstream.bpp(len(blob), *photo.size)
     assert 0.97 * bpp <= reached <= bpp
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFile
 
 from dynenc.errors import ImageError, PictureWarning
-from dynenc.imaging import image, notes, pixels, tensors
+from dynenc.imaging import arrays, image, notes, pixels, tensors
 
 
 def saved(picture: Image.Image, form: str = "PNG", **options) -> io.BytesIO:
@@ -233,7 +233,7 @@ def test_tensor_round_trip_is_exact(photo):
 )
 def test_tensors_that_are_no_images(tensor, message):
     with pytest.raises(ImageError, match=message):
-        tensors.checked(tensor)
+        arrays.checked(tensor)
 
 
 def test_to_picture_clamps():
@@ -254,7 +254,7 @@ def test_pad_repeats_the_edge(height, width):
 def test_pixels_stay_beside_each_other_in_memory(photo):
     """The encoder is several times as fast on them."""
     height, width = 300, 451
-    parts = [tensors.part_of(tensors.checked(photo), 0, 0, 500, 500) for _ in range(2)]
+    parts = [tensors.part_of(arrays.checked(photo), 0, 0, 500, 500) for _ in range(2)]
     for made in (*parts, tensors.batch(parts), tensors.batch(parts[:1])):
         assert made.permute(0, 2, 3, 1).is_contiguous()
         assert torch.equal(

@@ -19,8 +19,9 @@ from dynenc.errors import WeightsError
 from dynenc.networks import external_vae as module
 from dynenc.networks import loading, tiling
 from dynenc.networks.compat import CPU_DTYPE
+from dynenc.networks.decoder_names import SD_VAES, VARIABLE, Choice, resolve
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
-from dynenc.networks.external_vae import SD_VAES, VARIABLE, Choice, load_decoder, resolve
+from dynenc.networks.external_vae import load_decoder
 from dynenc.networks.tiling import Decoder
 from dynenc.networks.vae_files import OLD_ATTENTION, WEIGHTS
 
@@ -231,7 +232,7 @@ def test_a_broken_diffusers_is_noticed_before_a_download(monkeypatch):
 def test_diffusers_is_imported_only_for_a_foreign_decoder(tmp_path):
     code = """if True:
         import sys
-        from dynenc.networks.external_vae import resolve
+        from dynenc.networks.decoder_names import resolve
         assert not {"diffusers", "huggingface_hub"} & set(sys.modules)
         assert resolve("auto").name == "embedded"
         assert "diffusers" not in sys.modules

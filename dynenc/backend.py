@@ -1,0 +1,154 @@
+"""The networks of a codec, on its device: pixels -> latents, and latents -> pixels.
+
+`Codec` needs torch for these steps alone, and imports this module when the first of them is due.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dynenc import metrics, registry, runtime
+from dynenc.coding.lat_file import LatFile
+from dynenc.errors import OtherLatents
+from dynenc.imaging import arrays, tensors
+from dynenc.imaging.arrays import Checked
+from dynenc.latent_space import SD1
+from dynenc.native.kernel import Floats
+from dynenc.networks import loading
+from dynenc.networks.compat import pick_device
+from dynenc.networks.encoder import Encoder
+from dynenc.networks.external_vae import load_decoder
+from dynenc.networks.published import PublishedEncoder
+from dynenc.networks.tiling import Decoder
+from dynenc.refine import OnStep, Refiner
+
+logger = logging.getLogger(__name__)
+
+FEATURE_ENCODER = "base"  # whose features refinement compares
+
+
+class Backend:
+    """The networks of a codec, each loaded when first used; the arguments are those of `Codec`.
+
+    Raises: DeviceError.
+    """
+
+    def __init__(self, encoder: str, decoder: str, device: str | torch.device) -> None:
+        self.encoder_name, self.decoder_name = encoder, decoder
+        self.device = pick_device(device)
+        self._own_decoders: dict[str, Decoder] = {}
+
+    @cached_property
+    @torch.inference_mode(False)  # first used within it, too, they are networks as any other
+    def encoder(self) -> Encoder | PublishedEncoder:
+        """Image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale."""
+        logger.debug("encoder: %s on %s", self.encoder_name, self.device)
+        return loading.load_encoder(self.encoder_name).to(self.device)
+
+    @cached_property
+    @torch.inference_mode(False)
+    def feature_encoder(self) -> Encoder:
+        """The encoder whose features refinement compares."""
+        return loading.load_named(FEATURE_ENCODER, "encoder").to(self.device)
+
+    @cached_property
+    @torch.inference_mode(False)
+    def decoder(self) -> Decoder:
+        """Latents [B, 4, h, w] in SD scale -> image [B, 3, 8h, 8w], about [-1, 1]."""
+        return load_decoder(self.decoder_name, self.device)
+
+    @torch.inference_mode(False)
+    def _own_decoder(self, model: registry.Model) -> Decoder:
+        """The decoder of a model whose latent space is its own; loaded once."""
+        if model.name not in self._own_decoders:
+            self._own_decoders[model.name] = load_decoder(model.name, self.device)
+        return self._own_decoders[model.name]
+
+    def decoder_of(self, model: registry.Model) -> Decoder:
+        """The decoder for the latents of a model; raises OtherLatents if another one is chosen."""
+        name = self.decoder_name
+        if model.space is not SD1:
+            if name not in ("auto", "embedded", model.name):
+                raise OtherLatents(
+                    f"the latents are those of {model.space.title}, which decoder {name} cannot "
+                    "read",
+                    hint="leave out --decoder",
+                )
+            return self._own_decoder(model)
+        if name in registry.names("autoencoder"):
+            raise OtherLatents(
+                f"the latents are those of Stable Diffusion, which the {name} cannot read",
+                hint="leave out --decoder",
+            )
+        return self.decoder
+
+    @torch.inference_mode()
+    def latents(self, pictures: Sequence[Checked]) -> Floats:
+        """Latents [B, C, h, w] of equally large pictures, tile by tile.
+
+        A tile is encoded with the patches around it that its latents depend on, so the result
+        equals that of the whole.
+        """
+        size = arrays.size_of(pictures[0])
+        latents = np.empty((len(pictures), SD1.channels, *SD1.size(*size)), np.float32)
+        with runtime.threads_for(math.prod(size)):
+            for tile in arrays.tiles(*size, self.encoder.reach):
+                parts = [tensors.part_of(picture, *tile.box) for picture in pictures]
+                part = self.encoder(tensors.batch(parts).to(self.device))
+                latents[(..., *tile.latents)] = part[(..., *tile.inner)].float().cpu().numpy()
+        return latents
+
+    @torch.inference_mode()
+    def pictures(self, files: Sequence[LatFile]) -> list[Image.Image]:
+        """The colours of files of one shape and model, in one pass: RGB.
+
+        Of a large image only a band is held as floats at any time.
+        """
+        pictures = [Image.new("RGB", (f.header.width, f.header.height)) for f in files]
+        top = 0
+        latents = torch.stack([torch.from_numpy(file.latents) for file in files])
+        with runtime.threads_for(pictures[0].width * pictures[0].height):
+            for band in self.decoder_of(files[0].model).bands(latents):
+                for picture, rows in zip(pictures, band.split(1), strict=True):
+                    picture.paste(tensors.to_picture(rows), (0, top))  # clips the padding
+                top += band.shape[2]
+        return pictures
+
+    @torch.inference_mode()
+    def tensor(self, file: LatFile) -> Tensor:
+        """The colours of a file: [1, 3, H, W] float32 in [-1, 1] on the device."""
+        latents = torch.from_numpy(file.latents)[None]
+        decoded: Tensor = self.decoder_of(file.model)(latents)
+        return decoded[..., : file.header.height, : file.header.width].clamp(-1, 1)
+
+    def psnr_db(self, file: LatFile, picture: Checked) -> float:
+        """How close a file is to its picture once decoded."""
+        [decoded] = self.pictures([file])
+        original = tensors.to_tensor(picture).cpu()
+        return metrics.psnr_db(tensors.to_tensor(decoded), original)
+
+    @torch.inference_mode()
+    def refined(
+        self,
+        file: LatFile,
+        latents: Floats,
+        picture: Checked,
+        effort: int,
+        on_step: OnStep | None,
+        max_bytes: float,
+    ) -> LatFile:
+        """The file of latents [C, h, w] after an effort; see `Refiner.refine`."""
+        decoder = self.decoder_of(file.model)
+        refiner = Refiner(self.feature_encoder, decoder, effort, on_step)
+        original = tensors.to_tensor(picture).to(self.device)
+        start = torch.from_numpy(latents)[None].to(self.device)
+        with runtime.threads_for(math.prod(arrays.size_of(picture))):
+            return refiner.refine(file, start, original, max_bytes)

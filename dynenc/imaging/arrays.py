@@ -1,0 +1,107 @@
+"""Pictures as arrays of 8 bits: checked, in parts, padded to whole patches. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dynenc.coding.bitstream import MAX_SIDE
+from dynenc.errors import ImageError
+from dynenc.latent_space import SD1
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
+Picture: TypeAlias = "Image.Image | Pixels | Tensor"  # any mode; [H, W, 3]; [1, 3, H, W]
+Checked: TypeAlias = "Image.Image | Pixels | Tensor"  # RGB; [H, W, 3]; [1, 3, H, W]
+TILE = 176  # patches; larger tiles need more memory and, as it is mapped anew, more time
+
+
+def checked(picture: Picture) -> Checked:
+    """The colours alone as Pillow RGB, uint8 [H, W, 3] or [1, 3, H, W] of any dtype, not copied.
+
+    Args:
+        picture: array, tensor, or Pillow image as `to_plain` gives it.
+    Raises: ImageError if it is of another shape or type, holds NaN or infinity, or a side is 0 or
+        above 65,535 px.
+    """
+    if isinstance(picture, Image.Image):
+        picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+    elif isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise ImageError(
+                f"an array of {picture.dtype} {list(picture.shape)} is not one RGB picture: "
+                "give uint8 [H, W, 3]"
+            )
+    else:
+        from dynenc.imaging import tensors
+
+        picture = tensors.checked(picture)
+    height, width = size_of(picture)
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        raise ImageError(f"the picture is {width}x{height} px; its sides must be 1 to {MAX_SIDE}")
+    return picture
+
+
+def size_of(picture: Checked) -> tuple[int, int]:
+    """Height and width of what `checked` gave, in px."""
+    if isinstance(picture, Image.Image):
+        return picture.height, picture.width
+    if isinstance(picture, np.ndarray):
+        return picture.shape[0], picture.shape[1]
+    return picture.shape[-2], picture.shape[-1]
+
+
+def part_of(picture: Image.Image | Pixels, left: int, top: int, right: int, bottom: int) -> Pixels:
+    """A part of a picture, in px: [h, w, 3].
+
+    What lies beyond the picture is left out, and its edge repeated up to whole patches.
+    """
+    if isinstance(picture, np.ndarray):
+        return padded(picture[top:bottom, left:right])
+    box = left, top, min(right, picture.width), min(bottom, picture.height)
+    if box != (0, 0, picture.width, picture.height):
+        picture = picture.crop(box)
+    return padded(np.asarray(picture))
+
+
+def padded(pixels: Pixels) -> Pixels:
+    """Repeat the last row and column until both sides are whole patches: [H, W, 3]."""
+    missing = [-side % SD1.patch for side in pixels.shape[:2]]
+    if not any(missing):
+        return pixels
+    return np.pad(pixels, [(0, missing[0]), (0, missing[1]), (0, 0)], "edge")
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A part of a picture, which is encoded by itself."""
+
+    box: tuple[int, int, int, int]  # left, top, right and bottom, px; may reach beyond the picture
+    latents: tuple[slice, slice]  # of all latents, rows and columns that come of it
+    inner: tuple[slice, slice]  # of the tile's latents, these
+
+
+def tiles(height: int, width: int, reach: int) -> Iterator[Tile]:
+    """The tiles of a picture, row by row.
+
+    Args:
+        height, width: of the picture in px.
+        reach: patches to each side that a latent depends on, beside its own.
+    """
+    rows, columns = SD1.size(height, width)
+    for top, left in product(range(0, rows, TILE), range(0, columns, TILE)):
+        first, start = max(0, top - reach), max(0, left - reach)
+        right, bottom = left + TILE + reach, top + TILE + reach
+        yield Tile(
+            (SD1.patch * start, SD1.patch * first, SD1.patch * right, SD1.patch * bottom),
+            (slice(top, min(top + TILE, rows)), slice(left, min(left + TILE, columns))),
+            (slice(top - first, top - first + TILE), slice(left - start, left - start + TILE)),
+        )
