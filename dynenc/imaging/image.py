@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.errors import ImageError
-from dynenc.imaging import exif, formats, jxl, metadata, png, signals, tiff
+from dynenc.imaging import boxes, exif, formats, jxl, metadata, png, signals, tiff
 from dynenc.imaging.metadata import MAX_METADATA, SOURCE_PROFILE
 from dynenc.imaging.notes import note
 from dynenc.imaging.pixels import to_plain
@@ -41,7 +41,11 @@ BOXED = ("AVIF", "HEIF")  # formats
 COLOUR_BOX = b"colrnclx"  # of AVIF and HEIF: type of the box and of its content
 GAIN_MAPS = (b"hdrgm:", b"hdrgainmap", b"urn:iso:std:iso:ts:21496")
 GAIN_MAP_ITEM = b"tmap"  # of AVIF and HEIF
-DEEP = re.compile(r"(?:L|LA|RGB|RGBA|RGBX|RGBa|CMYK);16[BLN]|'(?:RGB|RGBA)', 65535")
+DEEP = re.compile(  # of a tile: what it holds, or the largest sample of a PPM file
+    r"(?:L|LA|RGB|RGBA|RGBX|RGBa|CMYK);16[BLN]"
+    r"|'RGBA?', (?:25[6-9]|2[6-9]\d|[3-9]\d\d|\d{4,5})\b"
+)
+SIZ = b"\xff\x51"  # marker of JPEG 2000; 40 bytes from it stands the depth of the first channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +124,13 @@ def _decoded(file: BinaryIO, name: str, options: _Options, profile: bytes = b"")
         _check_size(*size, name, options.max_pixels)
     with formats.open_file(file, name) as picture:
         _check_size(*picture.size, name, options.max_pixels)
+        if picture.format in BOXED:
+            head = boxes.description(file) or head
         if isinstance(picture, TiffImageFile):
             _prepare_tiff(picture, file, name, options)
         else:
             _note_other_images(picture, head)
-        if DEEP.search(str(picture.tile)):
+        if _depth(picture, head) > 8:
             note("more than 8 bits a channel are reduced to 8")
         _correct_png(picture)
         _load(picture, options.truncated)
@@ -156,6 +162,18 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
 def _head(file: BinaryIO) -> bytes:
     file.seek(0)
     return file.read(HEAD)
+
+
+def _depth(picture: ImageFile, head: bytes) -> int:
+    """Bits of a sample in the file, where Pillow reduces them to 8 without telling; else 8."""
+    if picture.format in BOXED:
+        return boxes.depth(head)
+    if picture.format == "JXL":
+        return jxl.depth(head)
+    if picture.format == "JPEG2000":
+        siz = head[head.find(SIZ) :]
+        return 1 + (siz[40] & 0x7F) if siz.startswith(SIZ) and len(siz) > 40 else 8
+    return 16 if DEEP.search(str(picture.tile)) else 8
 
 
 def _load(picture: ImageFile, truncated: bool) -> None:

@@ -1,4 +1,4 @@
-"""The size that a JPEG XL file declares (ISO/IEC 18181-1, SizeHeader).
+"""The size and depth that a JPEG XL file declares (ISO/IEC 18181-1, SizeHeader, ImageMetadata).
 
 The plugin for Pillow decodes all pixels when it opens a file, so the size is read here before.
 """
@@ -22,11 +22,44 @@ class _Bits:
 
 def declared_size(head: bytes) -> tuple[int, int] | None:
     """Width and height in px of a JPEG XL file that begins like this; None if it does not tell."""
+    bits = _header(head)
+    return _size(bits) if bits else None
+
+
+def depth(head: bytes) -> int:
+    """Bits of a sample of a JPEG XL file that begins like this; 8 if it does not tell."""
+    bits = _header(head)
+    if bits is None:
+        return 8
+    _size(bits)
+    if bits.take(1):  # all values are the defaults
+        return 8
+    if bits.take(1):  # extra fields
+        bits.take(3)  # orientation
+        if bits.take(1):
+            _size(bits)  # for display
+        if bits.take(1):
+            return 8  # a preview, whose header is longer than it is worth reading
+        if bits.take(1):  # an animation: ticks a second, their divisor, loops, time codes
+            for lengths in ((0, 0, 10, 30), (0, 0, 8, 10), (0, 3, 16, 32)):
+                bits.take(lengths[bits.take(2)])
+            bits.take(1)
+    is_float = bits.take(1)
+    fixed = (32, 16, 24) if is_float else (8, 10, 12)
+    selector = bits.take(2)
+    return fixed[selector] if selector < 3 else 1 + bits.take(6)
+
+
+def _header(head: bytes) -> _Bits | None:
+    """The header of the codestream; None if there is not enough of it for a size."""
     if not head.startswith(CODESTREAM):
         head = _codestream(head)
     if not head.startswith(CODESTREAM) or len(head) < 12:
         return None
-    bits = _Bits(head[2:12])
+    return _Bits(head[2:64])
+
+
+def _size(bits: _Bits) -> tuple[int, int]:
     is_small = bool(bits.take(1))
     height = _side(bits, is_small)
     ratio = bits.take(3)
