@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from dynenc.errors import DynencError
 
@@ -27,6 +27,7 @@ class _Owner:
         self.count = 0
         self.pid: int | None = None  # of the process in which several threads have run
         self.prepared: set[str] = set()
+        self.threads: int | None = None  # of torch, for large images
 
 
 _owner = _Owner()
@@ -38,7 +39,7 @@ def own_process(threads: int | None = None) -> Iterator[None]:
 
     - glibc keeps freed blocks of up to 32 MB for the next image, where it would give them back to
       the system and fault them in again page by page.
-    - torch takes one thread for small images: see `threads_for`.
+    - torch takes a fixed number of threads, one for small images: see `threads_for`.
 
     torch is not imported here, but adjusted when the codec first needs it.
 
@@ -48,10 +49,7 @@ def own_process(threads: int | None = None) -> Iterator[None]:
     with _owner.lock:
         _owner.count += 1
     try:
-        if threads:
-            with _fixed_threads(threads):
-                yield
-        else:
+        with _fixed_threads(threads) if threads else nullcontext():
             yield
     finally:
         with _owner.lock:
@@ -62,7 +60,9 @@ def own_process(threads: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def threads_for(pixels: int) -> Iterator[None]:
-    """Torch takes one thread within if an image is small; changes nothing in a host program.
+    """Within, torch has the threads of `own_process`, one if an image is small.
+
+    Changes nothing in a host program.
 
     Raises: DynencError in a process forked after several threads have run.
     Threads gain some milliseconds on a small image while the machine is idle. If its cores are
@@ -71,16 +71,17 @@ def threads_for(pixels: int) -> Iterator[None]:
     """
     import torch
 
-    _check_fork(torch.get_num_threads())
+    before = torch.get_num_threads()
+    _check_fork(before)
     if not _owner.count:
         yield
         return
     _keep_memory()
-    before = torch.get_num_threads()
-    if pixels > ONE_THREAD_PIXELS or before == 1:
+    wanted = 1 if pixels <= ONE_THREAD_PIXELS else _owner.threads or before
+    if wanted == before:
         yield
         return
-    torch.set_num_threads(1)
+    torch.set_num_threads(wanted)
     try:
         yield
     finally:
@@ -106,17 +107,14 @@ def _first(what: str) -> bool:
 
 @contextmanager
 def _fixed_threads(count: int) -> Iterator[None]:
-    import torch
     from PIL import AvifImagePlugin
 
-    before = torch.get_num_threads(), AvifImagePlugin.DEFAULT_MAX_THREADS
-    torch.set_num_threads(count)
-    AvifImagePlugin.DEFAULT_MAX_THREADS = count
+    before = _owner.threads, AvifImagePlugin.DEFAULT_MAX_THREADS
+    _owner.threads = AvifImagePlugin.DEFAULT_MAX_THREADS = count
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
-        AvifImagePlugin.DEFAULT_MAX_THREADS = before[1]
+        _owner.threads, AvifImagePlugin.DEFAULT_MAX_THREADS = before
 
 
 def _check_fork(threads: int) -> None:

@@ -49,7 +49,7 @@ def test_small_images_take_one_thread_in_a_process_of_our_own(two_threads):
 
 def test_a_worker_keeps_to_its_threads(two_threads):
     before = AvifImagePlugin.DEFAULT_MAX_THREADS
-    with own_process(threads=1):
+    with own_process(threads=1), threads_for(ONE_THREAD_PIXELS + 1):
         assert (torch.get_num_threads(), AvifImagePlugin.DEFAULT_MAX_THREADS) == (1, 1)
     assert (torch.get_num_threads(), AvifImagePlugin.DEFAULT_MAX_THREADS) == (2, before)
 

@@ -319,7 +319,7 @@ def _sort(
     is_remote = names.is_url(output or "")
     if not is_checked or not (is_remote or any(storage.exists(job.target) for job in jobs)):
         return jobs, []
-    from dynenc.batch.existing import sort  # imports torch
+    from dynenc.batch.existing import sort
 
     return sort(jobs, output, settings)
 

@@ -57,7 +57,7 @@ class Converter:
     ) -> None:
         self.settings = settings
         self.task = TASKS[settings.task](settings, on_step)
-        self.device = self.task.codec.device.type
+        self.device = self.task.device
         self.batch_size = settings.run.batch_size or (1 if self.device == "cpu" else GPU_BATCH)
         self.window = 2 * self.batch_size if self.batch_size > 1 else 1  # files read at a time
         self.writers = ThreadPoolExecutor(WRITERS)

@@ -1,4 +1,4 @@
-"""Starting workers: forked from a process that has imported torch once, where forking is safe.
+"""Starting workers: forked from a process that has imported all once, where forking is safe.
 
 Importing torch takes seconds and some 150 MB. A template process does it, runs no network, and
 forks; workers share its memory. Elsewhere (macOS, Windows) each worker is started by itself.
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
+from importlib import import_module
 from typing import IO
 
 from dynenc.batch import worker
@@ -52,9 +53,14 @@ Process = subprocess.Popen[bytes] | Forked
 
 
 class Factory:
-    """Starts workers. Used by one thread."""
+    """Starts workers. Used by one thread.
 
-    def __init__(self) -> None:
+    Args:
+        needs_networks: whether the workers need torch.
+    """
+
+    def __init__(self, *, needs_networks: bool) -> None:
+        self.preload = "dynenc.backend" if needs_networks else "dynenc.batch.converter"
         self.template: subprocess.Popen[bytes] | None = None
         self.control: socket.socket | None = None
 
@@ -97,7 +103,7 @@ class Factory:
         self.control, theirs = socket.socketpair()
         with theirs:
             self.template = subprocess.Popen(
-                worker.command(f"fork:{theirs.fileno()}"),
+                worker.command(f"fork:{theirs.fileno()}:{self.preload}"),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=worker.environment(),
@@ -129,10 +135,10 @@ class Factory:
             self.template.wait()
 
 
-def fork_on_request(descriptor: int) -> None:
+def fork_on_request(descriptor: int, module: str) -> None:
     """The life of the template process: fork workers until the parent closes the socket."""
-    from dynenc.batch import converter  # noqa: F401  # imports torch
-
+    import_module("dynenc.batch.converter")
+    import_module(module)
     gc.freeze()  # the collector would write to pages that are shared
     with socket.socket(fileno=descriptor) as control:
         while True:

@@ -75,7 +75,7 @@ def run(
 def _run_here(
     jobs: Iterable[Job], settings: Settings, on_step: Callable[[int, int], None] | None
 ) -> Iterator[list[Result]]:
-    from dynenc.batch.converter import Converter  # imports torch
+    from dynenc.batch.converter import Converter
 
     converter = Converter(settings, on_step)
     rest = iter(jobs)
@@ -128,7 +128,7 @@ class _Pool:
         self.suspects: deque[Job] = deque()  # a worker died over them: they go alone
         self.deaths: dict[Job, str] = {}
         self.workers: list[_Worker] = []
-        self.factory = Factory()
+        self.factory = Factory(needs_networks=settings.needs_networks)
         self.inbox: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
 
     def run(self) -> Iterator[list[Result]]:

@@ -89,10 +89,12 @@ class Task(ABC, Generic[T]):
     note = ""  # for the user, once
 
     def __init__(self, settings: Settings, on_step: OnStep | None = None) -> None:
-        encode, decode = settings.encode, settings.decode
-        decoder = encode.tune_for if settings.task == "encode" else decode.decoder
         self.settings, self.on_step = settings, on_step
-        self.codec = Codec(encode.encoder, decoder, settings.run.device)
+
+    @property
+    def device(self) -> str:
+        """Type of the torch device that does the work."""
+        return "cpu"
 
     def prepare(self, item: Input) -> None:
         """Raise early what would stop the output from being written."""
@@ -116,6 +118,21 @@ class Task(ABC, Generic[T]):
             whole: check all of it, instead of the header only.
         Raises: any exception if it is no file that this task writes.
         """
+
+
+class CodecTask(Task[T]):
+    """A task that encodes or decodes images."""
+
+    def __init__(self, settings: Settings, on_step: OnStep | None = None) -> None:
+        super().__init__(settings, on_step)
+        encode, decode = settings.encode, settings.decode
+        decoder = encode.tune_for if settings.task == "encode" else decode.decoder
+        self.codec = Codec(encode.encoder, decoder, settings.run.device)
+
+    @property
+    def device(self) -> str:
+        """As of every task."""
+        return self.codec.device.type
 
 
 def load_lat(item: Input, settings: Settings) -> Loaded[ParsedLat]:

@@ -15,6 +15,7 @@ from dynenc import registry
 from dynenc.batch import inputs, records
 from dynenc.batch.records import Roundtrip, Settings
 from dynenc.batch.task import (
+    CodecTask,
     ExistingLat,
     Input,
     Loaded,
@@ -40,7 +41,7 @@ from dynenc.io.storage import Readable
 from dynenc.networks import decoder_names
 
 
-class Encode(Task[Image.Image]):
+class Encode(CodecTask[Image.Image]):
     """Images to .lat files."""
 
     def load(self, item: Input) -> Loaded[Image.Image]:
@@ -83,7 +84,7 @@ class Encode(Task[Image.Image]):
         return is_so and lat.meets(settings.encode.goal)
 
 
-class _MakesImages(Task[T]):
+class _MakesImages(CodecTask[T]):
     """A task whose outputs are images."""
 
     def prepare(self, item: Input) -> None:

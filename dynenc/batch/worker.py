@@ -77,13 +77,17 @@ def environment() -> dict[str, str]:
 
 
 def enter(entry: str) -> None:
-    """Be a worker: "serve", or "fork:N" to fork workers on the requests at descriptor N."""
+    """Be a worker: "serve"; or "fork:N:MODULE" to import that and fork workers.
+
+    The requests to fork are read at descriptor N.
+    """
     if entry == "serve":
         serve()
     else:
         from dynenc.batch.forking import fork_on_request
 
-        fork_on_request(int(entry.removeprefix("fork:")))
+        _, descriptor, module = entry.split(":")
+        fork_on_request(int(descriptor), module)
 
 
 def serve() -> None:

@@ -1,0 +1,65 @@
+"""What a command imports: those that need no network start without torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+PLUGIN = "import dynenc.pillow; from PIL import Image; Image.open('a.lat').size"
+
+
+def imported(*arguments, cwd=None):
+    """The modules that a run of Python imports."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd)
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
+@pytest.mark.parametrize("arguments", [["-m", "dynenc", "--help"], ["-c", "import dynenc.cli"]])
+def test_help_needs_neither_torch_nor_numpy(arguments):
+    modules = imported(*arguments)
+    assert "dynenc.cli" in modules
+    assert not {"torch", "diffusers", "numpy"} & modules
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with pictures, a .lat file, and files of latents."""
+    folder = tmp_path_factory.mktemp("start")
+    for name in ("a.png", "old.png"):
+        (folder / name).write_bytes((TESTS / "images" / "chelsea.png").read_bytes())
+    (folder / "a.lat").write_bytes((TESTS / "golden" / "v1_light_33x40.lat").read_bytes())
+    for form in ("npz", "safetensors"):
+        imported("-m", "dynenc", "export", "a.lat", "--to", form, cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "info a.lat",
+        "verify .",
+        "export a.lat --to npz -o new.npz",
+        "export a.lat --to safetensors -o new.safetensors",
+        "export a.lat --to comfy",
+        "import a.npz -o npz.lat",
+        "import a.safetensors -o safetensors.lat",
+        "encode a.png -u --dry-run",
+        "decode a.lat -u --dry-run",
+        "roundtrip a.png -o old.png -u --dry-run",
+        "export a.lat --to npz -u --dry-run",
+        "import a.npz -u --dry-run",
+    ],
+)
+def test_what_needs_no_network_runs_without_torch(folder, arguments):
+    modules = imported("-m", "dynenc", *arguments.split(), cwd=folder)
+    assert "dynenc.cli" in modules
+    assert not {"torch", "diffusers"} & modules
+
+
+def test_pillow_tells_the_size_of_a_lat_file_without_torch(folder):
+    modules = imported("-c", PLUGIN, cwd=folder)
+    assert "dynenc.pillow" in modules
+    assert "torch" not in modules
