@@ -72,10 +72,13 @@ class _Cleaner:
         self.kept: list[tuple[int, int]] = [(0, 8)]  # spans: start and stop
         self.gone: list[tuple[int, int]] = []
         self.damaged: list[int] = []
-        self.visited: set[int] = set()
+        self.tables: list[tuple[int, int]] = []  # spans of directories, and of the header
+        self.unreadable: set[int] = set()  # positions of entries that point to no directory
         self.n_kept = 0
 
     def run(self, width: int, height: int) -> tuple[bytes, list[int]]:
+        self.tables.append((0, 8))
+        self._survey(self.structure.first, 0)
         self._thumbnail()
         self._directory(self.structure.first, {"width": width, "height": height}, 0)
         if not self.n_kept:
@@ -101,12 +104,33 @@ class _Cleaner:
         if start and length:
             self.gone.append((start[0], start[0] + length[0]))
 
+    def _survey(self, start: int, depth: int) -> None:
+        """Find the directories, this one and those below it; raises ValueError if they overlap."""
+        entries, damaged, _ = self.structure.directory(_reader(self.data), start)
+        span = start, start + 2 + 12 * (len(entries) + len(damaged)) + 4
+        if self._overlaps_a_table(span):
+            raise ValueError("directories overlap")
+        self.tables.append(span)
+        for entry in entries:
+            if entry.tag in ifd.POINTERS[depth]:
+                try:
+                    [below] = self.structure.integers(_reader(self.data), entry, 1)
+                    self._survey(below, depth + 1)
+                except ValueError:
+                    self.unreadable.add(entry.position)
+
+    def _overlaps_a_table(self, span: tuple[int, int]) -> bool:
+        return any(span[0] < stop and start < span[1] for start, stop in self.tables)
+
+    def _is_damaged(self, entry: Entry) -> bool:
+        """Whether it points to no directory, or its values are in the midst of one."""
+        if entry.position in self.unreadable:
+            return True
+        return not entry.is_inline and self._overlaps_a_table(entry.span)
+
     def _directory(self, start: int, size: dict[str, int], depth: int) -> None:
         """Clean a directory and those below it."""
         read_at = _reader(self.data)
-        if start in self.visited:
-            raise ValueError("a directory occurs twice")
-        self.visited.add(start)
         entries, damaged, _ = self.structure.directory(read_at, start)
         n_before = len(entries) + len(damaged)
         self.damaged += [tag for tag in damaged if depth or tag not in self.unwanted]
@@ -115,17 +139,17 @@ class _Cleaner:
             if depth == 0 and entry.tag in self.unwanted:
                 self.gone.append(entry.span)
                 continue
+            if self._is_damaged(entry):
+                self.damaged.append(entry.tag)
+                continue
             if entry.tag in ifd.POINTERS[depth]:
-                try:
-                    [below] = self.structure.integers(read_at, entry, 1)
-                    self._directory(below, size, depth + 1)
-                except ValueError:
-                    self.damaged.append(entry.tag)
-                    continue
+                [below] = self.structure.integers(read_at, entry, 1)
+                self._directory(below, size, depth + 1)
             else:
                 self.n_kept += 1
             kept.append(entry)
-            self.kept.append(entry.span)
+            if not entry.is_inline:
+                self.kept.append(entry.span)
         for entry in kept:
             if depth and entry.tag in (PIXEL_WIDTH, PIXEL_HEIGHT):
                 self._set(entry, size["width" if entry.tag == PIXEL_WIDTH else "height"])
@@ -137,7 +161,7 @@ class _Cleaner:
 
     def _set(self, entry: Entry, value: int) -> None:
         letter = {ifd.SHORT: "H", ifd.LONG: "I"}.get(entry.kind)
-        if letter and entry.count == 1:
+        if letter and entry.count == 1 and value < 1 << 8 * entry.n_bytes:
             struct.pack_into(self.structure.order + letter, self.data, entry.start, value)
 
 

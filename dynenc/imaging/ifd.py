@@ -35,6 +35,11 @@ class Entry:
     raw: bytes  # the entry itself, 12 bytes (BigTIFF: 20)
 
     @property
+    def is_inline(self) -> bool:
+        """Whether its values stand in the entry itself."""
+        return self.n_bytes <= (8 if len(self.raw) == 20 else 4)
+
+    @property
     def span(self) -> tuple[int, int]:
         """Where its values are: start and stop."""
         return self.start, self.start + self.n_bytes

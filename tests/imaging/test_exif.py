@@ -1,13 +1,12 @@
 """EXIF comes back byte for byte, but for what says how the pixels lay in their file."""
 
-import contextlib
 import io
 import struct
 
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -176,10 +175,11 @@ def test_an_image_of_a_host_program_keeps_its_orientation(nano):
     assert decoded.getexif()[0x0112] == 6
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), max_size=8), st.integers(0, 700)
 )
+@example([(30, 22)], 130)  # the first value overlaps the directory that it is an entry of
 def test_every_damage_is_survived(changes, length):
     damaged = bytearray(block(thumbnail=b"small"))[: max(length, 8) if length < 650 else None]
     for place, value in changes:
@@ -190,12 +190,11 @@ def test_every_damage_is_survived(changes, length):
         clean, _ = exif.cleaned(bytes(damaged), 3, 4, is_upright=True)
     except ValueError:
         return
-    if clean:  # values that overlap directories may differ; all that matters is that it is sound
+    if clean:
         block_of = exif.with_software(clean, "a test")
         assert exif.orientation(block_of) in range(1, 9)
         assert b"a test\0" in block_of
-        with contextlib.suppress(ValueError):
-            exif.cleaned(clean, 3, 4, is_upright=True)
+        assert exif.cleaned(clean, 3, 4, is_upright=True) == (clean, [])
         Image.new("RGB", (3, 4)).save(file := io.BytesIO(), "TIFF")
         with tifffile.TiffFile(io.BytesIO(exif.into_tiff(file.getvalue(), clean, []))) as read:
             assert read.pages[0].shape == (4, 3, 3)
