@@ -110,4 +110,40 @@ DYNENC_API int64_t dynenc_contexts(const dynenc_call *call, const int32_t *symbo
 DYNENC_API int64_t dynenc_gradient(const dynenc_call *call, const int32_t *symbols,
                                    const float *by_output, float *by_value);
 
+/* The decoder of pictures: latents to pixels by integers; docs/decoder.md says what is computed. */
+
+/* Numbers before the others of a decoder: widths and blocks at 1/8, 1/4 and 1/2 of the size. */
+#define DYNENC_DECODER_HEADER 6
+
+/* Bytes of the decoder that these tensors make.
+ *
+ * numbers[0..length): the header, then layer by layer what is no weight, in the order of
+ * docs/decoder.md; weights[0..n_weights): of each product [outputs, taps, channels], the outputs
+ * before a shuffle in the order [down, right, channel]. */
+DYNENC_API int64_t dynenc_decoder_size(const int32_t *numbers, int64_t length,
+                                       const int8_t *weights, int64_t n_weights);
+
+/* Check the tensors and build the decoder in memory[0..size), aligned to 64 bytes. Returns 0. */
+DYNENC_API int64_t dynenc_decoder_init(void *memory, int64_t size, const int32_t *numbers,
+                                       int64_t length, const int8_t *weights, int64_t n_weights);
+
+/* A part of a picture: rows and columns of pixels from top and left. */
+typedef struct {
+    const void *decoder;
+    int32_t path;
+    int32_t height, width;             /* of the latents, 1..8192 */
+    int32_t top, left, rows, columns;  /* in pixels, inside 8 * height and 8 * width */
+    const int16_t *latents;            /* [4, height, width] in 1/2048 */
+    uint8_t *pixels;                   /* [rows, columns, 3] */
+    int64_t stride;                    /* bytes from a row of pixels to the next */
+    void *workspace;
+    int64_t workspace_size;
+} dynenc_pixels_call;
+
+/* Bytes of the workspace that a call needs; it grows with the columns. */
+DYNENC_API int64_t dynenc_pixels_workspace(const dynenc_pixels_call *call);
+
+/* Decode; the pixels of a part are those of the whole. Returns 0. */
+DYNENC_API int64_t dynenc_pixels(const dynenc_pixels_call *call);
+
 #endif

@@ -69,6 +69,8 @@ def library() -> ctypes.CDLL:
         raise DynencError(f"{compile.LIBRARY} cannot be loaded", hint=hint) from exc
     for name in ("workspace_size", "coder_size", "coder_init", "encode", "decode"):
         getattr(found, f"dynenc_{name}").restype = ctypes.c_int64
+    for name in ("decoder_size", "decoder_init", "pixels_workspace", "pixels"):
+        getattr(found, f"dynenc_{name}").restype = ctypes.c_int64
     for name in ("quantize", "points", "contexts", "gradient"):
         getattr(found, f"dynenc_{name}").restype = ctypes.c_int64
     return found

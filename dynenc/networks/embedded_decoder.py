@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynenc.networks.integer_decoder import BOUND, GATE_BOUND
+
 Cut = tuple[int, int, int, int]  # latents to leave off at the left, right, top and bottom
-BOUND = 2.0  # largest magnitude of the activations that a 3x3 convolution reads
-GATE_BOUND = 4.0  # largest gate, and largest magnitude of the value that it multiplies
 EdgeConv = partial(nn.Conv2d, padding_mode="replicate")  # a flat picture stays flat at its borders
 
 
@@ -32,11 +32,15 @@ class DecoderBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Add the block's output to its input: [B, channels, h, w] -> the same."""
+        return features + self.steps(features)[-1]
+
+    def steps(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the block computes, one from the other: bounded, spatial, gated, mixed."""
         bounded = (features * self.scale + self.offset).clamp(-BOUND, BOUND)
-        gates, values = self.gate(self.spatial(bounded)).chunk(2, 1)
+        spatial = self.spatial(bounded)
+        gates, values = self.gate(spatial).chunk(2, 1)
         gated = gates.clamp(0, GATE_BOUND) * values.clamp(-GATE_BOUND, GATE_BOUND)
-        mixed: Tensor = self.mix(gated)
-        return features + mixed
+        return bounded, spatial, gated, self.mix(gated)
 
 
 class EmbeddedDecoder(nn.Module):

@@ -1,0 +1,318 @@
+/* Latents to pixels: the layers of the integer decoder, row by row, so that memory holds a few rows
+ * of each layer. */
+#include "pixels.h"
+
+enum { RESIDUAL_ROWS = 2, ACTIVATION_ROWS = 3, PIXEL_ALIGNMENT = 64 };
+
+/* One dimension of what a layer reads: the picture, or a part of it with what it depends on. */
+typedef struct {
+    int32_t start, count;       /* in the picture, at the layer's size */
+    int32_t at_start, at_end;   /* whether the picture begins and ends there */
+} Side;
+
+/* The rows of a layer. */
+typedef struct {
+    const Layer *layer;
+    Side rows, columns;         /* of its inputs */
+    int32_t large, small;       /* tiles of a row that it computes */
+    int64_t stride;             /* channels of a row with spare pixels */
+    int16_t *residuals;         /* [RESIDUAL_ROWS, stride] */
+    uint8_t *activations;       /* [ACTIVATION_ROWS, stride] */
+} Rows;
+
+typedef struct {
+    const dynenc_pixels_call *call;
+    const PixelDecoder *decoder;
+    PixelKernels kernels;
+    int32_t count;
+    Rows rows[MAX_LAYERS];
+    Side latent_rows, latent_columns;
+    int32_t first_large, first_small;
+    int16_t *latents;           /* 3 rows [columns, 4] with repeated edges */
+    uint8_t *hidden, *gated;    /* of a row of any layer */
+    uint8_t *pixels;            /* [columns, 12] */
+    uint64_t size;              /* of the workspace */
+} Picture;
+
+/* What a 3x3 convolution leaves of a side: neighbours that are missing at the edges of the picture
+ * are repeated, and elsewhere nothing is computed without them. */
+static Side convolved(Side side) {
+    side.start += !side.at_start;
+    side.count -= !side.at_start + !side.at_end;
+    return side;
+}
+
+static Side doubled(Side side) {
+    side.start *= 2;
+    side.count *= 2;
+    return side;
+}
+
+/* The fewest tiles that cover `pixels`, and of these those of fewest pixels. */
+static void cover(const PixelKernels *kernels, int32_t pixels, int32_t *large, int32_t *small) {
+    int32_t best = INT32_MAX;
+    for (int32_t n = 0; n <= kernels->large; n++) {
+        const int32_t left = pixels - n * kernels->small;
+        const int32_t others = left > 0 ? (left + kernels->large - 1) / kernels->large : 0;
+        const int32_t all = n * kernels->small + others * kernels->large;
+        if (all < best) {
+            best = all;
+            *small = n;
+            *large = others;
+        }
+        if (left <= 0)
+            break;
+    }
+}
+
+/* Latents around some, in one dimension, that the pixels of these depend on. */
+static int32_t reach(const PixelDecoder *decoder) {
+    int32_t needed = 0;
+    for (int32_t i = decoder->count - 1; i >= 0; i--)
+        needed = decoder->layers[i].kind == ENLARGE ? (needed + 1) / 2 : needed + 1;
+    return needed + 1;
+}
+
+static Side window(int32_t start, int32_t count, int32_t around, int32_t length) {
+    const int32_t first = start / 8 - around, end = (start + count + 7) / 8 + around;
+    Side side = {first < 0 ? 0 : first, end > length ? length : end, first <= 0, end >= length};
+    side.count -= side.start;
+    return side;
+}
+
+static void *take(Picture *picture, char *memory, uint64_t bytes) {
+    char *taken = memory ? memory + picture->size : NULL;
+    picture->size += (bytes + PIXEL_ALIGNMENT - 1) / PIXEL_ALIGNMENT * PIXEL_ALIGNMENT;
+    return taken;
+}
+
+/* Sizes of all rows, and the rows themselves if there is memory. */
+static void plan(Picture *picture, char *memory) {
+    const dynenc_pixels_call *call = picture->call;
+    const PixelDecoder *decoder = picture->decoder;
+    const int32_t around = reach(decoder);
+    Side rows = window(call->top, call->rows, around, call->height);
+    Side columns = window(call->left, call->columns, around, call->width);
+    picture->latent_rows = rows;
+    picture->latent_columns = columns;
+    picture->size = 0;
+    picture->count = decoder->count;
+    picture->latents = take(picture, memory, 2ULL * 3 * LATENTS * (uint64_t)(columns.count + SPARE));
+    rows = convolved(rows);
+    columns = convolved(columns);
+    uint64_t most = 0;
+    for (int32_t i = 0; i < decoder->count; i++) {
+        const Layer *layer = &decoder->layers[i];
+        Rows *own = &picture->rows[i];
+        *own = (Rows){.layer = layer, .rows = rows, .columns = columns};
+        own->stride = (int64_t)(columns.count + SPARE) * layer->channels;
+        own->residuals = take(picture, memory, 2ULL * RESIDUAL_ROWS * (uint64_t)own->stride);
+        own->activations = take(picture, memory, ACTIVATION_ROWS * (uint64_t)own->stride);
+        most = (uint64_t)own->stride > most ? (uint64_t)own->stride : most;
+        if (layer->kind != ENLARGE) {
+            rows = convolved(rows);
+            columns = convolved(columns);
+        }
+        cover(&picture->kernels, columns.count, &own->large, &own->small);
+        if (layer->kind != BLOCK) {
+            rows = doubled(rows);
+            columns = doubled(columns);
+        }
+    }
+    picture->hidden = take(picture, memory, most);
+    picture->gated = take(picture, memory, most);
+    picture->pixels = take(picture, memory, 12ULL * (uint64_t)(columns.count / 2 + SPARE));
+}
+
+static void push(Picture *picture, int32_t index, int32_t row);
+
+static int16_t *residual_row(const Rows *rows, int32_t row) {
+    return rows->residuals + row % RESIDUAL_ROWS * rows->stride;
+}
+
+static uint8_t *activation_row(const Rows *rows, int32_t row) {
+    return rows->activations + row % ACTIVATION_ROWS * rows->stride;
+}
+
+/* A product of a layer at a row, whose activations by tap are still to be named. */
+static ProductCall product_call(const Picture *picture, const Rows *rows, const Product *product,
+                                int32_t use, void *to) {
+    return (ProductCall){
+        .decoder = picture->decoder, .product = product, .use = use,
+        .outputs = (product->outputs + GROUP - 1) / GROUP * GROUP,
+        .large = rows->large, .small = rows->small, .to = to,
+    };
+}
+
+/* The 3x3 neighbourhoods of a row. */
+static void name_taps(const Rows *rows, int32_t row, const uint8_t *taps[MAX_TAPS]) {
+    for (int32_t down = 0; down < 3; down++) {
+        int32_t from = row + down - 1;
+        from = from < 0 ? 0 : from >= rows->rows.count ? rows->rows.count - 1 : from;
+        for (int32_t right = 0; right < 3; right++)
+            taps[3 * down + right] = activation_row(rows, from) + right * rows->layer->channels;
+    }
+}
+
+/* One row of a block, from the activations around it. */
+static void run_block(Picture *picture, int32_t index, int32_t row) {
+    const Rows *rows = &picture->rows[index];
+    const Layer *layer = rows->layer;
+    const int32_t out = row - !rows->rows.at_start;
+    ProductCall call =
+        product_call(picture, rows, &layer->spatial, TO_ACTIVATIONS, picture->hidden);
+    name_taps(rows, row, call.taps);
+    picture->kernels.multiply(&call);
+    call = product_call(picture, rows, &layer->gate, TO_GATED, picture->gated);
+    call.first_output = call.outputs = layer->channels;
+    call.taps[0] = picture->hidden;
+    call.limit = PART(picture->decoder, int16_t, layer->limit_at);
+    picture->kernels.multiply(&call);
+    call = product_call(picture, rows, &layer->mix, TO_SUM,
+                        residual_row(&picture->rows[index + 1], out));
+    call.taps[0] = picture->gated;
+    call.residual = residual_row(rows, row) + !rows->columns.at_start * layer->channels;
+    picture->kernels.multiply(&call);
+    push(picture, index + 1, out);
+}
+
+/* One row becomes two of the next size. */
+static void enlarge(Picture *picture, int32_t index, int32_t row) {
+    const Rows *rows = &picture->rows[index];
+    const Product *product = &rows->layer->spatial;
+    for (int32_t down = 0; down < 2; down++) {
+        const int32_t out = 2 * row + down;
+        ProductCall call = product_call(picture, rows, product, TO_RESIDUAL,
+                                        residual_row(&picture->rows[index + 1], out));
+        call.outputs = product->outputs / 2;
+        call.first_output = down * call.outputs;
+        call.taps[0] = activation_row(rows, row);
+        picture->kernels.multiply(&call);
+        push(picture, index + 1, out);
+    }
+}
+
+/* Two rows of pixels; those that are wanted go to the caller. */
+static void write_pixels(Picture *picture, int32_t index, int32_t row) {
+    const Rows *rows = &picture->rows[index];
+    const dynenc_pixels_call *call = picture->call;
+    ProductCall product =
+        product_call(picture, rows, &rows->layer->spatial, TO_PIXELS, picture->pixels);
+    name_taps(rows, row, product.taps);
+    picture->kernels.multiply(&product);
+    const int32_t first = 2 * convolved(rows->columns).start;
+    for (int32_t down = 0; down < 2; down++) {
+        const int32_t y = 2 * (rows->rows.start + row) + down - call->top;
+        if (y < 0 || y >= call->rows)
+            continue;
+        uint8_t *to = call->pixels + y * call->stride;
+        for (int32_t x = 0; x < call->columns; x++) {
+            const int32_t from = call->left + x - first;
+            memcpy(to + 3 * x, picture->pixels + 12 * (from / 2) + 6 * down + 3 * (from % 2), 3);
+        }
+    }
+}
+
+static void run_row(Picture *picture, int32_t index, int32_t row) {
+    if (picture->rows[index].layer->kind == BLOCK)
+        run_block(picture, index, row);
+    else
+        write_pixels(picture, index, row);
+}
+
+/* Take the next row of a layer's residuals, and run what has become possible. */
+static void push(Picture *picture, int32_t index, int32_t row) {
+    const Rows *rows = &picture->rows[index];
+    const Layer *layer = rows->layer;
+    const int32_t channels = layer->channels, width = rows->columns.count;
+    const int32_t begin = layer->kind != ENLARGE && rows->columns.at_start;
+    uint8_t *activations = activation_row(rows, row), *pixels = activations + begin * channels;
+    picture->kernels.activate(picture->decoder, &layer->input, channels, width,
+                              residual_row(rows, row), pixels);
+    if (layer->kind == ENLARGE) {
+        enlarge(picture, index, row);
+        return;
+    }
+    if (begin)
+        memcpy(activations, pixels, (size_t)channels);
+    memcpy(pixels + (int64_t)width * channels, pixels + (int64_t)(width - 1) * channels,
+           (size_t)channels);
+    if (row > 0 && (row > 1 || rows->rows.at_start))
+        run_row(picture, index, row - 1);
+    if (row + 1 == rows->rows.count && rows->rows.at_end)
+        run_row(picture, index, row);
+}
+
+/* A row of latents of the window, with repeated edges. */
+static void load_latents(const Picture *picture, int32_t row, int16_t *to) {
+    const dynenc_pixels_call *call = picture->call;
+    const Side *columns = &picture->latent_columns;
+    const int64_t plane = (int64_t)call->height * call->width;
+    const int64_t line = (int64_t)(picture->latent_rows.start + row) * call->width + columns->start;
+    const int32_t begin = columns->at_start;
+    for (int32_t x = 0; x < begin + columns->count + columns->at_end; x++) {
+        int32_t from = x - begin;
+        from = from < 0 ? 0 : from >= columns->count ? columns->count - 1 : from;
+        for (int32_t channel = 0; channel < LATENTS; channel++)
+            to[LATENTS * x + channel] = call->latents[channel * plane + line + from];
+    }
+}
+
+static void run(Picture *picture) {
+    const Side *rows = &picture->latent_rows;
+    const int64_t stride = (int64_t)LATENTS * (picture->latent_columns.count + SPARE);
+    const int32_t width = convolved(picture->latent_columns).count;
+    for (int32_t row = 0; row < rows->count; row++)
+        if ((row > 0 || rows->at_start) && (row + 1 < rows->count || rows->at_end)) {
+            const int16_t *taps[MAX_TAPS];
+            for (int32_t down = 0; down < 3; down++) {
+                int32_t from = row + down - 1;
+                from = from < 0 ? 0 : from >= rows->count ? rows->count - 1 : from;
+                load_latents(picture, from, picture->latents + down * stride);
+                for (int32_t right = 0; right < 3; right++)
+                    taps[3 * down + right] = picture->latents + down * stride + LATENTS * right;
+            }
+            const int32_t out = row - !rows->at_start;
+            picture->kernels.first(picture->decoder, width, taps,
+                                   residual_row(&picture->rows[0], out));
+            push(picture, 0, out);
+        }
+}
+
+static int64_t start(const dynenc_pixels_call *call, Picture *picture) {
+    if (!call || !call->decoder || call->height < 1 || call->height > MAX_SIDE || call->width < 1 ||
+        call->width > MAX_SIDE || call->top < 0 || call->left < 0 || call->rows < 1 ||
+        call->columns < 1 || call->rows > 8 * call->height - call->top ||
+        call->columns > 8 * call->width - call->left)
+        return DYNENC_BAD_ARGUMENT;
+    memset(picture, 0, sizeof *picture);
+    picture->call = call;
+    picture->decoder = call->decoder;
+    picture->kernels = dynenc_pixel_kernels(call->path);
+    if (!picture->kernels.multiply)
+        return DYNENC_BAD_ARGUMENT;
+    plan(picture, NULL);
+    return 0;
+}
+
+int64_t dynenc_pixels_workspace(const dynenc_pixels_call *call) {
+    Picture picture;
+    const int64_t failed = start(call, &picture);
+    return failed ? failed : (int64_t)picture.size;
+}
+
+int64_t dynenc_pixels(const dynenc_pixels_call *call) {
+    Picture picture;
+    const int64_t failed = start(call, &picture);
+    if (failed)
+        return failed;
+    if (!call->latents || !call->pixels || call->stride < 3LL * call->columns || !call->workspace ||
+        (uintptr_t)call->workspace % PIXEL_ALIGNMENT)
+        return DYNENC_BAD_ARGUMENT;
+    if (call->workspace_size < (int64_t)picture.size)
+        return DYNENC_TOO_SMALL;
+    memset(call->workspace, 0, (size_t)picture.size);
+    plan(&picture, call->workspace);
+    run(&picture);
+    return 0;
+}

@@ -1,0 +1,248 @@
+"""Quantisation of the trained embedded decoder: float weights -> the tensors of integer_decoder.py.
+
+The ranges of activations, and what an error of a weight costs, are seen while the float network
+decodes latents of training pictures. Each output's weights have their own scale, and so has each
+channel of the activations, so the weights take up what the channels differ by.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dynenc.native.decoder import UNIT
+from dynenc.networks.embedded_decoder import DecoderBlock, EmbeddedDecoder
+from dynenc.networks.integer_decoder import (
+    ACTIVATION_UNIT,
+    GATE_BOUND,
+    ONE,
+    Doubles,
+    Sizes,
+    Tensors,
+    check,
+    plan,
+)
+
+QUAD = 128  # largest sum of the magnitudes of four weights: times 255 it fits 16 bits
+FINEST_RESIDUAL = 11  # bits after the point of the residuals, at most
+RESIDUAL_ROOM = 3.0  # their range, in the largest magnitudes seen
+MIX_ROOM = 4.0  # range of what is added to them, likewise
+TAIL = 1e-4  # part of the activations that may saturate
+LEAST = {"spatial": 1e-3, "product": 0.05, "in": 0.05}  # range of a channel, in the largest one's
+LEAST_MULTIPLIER = 1 / 64  # of an output, in the largest one
+CLIPS = np.arange(1.0, 0.3, -0.04)  # scales that are tried, in the one that clips no weight
+
+
+class Ranges:
+    """What the float network was seen to compute, by channel of each of its tensors."""
+
+    def __init__(self) -> None:
+        self.most: dict[str, Doubles] = {}  # magnitude that all but TAIL keep
+        self.peak: dict[str, Doubles] = {}  # largest magnitude
+        self.power: dict[str, Doubles] = {}  # sum of mean squares
+
+    def see(self, name: str, values: Tensor) -> None:
+        """Take values [1, C, h, w] into account."""
+        rows = values.abs().movedim(1, 0).flatten(1)
+        count = max(1, round(rows.shape[1] * TAIL))
+        largest = rows.topk(count, 1).values.double().numpy()
+        none = np.zeros(len(rows))
+        self.most[name] = np.maximum(largest[:, -1], self.most.get(name, none))
+        self.peak[name] = np.maximum(largest[:, 0], self.peak.get(name, none))
+        power = rows.double().square().mean(1).numpy()
+        self.power[name] = self.power.get(name, none) + power
+
+    def range(self, name: str, kind: str) -> Doubles:
+        """The range of each channel."""
+        most = self.most[name]
+        range: Doubles = np.maximum(most, max(1e-6, most.max() * LEAST[kind]))
+        return range
+
+
+@torch.no_grad()
+def calibrate(network: EmbeddedDecoder, latents: Iterable[Tensor]) -> Ranges:
+    """Decode latents [1, 4, h, w] in floats, and note what the layers compute."""
+    ranges = Ranges()
+    for x in latents:
+        for index, layer in enumerate(network.layers):
+            name = f"layers.{index}"
+            ranges.see(f"{name}.in", x)
+            if isinstance(layer, DecoderBlock):
+                bounded, spatial, product, mixed = layer.steps(x)
+                ranges.see(f"{name}.bounded", bounded)
+                ranges.see(f"{name}.spatial", spatial)
+                ranges.see(f"{name}.product", product)
+                ranges.see(f"{name}.mixed", mixed)
+                x = x + mixed
+            else:
+                x = layer(x)
+                ranges.see(f"{name}.out", x)
+    return ranges
+
+
+def quantize(network: EmbeddedDecoder, ranges: Ranges, widths: Sizes, blocks: Sizes) -> Tensors:
+    """The integer tensors of a float decoder."""
+    layers = _Layers(network, ranges)
+    units = [2.0**bits for bits in _residual_bits(ranges, widths, blocks)]
+    first = np.tile(ranges.power["layers.0.in"], 9) * UNIT**2
+    layers.add("layers.0", 1 / np.full(4, UNIT), units[0], power=first)
+    stage = 0
+    for name, kind, _, _ in plan(widths, blocks):
+        if kind == "block":
+            layers.add_block(name, units[stage])
+            continue
+        stage += 1
+        layers.add_conv(name, units[stage - 1], units[stage] if stage < len(units) else None)
+    check(layers.tensors, widths, blocks)
+    return layers.tensors
+
+
+def _residual_bits(ranges: Ranges, widths: Sizes, blocks: Sizes) -> list[int]:
+    """Bits after the point of the residuals at every size."""
+    peaks, peak = [], 0.0
+    for name, kind, _, _ in plan(widths, blocks):
+        peak = max(peak, float(ranges.peak[f"{name}.in"].max()))
+        if kind != "block":
+            peaks.append(peak)
+            peak = 0.0
+    room = [int(np.log2(32767 / (RESIDUAL_ROOM * max(peak, 1e-3)))) for peak in peaks]
+    return [min(FINEST_RESIDUAL, bits) for bits in room]
+
+
+class _Layers:
+    """The integer tensors made so far."""
+
+    def __init__(self, network: EmbeddedDecoder, ranges: Ranges) -> None:
+        state = network.state_dict().items()
+        self.floats = {name: tensor.double().numpy() for name, tensor in state}
+        self.ranges = ranges
+        self.tensors: Tensors = {}
+
+    def add_block(self, name: str, unit: float) -> None:
+        """A residual block, whose residuals have so many integers in 1.0."""
+        scale, offset = self.floats[f"{name}.scale"].ravel(), self.floats[f"{name}.offset"].ravel()
+        self.add_input(name, scale * ACTIVATION_UNIT / unit, offset * ACTIVATION_UNIT)
+        hidden = 127 / self.ranges.range(f"{name}.spatial", "spatial")
+        largest = self.ranges.range(f"{name}.product", "product")
+        limit = np.rint(GATE_BOUND * np.sqrt(127.0 * ONE / largest)).clip(1, 32767)
+        gated = (limit / GATE_BOUND) ** 2 / ONE  # integers of a product of 1.0
+        seen, one = self.ranges, np.ones(len(scale))
+        self.add(
+            f"{name}.spatial",
+            one / ACTIVATION_UNIT,
+            hidden,
+            power=np.tile(seen.power[f"{name}.bounded"] * ACTIVATION_UNIT**2, 9),
+            most=one * 128,
+        )
+        self.add(
+            f"{name}.gate",
+            1 / hidden,
+            np.tile(limit / GATE_BOUND, 2),
+            power=seen.power[f"{name}.spatial"] * hidden**2,
+            most=np.tile(limit, 2),
+        )
+        self.tensors[f"{name}.limit"] = limit.astype(np.int16)
+        self.add(
+            f"{name}.mix",
+            1 / gated,
+            unit,
+            power=seen.power[f"{name}.product"] * gated**2,
+            most=seen.peak[f"{name}.mixed"] * MIX_ROOM * unit,
+        )
+
+    def add_conv(self, name: str, unit: float, following: float | None) -> None:
+        """A convolution before a shuffle; `following` is the unit of its outputs if not pixels."""
+        inputs = 127 / self.ranges.range(f"{name}.in", "in")
+        self.add_input(name, inputs / unit, np.zeros(len(inputs)))
+        power = self.ranges.power[f"{name}.in"] * inputs**2
+        if following is None:
+            self.floats[f"{name}.bias"] = self.floats[f"{name}.bias"] + 1  # -1..1 -> 0..255
+            most = np.full(len(self.floats[f"{name}.bias"]), 300.0)
+            self.add(name, 1 / inputs, 127.5, power=np.tile(power, 9), most=most)
+        else:
+            self.add(name, 1 / inputs, following, power=power)
+
+    def add_input(self, name: str, scale: Doubles, offset: Doubles) -> None:
+        """Activations: integers of 8 bits from residuals, in integers of either."""
+        bits = 7
+        while bits and np.abs(scale).max() * 2.0**bits * ONE > 32767:
+            bits -= 1
+        whole = np.rint(offset * 2.0**bits) + (1 << bits >> 1)
+        tensors: Tensors = {
+            "scale": np.rint(scale * 2.0**bits * ONE).clip(-32767, 32767).astype(np.int16),
+            "offset": whole.clip(-32767, 32767).astype(np.int16),
+            "shift": np.array([bits], np.int32),
+        }
+        self.tensors |= {f"{name}.input.{part}": tensor for part, tensor in tensors.items()}
+
+    def add(
+        self,
+        name: str,
+        inputs: Doubles,
+        unit: Doubles | float,
+        *,
+        power: Doubles,
+        most: Doubles | None = None,
+    ) -> None:
+        """A product: inputs [C], what an integer stands for; unit, integers of an output of 1.0.
+
+        `power` [K] are the mean squares of the integers that it reads, `most` [N] the magnitudes
+        that its outputs must reach, else they come from what was seen.
+        """
+        weight, bias = self.floats[f"{name}.weight"], self.floats[f"{name}.bias"]
+        if most is None:
+            most = self.ranges.peak[f"{name}.out"] * MIX_ROOM * unit
+        unit = np.broadcast_to(unit, bias.shape)
+        rows = weight.transpose(0, 2, 3, 1) * inputs  # [N, side, side, C]
+        rows = rows.reshape(len(rows), -1) * unit[:, None]
+        scale = _scales(rows, power)
+        most = np.minimum(most, 32767)
+        bits = max(0, int(np.ceil(np.log2(most / scale).max())) - 15)
+        while bits and scale.max() * ONE * 2.0**bits > 32767:
+            bits -= 1
+        multiplier = np.rint(scale * ONE * 2.0**bits).clip(1, 32767)
+        scale = multiplier / (ONE * 2.0**bits)
+        side = weight.shape[2]
+        whole = _limited(rows / scale[:, None]).reshape(len(rows), side, side, -1)
+        constant = np.rint(bias * unit / scale) + (1 << bits >> 1)
+        self.tensors |= {
+            f"{name}.weight": whole.transpose(0, 3, 1, 2).astype(np.int8, "C"),
+            f"{name}.bias": constant.clip(-(1 << 30), 1 << 30).astype(np.int32),
+            f"{name}.multiplier": multiplier.astype(np.int16),
+            f"{name}.shift": np.array([bits], np.int32),
+        }
+
+
+def _scales(rows: Doubles, power: Doubles) -> Doubles:
+    """The scale of each row of weights [N, K] that makes the least error."""
+    widest = np.abs(rows).max(1) / 127
+    if rows.shape[1] % 8 == 0:
+        widest = np.maximum(widest, np.abs(_fours(rows)).sum(-1).max(1) / QUAD)
+    widest = np.maximum(widest, 1e-12)
+    best, least = widest.copy(), np.full(len(rows), np.inf)
+    for clip in CLIPS:
+        scale = widest * clip
+        error = ((_limited(rows / scale[:, None]) * scale[:, None] - rows) ** 2 * power).sum(1)
+        better = error < least
+        best[better], least[better] = scale[better], error[better]
+    scales: Doubles = np.maximum(best, best.max() * LEAST_MULTIPLIER)
+    return scales
+
+
+def _limited(rows: Doubles) -> Doubles:
+    """Whole weights near [N, K], within 127 and, but for the first layer's, QUAD."""
+    whole: Doubles = np.rint(rows).clip(-127, 127)
+    if rows.shape[1] % 8:
+        return whole
+    fours, real = _fours(whole), _fours(rows)
+    total = np.abs(real).sum(-1, keepdims=True)
+    shrunk = np.trunc(real * (QUAD / np.maximum(total, 1e-12))).clip(-127, 127)
+    kept = np.where(np.abs(fours).sum(-1, keepdims=True) > QUAD, shrunk, fours)
+    return kept.reshape(len(rows), -1, 2, 2, 2).swapaxes(2, 3).reshape(rows.shape)
+
+
+def _fours(rows: npt.NDArray[np.float64]) -> Doubles:
+    """Weights [N, K] whose products share a sum of 16 bits: k, k + 1, k + 4, k + 5 of eight."""
+    return rows.reshape(len(rows), -1, 2, 2, 2).swapaxes(2, 3).reshape(len(rows), -1, 4)

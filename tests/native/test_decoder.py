@@ -1,0 +1,144 @@
+"""The integer decoder of pictures equals the one in numpy, pixel for pixel, on every path."""
+
+import numpy as np
+import oracle_decoder
+import pytest
+
+from dynenc.errors import WeightsError
+from dynenc.native import kernel
+from dynenc.native.decoder import LIMIT, UNIT, Region, to_integers
+from dynenc.networks import integer_decoder
+
+HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
+SIZES = [((32, 32, 32), (1, 1, 1)), ((128, 64, 32), (1, 0, 2)), ((64, 128, 64), (0, 2, 1))]
+SHAPES = [(1, 1), (1, 7), (5, 1), (3, 4), (9, 26)]
+
+
+def made_up(sizes, seed=0):
+    """Tensors of a decoder with weights of every size that is allowed, and pixels that vary."""
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for name, (dtype, shape) in integer_decoder.shapes(*sizes).items():
+        part = name.rpartition(".")[2]
+        if part == "weight":
+            values = random.integers(-32, 33, shape)
+            values[:, ::16] = 0
+            values[:, :1] *= 4  # -128 is among them; the other three of its sum are zeros
+            values[:, 1::8] = values[:, 4::8] = values[:, 5::8] = 0
+        elif part == "bias":
+            values = random.integers(-3000, 3000, shape)
+        elif part == "multiplier":
+            values = random.integers(3000, 32768, shape)
+        elif part == "scale":
+            values = random.integers(-32767, 32768, shape)
+        elif part == "offset":
+            values = random.integers(-90, 90, shape)
+        elif part == "limit":
+            values = random.integers(0, 32768, shape)
+        else:
+            values = random.integers(0, 4, shape)
+        tensors[name] = values.astype(dtype)
+    return tensors
+
+
+def some_latents(shape, scale, seed=0):
+    values = np.random.default_rng(seed).standard_normal((4, *shape)) * scale
+    return to_integers(values.astype(np.float32))
+
+
+def whole(latents):
+    return Region(0, 0, 8 * latents.shape[1], 8 * latents.shape[2])
+
+
+@pytest.fixture(params=HERE)
+def path(request, monkeypatch):
+    monkeypatch.setenv(kernel.VARIABLE, request.param)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_pixels_are_those_of_the_numpy_decoder(sizes, scale):
+    tensors = made_up(sizes)
+    decoder = integer_decoder.load(tensors, *sizes)
+    for shape in SHAPES:
+        latents = some_latents(shape, scale)
+        expected = oracle_decoder.decode(tensors, *sizes, latents)
+        assert np.array_equal(decoder.decode(latents, whole(latents)), expected)
+    assert len(np.unique(expected)) > (20 if scale == 1 else 2)
+
+
+def test_parts_and_threads_give_the_pixels_of_the_whole():
+    tensors = made_up(SIZES[1])
+    decoder = integer_decoder.load(tensors, *SIZES[1])
+    latents = some_latents((40, 21), 1)
+    expected = decoder.decode(latents, whole(latents))
+    for threads in (2, 3, 9):
+        assert np.array_equal(decoder.decode(latents, whole(latents), threads), expected)
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        top, left = random.integers(0, 320), random.integers(0, 168)
+        height, width = random.integers(1, 321 - top), random.integers(1, 169 - left)
+        found = decoder.decode(latents, Region(top, left, height, width), random.integers(1, 4))
+        assert np.array_equal(found, expected[top : top + height, left : left + width])
+
+
+def test_wide_pictures_are_decoded_in_parts(monkeypatch):
+    decoder = integer_decoder.load(made_up(SIZES[0]), *SIZES[0])
+    latents = some_latents((2, 50), 1)
+    expected = decoder.decode(latents, whole(latents))
+    monkeypatch.setattr("dynenc.native.decoder.LARGEST_WIDTH", 104)
+    assert np.array_equal(decoder.decode(latents, whole(latents), 2), expected)
+
+
+def test_a_region_outside_the_picture_is_refused():
+    decoder = integer_decoder.load(made_up(SIZES[0]), *SIZES[0])
+    latents = some_latents((2, 3), 1)
+    for region in (
+        Region(0, 0, 17, 24),
+        Region(8, 0, 9, 24),
+        Region(-1, 0, 4, 4),
+        Region(0, 2**31 - 8, 1, 16),
+        Region(0, 0, 0, 4),
+    ):
+        with pytest.raises(ValueError, match="refuses"):
+            decoder.decode(latents, region)
+
+
+def test_latents_are_rounded_and_saturated():
+    values = np.array([0.25, 1 / UNIT, 1.5 / UNIT, -15.9999, 16.0, -4e9], np.float32)
+    assert to_integers(values).tolist() == [512, 1, 2, -LIMIT, LIMIT, -LIMIT]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("layers.1.spatial.weight", lambda w: w + 17, "exceed exact arithmetic"),
+        ("layers.1.gate.bias", lambda b: b + 2**30, "exceed exact arithmetic"),
+        ("layers.1.mix.shift", lambda s: s * 0 - 1, "exceed exact arithmetic"),
+        ("layers.1.input.shift", lambda s: s * 0 + 16, "exceed exact arithmetic"),
+        ("layers.2.multiplier", lambda m: -m, "exceed exact arithmetic"),
+        ("layers.1.limit", lambda m: m * 0 - 1, "exceed exact arithmetic"),
+        ("layers.1.input.scale", lambda m: m * 0 + np.int16(-32768), "exceed exact arithmetic"),
+        ("layers.1.gate.weight", lambda w: w[:, :-1], r"layers.1.gate.weight is int8 \[64, 31"),
+        ("layers.1.limit", lambda m: m.astype(np.int32), "layers.1.limit is int32"),
+        ("layers.1.limit", lambda m: None, "lack layers.1.limit"),
+        ("layers.9.limit", lambda m: np.zeros(3, np.int16), "have besides layers.9.limit"),
+    ],
+)
+def test_tensors_of_other_shapes_or_sizes_are_refused(name, change, reason):
+    tensors = made_up(SIZES[0])
+    changed = change(tensors.get(name))
+    tensors = {key: tensor for key, tensor in tensors.items() if key != name}
+    if changed is not None:
+        dtype = integer_decoder.shapes(*SIZES[0]).get(name, ("int16",))[0]
+        keep = name.endswith("limit") and changed.dtype == np.int32
+        tensors[name] = changed if keep else changed.astype(dtype)
+    with pytest.raises(WeightsError, match=reason):
+        integer_decoder.load(tensors, *SIZES[0])
+
+
+def test_other_widths_are_refused():
+    for sizes in (((48, 32, 32), (1, 1, 1)), ((32, 32, 32), (60, 1, 1))):
+        with pytest.raises(WeightsError, match="do not fit"):
+            integer_decoder.load(made_up(sizes), *sizes)
