@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from dynenc import registry
+from dynenc.arguments import file_name, whole
 from dynenc.coding import bitstream, quantize, rate_control
 from dynenc.coding.bitstream import Chunk
 from dynenc.coding.lat_file import LatFile
@@ -76,10 +77,8 @@ class Codec:
         decoder: str | Path = "auto",
         device: str | torch.device = "auto",
     ) -> None:
-        for name in (encoder, decoder):
-            if not isinstance(name, str | Path):
-                raise UsageError(f"{name!r} is not a name or path of an encoder or decoder")
-        self.encoder_name, self.decoder_name = str(encoder), str(decoder)
+        self.encoder_name = file_name("an encoder", encoder)
+        self.decoder_name = file_name("a decoder", decoder)
         self.model = registry.encoder_model(self.encoder_name)
         self._device = device
         _ = self.backend
@@ -163,7 +162,8 @@ class Codec:
             strict=strict,
         )
         if isinstance(picture, str | Path):
-            picture = image.open_image(Path(picture), keep_metadata=keep_metadata)
+            path = Path(file_name("an image", picture))
+            picture = image.open_image(path, keep_metadata=keep_metadata)
         [encoded] = self.encode_batch([picture], goal, effort, keep_metadata=keep_metadata)
         if encoded.note:
             logger.info(encoded.note)
@@ -183,8 +183,7 @@ class Codec:
         Args:
             on_step: called after each step of refinement with its number and the total.
         """
-        if effort not in range(MAX_EFFORT + 1):
-            raise UsageError(f"effort {effort!r} is not a whole number within 0..{MAX_EFFORT}")
+        whole("effort", effort, 0, MAX_EFFORT)
         pictures = [pixels.to_plain(p) if isinstance(p, Image.Image) else p for p in pictures]
         chunks = [
             extras.to_chunks(extras.of(picture, keep_metadata=keep_metadata))
@@ -289,10 +288,11 @@ class _Encoding:
 
 def parse(file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS) -> LatFile:
     """The .lat file of some bytes or at a path, or one parsed before; raises BitstreamError."""
+    whole("max_pixels", max_pixels)
     if isinstance(file, LatFile):
         return file
     if isinstance(file, str | Path):
-        return LatFile.open(str(file), max_pixels=max_pixels)
+        return LatFile.open(file_name("a .lat file", file), max_pixels=max_pixels)
     if not isinstance(file, bytes | bytearray | memoryview):
         raise UsageError(f"a {type(file).__name__} is not a .lat file: pass its bytes or its path")
     return LatFile.parse(bytes(file), max_pixels=max_pixels)

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from dynenc.arguments import file_name
 from dynenc.coding import bitstream
 from dynenc.errors import BitstreamError
 from dynenc.imaging import extras
@@ -55,7 +56,9 @@ class LatImageFile(ImageFile.ImageFile):
         """Decode; raises OSError if the payload is damaged, WeightsError as `load_decoder`."""
         if self._blob is not None:
             try:
-                picture = _codec(decoder=decoder).decode(self._blob, max_pixels=sys.maxsize)
+                picture = _codec(decoder=file_name("a decoder", decoder)).decode(
+                    self._blob, max_pixels=sys.maxsize
+                )
             except BitstreamError as exc:
                 raise OSError(str(exc)) from exc
             self._blob = None
@@ -72,7 +75,8 @@ def _save(picture: Image.Image, file: IO[bytes], _: str | bytes) -> None:
     """Write an image of any mode; the options are those of `Codec` and its `encode`."""
     given = picture.encoderinfo
     options = {key: given[key] for key in OPTIONS if key in given}
-    file.write(_codec(given.get("encoder", "light")).encode(picture, **options))
+    encoder = file_name("an encoder", given.get("encoder", "light"))
+    file.write(_codec(encoder).encode(picture, **options))
 
 
 @cache

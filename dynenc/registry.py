@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dynenc.arguments import file_name
 from dynenc.errors import WeightsError
 from dynenc.latent_space import AUTOENCODER, SD1, LatentSpace
 
@@ -134,8 +135,9 @@ def numbered(number: int, kind: Kind) -> Model | None:
 def encoder_model(encoder: str) -> Model:
     """The model that files made with an encoder name: `IMPORTED` if it is a weight file.
 
-    Raises: WeightsError if it is neither a name nor a .safetensors file.
+    Raises: WeightsError if it is neither a name nor a .safetensors file; UsageError if no text.
     """
+    encoder = file_name("an encoder", encoder)
     return IMPORTED if is_weight_file(encoder) else named(encoder, "encoder")
 
 

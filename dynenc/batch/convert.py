@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import get_args
 
+from dynenc.arguments import file_name, function, number, patterns, whole
 from dynenc.batch import destination, local_engine
 from dynenc.batch.find import Listing, find
 from dynenc.batch.plan import Job, plan
@@ -137,26 +139,26 @@ def convert(
     settings = Settings(
         task=task,
         encode=EncodeOptions(
-            encoder=encoder,
+            encoder=file_name("an encoder", encoder),
             goal=goal,
-            effort=effort,
-            tune_for=tune_for,
+            effort=whole("effort", effort, 0, rate_control.MAX_EFFORT),
+            tune_for=file_name("a decoder", tune_for),
             keep_metadata=keep_metadata,
             scale=scale,
             keep_step=quality is None,
         ),
-        decode=DecodeOptions(decoder=decoder),
+        decode=DecodeOptions(decoder=file_name("a decoder", decoder)),
         input=InputOptions(
             recursive=recursive,
-            include=tuple(include),
-            exclude=tuple(exclude),
-            max_pixels=max_pixels,
+            include=patterns("include", include),
+            exclude=patterns("exclude", exclude),
+            max_pixels=whole("max_pixels", max_pixels),
             truncated=truncated,
         ),
         output=OutputOptions(
             suffix=_suffix(suffix),
             naming=naming,
-            shard_size=shard_size,
+            shard_size=None if shard_size is None else whole("shard_size", shard_size, 1),
             existing=existing,
             keep_mtime=keep_mtime,
         ),
@@ -164,21 +166,21 @@ def convert(
             device=device,
             engine=engine,
             address=address,
-            jobs=jobs,
-            batch_size=batch_size,
-            preview=preview,
+            jobs=None if jobs is None else whole("jobs", jobs, 1),
+            batch_size=None if batch_size is None else whole("batch_size", batch_size, 1),
+            preview=whole("preview", preview),
         ),
     )
+    if isinstance(inputs, bytes) or not isinstance(inputs, Iterable | os.PathLike):
+        raise UsageError(f"{inputs!r} is no name of an input, nor a list of them")
     named = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    if any(os.fspath(name) == "" for name in (*named, *([] if output is None else [output]))):
-        raise UsageError("an empty name stands for no file")
     return run(
         settings,
-        [names.plain(name) for name in named],
-        None if output is None else names.plain(output),
+        [names.plain(file_name("an input", name)) for name in named],
+        None if output is None else names.plain(file_name("an output", output)),
         dry_run=dry_run,
-        on_result=on_result,
-        on_step=on_step,
+        on_result=function("on_result", on_result),
+        on_step=function("on_step", on_step),
     )
 
 
@@ -186,7 +188,7 @@ def _suffix(suffix: str | None) -> str:
     """A suffix as given, with its dot; "" for None."""
     if suffix is None:
         return ""
-    bare = suffix.removeprefix(".")
+    bare = suffix.removeprefix(".") if isinstance(suffix, str) else ""
     if not bare or {"/", os.sep, "\0"} & set(bare):
         raise UsageError(f"{suffix!r} is not a suffix of file names")
     return "." + bare
@@ -266,10 +268,8 @@ def _check_encoding(settings: Settings) -> None:
     options = settings.encode
     if settings.task == "import" and options.goal.kind != "quality":
         raise UsageError("latents are imported with a quality, not with a target")
-    if options.goal.kind == "quality" and not 0 <= options.goal.value <= 100:
-        raise UsageError(f"quality {options.goal.value} is not within 0..100")
-    if not 0 <= options.effort <= rate_control.MAX_EFFORT:
-        raise UsageError(f"effort {options.effort} is not within 0..{rate_control.MAX_EFFORT}")
+    if options.scale is not None and not 0 < number("scale", options.scale) < math.inf:
+        raise UsageError(f"scale {options.scale:g} is not possible")
 
 
 def _plan(listing: Listing, output: str | None, settings: Settings) -> tuple[list[Job], Settings]:

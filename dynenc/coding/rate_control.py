@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from dynenc.arguments import number
 from dynenc.errors import TargetMissed, UsageError
 
 START, FINEST, COARSEST = 307, 16, 65_535  # step_q; finer ones cost bits and change no pixel
@@ -56,10 +57,10 @@ def goal(
         positive and finite, or strict comes without a target.
     """
     goals = [
-        Goal("quality", _number("quality", quality)) if quality is not None else None,
-        Goal("bpp", _number("target_bpp", target_bpp)) if target_bpp is not None else None,
+        Goal("quality", number("quality", quality)) if quality is not None else None,
+        Goal("bpp", number("target_bpp", target_bpp)) if target_bpp is not None else None,
         Goal("bytes", parse_size(target_size)) if target_size is not None else None,
-        Goal("dB", _number("target_psnr", target_psnr)) if target_psnr is not None else None,
+        Goal("dB", number("target_psnr", target_psnr)) if target_psnr is not None else None,
     ]
     given = [one for one in goals if one is not None]
     if len(given) > 1:
@@ -80,17 +81,11 @@ def goal(
     return replace(chosen, strict=strict)
 
 
-def _number(name: str, value: float) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{name} {value!r} is not a number") from None
-
-
 def parse_size(text: int | str) -> int:
     """Bytes of "5000", "5KB" (5,000), "5KiB" (5,120) or "1.5 MB"; raises UsageError."""
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) *([KMG]?I?B|)", str(text).strip(), re.I)
-    if match is None or match[2].upper() not in UNITS:
+    is_huge = match is not None and not math.isfinite(float(match[1]) * UNITS["GIB"])
+    if match is None or match[2].upper() not in UNITS or is_huge:
         raise UsageError(
             f"{text!r} is not a size: write bytes, or a number with KB, KiB, MB or MiB"
         )

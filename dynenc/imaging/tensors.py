@@ -41,6 +41,8 @@ def checked(picture: object) -> Tensor:
             f"a {type(picture).__name__} is not a picture: give a path, a Pillow image, an "
             "array or a tensor"
         )
+    if picture.layout != torch.strided or picture.is_meta:
+        raise ImageError("a sparse tensor, or one without data, is not a picture")
     if picture.dim() == 3:
         picture = picture[None]
     if picture.dim() != 4 or picture.shape[:2] != (1, 3):

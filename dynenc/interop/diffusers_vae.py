@@ -18,10 +18,12 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from dynenc import codec, registry
+from dynenc.arguments import file_name
 from dynenc.errors import WeightsError
 from dynenc.imaging import tensors
 from dynenc.latent_space import SD1
 from dynenc.networks import compat, loading
+from dynenc.networks.checks import check_batch
 from dynenc.networks.external_vae import load_decoder
 from dynenc.networks.tiling import SMALL_TILE
 
@@ -71,6 +73,7 @@ class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not ty
 
         Returns: an object with `latent_dist`, or without `return_dict` a tuple of it.
         """
+        check_batch("images", x, 3)
         with _weights_of(self.encoder) as device:
             mean = self.encoder(tensors.pad(x.to(device, self.dtype))) / SD1.scale
         moments = torch.cat([mean, torch.zeros_like(mean)], dim=1)
@@ -85,6 +88,7 @@ class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not ty
             generator: as pipelines pass it; there is nothing random here.
         Returns: an object with `sample`, or without `return_dict` a tuple of it.
         """
+        check_batch("latents", z, SD1.channels)
         parts = z.split(1) if self.use_slicing else [z]
         with _weights_of(self.decoder):
             sample = torch.cat([self.decoder(part * SD1.scale) for part in parts]).to(self.dtype)
@@ -145,6 +149,8 @@ def vae(
     Raises: WeightsError, DeviceError.
     """
     where = compat.pick_device(device)
+    encoder = file_name("an encoder", encoder)
+    decoder = file_name("a decoder", decoder)
     if encoder in registry.names("autoencoder"):
         raise WeightsError(f"the latents of the {encoder} are not those of Stable Diffusion")
     made: Vae = Vae(encoder, decoder)

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from dynenc.arguments import file_name, whole
 from dynenc.coding import bitstream
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.lat_file import LatFile, require_sd
@@ -68,10 +69,15 @@ class LatentDataset(Dataset[dict[str, Any]]):
         decoder: str = "embedded",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
+        if not isinstance(sources, Iterable | os.PathLike) or isinstance(sources, bytes):
+            raise UsageError(f"{sources!r} is no folder, tar or .lat file, nor a list of them")
         given = [sources] if isinstance(sources, str | os.PathLike) else sources
+        whole("max_pixels", max_pixels)
+        file_name("a decoder", decoder)
         self.pictures, self.decoder, self.max_pixels = pictures, decoder, max_pixels
         self.places: list[Place] = []
-        for name in map(names.plain, given):
+        for source in given:
+            name = names.plain(file_name("a folder, tar or .lat file", source))
             self.places += _shard(name) if is_tar(name) else _files(name)
         if not self.places:
             raise UsageError(f"there is no .lat file in {sources}: make some with 'dynenc encode'")
@@ -103,7 +109,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
             return bitstream.read_header(stream.read(bitstream.FIXED))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One sample; raises BitstreamError if its file is damaged or gone."""
+        """One sample; raises BitstreamError if its file is damaged or gone, or IndexError."""
+        if not hasattr(index, "__index__"):
+            raise UsageError(f"{index!r} is not the index of a sample")
         place = self.places[index]
         with _reading(place) as stream:
             start = stream.read(min(bitstream.FIXED, place.n_bytes))
@@ -139,7 +147,7 @@ class SameSizeBatches(Sampler[list[int]]):
         shuffle: draw samples and batches in a new order each time, the same for the same seed.
         drop_last: leave the smaller batches out.
         seed: of the order; `set_epoch` continues a sequence of orders.
-    Raises: ValueError if `batch_size` is not positive.
+    Raises: UsageError if `batch_size` is not positive, or the seed negative.
     """
 
     def __init__(
@@ -151,8 +159,10 @@ class SameSizeBatches(Sampler[list[int]]):
         drop_last: bool = False,
         seed: int = 0,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size} is not positive")
+        if not hasattr(dataset, "shapes"):
+            raise UsageError(f"a {type(dataset).__name__} is no data set with shapes of samples")
+        whole("batch_size", batch_size, 1)
+        whole("seed", seed)
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.seed, self.epoch = seed, 0
         self.groups: dict[tuple[int, int], list[int]] = {}
@@ -161,7 +171,7 @@ class SameSizeBatches(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration; each iteration also moves on by one."""
-        self.epoch = epoch
+        self.epoch = whole("epoch", epoch)
 
     def __len__(self) -> int:
         """The number of batches."""

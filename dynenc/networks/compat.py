@@ -27,6 +27,8 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     counts = {"cuda": max(1, torch.cuda.device_count()) if cuda else 0, "mps": int(mps), "cpu": 1}
+    if not isinstance(device, str | torch.device):
+        raise DeviceError(f"there is no device {device!r}", hint="use --device cpu or auto")
     if device == "auto":
         device = next(kind for kind, count in counts.items() if count)
     try:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynenc.latent_space import SD1
+from dynenc.networks.checks import check_batch
 from dynenc.networks.compat import in_bfloat16
 from dynenc.networks.layers import (
     ByteRows,
@@ -56,6 +57,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale."""
+        check_batch("images", image, 3, SD1.patch)
         stem, linear = self._products(image)
         with in_bfloat16(stem) if self.head.in_channels >= WIDE else nullcontext():
             rows = self.context(stem.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

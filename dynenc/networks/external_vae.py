@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dynenc import registry
+from dynenc.arguments import file_name
 from dynenc.errors import WeightsError
 from dynenc.networks import loading
-from dynenc.networks.compat import fast_dtype
+from dynenc.networks.compat import fast_dtype, pick_device
 from dynenc.networks.decoder_names import Choice, resolve
 from dynenc.networks.tiling import EMBEDDED_TILES, LARGE_TILE, SMALL_TILE, Decoder
 from dynenc.networks.vae_files import (
@@ -28,16 +29,17 @@ from dynenc.networks.vae_files import (
 logger = logging.getLogger(__name__)
 
 
-def load_decoder(name: str | Choice = "auto", device: torch.device | str = "cpu") -> Decoder:
+def load_decoder(name: str | Path | Choice = "auto", device: torch.device | str = "cpu") -> Decoder:
     """Load a decoder by name (see `decoder_names`) or as `resolve` chose it.
 
     Foreign decoders run in float16 on an accelerator, in bfloat16 on a CPU made for it, else in
     float32; the embedded one keeps float32 weights, and computes as `layers.in_bfloat16` says.
 
-    Raises: WeightsError if there is no such decoder, it cannot be read, or is not for SD latents.
+    Raises: WeightsError if there is no such decoder, it cannot be read, or is not for SD latents;
+        DeviceError if there is no such device; UsageError if the name is no text.
     """
-    choice = resolve(name) if isinstance(name, str) else name
-    device = torch.device(device)
+    choice = name if isinstance(name, Choice) else resolve(file_name("a decoder", name))
+    device = pick_device(device)
     if name == "auto":
         logger.debug("decoder: %s, %s", choice.name, choice.note)
     else:

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynenc.arguments import whole
+from dynenc.errors import UsageError
+from dynenc.networks.checks import check_batch, pair
 from dynenc.networks.compat import int8_linear
 
 Pair = int | tuple[int, int]  # one number for both, or (down, right)
@@ -35,8 +38,14 @@ class HybridDense(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, groups: int = 1) -> None:
         super().__init__()
+        for name, number in (
+            ("in_features", in_features),
+            ("out_features", out_features),
+            ("groups", groups),
+        ):
+            whole(name, number, 1)
         if in_features % groups or out_features % groups:
-            raise ValueError(f"{groups} groups do not divide {in_features} and {out_features}")
+            raise UsageError(f"{groups} groups do not divide {in_features} and {out_features}")
         self.groups = groups
         bound = (groups / in_features) ** 0.5
         shape = (groups, out_features // groups, in_features // groups)
@@ -47,6 +56,11 @@ class HybridDense(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Apply the layer: [..., in_features] -> [..., out_features]."""
+        width = self.weight.shape[0] * self.weight.shape[2]
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            raise UsageError("the inputs must be a tensor of floats")
+        if inputs.dim() == 0 or inputs.shape[-1] != width:
+            raise UsageError(f"the inputs must be [..., {width}], not {list(inputs.shape)}")
         columns = inputs.reshape(1, -1, inputs.shape[-1]).transpose(1, 2)
         return self.columns(columns).transpose(1, 2).reshape(*inputs.shape[:-1], -1)
 
@@ -76,7 +90,7 @@ class DynamicConv(nn.Module):
     the padding, which is with zeros.
 
     Shapes: [B, in_channels, H, W] -> [B, out_channels, H', W'], H' and W' as for `nn.Conv2d`.
-    Raises: ValueError as `nn.Conv2d` does.
+    Raises: UsageError, a ValueError, where `nn.Conv2d` raises one.
     """
 
     def __init__(
@@ -94,10 +108,22 @@ class DynamicConv(nn.Module):
         batch_norm: bool = True,
     ) -> None:
         super().__init__()
-        # checks the arguments, and says what a plain convolution of them would do
-        like = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, device="meta"
-        )
+        numbers = {"in_channels": in_channels, "out_channels": out_channels}
+        for name, number in (numbers | {"groups": groups, "hidden": hidden}).items():
+            whole(name, number, 1)
+        pairs = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+        for name, value in pairs.items():
+            pair(name, value, 1)
+        if not isinstance(padding, str):
+            pair("padding", padding, 0)
+        try:  # says what else is wrong, and what a plain convolution of these would do
+            like = nn.Conv2d(
+                *(in_channels, out_channels, kernel_size, stride, padding, dilation, groups),
+                device="meta",
+            )
+        except ValueError as exc:
+            raise UsageError(str(exc)) from exc
+        self.in_channels = in_channels
         self.kernel_size, self.stride, self.dilation = like.kernel_size, like.stride, like.dilation
         self.padding, self.groups, self.hidden = like.padding, groups, hidden
         size = like.weight[0].numel()
@@ -114,6 +140,14 @@ class DynamicConv(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Convolve: [B, in_channels, H, W] -> [B, out_channels, H', W']."""
+        check_batch("images", image, self.in_channels)
+        if isinstance(self.padding, tuple) and not torch.compiler.is_compiling():
+            reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            sides = zip(image.shape[2:], self.padding, reach, strict=True)
+            if any(side + 2 * padding < least for side, padding, least in sides):
+                raise UsageError(
+                    f"images of {list(image.shape[2:])} px are smaller than the kernel"
+                )
         rows, bias = self.rows()
         products = self._products(rows, bias, image)
         rows_last = products.flatten(2).transpose(1, 2)

@@ -9,6 +9,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dynenc import registry
+from dynenc.arguments import file_name
 from dynenc.errors import WeightsError
 from dynenc.io.writing import writing
 from dynenc.networks import published
@@ -42,14 +43,15 @@ def load_named(name: str, kind: registry.Network) -> nn.Module:
     return network.get_submodule(kind) if isinstance(network, Autoencoder) else network
 
 
-def load_encoder(name: str = "light") -> Encoder | published.PublishedEncoder:
+def load_encoder(name: str | Path = "light") -> Encoder | published.PublishedEncoder:
     """An encoder: image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale.
 
     Args:
         name: of `models.names("encoder")`, or a .safetensors file as of `load_path`. The latents of
             "autoencoder" are its own.
-    H and W must be multiples of 8. Raises: WeightsError.
+    H and W must be multiples of 8. Raises: WeightsError, UsageError.
     """
+    name = file_name("an encoder", name)
     if registry.encoder_model(name).kind != "foreign":
         return load_named(name, "encoder")
     network = load_path(Path(name))

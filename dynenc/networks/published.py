@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dynenc.errors import WeightsError
 from dynenc.latent_space import SD1
+from dynenc.networks.checks import check_batch
 from dynenc.networks.encoder import to_floats
 from dynenc.networks.layers import EPSILON
 
@@ -116,6 +117,7 @@ class PublishedEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode each picture by its own statistics, whatever stands beside it in the batch."""
+        check_batch("images", image, 3, SD1.patch)
         pictures = to_floats(image)
         return SD1.scale * torch.cat([self.latents(one[None]) for one in pictures])
 

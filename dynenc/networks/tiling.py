@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynenc.latent_space import SD1
+from dynenc.networks.checks import check_batch
 from dynenc.networks.compat import in_bfloat16
 from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder
 
@@ -77,6 +78,7 @@ class Decoder(nn.Module):
         Tiles are equally large, overlap, and are blended linearly: diffusers' own tiling leaves a
         narrow strip as the last tile, whose statistics are its own.
         """
+        check_batch("latents", latents, SD1.channels)
         latents = latents.clamp(-LIMIT, LIMIT)
         precise = not _suit_bfloat16(latents)
         rows, columns = (

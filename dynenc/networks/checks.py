@@ -1,0 +1,37 @@
+"""Checks of the tensors and sizes that networks are given, which raise UsageError."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynenc import arguments
+from dynenc.errors import UsageError
+
+
+def check_batch(what: str, tensor: Any, channels: int, multiple: int = 1) -> None:
+    """Refuse what is not a tensor [B, channels, H, W] of floats, or of bytes.
+
+    Args:
+        what: it is, for the message.
+        multiple: of H and W. They may not be 0 either.
+    Nothing is checked while a network is traced or compiled, where sizes may be symbols.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return
+    if not isinstance(tensor, Tensor):
+        raise UsageError(f"{what} must be a tensor, not {type(tensor).__name__}")
+    shape = list(tensor.shape)
+    if len(shape) != 4 or shape[1] != channels or not all(side > 0 for side in shape[2:]):
+        raise UsageError(f"{what} must have the shape [B, {channels}, H, W], not {shape}")
+    if any(side % multiple for side in shape[2:]):
+        raise UsageError(f"the sides of {what}, {shape[2:]}, must be multiples of {multiple}")
+    if not (tensor.is_floating_point() or tensor.dtype == torch.uint8):
+        raise UsageError(f"{what} must hold floats, not {tensor.dtype}")
+
+
+def pair(name: str, value: Any, least: int) -> Any:
+    """A whole number, or two of them, as layers of torch take them."""
+    for number in value if isinstance(value, tuple | list) and len(value) == 2 else (value,):
+        arguments.whole(name, number, least)
+    return value
