@@ -143,6 +143,10 @@ int64_t dynenc_points(const dynenc_call *call, const int32_t *symbols, int32_t *
         return error;
     if (!points || !dynenc_are_symbols(&job, symbols))
         return DYNENC_BAD_ARGUMENT;
-    dynenc_enter_all(&job, symbols, points);
+    if (job.lattice == DYNENC_TRELLIS)
+        dynenc_enter_all(&job, symbols, points);
+    else
+        for (int64_t i = 0; i < (int64_t)call->channels * call->height * call->width; i++)
+            points[i] = 2 * symbols[i];
     return 0;
 }

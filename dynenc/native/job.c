@@ -91,6 +91,7 @@ int64_t dynenc_start(Job *job, const dynenc_call *call) {
     while (divisor >> (job->inverse_bits - 26))
         job->inverse_bits++;
     job->inverse = ((1ull << job->inverse_bits) + divisor - 1) / divisor;
+    job->extra = MAX_OUTPUT / (16 * job->step_q) + 1;
     return 0;
 }
 
@@ -144,32 +145,29 @@ void dynenc_run_network(Job *job, const Plane *plane) {
     job->kernels.run_network(&call, job->values, count, job->outputs, job->output_stride);
 }
 
-/* Latents in 1/128, saturated, of a point in half steps. */
-static inline int32_t value_of(int32_t point, int32_t step_q) {
-    const int32_t most = 16 * MAX_VALUE / step_q + 1; /* from here on all saturate */
-    const int32_t value = (clamp32(point, -most, most) * step_q + 8) >> 4;
-    return clamp32(value, -MAX_VALUE, MAX_VALUE);
-}
-
 void dynenc_leave_plane(Job *job, const Plane *plane, const int32_t *symbols, int32_t *points) {
     static const uint8_t plain[STATES][2] = {{0}};
     const uint8_t(*next)[2] = job->lattice == DYNENC_TRELLIS ? NEXT_STATE : plain;
-    const Grid *grid = &job->grid;
-    const int32_t rows = rows_of(grid, plane), columns = columns_of(grid, plane);
-    const int64_t first = start_of(grid, plane->channel, plane->row, plane->column);
-    for (int32_t y = 0; y < grid->rows; y++) {
-        uint8_t *states = job->states + y * grid->stride;
+    const Grid grid = job->grid; /* a copy, which no store may change: nothing is read twice */
+    const int32_t step_q = job->step_q;
+    const int32_t most = 16 * MAX_VALUE / step_q + 1; /* half steps; from here on values saturate */
+    const int32_t rows = rows_of(&grid, plane), columns = columns_of(&grid, plane);
+    const int64_t first = start_of(&grid, plane->channel, plane->row, plane->column);
+    for (int32_t y = 0; y < grid.rows; y++) {
+        uint8_t *states = job->states + y * grid.stride;
         const int32_t inside = y < rows ? columns : 0;
-        int16_t *values = job->values + first + y * grid->stride;
+        const uint32_t place = place_of(&grid, plane, y, 0);
+        int16_t *values = job->values + first + y * grid.stride;
         for (int32_t x = 0; x < inside; x++) {
-            const uint32_t place = place_of(grid, plane, y, x);
-            const int32_t symbol = symbols[place], point = 2 * symbol + (states[x] & 1);
-            values[x] = (int16_t)value_of(point, job->step_q);
-            states[x] = next[states[x]][symbol & 1];
+            const int32_t symbol = symbols[place + 4 * (uint32_t)x], point = 2 * symbol + (states[x] & 1);
+            const int32_t value = (clamp32(point, -most, most) * step_q + 8) >> 4;
             if (points)
-                points[place] = point;
+                points[place + 4 * (uint32_t)x] = point;
+            else
+                values[x] = (int16_t)clamp32(value, -MAX_VALUE, MAX_VALUE);
+            states[x] = next[states[x]][symbol & 1];
         }
-        for (int32_t x = inside; x < grid->columns; x++)
+        for (int32_t x = inside; x < grid.columns; x++)
             states[x] = next[states[x]][0];
     }
 }
@@ -184,24 +182,26 @@ void dynenc_enter_all(Job *job, const int32_t *symbols, int32_t *points) {
 
 void dynenc_find_contexts(Job *job, const Plane *plane) {
     const int32_t rows = rows_of(&job->grid, plane), columns = columns_of(&job->grid, plane);
-    Contexts *contexts = &job->contexts;
-    contexts->count = 0;
+    const Job here = *job; /* a copy, which no store may change */
+    const Contexts contexts = job->contexts;
+    int64_t i = 0;
     for (int32_t y = 0; y < rows; y++) {
-        const int64_t row = y * job->grid.stride;
-        const int32_t *expected = job->outputs + row;
-        const int32_t *scale = expected + job->output_stride;
-        const int32_t *activity = scale + job->output_stride;
-        for (int32_t x = 0; x < columns; x++) {
-            const int64_t i = contexts->count++;
-            const int32_t shift = job->states[row + x] & 1;
-            const int32_t eighths = eighths_of(job, expected[x]) - FRACTIONS / 2 * shift;
+        const int64_t row = y * here.grid.stride;
+        const uint32_t place = place_of(&here.grid, plane, y, 0);
+        const int32_t *expected = here.outputs + row;
+        const int32_t *scale = expected + here.output_stride;
+        const int32_t *activity = scale + here.output_stride;
+        for (int32_t x = 0; x < columns; x++, i++) {
+            const int32_t shift = here.states[row + x] & 1;
+            const int32_t eighths = eighths_of(&here, expected[x]) - FRACTIONS / 2 * shift;
             const int32_t centre = (eighths + FRACTIONS / 2) >> 3;
             const int32_t fraction = eighths - FRACTIONS * centre; /* -4..3 */
             const int32_t folded = fraction < 0;
-            contexts->tables[i] = (uint8_t)(scale_of(job, scale[x], activity[x]) * VARIANTS +
+            contexts.tables[i] = (uint8_t)(scale_of(&here, scale[x], activity[x]) * VARIANTS +
                                          (folded ? -fraction : fraction));
-            contexts->expected[i] = 2 * centre + folded;
-            contexts->places[i] = place_of(&job->grid, plane, y, x);
+            contexts.expected[i] = 2 * centre + folded;
+            contexts.places[i] = place + 4 * (uint32_t)x;
         }
     }
+    job->contexts.count = i;
 }

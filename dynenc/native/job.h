@@ -37,7 +37,7 @@ typedef struct {
     Grid grid;
     int32_t step_q, level, octave_shift; /* level: of the step, as far as networks know it */
     uint64_t inverse;                    /* of 16 * step_q, in 2^-inverse_bits */
-    int32_t inverse_bits;
+    int32_t inverse_bits, extra;         /* extra * 16 * step_q is above all outputs */
     int16_t *values;                     /* [grid.length], 1/128 */
     int32_t *outputs;                    /* [3, output_stride], of one plane */
     int64_t output_stride;
@@ -65,11 +65,11 @@ NetworkCall dynenc_network_call(const Job *job, const Plane *plane);
 /* Compute a plane's network at all its places, into job->outputs. */
 void dynenc_run_network(Job *job, const Plane *plane);
 
-/* Enter the values of a plane's known symbols and move the states of the paths on; `points`, if not
- * null, receives the symbols' places in half steps. */
+/* Enter the values of a plane's known symbols and move the states of the paths on. If `points` is not
+ * null, it receives the symbols' places in half steps, and no values are entered. */
 void dynenc_leave_plane(Job *job, const Plane *plane, const int32_t *symbols, int32_t *points);
 
-/* Enter the values of all symbols, beginning from states of 0. */
+/* As dynenc_leave_plane, of all symbols, beginning from states of 0. */
 void dynenc_enter_all(Job *job, const int32_t *symbols, int32_t *points);
 
 /* Rows and columns of a plane that are in the latents. */
@@ -106,9 +106,8 @@ void dynenc_find_contexts(Job *job, const Plane *plane);
 /* The expected point in eighths of a step: floor((output + 8 step_q) / (16 step_q)), |output| below
  * 2^24. */
 static inline int32_t eighths_of(const Job *job, int32_t output) {
-    const int32_t divisor = 16 * job->step_q, extra = MAX_OUTPUT / divisor + 1;
-    const uint64_t numerator = (uint64_t)(output + 8 * job->step_q + extra * divisor);
-    return (int32_t)(numerator * job->inverse >> job->inverse_bits) - extra;
+    const uint64_t numerator = (uint64_t)(output + (8 + 16 * job->extra) * job->step_q);
+    return (int32_t)(numerator * job->inverse >> job->inverse_bits) - job->extra;
 }
 
 /* The scale, quarter octaves of the standard deviation in steps, from two outputs. */
