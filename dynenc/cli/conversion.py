@@ -9,6 +9,7 @@ import typer
 from dynenc.batch.records import Task
 from dynenc.cli import console, options
 from dynenc.cli.commands import GENERAL, Section
+from dynenc.cli.option_groups import Encoding, Execution, Messages, Placement, Selection
 from dynenc.cli.options import SOURCES
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.errors import DynencError, UsageError
@@ -33,11 +34,11 @@ Lats = Annotated[list[str], typer.Argument(metavar="LAT...", help=f".lat files, 
 )
 def encode(
     images: Images,
-    encoding: options.Encoding,
-    selection: options.Selection,
-    placement: options.Placement,
-    execution: options.Execution,
-    messages: options.Messages,
+    encoding: Encoding,
+    selection: Selection,
+    placement: Placement,
+    execution: Execution,
+    messages: Messages,
     tune_for: options.TuneFor = "embedded",
     keep_metadata: options.KeepMetadata = False,
     max_pixels: options.MaxPixels = MAX_PIXELS,
@@ -75,10 +76,10 @@ def encode(
 )
 def decode(
     lats: Lats,
-    selection: options.Selection,
-    placement: options.Placement,
-    execution: options.Execution,
-    messages: options.Messages,
+    selection: Selection,
+    placement: Placement,
+    execution: Execution,
+    messages: Messages,
     decoder: options.Decoder = "auto",
     max_pixels: options.MaxPixels = MAX_PIXELS,
     suffix: options.ImageSuffix = None,
@@ -113,11 +114,11 @@ def decode(
 )
 def roundtrip(
     images: Images,
-    encoding: options.Encoding,
-    selection: options.Selection,
-    placement: options.Placement,
-    execution: options.Execution,
-    messages: options.Messages,
+    encoding: Encoding,
+    selection: Selection,
+    placement: Placement,
+    execution: Execution,
+    messages: Messages,
     decoder: options.Decoder = "auto",
     max_pixels: options.MaxPixels = MAX_PIXELS,
     truncated: options.Truncated = False,
@@ -157,9 +158,9 @@ def roundtrip(
 def export_latents(
     lats: Lats,
     to: options.LatentForm,
-    selection: options.Selection,
-    placement: options.Placement,
-    messages: options.Messages,
+    selection: Selection,
+    placement: Placement,
+    messages: Messages,
     max_pixels: options.MaxPixels = MAX_PIXELS,
     jobs: options.Jobs = None,
 ) -> None:
@@ -188,9 +189,9 @@ def import_latents(
             metavar="FILE...", help=f"{', '.join(LATENT_FORMS.values())} files, {SOURCES}"
         ),
     ],
-    selection: options.Selection,
-    placement: options.Placement,
-    messages: options.Messages,
+    selection: Selection,
+    placement: Placement,
+    messages: Messages,
     quality: options.ImportQuality = None,
     scale: options.Scale = None,
     jobs: options.Jobs = None,
@@ -221,8 +222,8 @@ def _arguments(*groups: object) -> dict[str, Any]:
 def convert(
     task: Task,
     inputs: list[str],
-    placement: options.Placement,
-    messages: options.Messages,
+    placement: Placement,
+    messages: Messages,
     *,
     show: bool = False,
     **arguments: Any,
@@ -273,7 +274,7 @@ def convert(
             raise typer.Exit(DynencError.exit_code)
 
 
-def _refuse_terminals(task: Task, inputs: list[str], placement: options.Placement) -> None:
+def _refuse_terminals(task: Task, inputs: list[str], placement: Placement) -> None:
     """Raise UsageError if binary data would be read from, or written to, a terminal."""
     if placement.force or placement.dry_run:
         return

@@ -1,0 +1,233 @@
+"""Groups of options that commands share as a whole; each field becomes an option of the command."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import typer
+
+from dynenc.batch.records import Existing
+from dynenc.cli.commands import GENERAL
+from dynenc.cli.options import (
+    EXECUTION,
+    INPUT,
+    OUTPUT,
+    QUALITY,
+    Device,
+    Encoder,
+    Force,
+    Jobs,
+    Quality,
+    Quiet,
+)
+from dynenc.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How images are encoded."""
+
+    encoder: Encoder = "light"
+    quality: Quality = None
+    target_bpp: Annotated[
+        float | None,
+        typer.Option(
+            metavar="BPP",
+            rich_help_panel=QUALITY,
+            help="Instead of a quality: the best file of at most BPP bits per pixel.",
+        ),
+    ] = None
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            rich_help_panel=QUALITY,
+            help="Instead of a quality: the best file of at most BYTES, such as 5KB or 5KiB.",
+        ),
+    ] = None
+    target_psnr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DB",
+            rich_help_panel=QUALITY,
+            help="Instead of a quality: the smallest file that decodes with a PSNR of DB.",
+        ),
+    ] = None
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            rich_help_panel=QUALITY,
+            help="Fail, with exit code 12, if a target is missed by more than 3 %.",
+        ),
+    ] = False
+    effort: Annotated[
+        int,
+        typer.Option(
+            metavar="0..9",
+            min=0,
+            max=9,
+            rich_help_panel=QUALITY,
+            help="Refine the latents by gradient descent: slower, for a better image in no more "
+            "bytes.",
+        ),
+    ] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which files of folders and patterns are taken."""
+
+    recursive: Annotated[
+        bool,
+        typer.Option(
+            "--recursive",
+            "-r",
+            rich_help_panel=INPUT,
+            help="Include sub-folders; outputs keep this structure.",
+        ),
+    ] = False
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            rich_help_panel=INPUT,
+            help="Take only names that match, such as '*.png', or 'cats/*' below the folder; "
+            "may be repeated.",
+        ),
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            rich_help_panel=INPUT,
+            help="Leave out names that match; may be repeated.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where outputs are written, and what happens to those that exist."""
+
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            rich_help_panel=OUTPUT,
+            help="Output folder or URL, or for a single input the output file; '-' writes to "
+            "standard output.",
+        ),
+    ] = None
+    force: Force = False
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update",
+            "-u",
+            rich_help_panel=OUTPUT,
+            help="Redo outputs that are older than their input or made with other settings.",
+        ),
+    ] = False
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing",
+            rich_help_panel=OUTPUT,
+            help="Keep existing outputs; the default for more than one input.",
+        ),
+    ] = False
+    naming: Annotated[
+        Literal["replace", "keep"],
+        typer.Option(
+            "--name",
+            metavar="replace|keep",
+            rich_help_panel=OUTPUT,
+            help="Replace the suffix of the input (a.lat), or keep it (a.jpg.lat).",
+        ),
+    ] = "replace"
+    keep_mtime: Annotated[
+        bool,
+        typer.Option(
+            "--keep-mtime",
+            rich_help_panel=OUTPUT,
+            help="Give each output the modification time of its input.",
+        ),
+    ] = False
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            rich_help_panel=OUTPUT,
+            help="Print which output each input would get, and write nothing.",
+        ),
+    ] = False
+    report: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=OUTPUT,
+            help="Write a row for each image to a .csv or .jsonl file. One that exists is "
+            "continued; --force starts afresh.",
+        ),
+    ] = None
+
+    @property
+    def existing(self) -> Existing | None:
+        """What to do about existing outputs; None is the library's choice. Raises UsageError."""
+        flags: dict[Existing, bool] = {
+            "force": self.force,
+            "update": self.update,
+            "skip": self.skip_existing,
+        }
+        given = [existing for existing, flag in flags.items() if flag]
+        if len(given) > 1:
+            raise UsageError(
+                "--force, --update and --skip-existing exclude each other", hint="choose one"
+            )
+        return given[0] if given else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where the work is done."""
+
+    device: Device = "auto"
+    jobs: Jobs = None
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(
+            metavar="local|ray",
+            rich_help_panel=EXECUTION,
+            help="Run on this machine or on a Ray cluster.",
+        ),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            rich_help_panel=EXECUTION,
+            help="Ray cluster: auto, HOST:PORT or ray://HOST:PORT. [default: start one here]",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Messages:
+    """What is printed beside the results."""
+
+    quiet: Quiet = False
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            rich_help_panel=GENERAL,
+            help="Print what is done, and tracebacks of unexpected errors.",
+        ),
+    ] = False
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", rich_help_panel=GENERAL, help="Print a JSON object for each image."),
+    ] = False
