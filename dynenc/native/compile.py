@@ -20,7 +20,9 @@ FOLDER = Path(__file__).resolve().parent
 LIBRARY = FOLDER / ("_kernel.dll" if sys.platform == "win32" else "_kernel.so")
 FALLBACK = "ziglang>=0.13"  # a C compiler as a wheel
 # no multiply-add may be fused: all machines give the same bytes
-FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-shared"]
+FLAGS = [
+    *("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-shared"),
+]
 PROBE = "#include <stdint.h>\n#include <string.h>\nint32_t probe(void) { return 0; }\n"
 
 

@@ -1,4 +1,4 @@
-/* dynenc's native kernel: entropy coding and quantisation of latents.
+/* dynenc's native kernel: pixels to latents; quantisation and entropy coding of latents.
  *
  * No function allocates memory or has global state, but for what the CPU is found to be able to do, and
  * all may run in several threads at once. Memory
@@ -30,6 +30,7 @@ enum dynenc_error {
     DYNENC_TOO_FAR = -7,      /* coder: a neighbour is no channel, or over 4 rows or columns away */
     DYNENC_NOT_CAUSAL = -8,   /* coder: a network reads symbols that are coded later */
     DYNENC_BAD_COUNTS = -9,   /* coder: the counts of a table do not sum to 2^16 */
+    DYNENC_BAD_WEIGHTS = -10, /* encoder: a weight is not finite, or beyond 256 */
 };
 
 /* Instruction sets. Each gives the same bytes. */
@@ -145,5 +146,38 @@ DYNENC_API int64_t dynenc_pixels_workspace(const dynenc_pixels_call *call);
 
 /* Decode; the pixels of a part are those of the whole. Returns 0. */
 DYNENC_API int64_t dynenc_pixels(const dynenc_pixels_call *call);
+
+/* Bytes of the encoder of `width` features, a multiple of 16 up to 256, and 0..16 blocks. */
+DYNENC_API int64_t dynenc_encoder_size(int32_t width, int32_t blocks);
+
+/* Build an encoder of SD latents in encoder[0..size), aligned to 64 bytes.
+ *
+ * tensors[0..length), of magnitude 256 at most: stem weight [2 width, 3, 8, 8] and bias [2 width]; of
+ * each block norm weight and bias [width], spatial weight [width, width, 3, 3] and bias [width], gate
+ * weight [2 width, width] and bias [2 width], mix weight [width, width] and bias [width]; linear
+ * weight [4, 3, 8, 8] and bias [4]; head weight [4, width] and bias [4]. Returns 0. */
+DYNENC_API int64_t dynenc_encoder_init(void *encoder, int64_t size, int32_t width, int32_t blocks,
+                                       const float *tensors, int64_t length);
+
+/* An RGB picture on its way to latents. */
+typedef struct {
+    const void *encoder;
+    int32_t path;
+    int32_t height, width;  /* pixels, 1..65536 */
+    const uint8_t *pixels;  /* [height, width, 3] */
+    int64_t row_bytes;      /* from one row to the next, at least 3 * width */
+    void *workspace;
+    int64_t workspace_size;
+} dynenc_picture;
+
+/* Bytes of the workspace that an encoder needs for pictures of a width. */
+DYNENC_API int64_t dynenc_latents_workspace(const void *encoder, int32_t width);
+
+/* Encode a picture to latents [4, ceil(height / 8), ceil(width / 8)]; its edge is repeated up to whole
+ * patches. Returns 0.
+ *
+ * Weights and features are integers of 16 bits where layers multiply them, so sums are exact, and
+ * floats in between, in operations of a fixed order: every path gives the same latents. */
+DYNENC_API int64_t dynenc_latents(const dynenc_picture *picture, float *latents);
 
 #endif

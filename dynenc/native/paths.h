@@ -15,6 +15,9 @@
  * gather(p, a, b)        int16 a[LANES] and b[LANES] to int16 p[2 * LANES], interleaved
  * store(p, s)            VEC to int32 p[LANES]
  * store_pairs(p, a, b)   lanes of two VEC within int16 to int16 p[2 * LANES], interleaved
+ * multiply_add_bytes(s, x, w)  if there is one: s + the sum of the products of 4 uint8 and 4 int8 in
+ *                        each lane; x and w are VEC
+ * load(p)                VEC of LANES * 4 bytes, with multiply_add_bytes
  *
  * After them SELECT(path, name) is the function PATH(name) of a path.
  */
@@ -140,6 +143,8 @@ static ALWAYS_INLINE __m128i unit_sse2(__m128i s) {
 #define load_pairs(p) _mm512_loadu_si512(p)
 #define load_weights(p) _mm512_set1_epi32(*(p))
 #define multiply_add(s, x, w) _mm512_dpwssd_epi32((s), (x), (w))
+#define multiply_add_bytes(s, x, w) _mm512_dpbusd_epi32((s), (x), (w))
+#define load(p) _mm512_loadu_si512(p)
 #define unit(s)                                                                             \
     _mm512_min_epi32(_mm512_max_epi32(_mm512_srai_epi32((s), 10), _mm512_setzero_si512()), \
                      _mm512_set1_epi32(MAX_VALUE))

@@ -14,3 +14,5 @@
 #undef gather
 #undef store
 #undef store_pairs
+#undef multiply_add_bytes
+#undef load

@@ -1,0 +1,85 @@
+"""The encoders without hidden units in the native kernel: RGB pixels of 8 bits -> SD latents.
+
+Layers multiply integers, and what is float in between is computed in one fixed order, so that the
+latents are the same on every machine. Never imports torch.
+"""
+
+import ctypes
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from dynenc.latent_space import SD1
+from dynenc.native import kernel
+from dynenc.native.kernel import Bytes, Floats
+
+WIDTHS = range(16, 257, 16)  # features that the kernel computes
+LAYERS = ("norm", "spatial", "gate", "mix")  # of a block
+
+
+class Picture(ctypes.Structure):
+    """`dynenc_picture` of dynenc.h."""
+
+    _fields_ = (
+        ("encoder", ctypes.c_void_p),
+        ("path", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("pixels", ctypes.c_void_p),
+        ("row_bytes", ctypes.c_int64),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_size", ctypes.c_int64),
+    )
+
+
+def names(blocks: int) -> list[str]:
+    """The names of an encoder's tensors, in the order of the kernel and of its state dict."""
+    context = [f"context.{block}.{layer}" for block in range(blocks) for layer in LAYERS]
+    layers = ["stem", *context, "linear", "head"]
+    return [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+
+
+def flattened(tensors: Mapping[str, npt.NDArray[np.floating]], blocks: int) -> Floats:
+    """All tensors of an encoder in a row, float32."""
+    return np.concatenate([tensors[name].ravel() for name in names(blocks)]).astype(np.float32)
+
+
+class Encoder:
+    """The weights of an encoder, packed; shared by all threads.
+
+    Args:
+        tensors: as `flattened` returns them.
+        width: features, of `WIDTHS`.
+        blocks: 0..16.
+    Raises: WeightsError if a weight is not finite or beyond 256.
+    """
+
+    def __init__(self, tensors: Floats, width: int, blocks: int) -> None:
+        library = kernel.library()
+        size = kernel.checked(library.dynenc_encoder_size(width, blocks))
+        self._memory = kernel.aligned(size)
+        place, length = kernel.pointer(self._memory), ctypes.c_int64(len(tensors))
+        values = kernel.pointer(tensors)
+        init = library.dynenc_encoder_init
+        kernel.checked(init(place, ctypes.c_int64(size), width, blocks, values, length))
+
+    def latents(self, pixels: Bytes) -> Floats:
+        """Encode an RGB picture [H, W, 3], sides of any length: [4, ceil(H / 8), ceil(W / 8)].
+
+        Its edge is repeated up to whole patches.
+        """
+        if pixels.strides[1:] != (3, 1) or pixels.strides[0] < 0:
+            pixels = np.ascontiguousarray(pixels)
+        height, width, _ = pixels.shape
+        latents = np.empty((SD1.channels, *SD1.size(height, width)), np.float32)
+        encoder = kernel.pointer(self._memory)
+        size = kernel.checked(kernel.library().dynenc_latents_workspace(encoder, width))
+        workspace = kernel.workspace(size)
+        path = kernel.path_of(os.environ.get(kernel.VARIABLE, ""))
+        pixels_at = pixels.ctypes.data, pixels.strides[0]
+        picture = Picture(encoder, path, height, width, *pixels_at, workspace.ctypes.data, size)
+        call = kernel.library().dynenc_latents
+        kernel.checked(call(ctypes.byref(picture), kernel.pointer(latents)))
+        return latents
