@@ -10,12 +10,15 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import load as load_tensors
 
+from dynenc import registry
 from dynenc.latent_space import SD1
 from dynenc.native import kernel
 from dynenc.native.kernel import Bytes, Floats
 
 WIDTHS = range(16, 257, 16)  # features that the kernel computes
+MAX_BLOCKS = 16
 LAYERS = ("norm", "spatial", "gate", "mix")  # of a block
 
 
@@ -43,7 +46,20 @@ def names(blocks: int) -> list[str]:
 
 def flattened(tensors: Mapping[str, npt.NDArray[np.floating]], blocks: int) -> Floats:
     """All tensors of an encoder in a row, float32."""
-    return np.concatenate([tensors[name].ravel() for name in names(blocks)]).astype(np.float32)
+    parts = [tensors[name].ravel() for name in names(blocks)]
+    return np.concatenate(parts, dtype=np.float32)
+
+
+def has(hidden: int, width: int, blocks: int) -> bool:
+    """Whether the kernel computes an encoder of these arguments of `networks.encoder.Encoder`."""
+    return hidden == 0 and width in WIDTHS and blocks <= MAX_BLOCKS
+
+
+def load(model: registry.Model) -> "Encoder":
+    """The encoder of a model for which `has` holds; raises WeightsError."""
+    width, blocks = model.arguments["width"], model.arguments["blocks"]
+    tensors = load_tensors(registry.read_file(model))
+    return Encoder(flattened(tensors, blocks), width, blocks)
 
 
 class Encoder:
@@ -52,11 +68,12 @@ class Encoder:
     Args:
         tensors: as `flattened` returns them.
         width: features, of `WIDTHS`.
-        blocks: 0..16.
+        blocks: 0..`MAX_BLOCKS`.
     Raises: WeightsError if a weight is not finite or beyond 256.
     """
 
     def __init__(self, tensors: Floats, width: int, blocks: int) -> None:
+        self.tensors, self.width, self.blocks = tensors, width, blocks
         library = kernel.library()
         size = kernel.checked(library.dynenc_encoder_size(width, blocks))
         self._memory = kernel.aligned(size)
@@ -64,6 +81,9 @@ class Encoder:
         values = kernel.pointer(tensors)
         init = library.dynenc_encoder_init
         kernel.checked(init(place, ctypes.c_int64(size), width, blocks, values, length))
+
+    def __reduce__(self) -> tuple[type["Encoder"], tuple[Floats, int, int]]:
+        return Encoder, (self.tensors, self.width, self.blocks)  # copies keep the alignment
 
     def latents(self, pixels: Bytes) -> Floats:
         """Encode an RGB picture [H, W, 3], sides of any length: [4, ceil(H / 8), ceil(W / 8)].

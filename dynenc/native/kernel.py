@@ -68,8 +68,185 @@ def library() -> ctypes.CDLL:
     except (compile.NoCompiler, OSError) as exc:
         hint = str(exc) if in_checkout else "reinstall dynenc"
         raise DynencError(f"{compile.LIBRARY} cannot be loaded", hint=hint) from exc
-    for name in ("encoder_size", "encoder_init", "latents_workspace"):
+    for name in (
+        *("workspace_size", "coder_size", "coder_init", "encode", "decode"),
+        *("quantize", "points", "contexts", "gradient"),
+        *("encoder_size", "encoder_init", "latents_workspace", "latents"),
+        *("decoder_size", "decoder_init", "pixels_workspace", "pixels"),
+    ):
         getattr(found, f"dynenc_{name}").restype = ctypes.c_int64
-    for name in ("workspace_size", "coder_size", "coder_init", "encode", "decode"):
-        getattr(found, f"dynenc_{name}").restype = ctypes.c_int64
-    for name in ("quantize", "points", "contexts", "gradient", "latents"):
+    return found
+
+
+@cache
+def path_of(name: str) -> int:
+    """The number of an instruction set, of the fastest for ""; raises DynencError."""
+    here = [each for each, path in PATHS.items() if library().dynenc_has_path(path)]
+    if name and name not in here:
+        raise DynencError(f"{VARIABLE} is {name!r}", hint=f"here it may be {', '.join(here)}")
+    return PATHS[name or here[0]]
+
+
+def aligned(size: int) -> Bytes:
+    """Uninitialised memory as the kernel takes it."""
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size]
+
+
+def workspace(size: int) -> Bytes:
+    """Memory for one call, whatever it holds; the next call of the thread takes the same."""
+    memory: Bytes | None = getattr(_kept, "memory", None)
+    if memory is None or len(memory) < size:
+        memory = aligned(size)
+        if size <= KEPT:
+            _kept.memory = memory
+    return memory
+
+
+_kept = threading.local()
+
+
+def checked(result: int) -> int:
+    """What a function of the kernel returns, if it is no error."""
+    if result in FAULTS:
+        fault = FAULTS[result]
+        raise type(fault)(str(fault))
+    if result < 0:
+        raise ValueError(f"the native kernel refuses its arguments ({result})")
+    return result
+
+
+def pointer(array: npt.NDArray[np.generic]) -> ctypes.c_void_p:
+    """Address of a contiguous array."""
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def packed(
+    channels: int,
+    networks: Sequence[Sequence[npt.NDArray[np.integer]]],
+    counts: npt.NDArray[np.integer],
+    thresholds: npt.NDArray[np.integer],
+) -> Ints:
+    """The tensors of `Coder` in a row, as `dynenc_coder_init` takes them; raises WeightsError."""
+    sizes = [(len(n[0]), len(n[1]), len(n[2])) for n in networks]
+    header = np.array([channels, *counts.shape, len(thresholds), *np.ravel(sizes)])
+    parts = [header, *(tensor for network in networks for tensor in network), counts, thresholds]
+    flat = np.concatenate([np.ravel(part) for part in parts])
+    if np.abs(flat).max() > np.iinfo(np.int32).max:
+        raise WeightsError("the entropy coder's weights exceed exact arithmetic")
+    return flat.astype(np.int32)
+
+
+class Coder:
+    """The tables of an entropy coder on one lattice, checked and packed; shared by all threads.
+
+    Args:
+        networks: stage by stage, in a stage channel by channel: the integer tensors neighbours
+            [F, 3], hidden [H, F], middle [M, H], output [3, M + H + F] and bias [H + M + 3, 2].
+        counts: [T, R].
+        thresholds: [at most 256], the least numbers of the levels 1, 2, ...
+    Raises: WeightsError if they do not make an entropy coder.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        networks: Sequence[Sequence[npt.NDArray[np.integer]]],
+        counts: npt.NDArray[np.integer],
+        thresholds: npt.NDArray[np.integer],
+        *,
+        has_trellis: bool,
+    ) -> None:
+        tensors = packed(channels, networks, counts, thresholds)
+        length = ctypes.c_int64(len(tensors))
+        size = checked(library().dynenc_coder_size(pointer(tensors), length))
+        self.channels, self.has_trellis = channels, has_trellis
+        self._memory = aligned(size)
+        init = library().dynenc_coder_init
+        checked(init(pointer(self._memory), ctypes.c_int64(size), pointer(tensors), length))
+
+    def encode(self, symbols: Ints, step_q: int) -> bytes:
+        """The payload of symbols [C, h, w]; ValueError if one exceeds 32767."""
+        payload = np.empty(6 * symbols.size + 8, np.uint8)
+        room = ctypes.c_int64(len(payload))
+        call = self._call(symbols.shape, step_q)
+        length = call.run("encode", np.ascontiguousarray(symbols, np.int32), payload, room)
+        return payload[:length].tobytes()
+
+    def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Ints:
+        """The symbols [C, height, width] of a payload; Corrupt unless `encode` writes it."""
+        symbols = np.empty((self.channels, height, width), np.int32)
+        length = ctypes.c_int64(len(payload))
+        self._call(symbols.shape, step_q).run("decode", payload, length, symbols)
+        return symbols
+
+    def quantize(self, latents: Floats, step_q: int, bit: float) -> Ints:
+        """Quantise latents [C, h, w] to symbols; see `quantize`."""
+        return _quantize(self._call(latents.shape, step_q), latents, bit)
+
+    def contexts(self, symbols: Ints, step_q: int) -> tuple[Bytes, Ints, Ints, Ints]:
+        """Tables, expected symbols and signs, [C, h, w], and outputs of the networks [3, C, h, w].
+
+        See `dynenc_contexts` in dynenc.h.
+        """
+        tables = np.empty(symbols.shape, np.uint8)
+        expected, signs = np.empty((2, *symbols.shape), np.int32)
+        outputs = np.empty((3, *symbols.shape), np.int32)
+        call = self._call(symbols.shape, step_q)
+        symbols = np.ascontiguousarray(symbols, np.int32)
+        call.run("contexts", symbols, tables, expected, signs, outputs)
+        return tables, expected, signs, outputs
+
+    def gradient(self, symbols: Ints, by_output: Floats, step_q: int) -> Floats:
+        """Backpropagate [3, C, h, w] from the networks' outputs to context values [C, h, w]."""
+        by_value = np.empty(symbols.shape, np.float32)
+        call = self._call(symbols.shape, step_q)
+        symbols = np.ascontiguousarray(symbols, np.int32)
+        call.run("gradient", symbols, np.ascontiguousarray(by_output, np.float32), by_value)
+        return by_value
+
+    def _call(self, shape: tuple[int, ...], step_q: int) -> "_Run":
+        return _Run(shape, step_q, self._memory, has_trellis=self.has_trellis)
+
+
+def quantize(latents: Floats, step_q: int, *, has_trellis: bool) -> Ints:
+    """Quantise latents [C, h, w] to the symbols of least squared error on a lattice: [C, h, w]."""
+    return _quantize(_Run(latents.shape, step_q, None, has_trellis=has_trellis), latents, 0)
+
+
+def points(symbols: Ints, *, has_trellis: bool) -> Ints:
+    """Reconstruction points of symbols [C, h, w] of a lattice, in half steps: [C, h, w]."""
+    symbols = np.ascontiguousarray(symbols, np.int32)
+    found = np.empty(symbols.shape, np.int32)
+    _Run(symbols.shape, 1, None, has_trellis=has_trellis).run("points", symbols, found)
+    return found
+
+
+def _quantize(call: "_Run", latents: Floats, bit: float) -> Ints:
+    symbols = np.empty(latents.shape, np.int32)
+    latents = np.ascontiguousarray(latents, np.float32)
+    call.run("quantize", latents, ctypes.c_double(bit), symbols)
+    return symbols
+
+
+class _Run:
+    """One call for latents of a shape [C, h, w], with the memory that it works in."""
+
+    def __init__(
+        self, shape: tuple[int, ...], step_q: int, coder: Bytes | None, *, has_trellis: bool
+    ) -> None:
+        channels, height, width = shape
+        size = checked(library().dynenc_workspace_size(channels, height, width))
+        self.memory, self.coder = workspace(size), coder
+        path = path_of(os.environ.get(VARIABLE, ""))
+        address = None if coder is None else coder.ctypes.data
+        place = self.memory.ctypes.data
+        sizes = path, int(has_trellis), channels, height, width, step_q
+        self.call = Call(address, *sizes, place, size)
+
+    def run(self, name: str, *arguments: object) -> int:
+        """Call a function of the library; raises what `checked` does."""
+        values = (pointer(a) if isinstance(a, np.ndarray) else a for a in arguments)
+        return checked(getattr(library(), f"dynenc_{name}")(ctypes.byref(self.call), *values))

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynenc.latent_space import SD1
+from dynenc.native import encoder as native
 from dynenc.networks.checks import check_batch
 from dynenc.networks.compat import in_bfloat16
 from dynenc.networks.layers import (
@@ -41,6 +43,9 @@ class Encoder(nn.Module):
 
     Shapes: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale; H and W
     multiples of 8. It is fastest with the channels last in memory.
+
+    Without hidden units the native kernel encodes uint8 images on the CPU, with the weights of the
+    moment: inference alone, as nothing passes gradients there.
     """
 
     def __init__(self, hidden: int, width: int, blocks: int) -> None:
@@ -54,16 +59,39 @@ class Encoder(nn.Module):
         self.context = nn.Sequential(*(DynamicBlock(width) for _ in range(blocks)))
         self.linear = nn.Conv2d(3, SD1.channels, SD1.patch, SD1.patch)
         self.head = nn.Conv2d(width, SD1.channels, 1)
+        self._has_native = native.has(hidden, width, blocks)
+        self._native: native.Encoder | None = None  # of the weights when it was last needed
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale."""
         check_batch("images", image, 3, SD1.patch)
+        if self._has_native and self._is_inference_of_bytes(image):
+            return self._native_latents(image)
         stem, linear = self._products(image)
         with in_bfloat16(stem) if self.head.in_channels >= WIDE else nullcontext():
             rows = self.context(stem.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         rows = F.linear(rows, self.head.weight.flatten(1), self.head.bias)
         latents: Tensor = rows + linear
         return latents.permute(0, 3, 1, 2)
+
+    def _is_inference_of_bytes(self, image: Tensor) -> bool:
+        """Whether the kernel can take an image: uint8 on the CPU, and nothing learns or exports."""
+        weight = self.head.weight
+        return (
+            (image.dtype == torch.uint8 and image.is_cpu and weight.is_cpu)
+            and not (torch.is_grad_enabled() and weight.requires_grad)
+            and not torch.compiler.is_compiling()
+        )
+
+    def _native_latents(self, image: Tensor) -> Tensor:
+        """As `forward`, in the native kernel. The weights are compared, so they are never stale."""
+        tensors = {name: t.detach().float().numpy() for name, t in self.named_parameters()}
+        weights = native.flattened(tensors, len(self.context))
+        if self._native is None or not np.array_equal(self._native.tensors, weights):
+            self._native = native.Encoder(weights, self.head.in_channels, len(self.context))
+        encode = self._native.latents
+        found = [torch.from_numpy(encode(one.permute(1, 2, 0).numpy())) for one in image]
+        return torch.stack(found).to(self.head.weight.dtype)
 
     def features(self, image: Tensor) -> Tensor:
         """What the dynamic convolution and each block make of an image, at every patch of length 1.
