@@ -51,6 +51,13 @@ class DynencError(Exception):
         return f"{self}: {self.hint}" if self.hint else str(self)
 
 
+def named(error: DynencError, name: str) -> DynencError:
+    """An error with the name of the file that it is about, unless its message has that."""
+    if name in str(error) or isinstance(error, UnexpectedError):
+        return error
+    return type(error)(f"{name}: {error}", hint=error.hint)
+
+
 class UsageError(DynencError, ValueError):
     """An argument has a value that makes no sense."""
 

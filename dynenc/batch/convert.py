@@ -30,7 +30,7 @@ from dynenc.batch.records import (
 )
 from dynenc.coding import rate_control
 from dynenc.coding.bitstream import MAX_PIXELS
-from dynenc.errors import UnexpectedError, UsageError
+from dynenc.errors import UnexpectedError, UsageError, named
 from dynenc.io import names, storage
 from dynenc.io.writing import make_folder, sweep
 
@@ -260,7 +260,7 @@ def run(
     for folder in folders:  # of killed processes that had not quite ended when the run began
         sweep(folder)
     if single and summary.failures and (error := summary.failures[0].error):
-        raise error
+        raise named(error, names.shown(summary.failures[0].source)) from error
     return summary
 
 

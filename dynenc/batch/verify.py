@@ -5,15 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dynenc.coding.lat_file import LatFile, read_bytes
-from dynenc.errors import BitstreamError
+from dynenc.errors import BitstreamError, named
 from dynenc.imaging import extras
+from dynenc.io.names import shown
 
 
 def info_file(source: str, *, max_pixels: int) -> tuple[LatFile, int]:
     """A .lat file and its size in bytes; all of it is checked. Raises: BitstreamError."""
-    blob = read_bytes(source)
-    file = LatFile.parse(blob, max_pixels=max_pixels)
-    extras.from_chunks(file.chunks, file.header.width, file.header.height)
+    try:
+        blob = read_bytes(source)
+        file = LatFile.parse(blob, max_pixels=max_pixels)
+        extras.from_chunks(file.chunks, file.header.width, file.header.height)
+    except BitstreamError as exc:
+        raise named(exc, shown(source)) from exc
     return file, len(blob)
 
 
@@ -42,5 +46,5 @@ def _fault(source: str, max_pixels: int) -> str:
     try:
         info_file(source, max_pixels=max_pixels)
     except BitstreamError as exc:
-        return str(exc).removeprefix(f"{source} ")
+        return str(exc).removeprefix(source).removeprefix(":").lstrip()
     return ""

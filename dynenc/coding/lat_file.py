@@ -10,8 +10,9 @@ from dynenc import registry
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.bitstream import Chunk, Header
 from dynenc.coding.entropy import EntropyCoder, load_coder
-from dynenc.errors import BitstreamError, OtherLatents, UnknownModel
+from dynenc.errors import BitstreamError, OtherLatents, UnknownModel, named
 from dynenc.io import storage
+from dynenc.io.names import shown
 from dynenc.latent_space import SD1
 from dynenc.native.kernel import Floats, Ints
 
@@ -47,7 +48,10 @@ class LatFile:
     @classmethod
     def open(cls, source: str, *, max_pixels: int = bitstream.MAX_PIXELS) -> LatFile:
         """Read the file at a path or URL, or on stdin for '-'; raises BitstreamError."""
-        return cls.parse(read_bytes(source), max_pixels=max_pixels)
+        try:
+            return cls.parse(read_bytes(source), max_pixels=max_pixels)
+        except BitstreamError as exc:
+            raise named(exc, shown(source)) from exc
 
     @classmethod
     def of_symbols(

@@ -13,6 +13,11 @@ from urllib.parse import unquote, urlsplit
 STREAM = "-"  # stdin or stdout
 
 
+def shown(name: str) -> str:
+    """A name for messages."""
+    return "standard input" if name == STREAM else name
+
+
 def is_url(name: str) -> bool:
     """Whether a name is a URL rather than a local path; `plain` turns `file:` URLs into paths."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name) is not None

@@ -199,7 +199,7 @@ def test_damaged_files(command, damage, lat, tmp_path):
         }[damage]
     )
     options = [] if command == "info" else ["-o", tmp_path / "out.png"]
-    sentence(run(command, bad, *options), 4)
+    assert "bad.lat: " in sentence(run(command, bad, *options), 4)
     assert not (tmp_path / "out.png").exists()
 
 
