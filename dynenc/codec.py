@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 from dynenc import registry
@@ -24,6 +25,8 @@ from dynenc.coding.rate_control import MAX_EFFORT, Goal
 from dynenc.errors import UsageError
 from dynenc.imaging import arrays, extras, image, pixels
 from dynenc.imaging.arrays import Checked, Picture
+from dynenc.latent_space import SD1
+from dynenc.native import encoder as native
 from dynenc.native.kernel import Floats
 
 if TYPE_CHECKING:
@@ -81,7 +84,8 @@ class Codec:
         self.decoder_name = file_name("a decoder", decoder)
         self.model = registry.encoder_model(self.encoder_name)
         self._device = device
-        _ = self.backend
+        if not encodes_natively(self.model, device):
+            _ = self.backend
 
     @classmethod
     def from_pretrained(
@@ -94,6 +98,14 @@ class Codec:
         codec = cls(encoder, decoder, device)
         _ = codec.encoder, codec.decoder_of(codec.model)
         return codec
+
+    @cached_property
+    def native(self) -> native.Encoder | None:
+        """The encoder in the native kernel, which takes pixels of 8 bits; None: `encoder` alone."""
+        if not encodes_natively(self.model, self._device):
+            return None
+        logger.debug("encoder: %s in the native kernel", self.encoder_name)
+        return native.load(self.model)
 
     @cached_property
     def backend(self) -> Backend:
@@ -199,7 +211,16 @@ class Codec:
 
     def _latents(self, pictures: Sequence[Checked]) -> Floats:
         """Latents [B, C, h, w] of equally large pictures."""
-        return self.backend.latents(pictures)
+        pixels = [each for each in pictures if isinstance(each, Image.Image | np.ndarray)]
+        if self.native is None or len(pixels) < len(pictures):
+            return self.backend.latents(pictures)
+        size = arrays.size_of(pixels[0])
+        latents = np.empty((len(pixels), SD1.channels, *SD1.size(*size)), np.float32)
+        for tile in arrays.tiles(*size, self.native.blocks):
+            for found, picture in zip(latents, pixels, strict=True):
+                part = self.native.latents(arrays.part_of(picture, *tile.box))
+                found[(slice(None), *tile.latents)] = part[(slice(None), *tile.inner)]
+        return latents
 
     def decode(
         self, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
@@ -284,6 +305,12 @@ class _Encoding:
             return file
         given = self.latents, self.picture, self.effort, self.on_step
         return self.codec.backend.refined(file, *given, max_bytes)
+
+
+def encodes_natively(model: registry.Model, device: object) -> bool:
+    """Whether a model's encoder runs in the native kernel, so that encoding needs no torch."""
+    on_cpu = str(device) in ("auto", "cpu")  # faster than a GPU with all that goes with it
+    return on_cpu and model.kind == "encoder" and native.has(**model.arguments)
 
 
 def parse(file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS) -> LatFile:

@@ -67,7 +67,8 @@ def with_suffix(settings: Settings, file: str | None) -> Settings:
         )
     is_unknown = file and not own and not is_tar(file) and not is_stream(file)
     suffix = own or asked or ("" if is_unknown else SUFFIXES[task])
-    if task in ("encode", "import") and suffix.lower() in formats.suffixes():
+    makes_lat = task in ("encode", "import")
+    if makes_lat and suffix.lower() != SUFFIXES[task] and suffix.lower() in formats.suffixes():
         raise UsageError(
             f"{file or suffix} has the suffix of an image, but would be a .lat file",
             hint="name a .lat file with -o" if file else "leave out --suffix",

@@ -62,7 +62,8 @@ def find(task: Task, inputs: list[str], output: str | None, options: InputOption
     if not listing.files and not listing.unreadable:
         where = ", ".join(listing.folders) or "the list of inputs"
         raise ERRORS.get(task, ImageError)(f"{where} is empty", hint=hint)
-    suffixes = input_suffixes(task)
+    all_named = all(file.named for file in listing.files)
+    suffixes = frozenset[str]() if all_named else input_suffixes(task)  # which takes long
     listing.files, ignored = select(listing.files, suffixes, options.include, options.exclude)
     listing.n_ignored = len(ignored)
     if task in ("encode", "roundtrip"):

@@ -122,13 +122,15 @@ class _Pool:
     """Worker processes, and which job is where."""
 
     def __init__(self, jobs: Sequence[Job], settings: Settings, count: int | None) -> None:
+        from dynenc.batch.task import needs_networks
+
         self.rest: Iterator[Job] = iter(jobs)
         self.n_jobs = self.n_left = len(jobs)
         self.settings, self.count = settings, count
         self.suspects: deque[Job] = deque()  # a worker died over them: they go alone
         self.deaths: dict[Job, str] = {}
         self.workers: list[_Worker] = []
-        self.factory = Factory(needs_networks=settings.needs_networks)
+        self.factory = Factory(needs_networks=needs_networks(settings))
         self.inbox: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
 
     def run(self) -> Iterator[list[Result]]:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.rate_control import Goal
 from dynenc.errors import DynencError
-from dynenc.interop.forms import LATENT_FORMS
 
 Task = Literal["encode", "decode", "roundtrip", "export", "import"]
 Existing = Literal["refuse", "skip", "update", "force"]
@@ -88,12 +87,6 @@ class Settings:
     input: InputOptions = InputOptions()
     output: OutputOptions = OutputOptions()
     run: RunOptions = RunOptions()
-
-    @property
-    def needs_networks(self) -> bool:
-        """Whether the work needs torch, as far as is known before files are read."""
-        to_pt = self.output.suffix.lower() == LATENT_FORMS["pt"]
-        return to_pt if self.task == "export" else self.task != "import"
 
 
 @dataclass(frozen=True, slots=True)

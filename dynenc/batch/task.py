@@ -14,15 +14,17 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
+from dynenc import registry
 from dynenc.batch import inputs
 from dynenc.batch.records import Roundtrip, Settings
-from dynenc.codec import Codec
+from dynenc.codec import Codec, encodes_natively
 from dynenc.coding import bitstream
 from dynenc.coding.bitstream import Header
 from dynenc.coding.lat_file import LatFile, has_quality, read_bytes
 from dynenc.coding.rate_control import Goal
 from dynenc.imaging import extras, image, notes
 from dynenc.imaging.extras import Extras
+from dynenc.interop.forms import LATENT_FORMS
 from dynenc.io import storage
 from dynenc.io.storage import Readable
 from dynenc.io.writing import refuse_existing
@@ -120,6 +122,18 @@ class Task(ABC, Generic[T]):
         """
 
 
+def needs_networks(settings: Settings) -> bool:
+    """Whether a run needs torch, as far as is known before files are read."""
+    encode, task = settings.encode, settings.task
+    if task == "encode":
+        model, device = registry.encoder_model(encode.encoder), settings.run.device
+        decodes = encode.effort or encode.goal.kind == "dB"
+        return bool(decodes) or not encodes_natively(model, device)
+    if task == "export":
+        return settings.output.suffix.lower() == LATENT_FORMS["pt"]
+    return task != "import"
+
+
 class CodecTask(Task[T]):
     """A task that encodes or decodes images."""
 
@@ -132,7 +146,7 @@ class CodecTask(Task[T]):
     @property
     def device(self) -> str:
         """As of every task."""
-        return self.codec.device.type
+        return self.codec.device.type if needs_networks(self.settings) else "cpu"
 
 
 def load_lat(item: Input, settings: Settings) -> Loaded[ParsedLat]:

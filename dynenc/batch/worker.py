@@ -16,7 +16,6 @@ import queue
 import sys
 import threading
 from dataclasses import dataclass
-from multiprocessing import spawn
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,6 +63,8 @@ class Hello:
 
 def command(entry: str) -> list[str]:
     """The command line of a worker process; `entry` is what `enter` takes."""
+    from multiprocessing import spawn
+
     flags = ["-I", "-X", f"utf8={sys.flags.utf8_mode}"]  # file names are decoded as here
     if sys.dont_write_bytecode:
         flags.append("-B")

@@ -67,7 +67,7 @@ class Program(TyperGroup):
         """Run; a stdout that cannot be written ends it with one line, whatever was printed."""
         console.occupy_standard_streams()
         try:
-            with console.guarded_stdout():
+            with console.guarded_stdout(), console.garbage_waits():
                 return super().main(*args, **kwargs)
         except DynencError as exc:  # of --help and --version; commands have a session
             console.tell(f"dynenc: {exc.sentence}")

@@ -1,6 +1,7 @@
 """The terminal: results on stdout, messages on stderr, errors as one line and an exit code."""
 
 import codecs
+import gc
 import io
 import logging
 import os
@@ -15,6 +16,7 @@ import typer
 from dynenc import runtime
 from dynenc.errors import DiskFull, DynencError, OutputError, UsageError
 
+OBJECTS_AT_START = 200_000  # more than a command has made when it begins to work
 INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM
 STDOUT_ERRORS = "dynenc.names"  # codec error handler of `_encode_name`
 BIDI_CONTROLS = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
@@ -112,6 +114,24 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def garbage_waits() -> Iterator[None]:
+    """Within, the first garbage collection is late: an eighth of the start would go into them."""
+    before = gc.get_threshold()
+
+    def restore(*_: object) -> None:
+        gc.set_threshold(*before)
+        with suppress(ValueError):
+            gc.callbacks.remove(restore)
+
+    gc.set_threshold(OBJECTS_AT_START)
+    gc.callbacks.append(restore)
+    try:
+        yield
+    finally:
+        restore()
 
 
 class _Stdout(io.TextIOWrapper):

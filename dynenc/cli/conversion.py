@@ -240,10 +240,10 @@ def convert(
         if show and (messages.quiet or messages.as_json):
             raise UsageError("--show excludes --quiet and --json", hint="choose one")
         from dynenc.batch.convert import convert
-        from dynenc.cli.report import Reporter, shows_colours
+        from dynenc.cli.report import Reporter
         from dynenc.cli.report_file import ReportFile
 
-        if show and shows_colours():
+        if show and _shows_colours():
             arguments["preview"] = shutil.get_terminal_size().columns
         elif show:
             console.tell("dynenc: --show needs a terminal with colours: nothing is shown")
@@ -272,6 +272,12 @@ def convert(
             reporter.finish(summary)
         if summary.failed:
             raise typer.Exit(DynencError.exit_code)
+
+
+def _shows_colours() -> bool:
+    from dynenc.cli import terminal  # imports rich
+
+    return terminal.shows_colours()
 
 
 def _refuse_terminals(task: Task, inputs: list[str], placement: Placement) -> None:

@@ -242,7 +242,7 @@ def evaluate(
     differ from those of each other codec at equal quality (BD-rate).
     """
     with console.session(quiet=quiet):
-        from dynenc.cli.report import bar
+        from dynenc.cli.terminal import bar
         from dynenc.evaluation import benchmark, curves
         from dynenc.evaluation.measure import Measure, load_distances
         from dynenc.networks.compat import pick_device

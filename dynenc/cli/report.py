@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from types import TracebackType
-
-from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from dynenc.batch.records import Result, Roundtrip, Summary, Task
 from dynenc.cli import console
 from dynenc.cli.report_file import ReportFile, row_of
 from dynenc.io.writing import is_stream
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 INTERVAL = 10.0  # s between lines where stderr is not a terminal
 ROW = "{:8.3f} bpp  {:6.2f} dB  {:>7}  1:{:<5.1f} {:7.1f} ms  {:7.1f} ms  {}"
@@ -81,7 +79,9 @@ class Reporter:
         if result.status in ("done", "planned"):
             self._print(result, summary)
         if result.preview and not self.quiet:
-            Console().print(half_blocks(result.preview), end="", no_wrap=True, crop=True)
+            from dynenc.cli import terminal  # imports rich
+
+            terminal.show_picture(result.preview)
         if not (self.quiet or summary.single or result.status == "planned"):
             self._progress(summary)
 
@@ -128,14 +128,9 @@ class Reporter:
     def _show(self, task: str, text: str, done: int, of: int) -> None:
         """Move one of the bars on."""
         if self.bar is None:
-            self.bar = Progress(
-                BarColumn(),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-                redirect_stdout=sys.stdout.isatty(),
-            )
+            from dynenc.cli import terminal
+
+            self.bar = terminal.bars()
             self.bar.start()
         if task not in self.tasks:
             self.tasks[task] = self.bar.add_task(text, total=of)
@@ -159,35 +154,6 @@ class Reporter:
         elif summary.skipped:
             other = ", though it was made with other settings" if summary.outdated else ""
             console.tell(f"dynenc: the output exists: skipped{other}")
-
-
-@contextmanager
-def bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr, if that is a terminal; what is yielded moves it on by one."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    console = Console(stderr=True)
-    with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)
-
-
-def shows_colours() -> bool:
-    """Whether stdout is a terminal that shows many colours."""
-    return Console().is_terminal and Console().color_system in ("256", "truecolor", "windows")
-
-
-def half_blocks(picture: Image.Image) -> Text:
-    """An RGB picture of even height as text: a character is two pixels, the upper in front."""
-    text = Text()
-    for y in range(0, picture.height, 2):
-        for x in range(picture.width):
-            upper = picture.getpixel((x, y))
-            lower = picture.getpixel((x, y + 1))
-            text.append("\u2580", f"rgb{upper} on rgb{lower}".replace(", ", ","))
-        text.append("\n")
-    return text
 
 
 def _row(rows: list[Roundtrip], name: str) -> str:

@@ -1,4 +1,4 @@
-"""Pictures as arrays of 8 bits: checked, in parts, padded to whole patches. Never imports torch."""
+"""Pictures as arrays of 8 bits: checked, and in parts. Never imports torch."""
 
 from __future__ import annotations
 
@@ -60,24 +60,13 @@ def size_of(picture: Checked) -> tuple[int, int]:
 
 
 def part_of(picture: Image.Image | Pixels, left: int, top: int, right: int, bottom: int) -> Pixels:
-    """A part of a picture, in px: [h, w, 3].
-
-    What lies beyond the picture is left out, and its edge repeated up to whole patches.
-    """
+    """A part of a picture, in px: [h, w, 3]; what lies beyond the picture is left out."""
     if isinstance(picture, np.ndarray):
-        return padded(picture[top:bottom, left:right])
+        return picture[top:bottom, left:right]
     box = left, top, min(right, picture.width), min(bottom, picture.height)
     if box != (0, 0, picture.width, picture.height):
         picture = picture.crop(box)
-    return padded(np.asarray(picture))
-
-
-def padded(pixels: Pixels) -> Pixels:
-    """Repeat the last row and column until both sides are whole patches: [H, W, 3]."""
-    missing = [-side % SD1.patch for side in pixels.shape[:2]]
-    if not any(missing):
-        return pixels
-    return np.pad(pixels, [(0, missing[0]), (0, missing[1]), (0, 0)], "edge")
+    return np.asarray(picture)
 
 
 @dataclass(frozen=True, slots=True)

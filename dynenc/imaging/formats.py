@@ -116,6 +116,7 @@ def _candidates(head: bytes, name: str) -> Iterator[str]:
                 f"{name} is {plugin.title}, which needs a package: pip install {plugin.package}"
             )
         yield plugin.form
+    Image.preinit()  # the most frequent; all of them take longer
     for form in FORMATS:
         if form not in Image.OPEN:
             Image.init()

@@ -77,7 +77,7 @@ def part_of(picture: Checked, left: int, top: int, right: int, bottom: int) -> T
     """
     if isinstance(picture, Tensor):
         return pad(picture[..., top:bottom, left:right])
-    return _of_pixels(arrays.part_of(picture, left, top, right, bottom))
+    return pad(_of_pixels(arrays.part_of(picture, left, top, right, bottom)))
 
 
 def to_picture(image: Tensor) -> Image.Image:

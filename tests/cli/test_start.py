@@ -46,6 +46,8 @@ def folder(tmp_path_factory):
         "export a.lat --to comfy",
         "import a.npz -o npz.lat",
         "import a.safetensors -o safetensors.lat",
+        "encode a.png -e nano -o nano.lat",
+        "encode a.png -e light -o light.lat --target-size 2KB",
         "encode a.png -u --dry-run",
         "decode a.lat -u --dry-run",
         "roundtrip a.png -o old.png -u --dry-run",

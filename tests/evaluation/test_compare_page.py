@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dynenc.cli import report
+from dynenc.cli import terminal
 from dynenc.cli.main import app
 from dynenc.imaging import preview
 
@@ -216,7 +216,7 @@ def test_small_pictures_for_a_terminal(photo):
     for size in ((1, 3000), (3000, 1), (1, 1)):
         tiny = Image.new("RGB", size)
         assert preview.side_by_side(tiny, tiny, columns=2).height in range(2, 82, 2)
-    text = report.half_blocks(both)
+    text = terminal.half_blocks(both)
     assert len(text.plain.splitlines()) == 10
     assert text.plain.count("\u2580") == 60 * 10
 

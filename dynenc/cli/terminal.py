@@ -1,0 +1,56 @@
+"""Bars and images on a terminal, by rich, which is imported for them alone."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+def bars() -> Progress:
+    """Progress bars on stderr, with a text for each."""
+    return Progress(
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+
+
+@contextmanager
+def bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr, if that is a terminal; what is yielded moves it on by one."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    console = Console(stderr=True)
+    with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda: progress.advance(task)
+
+
+def shows_colours() -> bool:
+    """Whether stdout is a terminal that shows many colours."""
+    return Console().is_terminal and Console().color_system in ("256", "truecolor", "windows")
+
+
+def show_picture(picture: Image.Image) -> None:
+    """Print an RGB picture of even height."""
+    Console().print(half_blocks(picture), end="", no_wrap=True, crop=True)
+
+
+def half_blocks(picture: Image.Image) -> Text:
+    """An RGB picture of even height as text: a character is two pixels, the upper in front."""
+    text = Text()
+    for y in range(0, picture.height, 2):
+        for x in range(picture.width):
+            upper = picture.getpixel((x, y))
+            lower = picture.getpixel((x, y + 1))
+            text.append("\u2580", f"rgb{upper} on rgb{lower}".replace(", ", ","))
+        text.append("\n")
+    return text
