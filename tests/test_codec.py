@@ -298,3 +298,16 @@ def test_flat_pictures_are_rounded_plainly_where_that_costs_less(photo, encoder)
         error = quantize.squared_error(latents, symbols, step_q, trellis)
         assert cost <= error + 8 * FLAT_BIT_COST * len(trellis.encode(symbols, step_q))
     assert False in lattices
+
+
+@pytest.mark.parametrize("name", ["nano", "light"])
+def test_the_kernel_and_the_network_write_the_same_file(name):
+    pixels = np.random.default_rng(0).integers(0, 256, (1500, 1, 3), np.uint8)
+    pixels = np.cumsum(np.repeat(pixels, 60, 1), 1, np.uint8)  # more than a tile high
+    native, by_network = Codec(name, device="cpu"), Codec(name, device="cpu")
+    blob = native.encode(pixels)
+    assert native.encode(Image.fromarray(pixels)) == blob
+    _ = by_network.encoder
+    assert by_network.encode(pixels) == blob
+    by_network.encoder.linear.bias.add_(1)
+    assert by_network.encode(pixels) != blob

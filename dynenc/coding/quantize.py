@@ -82,10 +82,7 @@ def is_flat(latents: Floats, step_q: int = 0) -> bool:
     Args:
         step_q: step that they were quantised with; 0: they were not.
     """
-    differences = [np.diff(latents, axis=axis).ravel() for axis in (1, 2)]
-    squares = np.concatenate(differences).astype(np.float64) ** 2
-    noise = (step_q / STEP_UNIT) ** 2 / 3  # two errors, up to twice uniform noise of step**2 / 12
-    return squares.size == 0 or bool(squares.mean() < FLAT**2 + noise)
+    return kernel.roughness(latents) < FLAT**2
 
 
 def from_symbols(symbols: Ints, step_q: int, coder: EntropyCoder) -> Floats:

@@ -95,6 +95,11 @@ DYNENC_API int64_t dynenc_decode(const dynenc_call *call, const uint8_t *payload
 DYNENC_API int64_t dynenc_quantize(const dynenc_call *call, const float *latents, double bit,
                                    int32_t *symbols);
 
+/* Mean square of the differences of latents [channels, height, width], each side 1..8192, to those on
+ * the right and below; 0 if there are none, and below 0 for arguments out of range. */
+DYNENC_API double dynenc_roughness(const float *latents, int32_t channels, int32_t height,
+                                   int32_t width);
+
 /* Reconstruction points of symbols, in half steps. The coder is not needed. Returns 0. */
 DYNENC_API int64_t dynenc_points(const dynenc_call *call, const int32_t *symbols, int32_t *points);
 

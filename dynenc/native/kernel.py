@@ -75,6 +75,7 @@ def library() -> ctypes.CDLL:
         *("decoder_size", "decoder_init", "pixels_workspace", "pixels"),
     ):
         getattr(found, f"dynenc_{name}").restype = ctypes.c_int64
+    found.dynenc_roughness.restype = ctypes.c_double
     return found
 
 
@@ -214,6 +215,12 @@ class Coder:
 def quantize(latents: Floats, step_q: int, *, has_trellis: bool) -> Ints:
     """Quantise latents [C, h, w] to the symbols of least squared error on a lattice: [C, h, w]."""
     return _quantize(_Run(latents.shape, step_q, None, has_trellis=has_trellis), latents, 0)
+
+
+def roughness(latents: Floats) -> float:
+    """Mean square of the differences of neighbours in latents [C, h, w]; 0 if there are none."""
+    latents = np.ascontiguousarray(latents, np.float32)
+    return float(library().dynenc_roughness(pointer(latents), *latents.shape))
 
 
 def points(symbols: Ints, *, has_trellis: bool) -> Ints:

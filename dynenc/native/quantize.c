@@ -165,3 +165,21 @@ int64_t dynenc_quantize(const dynenc_call *call, const float *latents, double bi
     }
     return 0;
 }
+
+double dynenc_roughness(const float *latents, int32_t channels, int32_t height, int32_t width) {
+    if (!latents || channels < 1 || channels > MAX_CHANNELS || height < 1 || height > MAX_SIDE ||
+        width < 1 || width > MAX_SIDE)
+        return DYNENC_BAD_ARGUMENT;
+    double sum = 0;
+    for (int64_t row = 0; row < (int64_t)channels * height; row++) {
+        const float *at = latents + row * width;
+        float right = 0, down = 0;
+        for (int32_t x = 0; x + 1 < width; x++)
+            right += (at[x + 1] - at[x]) * (at[x + 1] - at[x]);
+        for (int32_t x = 0; x < width && (row + 1) % height; x++)
+            down += (at[x + width] - at[x]) * (at[x + width] - at[x]);
+        sum += (double)right + (double)down;
+    }
+    const int64_t pairs = (int64_t)height * (width - 1) + (int64_t)(height - 1) * width;
+    return pairs ? sum / (double)(channels * pairs) : 0;
+}
