@@ -212,7 +212,9 @@ class Codec:
     def _latents(self, pictures: Sequence[Checked]) -> Floats:
         """Latents [B, C, h, w] of equally large pictures."""
         pixels = [each for each in pictures if isinstance(each, Image.Image | np.ndarray)]
-        is_loaded = "backend" in vars(self) and "encoder" in vars(self.backend)  # and may be changed
+        is_loaded = "backend" in vars(self) and "encoder" in vars(
+            self.backend
+        )  # and may be changed
         if self.native is None or is_loaded or len(pixels) < len(pictures):
             return self.backend.latents(pictures)
         size = arrays.size_of(pixels[0])
