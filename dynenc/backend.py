@@ -129,9 +129,12 @@ class Backend:
         decoded: Tensor = self.decoder_of(file.model)(latents)
         return decoded[..., : file.header.height, : file.header.width].clamp(-1, 1)
 
-    def psnr_db(self, file: LatFile, picture: Checked) -> float:
-        """How close a file is to its picture once decoded."""
-        [decoded] = self.pictures([file])
+    def tensor_of(self, picture: Image.Image) -> Tensor:
+        """An RGB picture: [1, 3, H, W] float32 in [-1, 1] on the device."""
+        return tensors.to_tensor(picture).to(self.device)
+
+    def psnr_db(self, decoded: Image.Image, picture: Checked) -> float:
+        """How close a decoded picture is to the original."""
         original = tensors.to_tensor(picture).cpu()
         return metrics.psnr_db(tensors.to_tensor(decoded), original)
 

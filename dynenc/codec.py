@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +21,12 @@ from dynenc.arguments import file_name, whole
 from dynenc.coding import bitstream, quantize, rate_control
 from dynenc.coding.bitstream import Chunk
 from dynenc.coding.lat_file import LatFile
-from dynenc.coding.rate_control import MAX_EFFORT, Goal
+from dynenc.coding.rate_control import MAX_EFFORT, DetailMode, Goal
 from dynenc.errors import UsageError
-from dynenc.imaging import arrays, extras, image, pixels
+from dynenc.imaging import arrays, extras, image, layering, notes, pixels
+from dynenc.imaging import detail as detail_layer
 from dynenc.imaging.arrays import Checked, Picture
+from dynenc.imaging.layering import Layering
 from dynenc.latent_space import SD1
 from dynenc.native import encoder as native
 from dynenc.native.kernel import Floats
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = "light"
+ALL_LAYER = "the layer of text and graphics is all of the image, which takes fewer bytes"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Encoded:
     """An encoded image."""
 
     file: LatFile
-    note: str = ""  # that a target was missed, for the user
+    note: str = ""  # that a target was missed, or what the layer is, for the user
+    warning: str = ""  # that text will not be legible
 
     @cached_property
     def blob(self) -> bytes:
@@ -59,7 +63,7 @@ class Encoded:
     @property
     def quality(self) -> float:
         """The quality of the file, 0..100; with a target the one that was found."""
-        return self.file.quality
+        return detail_layer.file_quality(self.file)
 
 
 class Codec:
@@ -143,6 +147,7 @@ class Codec:
         target_psnr: float | None = None,
         strict: bool = False,
         effort: int = 0,
+        detail: DetailMode = "auto",
         keep_metadata: bool = False,
     ) -> bytes:
         """Compress one image to the bytes of a .lat file.
@@ -158,13 +163,16 @@ class Codec:
             strict: raise TargetMissed if no file meets the target.
             effort: 0..9; above 0 the latents are refined through the codec's decoder, which takes
                 time: a better image in no more bytes. See refine.py.
+            detail: 'auto' keeps text and graphics legible, in a layer of their own; 'on' finds
+                more of them, 'off' leaves them to the latents.
             keep_metadata: keep `exif`, `xmp` and `icc_profile` of the image's `info`.
         At most one of quality and the targets may be given. A target that cannot be reached is
         missed by as little as possible, which is logged, unless it is `strict`.
         Raises: ImageError if the image cannot be read, has a side of 0 or above 65,535 px, or
             another shape or dtype; UsageError if an argument is out of range; OutOfMemory if there
             is too little for the effort.
-        Warns: PictureWarning of what cannot be kept; see `pixels.to_plain`, `metadata.of`.
+        Warns: PictureWarning of what cannot be kept, see `pixels.to_plain`, `metadata.of`, and of
+            text that will not be legible.
         """
         goal = rate_control.goal(
             quality,
@@ -176,9 +184,13 @@ class Codec:
         if isinstance(picture, str | Path):
             path = Path(file_name("an image", picture))
             picture = image.open_image(path, keep_metadata=keep_metadata)
-        [encoded] = self.encode_batch([picture], goal, effort, keep_metadata=keep_metadata)
+        [encoded] = self.encode_batch(
+            [picture], goal, effort, detail=detail, keep_metadata=keep_metadata
+        )
         if encoded.note:
             logger.info(encoded.note)
+        if encoded.warning:
+            notes.note(encoded.warning)
         return encoded.blob
 
     def encode_batch(
@@ -187,6 +199,7 @@ class Codec:
         goal: Goal,
         effort: int = 0,
         *,
+        detail: DetailMode = "auto",
         keep_metadata: bool = False,
         on_step: OnStep | None = None,
     ) -> list[Encoded]:
@@ -204,9 +217,11 @@ class Codec:
             for picture in pictures
         ]
         checked = [arrays.checked(picture) for picture in pictures]
+        layers = [layering.of(picture, detail) for picture in checked]
+        beneath = [layer.beneath for layer in layers]
         return [
             _Encoding(self, *each, effort, on_step).for_goal(goal)
-            for each in zip(self._latents(checked), checked, chunks, strict=True)
+            for each in zip(self._latents(beneath), layers, chunks, strict=True)
         ]
 
     def _latents(self, pictures: Sequence[Checked]) -> Floats:
@@ -243,7 +258,12 @@ class Codec:
         return extras.restore(picture, found)
 
     def decode_batch(self, files: Sequence[LatFile]) -> list[Image.Image]:
-        """The colours of files of one shape and model, in one pass: RGB."""
+        """The colours of files of one shape and model, in one pass: RGB, without detail layers.
+
+        Nothing is decoded where the layers hide all of it.
+        """
+        if all(detail_layer.is_whole(file) for file in files):
+            return [Image.new("RGB", (file.header.width, file.header.height)) for file in files]
         return self.backend.pictures(files)
 
     def decode_tensor(
@@ -251,9 +271,19 @@ class Codec:
     ) -> Tensor:
         """The colours alone, as [1, 3, H, W] float32 in [-1, 1] on the codec's device.
 
-        The arguments and errors are those of `decode`.
+        Where there is a detail layer, they are those of 8 bits. The arguments and errors are those
+        of `decode`.
         """
-        return self.backend.tensor(parse(file, max_pixels=max_pixels))
+        parsed = parse(file, max_pixels=max_pixels)
+        if detail_layer.has_layer(parsed):
+            return self.backend.tensor_of(self._complete(parsed))
+        return self.backend.tensor(parsed)
+
+    def _complete(self, file: LatFile) -> Image.Image:
+        """The colours of a file, with its detail layer: RGB."""
+        layer = detail_layer.of_chunks(file.chunks, file.header.width, file.header.height)
+        [picture] = self.decode_batch([file])
+        return layer.over(picture) if layer else picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,21 +291,37 @@ class _Encoding:
     """One image on its way to a file: latents that can be quantised with any step."""
 
     codec: Codec
-    latents: Floats  # [C, h, w]
-    picture: Checked
-    chunks: list[Chunk]
+    latents: Floats  # [C, h, w], of what is beneath the layer
+    layer: Layering
+    chunks: list[Chunk]  # but for that of the layer
     effort: int
     on_step: OnStep | None
 
     def for_goal(self, goal: Goal) -> Encoded:
         """The file that comes nearest to a goal."""
+        step_q = rate_control.START
         if goal.kind == "quality":
             has_trellis = self.codec.model.has_trellis
             step_q = quantize.quality_to_step(goal.value, has_trellis=has_trellis)
-            return Encoded(self._refined(self._file(step_q)))
-        if goal.kind == "dB":
-            return self._for_psnr(goal)
-        height, width = arrays.size_of(self.picture)
+        chosen = self._cheaper(step_q)
+        if goal.kind == "quality":
+            encoded = Encoded(chosen._refined(chosen._file(step_q)), warning=self.layer.warning)
+        elif goal.kind == "dB":
+            encoded = chosen._for_psnr(goal)
+        else:
+            encoded = chosen._for_size(goal)
+        is_whole = chosen is not self and detail_layer.has_layer(encoded.file)
+        return replace(encoded, note=notes.joined(encoded.note, ALL_LAYER if is_whole else ""))
+
+    def _cheaper(self, step_q: int) -> _Encoding:
+        """This, or the same with a layer of the whole image if that takes fewer bytes."""
+        if not self.layer.may_be_whole:
+            return self
+        other = replace(self, layer=self.layer.whole())
+        return min(self, other, key=lambda each: len(each._file(step_q).to_bytes()))
+
+    def _for_size(self, goal: Goal) -> Encoded:
+        height, width = arrays.size_of(self.layer.picture)
         max_bytes = goal.value * (height * width / 8 if goal.kind == "bpp" else 1)
         files: dict[int, LatFile] = {}
 
@@ -285,28 +331,39 @@ class _Encoding:
             return bitstream.bpp(n_bytes, width, height) if goal.kind == "bpp" else n_bytes
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=True)
-        return Encoded(self._refined(files[step_q], max_bytes), goal.note(reached))
+        if reached > goal.value and self.layer.mask is not None:  # the layer alone is too large
+            [latents] = self.codec._latents([self.layer.picture])
+            return replace(self, latents=latents, layer=self.layer.dropped())._for_size(goal)
+        refined = self._refined(files[step_q], max_bytes)
+        has_layer = self.layer.mask is not None
+        miss = rate_control.LAYER_MISS if has_layer else rate_control.MISS
+        return Encoded(refined, goal.note(reached, miss), self.layer.warning)
 
     def _for_psnr(self, goal: Goal) -> Encoded:
         files: dict[int, LatFile] = {}
 
         def measure(step_q: int) -> float:
             files[step_q] = self._refined(self._file(step_q))
-            return self.codec.backend.psnr_db(files[step_q], self.picture)
+            decoded = self.codec._complete(files[step_q])
+            return self.codec.backend.psnr_db(decoded, self.layer.picture)
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=False)
-        return Encoded(files[step_q], goal.note(reached))
+        return Encoded(files[step_q], goal.note(reached), self.layer.warning)
 
     def _file(self, step_q: int) -> LatFile:
-        height, width = arrays.size_of(self.picture)
+        height, width = arrays.size_of(self.layer.picture)
         size, model = (width, height), self.codec.model
-        return LatFile.of_latents(self.latents, size, step_q, model, self.chunks)
+        quality = quantize.step_to_quality(step_q, has_trellis=model.has_trellis)
+        chunks = [*self.chunks, *self.layer.chunk(quality)]
+        if self.layer.is_whole:
+            return detail_layer.without_latents(size, model, chunks)
+        return LatFile.of_latents(self.latents, size, step_q, model, chunks)
 
     def _refined(self, file: LatFile, max_bytes: float = math.inf) -> LatFile:
         """The file after the effort; as large as it is if max_bytes is less."""
-        if not self.effort:
+        if not self.effort or self.layer.is_whole:
             return file
-        given = self.latents, self.picture, self.effort, self.on_step
+        given = self.latents, self.layer.beneath, self.effort, self.on_step
         return self.codec.backend.refined(file, *given, max_bytes)
 
 

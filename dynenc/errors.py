@@ -8,6 +8,7 @@ DynencError             1   base class (also: some of several files failed)
 │   ├── UnsupportedVersion  written by a newer dynenc
 │   ├── UnknownModel        names an entropy coder or encoder that this dynenc does not have
 │   ├── OtherLatents        its latents are not those that the chosen decoder reads
+│   ├── MissingFormat       a part of it is of an image format that Pillow lacks here
 │   ├── TooLarge            more pixels than the limit
 │   └── Corrupt             damaged, truncated, or inconsistent
 ├── WeightsError        5 * weights are missing, altered, or not for these latents
@@ -90,6 +91,10 @@ class UnknownModel(BitstreamError):
 
 class OtherLatents(BitstreamError):
     """The latents of the file are not those that the chosen decoder reads."""
+
+
+class MissingFormat(BitstreamError):
+    """A part of the file is of an image format that Pillow cannot read here."""
 
 
 class TooLarge(BitstreamError):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dynenc.codec import Codec
 
 FORMAT, SUFFIX, MIME = "LAT", ".lat", "image/x-lat"
-OPTIONS = ("quality", "target_bpp", "target_size", "target_psnr", "keep_metadata")  # of save
+OPTIONS = ("quality", "target_bpp", "target_size", "target_psnr", "detail", "keep_metadata")
 
 decoder = "embedded"  # for Image.open, which takes no options: any name of `load_decoder`
 

@@ -1,10 +1,12 @@
 """Files made by hand to hurt a reader of .lat files: most have a right checksum."""
 
+import io
 import lzma
 import struct
 import zlib
 
 import numpy as np
+from PIL import Image
 
 from dynenc.coding import bitstream
 from dynenc.coding.bitstream import FIXED, HAS_CHUNKS, MAGIC, Header
@@ -40,6 +42,27 @@ def packed(data: bytes, **settings: int) -> bytes:
     return lzma.compress(data, lzma.FORMAT_RAW, filters=[own | settings])
 
 
+def image(form: str = "AVIF", side: int = 8, **options: object) -> bytes:
+    """An image file."""
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), "red").save(file, form, **options)
+    return file.getvalue()
+
+
+def layer(coded: bytes, mask: bytes = b"\x80", form: int = 1, quality: int = 50) -> bytes:
+    """A detail layer."""
+    bits = packed(mask)
+    return chunk(b"Detl", struct.pack("<BBI", form, quality, len(bits)) + bits + coded)
+
+
+def declaring(coded: bytes, side: int) -> bytes:
+    """An AVIF file whose boxes declare another size than the coded picture has."""
+    place = coded.index(b"ispe") + 8
+    return coded[:place] + struct.pack(">II", side, side) + coded[place + 8 :]
+
+
+LARGE = image(side=4096)
+FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]}
 BAD_CHUNKS = {  # of an 8x8 picture, each whole, by what is wrong with it
     "grey with data": [chunk(b"grey", b"1")],
     "grey twice": [chunk(b"grey", b"")] * 2,
@@ -55,6 +78,24 @@ BAD_CHUNKS = {  # of an 8x8 picture, each whole, by what is wrong with it
     "XMP of noise": [chunk(b"xmpp", np.random.default_rng(2).bytes(3000))],
     "XMP of other settings": [chunk(b"xmpp", packed(b"some text" * 99, lc=3, pb=2))],
     "profile of 100 MB": [chunk(b"iccp", packed(bytes(100_000_000)))],
+    "detail layer empty": [chunk(b"Detl", b"")],
+    "detail layer without an image": [layer(b"")],
+    "detail layer twice": [layer(image())] * 2,
+    "detail layer of an unknown form": [layer(image(), form=9)],
+    "detail layer of quality 255": [layer(image(), quality=255)],
+    "detail layer with a mask of nothing": [layer(image(), b"\0")],
+    "detail layer with a mask of too much": [layer(image(), b"\xc0")],
+    "detail layer with a mask of 100 MB": [layer(image(), bytes(100_000_000))],
+    "detail layer of another size": [layer(image(side=9))],
+    "detail layer of 16 megapixels": [layer(LARGE)],
+    "detail layer of 16 megapixels that declares 8x8": [layer(declaring(LARGE, 8))],
+    "detail layer with a long AVIF header": [layer(image(icc_profile=bytes(3000)))],
+    "detail layer that is a sequence": [layer(image(**FRAMES))],
+    "detail layer in WebP that is a sequence": [layer(image("WEBP", **FRAMES), form=2)],
+    "detail layer in WebP of another size": [layer(image("WEBP", side=4096), form=2)],
+    "detail layer in PNG": [layer(image("PNG"))],
+    "detail layer of noise": [layer(np.random.default_rng(3).bytes(3000))],
+    "detail layer cut short": [layer(image()[:-5])],
     "profile twice": [chunk(b"iccp", packed(b"")), chunk(b"skip", b""), chunk(b"iccp", b"")],
 }
 

@@ -30,6 +30,7 @@ from dynenc.batch.records import (
 )
 from dynenc.coding import rate_control
 from dynenc.coding.bitstream import MAX_PIXELS
+from dynenc.coding.rate_control import DETAIL_MODES, DetailMode
 from dynenc.errors import UnexpectedError, UsageError, named
 from dynenc.io import names, storage
 from dynenc.io.writing import make_folder, sweep
@@ -63,6 +64,7 @@ def convert(
     target_psnr: float | None = None,
     strict: bool = False,
     effort: int = 0,
+    detail: DetailMode = "auto",
     tune_for: str = "embedded",
     keep_metadata: bool = False,
     scale: float | None = None,
@@ -102,9 +104,9 @@ def convert(
             fails. None is "refuse" for a single file, else "skip".
         keep_mtime: give outputs the input's time of modification.
         dry_run: only tell what would be done.
-        encoder, quality, target_bpp, target_size, target_psnr, strict, effort, keep_metadata: as of
-            `Codec` and `Codec.encode`. Latents to import take a quality only; without one those
-            that were rounded before stay as they are, and others get 80.
+        encoder, quality, target_bpp, target_size, target_psnr, strict, effort, detail,
+            keep_metadata: as of `Codec` and `Codec.encode`. Latents to import take a quality only;
+            without one those that were rounded before stay as they are, and others get 80.
         decoder: as of `Codec`.
         tune_for: decoder that `effort` and `target_psnr` are for when encoding; a roundtrip tunes
             for `decoder`.
@@ -126,7 +128,7 @@ def convert(
         DeviceError, EngineError, OutputError if a folder cannot be written, DiskFull. What is
         finished stays.
     """
-    _check(task, existing=existing, naming=naming, engine=engine)
+    _check(task, existing=existing, naming=naming, engine=engine, detail=detail)
     goal = rate_control.goal(
         quality,
         target_bpp=target_bpp,
@@ -142,6 +144,7 @@ def convert(
             encoder=file_name("an encoder", encoder),
             goal=goal,
             effort=whole("effort", effort, 0, rate_control.MAX_EFFORT),
+            detail=detail,
             tune_for=file_name("a decoder", tune_for),
             keep_metadata=keep_metadata,
             scale=scale,
@@ -198,7 +201,7 @@ def _check(task: str, **choices: str | None) -> None:
     if task not in get_args(Task):
         raise UsageError(f"there is no task {task!r}: choose one of {', '.join(get_args(Task))}")
     allowed = {"existing": (None, *get_args(Existing)), "naming": get_args(Naming)}
-    allowed["engine"] = get_args(Engine)
+    allowed |= {"engine": get_args(Engine), "detail": DETAIL_MODES}
     for name, value in choices.items():
         if value not in allowed[name]:
             known = ", ".join(filter(None, allowed[name]))

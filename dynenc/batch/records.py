@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dynenc.coding.bitstream import MAX_PIXELS
-from dynenc.coding.rate_control import Goal
+from dynenc.coding.rate_control import DetailMode, Goal
 from dynenc.errors import DynencError
 
 Task = Literal["encode", "decode", "roundtrip", "export", "import"]
@@ -24,6 +24,7 @@ class EncodeOptions:
     goal: Goal = field(default_factory=Goal)
     effort: int = 0  # 0..9
     tune_for: str = "embedded"  # decoder that effort and a target PSNR are for
+    detail: DetailMode = "auto"  # see imaging.layering
     keep_metadata: bool = False  # see imaging.metadata
     scale: float | None = None  # of latents to import; None: as their file says
     keep_step: bool = False  # of latents to import that were rounded before

@@ -10,6 +10,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Generic, TypeVar
 
 from PIL import Image
@@ -21,8 +22,8 @@ from dynenc.codec import Codec, encodes_natively
 from dynenc.coding import bitstream
 from dynenc.coding.bitstream import Header
 from dynenc.coding.lat_file import LatFile, has_quality, read_bytes
-from dynenc.coding.rate_control import Goal
-from dynenc.imaging import extras, image, notes
+from dynenc.coding.rate_control import DetailMode, Goal
+from dynenc.imaging import detail, extras, image, notes
 from dynenc.imaging.extras import Extras
 from dynenc.interop.forms import LATENT_FORMS
 from dynenc.io import storage
@@ -192,6 +193,7 @@ class ExistingLat:
             bitstream.read(start, sys.maxsize).header if whole else bitstream.read_header(start)
         )
 
+        @cache
         def parse() -> LatFile:
             rest = b"" if whole else storage.read_at_most(file, bitstream.MAX_BYTES, "the output")
             return LatFile.parse(start + rest, max_pixels=sys.maxsize)
@@ -201,7 +203,14 @@ class ExistingLat:
     def meets(self, goal: Goal) -> bool:
         """Whether it is as asked for, as far as it tells: only decoding would tell its PSNR."""
         header, n_bytes = self.header, self.n_bytes
+        if goal.kind == "quality" and header.step_q == detail.MAX_STEP:
+            return detail.file_quality(self.parse()) == round(goal.value)
         if goal.kind == "quality":
             return has_quality(header, goal.value, self.parse)
         bpp = bitstream.bpp(n_bytes, header.width, header.height)
         return goal.kind != "dB" and not goal.note(bpp if goal.kind == "bpp" else n_bytes)
+
+    def may_have(self, mode: DetailMode) -> bool:
+        """Whether a file may be of a detail mode: with "off" it has no layer."""
+        has_chunks = bool(self.header.flags & bitstream.HAS_CHUNKS)
+        return mode != "off" or not (has_chunks and detail.has_layer(self.parse()))

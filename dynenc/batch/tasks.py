@@ -60,7 +60,7 @@ class Encode(CodecTask[Image.Image]):
                 one.n_bytes,
                 len(made.blob),
                 quality=made.quality,
-                note=notes.joined(one.note, made.note),
+                note=notes.joined(one.note, made.note, made.warning),
             )
             for made, one in zip(encoded, group, strict=True)
         ]
@@ -72,6 +72,7 @@ class Encode(CodecTask[Image.Image]):
             pictures,
             options.goal,
             options.effort,
+            detail=options.detail,
             keep_metadata=options.keep_metadata,
             on_step=self.on_step,
         )
@@ -81,7 +82,7 @@ class Encode(CodecTask[Image.Image]):
         """As of every task."""
         lat = ExistingLat.open(file, n_bytes, whole=whole)
         is_so = lat.header.model_id == registry.encoder_model(settings.encode.encoder).number
-        return is_so and lat.meets(settings.encode.goal)
+        return is_so and lat.meets(settings.encode.goal) and lat.may_have(settings.encode.detail)
 
 
 class _MakesImages(CodecTask[T]):
@@ -195,7 +196,7 @@ class RoundtripTask(_MakesImages[Image.Image]):
             len(encoded.blob),
             quality=figures.quality,
             figures=figures,
-            note=notes.joined(one.note, encoded.note, *lost),
+            note=notes.joined(one.note, encoded.note, encoded.warning, *lost),
             preview=preview.side_by_side(picture, decoded, columns) if columns else None,
         )
 

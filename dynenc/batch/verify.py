@@ -7,18 +7,22 @@ from pathlib import Path
 from dynenc.coding.lat_file import LatFile, read_bytes
 from dynenc.errors import BitstreamError, named
 from dynenc.imaging import extras
+from dynenc.imaging.detail import Detail
 from dynenc.io.names import shown
 
 
-def info_file(source: str, *, max_pixels: int) -> tuple[LatFile, int]:
-    """A .lat file and its size in bytes; all of it is checked. Raises: BitstreamError."""
+def info_file(source: str, *, max_pixels: int) -> tuple[LatFile, Detail | None, int]:
+    """A .lat file, its detail layer and its size in bytes; all of it is checked.
+
+    Raises: BitstreamError.
+    """
     try:
         blob = read_bytes(source)
         file = LatFile.parse(blob, max_pixels=max_pixels)
-        extras.from_chunks(file.chunks, file.header.width, file.header.height)
+        found = extras.from_chunks(file.chunks, file.header.width, file.header.height)
     except BitstreamError as exc:
         raise named(exc, shown(source)) from exc
-    return file, len(blob)
+    return file, found.detail, len(blob)
 
 
 def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, str]]:

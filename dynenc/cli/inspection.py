@@ -31,8 +31,9 @@ def info(
     with console.session():
         from dynenc.batch import verify
         from dynenc.coding import bitstream, quantize
+        from dynenc.imaging import detail
 
-        file, n_bytes = verify.info_file(lat, max_pixels=max_pixels)
+        file, layer, n_bytes = verify.info_file(lat, max_pixels=max_pixels)
         header, coder = file.header, registry.numbered(file.header.coder_id, "coder")
         fields: dict[str, Any] = {
             "version": bitstream.VERSION,
@@ -41,17 +42,23 @@ def info(
             "encoder": file.model.name,
             "coder": coder.name if coder else "",
             "lattice": "trellis" if header.has_trellis else "plain",
-            "quality": file.quality,
+            "quality": detail.file_quality(file),
             "step": header.step_q / quantize.STEP_UNIT,
             "n_bytes": n_bytes,
             "bpp": bitstream.bpp(n_bytes, header.width, header.height),
             "chunks": {tag: len(data) for tag, data in file.chunks},
+            "detail": None if layer is None else layer.summary(),
         }
         if as_json:
             console.show(json.dumps(fields))
             return
         sizes = ", ".join(f"{tag} {size} bytes" for tag, size in fields.pop("chunks").items())
         fields |= {"chunks": sizes} if sizes else {}
+        if found := fields.pop("detail"):
+            share, n_bytes = 100 * found["share"], found["n_bytes"]
+            fields["detail"] = (
+                f"{found['tiles']} tiles, {share:.0f} %; {n_bytes} bytes, {found['form']}"
+            )
         for name, value in fields.items():
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
             console.show(f"{name:8} {text}")
@@ -123,6 +130,7 @@ def compare(
             help="Add A encoded at this quality; repeatable.",
         ),
     ] = None,
+    detail: options.Detail = "auto",
     codec: Annotated[
         list[str] | None,
         typer.Option(
@@ -156,7 +164,7 @@ def compare(
         pairs = compare_page.pair(original, others or [])
         qualities = quality or ([] if others or codec else [50.0])
         measure = Measure(load_distances(lpips, vgg))
-        request = compare_page.Request(qualities, codec or [], measure)
+        request = compare_page.Request(qualities, codec or [], measure, detail)
         with writing(output, force) as file:
             errors = compare_page.write(file, pairs, Codec(encoder, decoder, device), request)
         for error in errors:
@@ -213,6 +221,7 @@ def evaluate(
         list[int] | None,
         typer.Option(metavar="0..9", min=0, max=9, help="As of encode; repeatable. [default: 0]"),
     ] = None,
+    detail: options.Detail = "auto",
     latents_of: Annotated[
         Path | None,
         typer.Option(
@@ -250,7 +259,7 @@ def evaluate(
         qualities = quality or benchmark.QUALITIES
         measure = Measure(load_distances(lpips, vgg), pick_device(device))
         candidates = benchmark.ours(
-            encoder or ["light"], decoder or ["embedded"], effort or [0], qualities, device
+            encoder or ["light"], decoder or ["embedded"], effort or [0], qualities, device, detail
         )
         if latents_of:
             candidates.append(benchmark.latents_of(latents_of, qualities, device))

@@ -60,6 +60,15 @@ class Encoding:
             help="Fail, with exit code 12, if a target is missed by more than 3 %.",
         ),
     ] = False
+    detail: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option(
+            metavar="auto|on|off",
+            rich_help_panel=QUALITY,
+            help="Keep text and graphics legible, in a layer of their own: where they are found, "
+            "also where in doubt, or not at all.",
+        ),
+    ] = "auto"
     effort: Annotated[
         int,
         typer.Option(

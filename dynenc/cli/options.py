@@ -101,6 +101,12 @@ TuneFor = Annotated[
         help="Decoder that --effort and --target-psnr optimise for; takes what --decoder takes.",
     ),
 ]
+Detail = Annotated[
+    Literal["auto", "on", "off"],
+    typer.Option(
+        metavar="auto|on|off", help="Layer of text and graphics, as of encode. [default: auto]"
+    ),
+]
 KeepMetadata = Annotated[
     bool,
     typer.Option(

@@ -30,6 +30,8 @@ MAX_CHUNKS = 1024
 PREFIX, LENGTH, CRC = struct.Struct("<4sB"), struct.Struct("<I"), struct.Struct("<I")
 TAG = struct.Struct("<4sI")
 Chunk = tuple[str, bytes]  # tag, data
+DETAIL = "Detl"  # the detail layer, without which text is not legible: see imaging.detail
+NEEDED = (DETAIL,)  # tags of chunks that readers must know, and this one knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def _header(blob: bytes, max_pixels: int) -> Header:
 
 
 def _split(rest: bytes) -> tuple[bytes, list[Chunk]]:
-    """Payload and chunks of a file that has the latter; all of them whole and skippable."""
+    """Payload and chunks of a file that has the latter; whole, and known or skippable."""
     if len(rest) < LENGTH.size:
         raise Corrupt("the payload's length is missing")
     start = LENGTH.size
@@ -142,7 +144,7 @@ def _split(rest: bytes) -> tuple[bytes, list[Chunk]]:
         tag, length = TAG.unpack_from(rest, position)
         if not tag.isalpha():
             raise Corrupt("a chunk's tag is not made of letters")
-        if tag[:1].isupper():
+        if tag[:1].isupper() and tag.decode() not in NEEDED:
             raise UnknownModel(f"the file needs chunk {tag.decode()}, unknown here: update dynenc")
         position += TAG.size
         chunks.append((tag.decode(), rest[position : position + length]))

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from dynenc.arguments import number
 from dynenc.errors import TargetMissed, UsageError
@@ -12,8 +12,11 @@ from dynenc.errors import TargetMissed, UsageError
 START, FINEST, COARSEST = 307, 16, 65_535  # step_q; finer ones cost bits and change no pixel
 TOLERANCE = 0.005  # of the target: the search ends when it is this close
 MISS = 0.03  # of the target: a larger deviation is reported
+LAYER_MISS = 0.08  # the same with a detail layer, whose quality has coarser steps
 UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEFAULT_QUALITY = 50.0
+DetailMode = Literal["auto", "on", "off"]  # how text and graphics are kept: imaging.layering
+DETAIL_MODES: tuple[DetailMode, ...] = get_args(DetailMode)
 IMPORT_QUALITY = 80.0  # of imported latents, which people keep for training
 MAX_EFFORT = 9  # see refine.py
 
@@ -26,10 +29,14 @@ class Goal:
     value: float = DEFAULT_QUALITY
     strict: bool = False  # a missed target is an error
 
-    def note(self, reached: float) -> str:
-        """A message for the user if the target was missed, else ""; raises TargetMissed."""
+    def note(self, reached: float, miss: float = MISS) -> str:
+        """A message for the user if the target was missed, else ""; raises TargetMissed.
+
+        Args:
+            miss: share of the target by which it may be missed.
+        """
         short = self.kind == "dB" and reached < self.value
-        if self.kind == "quality" or not (short or abs(reached - self.value) > MISS * self.value):
+        if self.kind == "quality" or not (short or abs(reached - self.value) > miss * self.value):
             return ""
         message = f"asked for {self.value:.5g} {self.kind}, the nearest reachable is {reached:.5g}"
         if self.strict:

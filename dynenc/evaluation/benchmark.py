@@ -17,6 +17,7 @@ from dynenc import __version__, metrics
 from dynenc.batch.plan import input_suffixes
 from dynenc.codec import Codec
 from dynenc.coding import bitstream
+from dynenc.coding.rate_control import DetailMode
 from dynenc.errors import ImageError
 from dynenc.evaluation import peers
 from dynenc.evaluation.curves import Curve, Evaluation
@@ -50,6 +51,7 @@ def ours(
     efforts: Sequence[int],
     qualities: Sequence[float],
     device: str,
+    detail: DetailMode = "auto",
 ) -> list[Candidate]:
     """dynenc with every encoder, decoder and effort; efforts refine for the same decoder."""
     found = []
@@ -57,7 +59,8 @@ def ours(
         name = f"{Path(encoder).name} -> {Path(decoder).name}"
         if effort:
             name += f", effort {effort}"
-        found.append(_candidate(name, Codec(encoder, decoder, device), qualities, effort))
+        codec = Codec(encoder, decoder, device)
+        found.append(_candidate(name, codec, qualities, effort, detail))
     return found
 
 
@@ -81,9 +84,15 @@ def latents_of(path: Path, qualities: Sequence[float], device: str) -> Candidate
     return _candidate(f"{path.name} -> {path.name}", _TeacherCodec(path, device), qualities)
 
 
-def _candidate(name: str, codec: Codec, qualities: Sequence[float], effort: int = 0) -> Candidate:
+def _candidate(
+    name: str,
+    codec: Codec,
+    qualities: Sequence[float],
+    effort: int = 0,
+    detail: DetailMode = "auto",
+) -> Candidate:
     def encode(picture: Image.Image, quality: float) -> bytes:
-        return codec.encode(picture, quality=quality, effort=effort)
+        return codec.encode(picture, quality=quality, effort=effort, detail=detail)
 
     def decode(blob: bytes) -> Image.Image:
         return pixels.to_rgb(codec.decode(blob))

@@ -14,10 +14,12 @@ from PIL import Image
 from dynenc.batch.plan import input_suffixes
 from dynenc.codec import Codec
 from dynenc.coding import bitstream, lat_file
+from dynenc.coding.lat_file import LatFile
+from dynenc.coding.rate_control import DetailMode
 from dynenc.errors import DynencError, ImageError, UsageError
 from dynenc.evaluation import peers
 from dynenc.evaluation.measure import Measure
-from dynenc.imaging import pixels
+from dynenc.imaging import detail, pixels
 from dynenc.imaging.sources import open_rgb
 
 PLACEHOLDER = "<!--PICTURES-->"  # where the template holds them
@@ -47,11 +49,13 @@ class Request:
         qualities: of dynenc.
         codecs: others, with their qualities, such as "jpeg:75".
         measure: with the perceptual distances to show.
+        detail: of dynenc.
     """
 
     qualities: Sequence[float] = ()
     codecs: Sequence[str] = ()
     measure: Measure = field(default_factory=lambda: Measure({}))
+    detail: DetailMode = "auto"
 
 
 class Coded(NamedTuple):
@@ -60,6 +64,7 @@ class Coded(NamedTuple):
     name: str
     blob: bytes
     picture: Image.Image
+    layer: Image.Image | None = None  # the same, dark where it is not of the detail layer
 
 
 def pair(original: str, others: Sequence[str]) -> list[tuple[Path, list[Path]]]:
@@ -109,7 +114,7 @@ def write(
             figures_of = request.measure.against(original)
             for coded in [
                 *_read(files, codec),
-                *_encode(original, codec, request.qualities),
+                *_encode(original, codec, request),
                 *_encode_with_peers(original, codecs),
             ]:
                 if coded.picture.size != original.size:
@@ -119,6 +124,8 @@ def write(
                         "they cannot be compared"
                     )
                 versions.append(_version(coded, figures_of(coded.picture)))
+                if coded.layer:
+                    versions.append(Version(f"{coded.name}: detail layer", _uri(coded.layer)))
         except ImageError as exc:
             errors.append(exc)
             continue
@@ -132,18 +139,24 @@ def write(
 def _read(files: Sequence[Path], codec: Codec) -> Iterator[Coded]:
     for path in files:
         if path.suffix.lower() == ".lat":
-            blob = lat_file.read_bytes(str(path))
-            yield Coded(path.name, blob, pixels.to_rgb(codec.decode(blob)))
+            yield _decoded(path.name, lat_file.read_bytes(str(path)), codec)
         else:
             picture = open_rgb(path)
             yield Coded(path.name, path.read_bytes(), picture)
 
 
-def _encode(picture: Image.Image, codec: Codec, qualities: Sequence[float]) -> Iterator[Coded]:
-    for quality in qualities:
-        blob = codec.encode(picture, quality=quality)
-        rebuilt = pixels.to_rgb(codec.decode(blob))
-        yield Coded(f"{codec.model.name}, quality {quality:g}", blob, rebuilt)
+def _encode(picture: Image.Image, codec: Codec, request: Request) -> Iterator[Coded]:
+    for quality in request.qualities:
+        blob = codec.encode(picture, quality=quality, detail=request.detail)
+        yield _decoded(f"{codec.model.name}, quality {quality:g}", blob, codec)
+
+
+def _decoded(name: str, blob: bytes, codec: Codec) -> Coded:
+    """A .lat file as it is shown, and where its detail layer is."""
+    file = LatFile.parse(blob)
+    picture = pixels.to_rgb(codec.decode(file))
+    layer = detail.of_chunks(file.chunks, *picture.size)
+    return Coded(name, blob, picture, layer.shown(picture) if layer else None)
 
 
 def _encode_with_peers(

@@ -10,11 +10,10 @@
     text   texts of a PNG file, UTF-8: keyword, NUL, text, NUL for each; packed
     resl   pixels per metre, across and down: two unsigned integers of 4 bytes, little-endian
 
-"Packed" is a raw LZMA stream with the settings below. An opaque RGB image without metadata has no
-chunk at all.
+"Packed" is what `packing` says; the chunk of the detail layer stands in `detail`. An opaque RGB
+image without metadata or text has no chunk at all.
 """
 
-import lzma
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,17 +23,17 @@ from PIL import Image
 
 from dynenc.coding.bitstream import Chunk
 from dynenc.errors import Corrupt
-from dynenc.imaging import colour, metadata
+from dynenc.imaging import colour, detail, metadata
+from dynenc.imaging.detail import Detail
 from dynenc.imaging.metadata import MAX_METADATA, Metadata
 from dynenc.imaging.notes import note
+from dynenc.imaging.packing import pack, unpack
 
 GREY, ALPHA, TEXT, RESOLUTION = "grey", "alph", "text", "resl"
 PACKED = {"exif": "exif", "xmp": "xmpp", "profile": "iccp", "iptc": "iptc", "comment": "cmnt"}
 KNOWN = {GREY, ALPHA, TEXT, RESOLUTION, *PACKED.values()}
 METADATA_TAGS = KNOWN - {GREY, ALPHA}
 MAX_TEXT = 4 * MAX_METADATA  # bytes of all texts in UTF-8
-LZMA = {"id": lzma.FILTER_LZMA1, "dict_size": 2**20, "lc": 0, "lp": 0, "pb": 0}
-EFFORT = {"preset": 9, "nice_len": 273, "depth": 8}  # deeper: 2% smaller, half as fast
 PER_METRE = struct.Struct("<II")
 
 
@@ -45,6 +44,7 @@ class Extras:
     is_grey: bool = False
     alpha: Image.Image | None = None  # mode L, 255 is opaque; None: all of it is opaque
     metadata: Metadata = Metadata()  # noqa: RUF009  # frozen
+    detail: Detail | None = None  # the layer of text and graphics, which `to_chunks` leaves out
 
 
 def of(image: Image.Image, *, keep_metadata: bool) -> Extras:
@@ -59,9 +59,13 @@ def of(image: Image.Image, *, keep_metadata: bool) -> Extras:
 def restore(image: Image.Image, extras: Extras) -> Image.Image:
     """The decoded RGB image with its extras: L, LA, RGB or RGBA, metadata in `info`.
 
+    The detail layer is laid over what the decoder made.
+
     As Pillow has it, `info` holds `exif`, `xmp`, texts by their keyword, `comment`, `dpi`,
     `photoshop` (IPTC) and the `icc_profile` of the very pixels.
     """
+    if extras.detail:
+        image = extras.detail.over(image)
     if extras.is_grey:
         image = image.convert("L")
     info = metadata.to_info(extras.metadata)
@@ -81,12 +85,12 @@ def to_chunks(extras: Extras) -> list[Chunk]:
     """The chunks that hold the extras; none for an opaque RGB image without metadata."""
     chunks = [(GREY, b"")] if extras.is_grey else []
     if extras.alpha:
-        chunks.append((ALPHA, _pack(extras.alpha.tobytes())))
+        chunks.append((ALPHA, pack(extras.alpha.tobytes())))
     for name, tag in PACKED.items():
         if data := getattr(extras.metadata, name):
-            chunks.append((tag, _pack(data)))
+            chunks.append((tag, pack(data)))
     if extras.metadata.text:
-        chunks.append((TEXT, _pack(_joined(extras.metadata.text))))
+        chunks.append((TEXT, pack(_joined(extras.metadata.text))))
     if extras.metadata.resolution:
         chunks.append((RESOLUTION, PER_METRE.pack(*extras.metadata.resolution)))
     return chunks
@@ -95,7 +99,8 @@ def to_chunks(extras: Extras) -> list[Chunk]:
 def from_chunks(chunks: Sequence[Chunk], width: int, height: int) -> Extras:
     """Undo `to_chunks` for an image of width x height px; unknown chunks are skipped.
 
-    Raises: Corrupt if a chunk is damaged, stands twice, or unpacks to another size than it may.
+    Raises: Corrupt if a chunk is damaged, stands twice, or unpacks to another size than it may;
+        what `detail.of_chunks` raises.
     """
     found: dict[str, bytes] = {}
     for tag, data in chunks:
@@ -105,10 +110,10 @@ def from_chunks(chunks: Sequence[Chunk], width: int, height: int) -> Extras:
     if found.get(GREY):
         raise Corrupt(f"chunk {GREY} holds data")
     kept: dict[str, Any] = {
-        name: _unpack(tag, found[tag], MAX_METADATA) for name, tag in PACKED.items() if tag in found
+        name: unpack(tag, found[tag], MAX_METADATA) for name, tag in PACKED.items() if tag in found
     }
     if TEXT in found:
-        kept["text"] = _split(_unpack(TEXT, found[TEXT], MAX_TEXT))
+        kept["text"] = _split(unpack(TEXT, found[TEXT], MAX_TEXT))
     if RESOLUTION in found:
         if len(found[RESOLUTION]) != PER_METRE.size:
             raise Corrupt(f"chunk {RESOLUTION} is not {PER_METRE.size} bytes long")
@@ -117,11 +122,12 @@ def from_chunks(chunks: Sequence[Chunk], width: int, height: int) -> Extras:
             raise Corrupt(f"chunk {RESOLUTION} holds a zero")
     alpha = None
     if ALPHA in found:
-        opacity = _unpack(ALPHA, found[ALPHA], width * height)
+        opacity = unpack(ALPHA, found[ALPHA], width * height)
         if len(opacity) < width * height:
             raise Corrupt(f"chunk {ALPHA} holds fewer pixels than the image")
         alpha = Image.frombytes("L", (width, height), opacity)
-    return Extras(is_grey=GREY in found, alpha=alpha, metadata=Metadata(**kept))
+    layer = detail.of_chunks(chunks, width, height)
+    return Extras(GREY in found, alpha, Metadata(**kept), layer)
 
 
 def _joined(texts: Mapping[str, str]) -> bytes:
@@ -139,21 +145,3 @@ def _split(data: bytes) -> dict[str, str]:
     except UnicodeDecodeError as exc:
         raise Corrupt(f"chunk {TEXT} is not UTF-8") from exc
     return dict(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _pack(data: bytes) -> bytes:
-    return lzma.compress(data, lzma.FORMAT_RAW, filters=[LZMA | EFFORT])
-
-
-def _unpack(tag: str, data: bytes, most: int) -> bytes:
-    """At most so many bytes; memory grows with what comes out, and no further than that."""
-    unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[LZMA])
-    try:
-        unpacked = unpacker.decompress(data, most + 1)
-    except (lzma.LZMAError, EOFError) as exc:
-        raise Corrupt(f"chunk {tag} cannot be unpacked") from exc
-    if len(unpacked) > most:
-        raise Corrupt(f"chunk {tag} unpacks to more than its {most} bytes")
-    if not unpacker.eof or unpacker.unused_data:
-        raise Corrupt(f"chunk {tag} is cut short, or longer than what it holds")
-    return unpacked

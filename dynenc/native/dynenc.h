@@ -1,4 +1,5 @@
-/* dynenc's native kernel: pixels to latents; quantisation and entropy coding of latents.
+/* dynenc's native kernel: pixels to latents; quantisation and entropy coding of latents;
+ * statistics of pixels.
  *
  * No function allocates memory or has global state, but for what the CPU is found to be able to do, and
  * all may run in several threads at once. Memory
@@ -184,5 +185,14 @@ DYNENC_API int64_t dynenc_latents_workspace(const void *encoder, int32_t width);
  * Weights and features are integers of 16 bits where layers multiply them, so sums are exact, and
  * floats in between, in operations of a fixed order: every path gives the same latents. */
 DYNENC_API int64_t dynenc_latents(const dynenc_picture *picture, float *latents);
+
+/* Statistics of tiles of DYNENC_TILE x DYNENC_TILE pixels, one byte each, of rows x columns tiles.
+ *
+ * statistics[rows][columns][7]: of each tile the number of pixels that equal those right and below
+ * (at the picture's edges, themselves), that differ by at most 8, and by at least 48; of those within a
+ * sixth of the tile's range of its brightest, and of its darkest pixel; these two pixels. Returns 0. */
+enum { DYNENC_TILE = 16 };
+DYNENC_API int64_t dynenc_tiles(const uint8_t *pixels, int32_t rows, int32_t columns,
+                                uint16_t *statistics);
 
 #endif

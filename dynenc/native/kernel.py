@@ -1,4 +1,4 @@
-"""The native kernel through ctypes: entropy coding and quantisation of latents.
+"""The native kernel through ctypes: coding and quantisation of latents, statistics of pixels.
 
 Calls release the GIL, so threads code images at once. `DYNENC_SIMD` in the environment forces an
 instruction set: avx512, avx2, sse2, neon or portable; all give the same bytes.
@@ -20,10 +20,12 @@ Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.uint16]
 
 PATHS = {"avx512": 3, "avx2": 2, "neon": 4, "sse2": 1, "portable": 0}  # the fastest first
 VARIABLE = "DYNENC_SIMD"
 ALIGNMENT = 64
+TILE = 16  # px, side of the tiles whose statistics are taken
 KEPT = 2**23  # bytes of a workspace that a thread keeps for its next call, as fresh memory is slow
 BAD_ARGUMENT = -1
 FAULTS = {  # what an error code of the kernel means: dynenc.h
@@ -73,6 +75,7 @@ def library() -> ctypes.CDLL:
         *("quantize", "points", "contexts", "gradient"),
         *("encoder_size", "encoder_init", "latents_workspace", "latents"),
         *("decoder_size", "decoder_init", "pixels_workspace", "pixels"),
+        "tiles",
     ):
         getattr(found, f"dynenc_{name}").restype = ctypes.c_int64
     found.dynenc_roughness.restype = ctypes.c_double
@@ -228,6 +231,18 @@ def points(symbols: Ints, *, has_trellis: bool) -> Ints:
     symbols = np.ascontiguousarray(symbols, np.int32)
     found = np.empty(symbols.shape, np.int32)
     _Run(symbols.shape, 1, None, has_trellis=has_trellis).run("points", symbols, found)
+    return found
+
+
+def tiles(pixels: Bytes) -> Counts:
+    """Statistics of 16x16 tiles of pixels [16 rows, 16 columns]: [rows, columns, 7].
+
+    See `dynenc_tiles` in dynenc.h.
+    """
+    rows, columns = (side // TILE for side in pixels.shape)
+    found = np.empty((rows, columns, 7), np.uint16)
+    size = ctypes.c_int32(rows), ctypes.c_int32(columns)
+    checked(library().dynenc_tiles(pointer(pixels), *size, pointer(found)))
     return found
 
 

@@ -76,10 +76,10 @@ def payload() -> Callable[[bytes], None]:
 def metadata() -> Callable[[bytes], None]:
     """A target, as above: a byte for the chunk, one whether to pack, the rest is its data."""
     with atheris.instrument_imports(include=["dynenc"]):
-        from dynenc.imaging import extras, image, pixels, save
+        from dynenc.imaging import extras, image, packing, pixels, save
     logging.getLogger("PIL").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    tags = ["grey", "alph", "exif", "xmpp", "iccp", "none"]
+    tags = ["grey", "alph", "exif", "xmpp", "iccp", "none", "Detl"]
     side = 6
 
     def run(data: bytes) -> None:
@@ -87,7 +87,7 @@ def metadata() -> Callable[[bytes], None]:
             return
         tag, body = tags[data[0] % len(tags)], data[2:]
         if data[1] % 2:
-            body = extras._pack(body)
+            body = packing.pack(body)
         with contextlib.suppress(BitstreamError):
             chunks = [("grey", b""), (tag, body)][not data[1] & 2 :]
             beside = extras.from_chunks(chunks, side, side)

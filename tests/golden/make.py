@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from dynenc import registry
@@ -77,6 +77,16 @@ def with_chunks(blob: bytes) -> bytes:
 def with_alpha(picture: Image.Image) -> Image.Image:
     """The picture, transparent towards its border."""
     picture.putalpha(Image.radial_gradient("L").point(lambda v: 255 - v).resize(picture.size))
+    return picture
+
+
+def page() -> Image.Image:
+    """A page of text; in the middle stands a part of the photograph."""
+    picture = Image.new("RGB", (200, 160), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    for top in range(4, 160, 16):
+        draw.text((6, top), "The five boxing wizards jump quickly.", "navy", font)
+    picture.paste(crop(96, 80), (48, 40))
     return picture
 
 
@@ -147,6 +157,14 @@ def cases() -> dict[str, Case]:
     found["v1_light_metadata"] = (
         "crop, 33x40, `light`, quality 50, with EXIF, XMP and ICC profile",
         with_metadata,
+    )
+    found["v1_light_detail"] = (
+        "page with a crop, 200x160, `light`, quality 50: detail layer",
+        lambda: encoded(page(), "light", 50),
+    )
+    found["v1_light_detail_whole"] = (
+        "upper part of the page, 200x40, `light`, quality 50: all of it is the detail layer",
+        lambda: encoded(page().crop((0, 0, 200, 40)), "light", 50),
     )
     return found
 

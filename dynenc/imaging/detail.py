@@ -1,0 +1,271 @@
+"""The detail layer: tiles of an image that latents cannot hold, as an AVIF or WebP image.
+
+    Detl   form (1 byte) | quality (1) | length of the mask (4) | mask, packed | image
+
+The mask has a bit for each tile of 16x16 px, row by row. The image holds the pixels of its
+bounding box; what the mask leaves out of it is filled so that it costs few bytes. The layer lies
+over the decoded image: its pixels fade in over the outermost FEATHER px of the mask, and those
+outside the mask stay as they are. docs/format.md is the specification.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, features
+
+from dynenc.coding.bitstream import DETAIL, Chunk
+from dynenc.coding.entropy import load_coder
+from dynenc.coding.lat_file import LatFile
+from dynenc.errors import Corrupt, MissingFormat, UnknownModel
+from dynenc.imaging import avif
+from dynenc.imaging.fill import filled
+from dynenc.imaging.graphics import Mask
+from dynenc.imaging.packing import pack, unpack
+from dynenc.native.kernel import TILE, Bytes
+from dynenc.registry import Model
+
+FORMS = {1: "AVIF", 2: "WEBP"}  # by their numbers in files, which never change
+HEAD = struct.Struct("<BBI")
+FEATHER = 4  # px at the mask's edges over which the layer fades in
+KEPT = 8  # px at the mask's edges that stay in the image beneath, for the decoder
+BLEND = FEATHER + 1  # weight of the layer farther inside
+MAX_SIDE, MAX_AREA = 32_768, 2**28  # px, of the image: limits of libavif
+AVIF_OPTIONS = {  # tune: as legible at an eighth fewer bytes; 4:4:4: coloured type
+    "speed": 6,
+    "autotiling": False,
+    "subsampling": "4:4:4",
+    "advanced": {"tune": "ssim"},
+}
+WEBP_OPTIONS = {"method": 4}
+MAX_STEP = 65_535  # step_q of files without latents of their own
+COARSEST, RANGE = 2.8, 25.0  # the layer's quality at quality 0, and how many times that at 100
+
+
+@dataclass(frozen=True, eq=False)
+class Detail:
+    """The layer of one image."""
+
+    mask: Mask  # [rows, columns] of tiles; not empty
+    image: Image.Image  # RGB, of the mask's bounding box
+    form: str = "AVIF"  # one of FORMS
+    quality: int = 50  # of the file, 0..100
+    n_bytes: int = 0  # of the chunk's data
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the layer is all of the image."""
+        return bool(self.mask.all())
+
+    @cached_property
+    def share(self) -> float:
+        """The share of tiles that are in the layer."""
+        return float(self.mask.mean())
+
+    def summary(self) -> dict[str, int | float | str]:
+        """What `info` tells of it."""
+        return {
+            "tiles": int(self.mask.sum()),
+            "share": self.share,
+            "n_bytes": self.n_bytes,
+            "form": self.form,
+            "quality": self.quality,
+        }
+
+    def shown(self, decoded: Image.Image) -> Image.Image:
+        """The decoded image, dark where it is not of the layer."""
+        inside = weights(self.mask, decoded.size, 0) > 0
+        return Image.composite(decoded, decoded.point(lambda v: v // 4), Image.fromarray(inside))
+
+    def over(self, decoded: Image.Image) -> Image.Image:
+        """The decoded RGB image with the layer over it."""
+        left, top, right, bottom = box_of(self.mask, decoded.size)
+        weight = weights(self.mask, decoded.size)[top:bottom, left:right, None]
+        below = np.asarray(decoded.crop((left, top, right, bottom)))
+        above = np.asarray(self.image)
+        mixed = np.where(weight == BLEND, above, below)
+        seam = ((weight > 0) & (weight < BLEND))[..., 0]
+        by_layer = weight[seam].astype(np.uint16)
+        total = by_layer * above[seam] + (BLEND - by_layer) * below[seam]
+        mixed[seam] = (total + BLEND // 2) // BLEND
+        result = decoded.copy()
+        result.paste(Image.fromarray(mixed), (left, top))
+        return result
+
+
+def weights(mask: Mask, size: tuple[int, int], feather: int = FEATHER) -> Bytes:
+    """The weight of the layer for each pixel of an image, [height, width], in 0..feather + 1.
+
+    It is the distance in px, larger of both directions, to the nearest pixel outside the mask.
+    """
+    width, height = size
+    inside = mask.repeat(TILE, 0).repeat(TILE, 1)[:height, :width]
+    weight = inside.astype(np.uint8)
+    for _ in range(feather):
+        across = inside.copy()
+        across[:, 1:] &= inside[:, :-1]
+        across[:, :-1] &= inside[:, 1:]
+        inside = across.copy()
+        inside[1:] &= across[:-1]
+        inside[:-1] &= across[1:]
+        weight += inside
+    return weight
+
+
+def box_of(mask: Mask, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The bounding box of a mask in an image of that width and height: left, top, right, bottom."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    right, bottom = (int(last[-1] + 1) * TILE for last in (columns, rows))
+    return int(columns[0]) * TILE, int(rows[0]) * TILE, min(right, size[0]), min(bottom, size[1])
+
+
+def beneath(picture: Image.Image, mask: Mask) -> Image.Image:
+    """The image to take latents of: it goes on smoothly beneath the mask, which costs few bits."""
+    outside = weights(mask, picture.size, KEPT) <= KEPT
+    if not outside.any():
+        return Image.new("RGB", picture.size, (128, 128, 128))
+    return filled(picture, Image.fromarray(outside))
+
+
+def writable(mask: Mask, size: tuple[int, int]) -> str:
+    """The form in which a layer can be written here, "" if in none."""
+    left, top, right, bottom = box_of(mask, size)
+    width, height = right - left, bottom - top
+    if max(width, height) > MAX_SIDE or width * height > MAX_AREA:
+        return ""
+    if features.check("avif"):
+        return "AVIF"
+    return "WEBP" if features.check("webp") and max(width, height) <= 16_383 else ""
+
+
+def layer_quality(quality: float) -> int:
+    """The quality of the layer, as AVIF has it, for that of a file, which may be below 0."""
+    return round(COARSEST * RANGE ** (min(quality, 100.0) / 100))
+
+
+def to_chunk(picture: Image.Image, mask: Mask, quality: float) -> Chunk:
+    """The chunk that holds the layer of an RGB image.
+
+    Args:
+        mask: for which `writable` gives a form.
+        quality: of the file, 0..100.
+    """
+    form = writable(mask, picture.size)
+    box = box_of(mask, picture.size)
+    inside = weights(mask, picture.size, 0)[box[1] : box[3], box[0] : box[2]] > 0
+    part = picture.crop(box)
+    part = part if inside.all() else filled(part, Image.fromarray(inside))
+    options = AVIF_OPTIONS if form == "AVIF" else WEBP_OPTIONS
+    file = io.BytesIO()
+    part.save(file, form, quality=layer_quality(quality), **options)
+    packed = pack(np.packbits(mask).tobytes())
+    [number] = [number for number, name in FORMS.items() if name == form]
+    head = HEAD.pack(number, round(min(max(quality, 0), 100)), len(packed))
+    return DETAIL, head + packed + file.getvalue()
+
+
+def with_quality(chunk: Chunk, quality: float) -> Chunk:
+    """The same layer in a file of another quality that asks for the same one of the layer."""
+    tag, data = chunk
+    number, _, length = HEAD.unpack_from(data)
+    head = HEAD.pack(number, round(min(max(quality, 0), 100)), length)
+    return tag, head + data[HEAD.size :]
+
+
+def of_chunks(chunks: Sequence[Chunk], width: int, height: int) -> Detail | None:
+    """The layer of a file of width x height px, if it has one.
+
+    Raises: Corrupt if the chunk is damaged, stands twice, or is not as `to_chunk` writes it;
+        UnknownModel if its image has a form of a later dynenc; MissingFormat if Pillow lacks it.
+    """
+    found = [data for tag, data in chunks if tag == DETAIL]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise Corrupt(f"chunk {DETAIL} occurs twice in the file")
+    [data] = found
+    number, quality, mask, coded = _split(data, width, height)
+    if number not in FORMS:
+        raise UnknownModel(f"the detail layer has form {number}, unknown here: update dynenc")
+    if quality > 100:
+        raise Corrupt(f"chunk {DETAIL} has quality {quality}, which is not within 0..100")
+    left, top, right, bottom = box_of(mask, (width, height))
+    image = _image(coded, FORMS[number], (right - left, bottom - top))
+    return Detail(mask, image, FORMS[number], quality, len(data))
+
+
+def file_quality(file: LatFile) -> float:
+    """The quality of a file, 0..100: of its step, or where all of it is the layer, of that."""
+    if file.header.step_q == MAX_STEP:
+        for tag, data in file.chunks:
+            if tag == DETAIL and len(data) >= HEAD.size:
+                return float(HEAD.unpack_from(data)[1])
+    return file.quality
+
+
+def without_latents(size: tuple[int, int], model: Model, chunks: Sequence[Chunk]) -> LatFile:
+    """A file whose layer is all of its image: the latents are zeros, with the coarsest step."""
+    symbols = np.zeros((model.space.channels, *model.space.size(size[1], size[0])), np.int32)
+    coder = load_coder(model.coder, has_trellis=False)
+    return LatFile.of_symbols(symbols, coder, size, MAX_STEP, model, chunks)
+
+
+def has_layer(file: LatFile) -> bool:
+    """Whether a file has a layer."""
+    return any(tag == DETAIL for tag, _ in file.chunks)
+
+
+def is_whole(file: LatFile) -> bool:
+    """Whether a file has a layer that is all of its image; raises Corrupt."""
+    found = [data for tag, data in file.chunks if tag == DETAIL]
+    return bool(found) and bool(_split(found[0], file.header.width, file.header.height)[2].all())
+
+
+def _split(data: bytes, width: int, height: int) -> tuple[int, int, Mask, bytes]:
+    """Form, quality, mask and coded image; raises Corrupt."""
+    if len(data) < HEAD.size:
+        raise Corrupt(f"chunk {DETAIL} is cut short")
+    number, quality, length = HEAD.unpack_from(data)
+    rest = data[HEAD.size :]
+    if length > len(rest):
+        raise Corrupt(f"chunk {DETAIL} is cut short")
+    shape = -(-height // TILE), -(-width // TILE)
+    n_tiles = shape[0] * shape[1]
+    bits = unpack(DETAIL, rest[:length], -(-n_tiles // 8))
+    if len(bits) < -(-n_tiles // 8):
+        raise Corrupt(f"the mask of chunk {DETAIL} has too few tiles")
+    flags: npt.NDArray[np.uint8] = np.unpackbits(np.frombuffer(bits, np.uint8))
+    if flags[n_tiles:].any() or not flags.any():
+        raise Corrupt(f"the mask of chunk {DETAIL} is empty, or has more tiles than the image")
+    return number, quality, flags[:n_tiles].reshape(shape).astype(bool), rest[length:]
+
+
+def _image(coded: bytes, form: str, size: tuple[int, int]) -> Image.Image:
+    """The image of a layer, if it is one of that size, 8 bits, opaque and alone; raises Corrupt."""
+    if not features.check(form.lower()):
+        raise MissingFormat(
+            f"the file's text and graphics are {form}, which this Pillow cannot read",
+            hint=f"install a Pillow with {form}: pip install --upgrade 'pillow>=11.3'",
+        )
+    if form == "AVIF" and (fault := avif.fault(coded, size)):
+        raise Corrupt(f"the image of chunk {DETAIL} {fault}")
+    try:
+        with Image.open(io.BytesIO(coded), formats=[form]) as opened:
+            if opened.size != size:
+                width, height = opened.size
+                raise Corrupt(
+                    f"the image of chunk {DETAIL} is {width}x{height} px, not {size[0]}x{size[1]}"
+                )
+            if opened.mode != "RGB" or getattr(opened, "n_frames", 1) != 1:
+                raise Corrupt(f"the image of chunk {DETAIL} is no single opaque RGB image")
+            return opened.convert("RGB")
+    except Corrupt:
+        raise
+    except Exception as exc:  # Pillow's plugins raise whatever damaged data make them trip over
+        raise Corrupt(f"the image of chunk {DETAIL} cannot be read") from exc

@@ -1,0 +1,134 @@
+"""Finding text and graphics in a picture: type, lines, user interfaces, charts.
+
+Tiles are judged by statistics of their pixels. Text and graphics have sharp edges between few
+levels, with flats between them, in many tiles side by side whose backgrounds resemble each other;
+photographs have one of these, but seldom all of them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dynenc.native import kernel
+from dynenc.native.kernel import TILE
+
+Mask = npt.NDArray[np.bool_]
+
+SHARP = 20  # pixels of a tile that differ by 48 levels from a neighbour
+STILL, BACKGROUND = 64, 102  # rendered: pixels equal to neighbours; near the brightest or darkest
+CALM, SCANNED, BOTH = 110, 128, 180  # scanned: calm pixels; background; background and ink
+WINDOW = 2  # tiles to each side that must agree ...
+RENDERED_PEERS, SCANNED_PEERS = 6, 9  # ... so many of the 25
+RENDERED_LEVELS, SCANNED_LEVELS = 6, 10  # differences of backgrounds that count as the same
+EDGE, SMOOTH = 1, 90  # around what is found: sharp and calm pixels
+DITHERED = 32  # still pixels in drawn gradients, which are calm everywhere
+CLOSINGS, ENCLOSED = 2, 5  # rounds in which tiles are added that have so many neighbours
+LEAST = 6  # tiles, of what is taken for text
+
+
+@dataclass(frozen=True, eq=False)
+class _Tiles:
+    """The statistics of a picture's tiles, [rows, columns] each; see `dynenc_tiles`."""
+
+    still: kernel.Counts
+    calm: kernel.Counts
+    sharp: kernel.Counts
+    bright: kernel.Counts
+    dark: kernel.Counts
+    high: kernel.Counts
+    low: kernel.Counts
+
+    @property
+    def background(self) -> kernel.Counts:
+        """How many pixels are near the end of the levels where most are."""
+        return np.maximum(self.bright, self.dark)
+
+    @property
+    def level(self) -> npt.NDArray[np.int16]:
+        """That end."""
+        return np.where(self.bright > self.dark, self.high, self.low).astype(np.int16)
+
+
+def find(picture: Image.Image, *, eager: bool = False) -> Mask:
+    """The tiles of an RGB picture that hold text or graphics, and flats that adjoin them.
+
+    Args:
+        eager: take single tiles for text, too, that resemble it by themselves.
+    Returns: [rows, columns] of tiles of 16x16 px, those at the right and lower edge cut off.
+    """
+    tiles = _Tiles(*np.moveaxis(kernel.tiles(_levels(picture)), -1, 0))
+    rendered = (tiles.sharp >= SHARP) & (tiles.still >= STILL) & (tiles.background >= BACKGROUND)
+    scanned = (tiles.sharp >= SHARP) & (tiles.calm >= CALM) & (tiles.background >= SCANNED)
+    scanned &= tiles.bright + tiles.dark >= BOTH
+    if eager:
+        found = rendered | scanned
+    else:
+        level = tiles.level
+        found = _with_peers(rendered, level, RENDERED_LEVELS, RENDERED_PEERS)
+        found |= _with_peers(scanned, level, SCANNED_LEVELS, SCANNED_PEERS)
+    if found.sum() < (1 if eager else LEAST):
+        return np.zeros_like(found)
+    parts = rendered | scanned | (tiles.sharp >= EDGE) & (tiles.calm >= SMOOTH)
+    drawn = (tiles.still >= STILL) | (tiles.still >= DITHERED) & (tiles.calm == TILE**2)
+    found = _grown(found, parts | drawn, most=2)
+    found = _grown(found, drawn, most=sum(found.shape))
+    for _ in range(CLOSINGS):
+        found |= _set_around(found) >= ENCLOSED
+    return found
+
+
+def shape_of(picture: Image.Image) -> tuple[int, int]:
+    """Rows and columns of a picture's tiles."""
+    return -(-picture.height // TILE), -(-picture.width // TILE)
+
+
+def _levels(picture: Image.Image) -> kernel.Bytes:
+    """The brightness of pixels, the last ones repeated up to whole tiles."""
+    levels = np.asarray(picture.convert("L"))
+    missing = [(0, -side % TILE) for side in levels.shape]
+    return np.pad(levels, missing, mode="edge") if np.any(missing) else levels
+
+
+def _with_peers(tiles: Mask, level: npt.NDArray[np.int16], tolerance: int, least: int) -> Mask:
+    """Those tiles that have enough others around them whose background is like theirs."""
+    if tiles.sum() < least:
+        return np.zeros_like(tiles)
+    rows, columns = tiles.shape
+    around = np.pad(np.where(tiles, level, -256).astype(np.int16), WINDOW, constant_values=-256)
+    peers = np.zeros(tiles.shape, np.uint8)
+    for down in range(2 * WINDOW + 1):
+        for right in range(2 * WINDOW + 1):
+            other = around[down : down + rows, right : right + columns]
+            peers += np.abs(other - level) <= tolerance
+    return tiles & (peers >= least)
+
+
+def _grown(found: Mask, allowed: Mask, most: int) -> Mask:
+    """What is found, and up to so many rings of allowed tiles around it."""
+    for _ in range(most):
+        grown = found | dilated(found) & allowed
+        if np.array_equal(grown, found):
+            break
+        found = grown
+    return found
+
+
+def _set_around(mask: Mask) -> npt.NDArray[np.uint8]:
+    """How many of the eight neighbours of each tile are set; those outside are as their nearest."""
+    padded = np.pad(mask, 1, mode="edge").astype(np.uint8)
+    high = padded[:-2] + padded[1:-1] + padded[2:]
+    around: npt.NDArray[np.uint8] = high[:, :-2] + high[:, 1:-1] + high[:, 2:] - mask
+    return around
+
+
+def dilated(mask: Mask) -> Mask:
+    """The tiles set and their eight neighbours."""
+    wide = mask.copy()
+    wide[1:] |= mask[:-1]
+    wide[:-1] |= mask[1:]
+    high = wide.copy()
+    high[:, 1:] |= wide[:, :-1]
+    high[:, :-1] |= wide[:, 1:]
+    return high

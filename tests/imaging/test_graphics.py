@@ -1,0 +1,102 @@
+"""Text and graphics are found in screens, and photographs are left alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from dynenc.imaging import graphics
+from dynenc.native import kernel
+
+PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
+SIZE = 320, 208
+
+
+def screen(size=SIZE, ink="black", paper="white"):
+    picture = Image.new("RGB", size, paper)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    for y in range(8, size[1] - 16, 18):
+        draw.text((8, y), "The quick brown fox jumps over 1234567890", ink, font)
+    return picture
+
+
+def photo():
+    with Image.open(PHOTO) as picture:
+        return picture.convert("RGB")
+
+
+def slow_statistics(pixels):
+    """What `dynenc_tiles` counts, tile by tile."""
+    values = pixels.astype(int)
+    change = np.zeros(pixels.shape, int)
+    change[:, :-1] = abs(np.diff(values, axis=1))
+    change[:-1] = np.maximum(change[:-1], abs(np.diff(values, axis=0)))
+    rows, columns = (side // kernel.TILE for side in pixels.shape)
+    found = np.zeros((rows, columns, 7), int)
+    for row, column in np.ndindex(rows, columns):
+        place = np.s_[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+        tile, moved = values[place], change[place]
+        high, low = tile.max(), tile.min()
+        near = (high - low) // 6
+        counts = moved == 0, moved <= 8, moved >= 48, tile >= high - near, tile <= low + near
+        found[row, column] = [*(each.sum() for each in counts), high, low]
+    return found
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 48), (64, 32)])
+@pytest.mark.parametrize("most", [2, 60, 256])
+def test_statistics_are_those_counted_slowly(shape, most):
+    pixels = np.random.default_rng(most).integers(0, most, shape, np.uint8)
+    assert np.array_equal(kernel.tiles(pixels), slow_statistics(pixels))
+
+
+@pytest.mark.parametrize(
+    "colours", [("black", "white"), ("white", "black"), ("#d6dade", "#15181c"), ("navy", "#eee")]
+)
+def test_a_screen_is_all_graphics(colours):
+    assert graphics.find(screen(SIZE, *colours)).all()
+
+
+def test_photographs_noise_gradients_and_one_colour_are_not():
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    for picture in (
+        photo(),
+        Image.fromarray(noise),
+        Image.linear_gradient("L").convert("RGB"),
+        Image.new("RGB", SIZE, "teal"),
+    ):
+        assert not graphics.find(picture).any()
+
+
+def test_of_a_photograph_in_a_page_the_page_is_found():
+    picture = screen((640, 480))
+    picture.paste(photo().crop((0, 0, 320, 256)), (160, 112))
+    mask = graphics.find(picture)
+    assert mask[:6].all()
+    assert mask[24:].all()
+    assert not mask[9:21, 13:28].any()
+
+
+def test_a_scan_with_noise_is_found():
+    pixels = np.asarray(screen((480, 480), "#222", "#e8e4da"), float)
+    pixels += np.random.default_rng(0).normal(0, 3, pixels.shape)
+    mask = graphics.find(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+    assert mask[2:-3, 2:16].mean() > 0.95
+
+
+def test_single_words_are_found_if_eager():
+    picture = photo()
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((32, 32, 63, 47), "white")
+    draw.text((33, 33), "word", "black", ImageFont.load_default(11))
+    assert not graphics.find(picture).any()
+    mask = graphics.find(picture, eager=True)
+    assert mask[2, 2:4].any()
+    assert mask.mean() < 0.2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 1), (5, 40), (161, 203)])
+def test_masks_cover_pictures_of_any_size(size):
+    mask = graphics.find(Image.new("RGB", size, "red"), eager=True)
+    assert mask.shape == (-(-size[1] // 16), -(-size[0] // 16))
