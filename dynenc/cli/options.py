@@ -6,7 +6,7 @@ Nothing here imports torch or Pillow, so that `--help` and Tab completion answer
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 

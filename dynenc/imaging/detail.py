@@ -11,6 +11,7 @@ outside the mask stay as they are. docs/format.md is the specification.
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,7 +147,8 @@ def writable(mask: Mask, size: tuple[int, int]) -> str:
 
 def layer_quality(quality: float) -> int:
     """The quality of the layer, as AVIF has it, for that of a file, which may be below 0."""
-    return round(COARSEST * RANGE ** (min(quality, 100.0) / 100))
+    exponent = min(quality, 100.0) / 100
+    return round(COARSEST * math.pow(RANGE, exponent))
 
 
 def to_chunk(picture: Image.Image, mask: Mask, quality: float) -> Chunk:
