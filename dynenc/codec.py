@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from dynenc import registry
+from dynenc import registry, runtime
 from dynenc.arguments import file_name, whole
 from dynenc.coding import bitstream, quantize, rate_control
 from dynenc.coding.bitstream import Chunk
@@ -30,6 +30,8 @@ from dynenc.imaging.layering import Layering
 from dynenc.latent_space import SD1
 from dynenc.native import encoder as native
 from dynenc.native.kernel import Floats
+from dynenc.networks import integer_decoder
+from dynenc.networks.decoder_names import Choice, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -264,7 +266,29 @@ class Codec:
         """
         if all(detail_layer.is_whole(file) for file in files):
             return [Image.new("RGB", (file.header.width, file.header.height)) for file in files]
+        if self._decodes_integers(files[0].model):
+            return [integer_decoder.picture(file) for file in files]
         return self.backend.pictures(files)
+
+    def _decodes_integers(self, model: registry.Model) -> bool:
+        """Whether the embedded decoder decodes the latents of a model in integers, on the CPU."""
+        if model.space is not SD1 or self._decoder_choice.name != "embedded":
+            return False
+        if str(self._device) == "auto":
+            return not runtime.may_have_gpu() or self.device.type == "cpu"
+        return str(self._device) == "cpu" or self.device.type == "cpu"
+
+    @cached_property
+    def _decoder_choice(self) -> Choice:
+        choice = resolve(self.decoder_name)
+        logger.debug("decoder: %s, %s", choice.name, choice.note)
+        return choice
+
+    def name_of_decoder(self, model: registry.Model) -> str:
+        """The name of the decoder for the latents of a model; raises OtherLatents."""
+        if self._decodes_integers(model):
+            return "embedded"
+        return self.decoder_of(model).name
 
     def decode_tensor(
         self, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
@@ -275,7 +299,7 @@ class Codec:
         of `decode`.
         """
         parsed = parse(file, max_pixels=max_pixels)
-        if detail_layer.has_layer(parsed):
+        if detail_layer.has_layer(parsed) or self._decodes_integers(parsed.model):
             return self.backend.tensor_of(self._complete(parsed))
         return self.backend.tensor(parsed)
 

@@ -79,7 +79,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "8cebf9a4a6436b9855adf5c7c55ff1170b14cbbca6ddc58d2dbae5f70d559277",
+            "6adf77f83e3fb069f31e045ac64694e55bb1f94a16dc45ce87532ffe2f00cc1c",
             {"widths": (128, 64, 32), "blocks": (8, 4, 2)},
         ),
         Model(

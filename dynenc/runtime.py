@@ -16,6 +16,8 @@ from contextlib import contextmanager, nullcontext
 from dynenc.errors import DynencError
 
 ONE_THREAD_PIXELS = 2**18  # an image of at most so many is coded in one thread: see `threads_for`
+SHARED_PIXELS = 2**17  # the native kernel decodes an image of so many in several threads
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of CUDA, ROCm and of WSL
 KEPT_BLOCK = 2**25 - 2**16  # bytes; just below the largest that glibc may keep when it is freed
 
 
@@ -86,6 +88,34 @@ def threads_for(pixels: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def native_threads(pixels: int) -> int:
+    """How many threads the native kernel takes for an image: those of `own_process` if it is set.
+
+    Else as many as torch or OpenMP were told to take, or there are processors for this process.
+    """
+    if pixels < SHARED_PIXELS:
+        return 1
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if _owner.threads:
+        return _owner.threads
+    if "torch" in sys.modules:
+        return int(sys.modules["torch"].get_num_threads())
+    if told.isdecimal() and int(told):
+        return int(told)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def may_have_gpu() -> bool:
+    """Whether torch may find a GPU on this machine; asked without importing torch."""
+    if torch := sys.modules.get("torch"):
+        return bool(torch.cuda.is_available() or torch.backends.mps.is_available())
+    if sys.platform in ("darwin", "win32"):
+        return True
+    return any(map(os.path.exists, GPU_DEVICES))
 
 
 def _keep_memory() -> None:

@@ -142,7 +142,7 @@ class Decode(_MakesImages[ParsedLat]):
     def make(self, items: Sequence[Input], group: Sequence[Loaded[ParsedLat]]) -> list[Made]:
         """As of every task."""
         pictures = self.codec.decode_batch([one.value.file for one in group])
-        decoder_name = self.codec.decoder_of(group[0].value.file.model).name
+        decoder_name = self.codec.name_of_decoder(group[0].value.file.model)
         made = []
         for item, picture, one in zip(items, pictures, group, strict=True):
             data, lost = self.image_bytes(item, picture, one.value.extras, decoder_name)
@@ -214,7 +214,7 @@ class RoundtripTask(_MakesImages[Image.Image]):
             width=width,
             height=height,
             encoder=self.codec.encoder_name,
-            decoder=self.codec.decoder_of(self.codec.model).name,
+            decoder=self.codec.name_of_decoder(self.codec.model),
             quality=options.goal.value if options.goal.kind == "quality" else encoded.quality,
             effort=options.effort,
             n_bytes=n_bytes,

@@ -1,4 +1,4 @@
-"""Commands for those who train networks: train, import-checkpoint."""
+"""Commands for those who train networks: train, quantize-decoder, import-checkpoint."""
 
 import json
 from pathlib import Path
@@ -98,6 +98,37 @@ def train(
         )
         figures = train_with_progress(config, paths, pick_device(device), quiet=quiet)
         console.show(json.dumps({"path": str(output), **figures}))
+
+
+@SECTION.command(
+    "quantize-decoder",
+    "dynenc quantize-decoder float.safetensors --data photos/ --run runs/q -o embedded.safetensors",
+)
+def quantize_decoder(
+    start: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Float weights, as `dynenc train` writes them.")
+    ],
+    data: Annotated[
+        list[Path], typer.Option(metavar="PATH", help="Folder or tar of images; repeatable.")
+    ],
+    run: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for cached data.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write.")
+    ],
+    encoder: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="The encoder of the pictures.")
+    ] = "base",
+) -> None:
+    """Quantise a trained embedded decoder to the integers that dynenc decodes with.
+
+    A few of the pictures show which ranges the activations have. The same arguments give the same
+    file.
+    """
+    with console.session():
+        from dynenc.training.integers import convert
+
+        size = convert(start, data, run, output, encoder)
+        console.show(json.dumps({"path": str(output), "bytes": size}))
 
 
 @SECTION.command(

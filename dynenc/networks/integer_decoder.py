@@ -4,13 +4,19 @@ Weights are int8, and what else the arithmetic of docs/decoder.md needs is int16
 imports torch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
 
+from dynenc import registry, runtime
+from dynenc.coding.lat_file import LatFile
 from dynenc.errors import WeightsError
-from dynenc.native.decoder import UNIT, PixelDecoder
+from dynenc.native.decoder import UNIT, PixelDecoder, Region, to_integers
 
 Tensors = dict[str, npt.NDArray[np.integer]]
 Doubles = npt.NDArray[np.float64]
@@ -63,6 +69,11 @@ def shapes(widths: Sizes, blocks: Sizes) -> dict[str, tuple[str, Sizes]]:
     return found
 
 
+def are_integers(tensors: Collection[str]) -> bool:
+    """Whether the tensors of a decoder, by name, are integers rather than floats."""
+    return "layers.0.multiplier" in tensors
+
+
 def check(tensors: Tensors, widths: Sizes, blocks: Sizes) -> None:
     """Raise WeightsError unless the tensors are those of a decoder, by name, type and shape."""
     expected = shapes(widths, blocks)
@@ -92,6 +103,25 @@ def load(tensors: Tensors, widths: Sizes, blocks: Sizes) -> PixelDecoder:
         else:
             numbers.append(tensor)
     return PixelDecoder((*widths, *blocks), numbers, weights)
+
+
+@cache
+def embedded() -> PixelDecoder:
+    """The decoder that travels with dynenc; raises WeightsError."""
+    model = registry.named("embedded", "decoder")
+    try:
+        tensors = load_tensors(registry.read_file(model))
+    except SafetensorError as exc:
+        raise WeightsError(f"{model.file} cannot be read as safetensors: {exc}") from exc
+    return load(tensors, model.arguments["widths"], model.arguments["blocks"])
+
+
+def picture(file: LatFile) -> Image.Image:
+    """The colours of a file of SD latents, decoded by the embedded decoder: RGB."""
+    size = file.header.height, file.header.width
+    threads = runtime.native_threads(size[0] * size[1])
+    pixels = embedded().decode(to_integers(file.latents), Region(0, 0, *size), threads)
+    return Image.fromarray(pixels)
 
 
 def to_floats(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Floats:

@@ -1,4 +1,7 @@
-"""Networks and their weight files: safetensors only, float16 on disk, float32 in memory."""
+"""Networks and their weight files: safetensors only, float32 in memory.
+
+On disk weights are float16, or integers where a decoder in integers uses the file as well.
+"""
 
 from pathlib import Path
 from typing import Literal, TypeVar, overload
@@ -12,7 +15,7 @@ from dynenc import registry
 from dynenc.arguments import file_name
 from dynenc.errors import WeightsError
 from dynenc.io.writing import writing
-from dynenc.networks import published
+from dynenc.networks import integer_decoder, published
 from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.encoder import Encoder
@@ -81,7 +84,14 @@ def load_path(path: Path) -> nn.Module:
 
 def _filled(module: N, data: bytes, name: str) -> N:
     try:
-        module.load_state_dict({key: value.float() for key, value in load(data).items()})
+        state = load(data)
+        if isinstance(module, EmbeddedDecoder) and integer_decoder.are_integers(state):
+            integers = {key: value.numpy() for key, value in state.items()}
+            state = {
+                key: torch.from_numpy(value)
+                for key, value in integer_decoder.to_floats(integers, *module.sizes).items()
+            }
+        module.load_state_dict({key: value.float() for key, value in state.items()})
     except (SafetensorError, RuntimeError) as exc:
         raise WeightsError(f"{name} does not hold this network's weights: {exc}") from exc
     module = module.eval().requires_grad_(False)

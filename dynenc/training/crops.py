@@ -6,6 +6,7 @@ anew would cost as much as a training step.
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from dynenc.errors import ImageError
 from dynenc.imaging.sources import iter_images
-from dynenc.training.config import TrainPaths
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -105,11 +105,11 @@ class Crops:
         return pixels.reshape(tile.height, tile.width, 3)
 
 
-def open_crops(paths: TrainPaths, size: int) -> Crops:
-    """The training pictures, decoded once and kept beside the run."""
+def open_crops(sources: Sequence[Path], run: Path, size: int) -> Crops:
+    """The training pictures of folders or tar shards, decoded once and kept beside the run."""
     caches = []
-    for source in paths.data:
-        cache = paths.run / "cache" / source.stem
+    for source in sources:
+        cache = run / "cache" / source.stem
         if not cache.exists():
             build_cache(source, cache, size)
         caches.append(cache)

@@ -5,15 +5,23 @@ decodes latents of training pictures. Each output's weights have their own scale
 channel of the activations, so the weights take up what the channels differ by.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save
 from torch import Tensor
 
-from dynenc.native.decoder import UNIT
+from dynenc.errors import WeightsError
+from dynenc.io.writing import writing
+from dynenc.native.decoder import PATCH, UNIT, Region, to_integers
+from dynenc.networks import loading
 from dynenc.networks.embedded_decoder import DecoderBlock, EmbeddedDecoder
+from dynenc.networks.encoder import to_floats
 from dynenc.networks.integer_decoder import (
     ACTIVATION_UNIT,
     GATE_BOUND,
@@ -22,9 +30,13 @@ from dynenc.networks.integer_decoder import (
     Sizes,
     Tensors,
     check,
+    load,
     plan,
 )
+from dynenc.training.crops import open_crops
 
+CROPS, CROP = 64, 256  # pictures for calibration, and their side in px
+STEPS = (0.1, 0.3, 0.5, 0.2)  # quantiser steps of their latents, in turn
 QUAD = 128  # largest sum of the magnitudes of four weights: times 255 it fits 16 bits
 FINEST_RESIDUAL = 11  # bits after the point of the residuals, at most
 RESIDUAL_ROOM = 3.0  # their range, in the largest magnitudes seen
@@ -246,3 +258,51 @@ def _limited(rows: Doubles) -> Doubles:
 def _fours(rows: npt.NDArray[np.float64]) -> Doubles:
     """Weights [N, K] whose products share a sum of 16 bits: k, k + 1, k + 4, k + 5 of eight."""
     return rows.reshape(len(rows), -1, 2, 2, 2).swapaxes(2, 3).reshape(len(rows), -1, 4)
+
+
+@torch.no_grad()
+def centre(tensors: Tensors, network: EmbeddedDecoder, latents: Sequence[Tensor]) -> None:
+    """Change the last biases so that the mean pixels of some latents are those in floats."""
+    name = list(plan(*network.sizes))[-1][0]
+    decoder = load(tensors, *network.sizes)
+    errors = []
+    for z in latents:
+        region = Region(0, 0, *(PATCH * side for side in z.shape[2:]))
+        pixels = decoder.decode(to_integers(z[0].numpy()), region)
+        floats = (network(z)[0].numpy() + 1) * 127.5
+        error = pixels.transpose(2, 0, 1) - floats.clip(0, 255)
+        parts = error.reshape(3, region.height // 2, 2, region.width // 2, 2)
+        errors.append(parts.mean((1, 3)).ravel())  # by channel, row and column of the shuffle
+    scale = tensors[f"{name}.multiplier"] / (ONE * 2.0 ** tensors[f"{name}.shift"][0])
+    tensors[f"{name}.bias"] -= np.rint(np.mean(errors, 0) / scale).astype(np.int32)
+
+
+def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder: str) -> int:
+    """Quantise the float decoder in a file, and write its integers; returns their bytes.
+
+    Args:
+        paths: folders or tar shards of pictures for calibration, decoded once to the folder `run`.
+        encoder: name or file of the encoder that makes their latents.
+    The same arguments give the same file. Raises: WeightsError.
+    """
+    network = loading.load_path(start)
+    if not isinstance(network, EmbeddedDecoder):
+        raise WeightsError(f"{start} holds no embedded decoder: name another file")
+    encode = loading.load_encoder(encoder)
+    crops = open_crops(paths, run, CROP)
+    pictures = crops.sample(CROPS, np.random.default_rng(0))
+    with torch.inference_mode():
+        latents = [encode(to_floats(picture[None])) for picture in pictures]
+    steps = [STEPS[i % len(STEPS)] for i in range(CROPS)]
+    rounded = [(z / step).round() * step for z, step in zip(latents, steps, strict=True)]
+    tensors = quantize(network, calibrate(network, rounded), *network.sizes)
+    centre(tensors, network, rounded)
+    with safe_open(start, "np") as file:
+        metadata = dict(file.metadata())
+    metadata["calibration"] = json.dumps(
+        {"data": [path.name for path in paths], "tiles": len(crops), "encoder": Path(encoder).name}
+    )
+    data = save(tensors, metadata)
+    with writing(str(export), overwrite=True) as output:
+        output.write(data)
+    return len(data)

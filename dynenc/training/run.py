@@ -66,7 +66,7 @@ def train_coder(
     check_paths(config, paths)
     teacher, _ = load_teacher(paths.teacher)
     encoders = [teacher, *(loading.load_path(path) for path in paths.encoders)]
-    crops = open_crops(paths, PRESETS["embedded"].crop)
+    crops = open_crops(paths.data, paths.run, PRESETS["embedded"].crop)
 
     @torch.inference_mode()
     def latents() -> Iterator[npt.NDArray[np.float32]]:

@@ -58,7 +58,7 @@ class Trainer:
         torch.backends.cudnn.benchmark = True  # all batches have the same few shapes
         self.distortion: nn.Module = self._frozen(Distortion(config, paths))
         teacher_encoder, teacher_decoder = load_teacher(paths.teacher)
-        self.crops = open_crops(paths, config.crop)
+        self.crops = open_crops(paths.data, paths.run, config.crop)
         self.synthetic = Synthetic(config.crop, paths.fonts)
         model = loading.build(registry.MODELS[config.preset])
         self.decoders = [self._frozen(teacher_decoder)]

@@ -25,10 +25,12 @@ from dynenc.coding import bitstream
 from dynenc.coding.bitstream import HAS_CHUNKS
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
+from dynenc.latent_space import SD1
 from dynenc.networks.compat import CPU_DTYPE
 
 HERE = Path(__file__).parent
 PHOTO = HERE.parent / "images" / "chelsea.png"
+SUMS = "pixels.sha256"  # written anew each time, as the decoder's weights may change
 LATTICES = {("fast", "plain"): False, ("full", "plain"): False, ("full", "trellis"): True}
 Case = tuple[str, Callable[[], bytes]]  # how a file is made, in words and by code
 
@@ -186,6 +188,22 @@ def write_pixels(path: Path, decoder: Codec, file: LatFile) -> None:
         picture.save(output, "PNG", optimize=True, pnginfo=info, exif=exif)
 
 
+def pixels_sha256(decoder: Codec, file: LatFile) -> str:
+    """The sha256 of the decoded colours of a file: RGB, row by row, before alpha and grey."""
+    [picture] = decoder.decode_batch([file])
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+def write_sums(folder: Path, decoder: Codec) -> None:
+    """Write what the pixels of the folder's files of SD latents are, on every machine."""
+    lines = []
+    for lat in sorted(folder.glob("*.lat")):
+        file = LatFile.parse(lat.read_bytes())
+        if file.model.space is SD1:
+            lines.append(f"{pixels_sha256(decoder, file)}  {lat.stem}\n")
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
 def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
     """Make the cases that the folder does not hold yet; return their names."""
     decoder = Codec(decoder="embedded", device="cpu")
@@ -206,6 +224,7 @@ def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
         with (folder / "README.md").open("a", encoding="utf-8") as output:
             output.write(f"| `{name}` | {how} | `{hashlib.sha256(blob).hexdigest()}` |\n")
         added.append(name)
+    write_sums(folder, decoder)
     return added
 
 
