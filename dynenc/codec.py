@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from dynenc import registry, runtime
+from dynenc import registry
 from dynenc.arguments import file_name, whole
 from dynenc.coding import bitstream, quantize, rate_control
 from dynenc.coding.bitstream import Chunk
@@ -31,7 +31,7 @@ from dynenc.latent_space import SD1
 from dynenc.native import encoder as native
 from dynenc.native.kernel import Floats
 from dynenc.networks import integer_decoder
-from dynenc.networks.decoder_names import Choice, resolve
+from dynenc.networks.decoder_names import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -271,18 +271,12 @@ class Codec:
         return self.backend.pictures(files)
 
     def _decodes_integers(self, model: registry.Model) -> bool:
-        """Whether the embedded decoder decodes the latents of a model in integers, on the CPU."""
-        if model.space is not SD1 or self._decoder_choice.name != "embedded":
-            return False
-        if str(self._device) == "auto":
-            return not runtime.may_have_gpu() or self.device.type == "cpu"
-        return str(self._device) == "cpu" or self.device.type == "cpu"
+        """Whether the latents of a model are decoded in integers."""
+        return integer_decoder.decodes(model, self._decoder_choice, self._device)
 
     @cached_property
-    def _decoder_choice(self) -> Choice:
-        choice = resolve(self.decoder_name)
-        logger.debug("decoder: %s, %s", choice.name, choice.note)
-        return choice
+    def _decoder_choice(self) -> str:
+        return resolve(self.decoder_name).name
 
     def name_of_decoder(self, model: registry.Model) -> str:
         """The name of the decoder for the latents of a model; raises OtherLatents."""

@@ -109,13 +109,14 @@ def native_threads(pixels: int) -> int:
     return os.cpu_count() or 1
 
 
-def may_have_gpu() -> bool:
-    """Whether torch may find a GPU on this machine; asked without importing torch."""
-    if torch := sys.modules.get("torch"):
-        return bool(torch.cuda.is_available() or torch.backends.mps.is_available())
-    if sys.platform in ("darwin", "win32"):
-        return True
-    return any(map(os.path.exists, GPU_DEVICES))
+def has_gpu() -> bool:
+    """Whether torch finds a GPU; imports torch only where there may be one."""
+    may_have = sys.platform in ("darwin", "win32") or any(map(os.path.exists, GPU_DEVICES))
+    if not may_have and "torch" not in sys.modules:
+        return False
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
 def _keep_memory() -> None:

@@ -121,8 +121,8 @@ def quantize_decoder(
 ) -> None:
     """Quantise a trained embedded decoder to the integers that dynenc decodes with.
 
-    A few of the pictures show which ranges the activations have. The same arguments give the same
-    file.
+    A few of the pictures show which ranges the activations have. The same arguments give the
+    same integers.
     """
     with console.session():
         from dynenc.training.integers import convert

@@ -4,6 +4,7 @@ Weights are int8, and what else the arithmetic of docs/decoder.md needs is int16
 imports torch.
 """
 
+import logging
 from collections.abc import Collection, Iterator
 from functools import cache
 
@@ -16,7 +17,11 @@ from safetensors.numpy import load as load_tensors
 from dynenc import registry, runtime
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import WeightsError
+from dynenc.latent_space import SD1
 from dynenc.native.decoder import UNIT, PixelDecoder, Region, to_integers
+from dynenc.registry import Model
+
+logger = logging.getLogger(__name__)
 
 Tensors = dict[str, npt.NDArray[np.integer]]
 Doubles = npt.NDArray[np.float64]
@@ -105,10 +110,18 @@ def load(tensors: Tensors, widths: Sizes, blocks: Sizes) -> PixelDecoder:
     return PixelDecoder((*widths, *blocks), numbers, weights)
 
 
+def decodes(model: Model, decoder: str, device: object) -> bool:
+    """Whether latents of a model are decoded in integers by a decoder of that name on a device."""
+    if model.space is not SD1 or decoder != "embedded":
+        return False
+    return str(device) == "cpu" or (str(device) == "auto" and not runtime.has_gpu())
+
+
 @cache
 def embedded() -> PixelDecoder:
     """The decoder that travels with dynenc; raises WeightsError."""
     model = registry.named("embedded", "decoder")
+    logger.debug("decoder: embedded, in integers on the CPU")
     try:
         tensors = load_tensors(registry.read_file(model))
     except SafetensorError as exc:

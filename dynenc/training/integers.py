@@ -283,7 +283,7 @@ def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder
     Args:
         paths: folders or tar shards of pictures for calibration, decoded once to the folder `run`.
         encoder: name or file of the encoder that makes their latents.
-    The same arguments give the same file. Raises: WeightsError.
+    The same arguments give the same integers. Raises: WeightsError.
     """
     network = loading.load_path(start)
     if not isinstance(network, EmbeddedDecoder):

@@ -1,0 +1,83 @@
+"""The float decoder and its integers give nearly the same pixels."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dynenc import registry
+from dynenc.coding.lat_file import LatFile
+from dynenc.errors import WeightsError
+from dynenc.native.decoder import Region, to_integers
+from dynenc.networks import integer_decoder, loading
+from dynenc.networks.embedded_decoder import EmbeddedDecoder
+from dynenc.training import integers
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SIZES = (32, 64, 32), (2, 1, 1)
+
+
+def psnr_db(one, other):
+    error = np.square(one.astype(float) - other).mean()
+    return 10 * np.log10(255**2 / error)
+
+
+def float_pixels(network, latents):
+    with torch.inference_mode():
+        image = network(torch.from_numpy(latents)[None])[0].numpy()
+    return np.rint((image.clip(-1, 1) + 1) * 127.5).transpose(1, 2, 0)
+
+
+def made_up():
+    """A float decoder whose pixels vary, and latents that it decodes."""
+    torch.manual_seed(0)
+    network = EmbeddedDecoder(*SIZES).eval()
+    for name, parameter in network.named_parameters():
+        if name.endswith(("mix.weight", "spatial.weight", "gate.weight")):
+            parameter.data *= 2
+    return network, [torch.randn(1, 4, 24, 24) for _ in range(6)]
+
+
+def test_integers_decode_as_the_floats_they_are_made_of():
+    network, latents = made_up()
+    tensors = integers.quantize(network, integers.calibrate(network, latents[:4]), *SIZES)
+    integers.centre(tensors, network, latents[:4])
+    decoder = integer_decoder.load(tensors, *SIZES)
+    again = EmbeddedDecoder(*SIZES).eval()
+    floats = integer_decoder.to_floats(tensors, *SIZES)
+    again.load_state_dict({name: torch.from_numpy(values) for name, values in floats.items()})
+    for z in latents[4:]:
+        pixels = decoder.decode(to_integers(z[0].numpy()), Region(0, 0, 192, 192))
+        assert psnr_db(pixels, float_pixels(network, z[0].numpy())) > 45
+        assert psnr_db(pixels, float_pixels(again, z[0].numpy())) > 45
+        assert len(np.unique(pixels)) > 50
+
+
+def test_the_shipped_decoder_is_nearly_the_same_in_floats():
+    network = loading.load_named("embedded", "decoder")
+    file = LatFile.parse((GOLDEN / "v1_light_photo_q50.lat").read_bytes())
+    pixels = np.asarray(integer_decoder.picture(file))
+    floats = float_pixels(network, file.latents)[: pixels.shape[0], : pixels.shape[1]]
+    assert psnr_db(pixels, floats) > 45
+
+
+def test_a_file_of_floats_becomes_one_of_integers(tmp_path, photo_path, monkeypatch):
+    monkeypatch.setattr(integers, "CROPS", 2)
+    monkeypatch.setattr(integers, "CROP", 64)
+    (folder := tmp_path / "photos").mkdir()
+    shutil.copy(photo_path, folder)
+    network = loading.build(registry.MODELS["embedded"])
+    start, made, again = (tmp_path / name for name in ("float", "made", "again"))
+    save_file(network.state_dict(), start, {"model": "embedded", "steps": "7"})
+    for export in (made, again):
+        size = integers.convert(start, [folder], tmp_path, export, "nano")
+        assert size == export.stat().st_size < 4_000_000
+    one, other = load_file(made), load_file(again)
+    assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
+    assert isinstance(loading.load_path(made), EmbeddedDecoder)
+    nano = registry.folder() / "nano.safetensors"
+    with pytest.raises(WeightsError, match="holds no embedded decoder"):
+        integers.convert(nano, [folder], tmp_path, again, "nano")
