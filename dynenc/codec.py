@@ -229,9 +229,8 @@ class Codec:
     def _latents(self, pictures: Sequence[Checked]) -> Floats:
         """Latents [B, C, h, w] of equally large pictures."""
         pixels = [each for each in pictures if isinstance(each, Image.Image | np.ndarray)]
-        is_loaded = "backend" in vars(self) and "encoder" in vars(
-            self.backend
-        )  # and may be changed
+        # a loaded network may have been changed
+        is_loaded = "backend" in vars(self) and "encoder" in vars(self.backend)
         if self.native is None or is_loaded or len(pixels) < len(pictures):
             return self.backend.latents(pictures)
         size = arrays.size_of(pixels[0])
@@ -280,9 +279,7 @@ class Codec:
 
     def name_of_decoder(self, model: registry.Model) -> str:
         """The name of the decoder for the latents of a model; raises OtherLatents."""
-        if self._decodes_integers(model):
-            return "embedded"
-        return self.decoder_of(model).name
+        return "embedded" if self._decodes_integers(model) else self.decoder_of(model).name
 
     def decode_tensor(
         self, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
