@@ -223,10 +223,10 @@ class Codec:
         beneath = [layer.beneath for layer in layers]
         return [
             _Encoding(self, *each, effort, on_step).for_goal(goal)
-            for each in zip(self._latents(beneath), layers, chunks, strict=True)
+            for each in zip(self.latents(beneath), layers, chunks, strict=True)
         ]
 
-    def _latents(self, pictures: Sequence[Checked]) -> Floats:
+    def latents(self, pictures: Sequence[Checked]) -> Floats:
         """Latents [B, C, h, w] of equally large pictures."""
         pixels = [each for each in pictures if isinstance(each, Image.Image | np.ndarray)]
         # a loaded network may have been changed
@@ -347,7 +347,7 @@ class _Encoding:
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=True)
         if reached > goal.value and self.layer.mask is not None:  # the layer alone is too large
-            [latents] = self.codec._latents([self.layer.picture])
+            [latents] = self.codec.latents([self.layer.picture])
             return replace(self, latents=latents, layer=self.layer.dropped())._for_size(goal)
         refined = self._refined(files[step_q], max_bytes)
         has_layer = self.layer.mask is not None

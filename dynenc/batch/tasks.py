@@ -33,7 +33,7 @@ from dynenc.coding.lat_file import LatFile, require_sd
 from dynenc.errors import LatentsError
 from dynenc.imaging import formats, notes, pixels, preview, save
 from dynenc.imaging.extras import Extras
-from dynenc.interop import latent_files
+from dynenc.interop import latent_files, whole_latents
 from dynenc.interop.latent_files import ImportedLatents
 from dynenc.io import storage
 from dynenc.io.names import suffix_of
@@ -243,7 +243,7 @@ class Export(Task[ParsedLat]):
             file = one.value.file
             require_sd(file)
             header = file.header
-            data = latent_files.write(self.settings.output.suffix, header, file.latents)
+            data = latent_files.write(self.settings.output.suffix, header, whole_latents.of(file))
             note = "its alpha is left out" if one.value.extras.alpha else ""
             n_bytes = one.n_bytes
             made.append(Made(data, header.width, header.height, n_bytes, n_bytes, note=note))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dynenc.batch.records import Result, Roundtrip, Summary, Task
 from dynenc.cli import console
 from dynenc.cli.report_file import ReportFile, row_of
+from dynenc.imaging.notes import ILLEGIBLE
 from dynenc.io.writing import is_stream
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Reporter:
         self.tasks: dict[str, TaskID] = {}
         self.told = time.monotonic()
         self.rows: list[Roundtrip] = []
+        self.illegible = 0  # images whose text was left to the latents
 
     def __enter__(self) -> Reporter:
         if self.report:
@@ -74,8 +76,7 @@ class Reporter:
             hint = f": {result.error.hint}" if result.error and result.error.hint else ""
             console.tell(f"dynenc: {result.reason}{hint}")
         if result.note and result.status == "done" and not self.quiet:
-            name = "" if summary.single else f"{result.source}: "
-            console.tell(f"dynenc: {name}{result.note}")
+            self._tell_note(result, summary)
         if result.status in ("done", "planned"):
             self._print(result, summary)
         if result.preview and not self.quiet:
@@ -84,6 +85,15 @@ class Reporter:
             terminal.show_picture(result.preview)
         if not (self.quiet or summary.single or result.status == "planned"):
             self._progress(summary)
+
+    def _tell_note(self, result: Result, summary: Summary) -> None:
+        """Show a note; of the same one about text in several images the first, and their count."""
+        if not summary.single and ILLEGIBLE in result.note:
+            self.illegible += 1
+            if self.illegible > 1:
+                return
+        name = "" if summary.single else f"{result.source}: "
+        console.tell(f"dynenc: {name}{result.note}")
 
     def _print(self, result: Result, summary: Summary) -> None:
         to_stderr = is_stream(result.target)
@@ -144,6 +154,9 @@ class Reporter:
             console.show(_row(self.rows, f"mean of {len(self.rows)} images, each counted once"))
         if self.bar:
             self.bar.stop()
+        if self.illegible > 1:
+            rest = self.illegible - 1
+            console.tell(f"dynenc: the same of {rest} more: text or graphics will not be legible")
         if not summary.single:
             console.tell(f"dynenc: {_final(summary)}")
             if summary.outdated:

@@ -73,7 +73,7 @@ class _TeacherCodec(Codec):
         self.teacher, self.backend.decoder = teacher.to(self.device), decoder.to(self.device)
 
     @torch.inference_mode()
-    def _latents(self, pictures: Sequence[Checked]) -> Floats:
+    def latents(self, pictures: Sequence[Checked]) -> Floats:
         padded = [tensors.pad(tensors.to_tensor(picture)) for picture in pictures]
         latents: Floats = self.teacher(torch.cat(padded).to(self.device)).cpu().numpy()
         return latents

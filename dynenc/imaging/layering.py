@@ -14,8 +14,8 @@ from dynenc.errors import UsageError
 from dynenc.imaging import detail, graphics
 from dynenc.imaging.arrays import Checked
 from dynenc.imaging.graphics import Mask
+from dynenc.imaging.notes import ILLEGIBLE
 
-ILLEGIBLE = "of it is text or graphics, which will not be legible"
 NEARLY = 0.5  # share of tiles from which on a layer of the whole image is tried
 NO_FORM = "this Pillow writes no AVIF or WebP image of its size"
 

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 
 from dynenc.errors import PictureWarning
 
+ILLEGIBLE = "of it is text or graphics, which will not be legible"  # after a percentage
+
 _current: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 

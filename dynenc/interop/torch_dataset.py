@@ -19,6 +19,8 @@ from dynenc.coding import bitstream
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.lat_file import LatFile, require_sd
 from dynenc.errors import BitstreamError, UsageError
+from dynenc.imaging import detail, tensors
+from dynenc.interop import whole_latents
 from dynenc.io import names, storage
 from dynenc.io.names import suffix_of, with_suffix
 from dynenc.io.shards import is_tar
@@ -120,13 +122,16 @@ class LatentDataset(Dataset[dict[str, Any]]):
             rest = stream.read(most) if place.start else read_at_most(stream, most, place.file)
             parsed = LatFile.parse(start + rest, max_pixels=self.max_pixels)
             require_sd(parsed)
-        header, latents = parsed.header, torch.from_numpy(parsed.latents)[None]
+        header, latents = parsed.header, torch.from_numpy(whole_latents.of(parsed))[None]
         sample: dict[str, Any] = {"key": place.key, "latents": latents[0]}
         sample |= {"width": header.width, "height": header.height}
         if self.pictures:
             with torch.no_grad():
-                decoded = self._network(latents)[0, :, : header.height, : header.width]
-            sample["picture"] = decoded.clamp(-1, 1)
+                decoded = self._network(torch.from_numpy(parsed.latents)[None])
+                decoded = decoded[..., : header.height, : header.width].clamp(-1, 1)
+            if layer := detail.of_chunks(parsed.chunks, header.width, header.height):
+                decoded = tensors.to_tensor(layer.over(tensors.to_picture(decoded)))
+            sample["picture"] = decoded[0]
         return sample
 
     @cached_property

@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+from imaging.test_graphics import screen
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -110,3 +111,16 @@ def test_images_that_cannot_be_opened_are_named(pictures, tmp_path):
     (tmp_path / "raws").mkdir()
     (pictures / "raw.CR2").rename(tmp_path / "raws" / "raw.CR2")
     assert "develop it first" in run("encode", tmp_path / "raws", code=3).stderr
+
+
+def test_illegible_text_is_told_once_and_stands_in_every_row(tmp_path):
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    for name in "abc":
+        screen().save(folder / f"{name}.png")
+    report = tmp_path / "report.jsonl"
+    result = run("encode", folder, "-e", "nano", "-j", 1, "--detail", "off", "--report", report)
+    assert result.stderr.count("100 % of it is text or graphics") == 1
+    assert "the same of 2 more" in result.stderr
+    found = rows(report)
+    assert all("use --detail auto" in row["note"] for row in found)

@@ -15,6 +15,7 @@ from dynenc.errors import Corrupt, MissingFormat, PictureWarning, UnknownModel, 
 from dynenc.imaging import detail, layering
 from dynenc.imaging.detail import FEATHER, HEAD
 from dynenc.imaging.packing import pack
+from dynenc.interop import whole_latents
 
 pytestmark = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 MASK = np.zeros((7, 9), bool)
@@ -286,3 +287,13 @@ def test_levels_of_quality_rise_with_the_quality():
     levels = [detail.layer_quality(quality) for quality in range(-50, 120)]
     assert levels == sorted(levels)
     assert 0 <= levels[0] < levels[-1] <= 100
+
+
+def test_exported_latents_are_those_of_the_whole_image(codec):
+    picture = page_with_photograph()
+    file = LatFile.parse(codec.encode(picture, quality=80))
+    latents = whole_latents.of(file)
+    [wanted] = codec.latents([picture])
+    assert abs(latents - wanted).mean() < 0.6 * abs(file.latents - wanted).mean()
+    plain = LatFile.parse(codec.encode(photo()))
+    assert whole_latents.of(plain) is plain.latents

@@ -1,0 +1,36 @@
+"""Latents of whole images: beneath a detail layer, a file holds none that are worth keeping."""
+
+from functools import cache
+
+import numpy as np
+
+from dynenc.codec import Codec
+from dynenc.coding.lat_file import LatFile
+from dynenc.imaging import detail
+from dynenc.latent_space import SD1
+from dynenc.native.kernel import TILE, Floats
+
+
+def of(file: LatFile) -> Floats:
+    """The latents [C, h, w] of all of an image.
+
+    Those beneath a detail layer are taken of the decoded image by the encoder that wrote the file,
+    the others are those of the file.
+    Raises: BitstreamError, WeightsError.
+    """
+    layer = detail.of_chunks(file.chunks, file.header.width, file.header.height)
+    if layer is None:
+        return file.latents
+    codec = _codec(file.model.name)
+    [decoded] = codec.decode_batch([file])
+    [found] = codec.latents([layer.over(decoded)])
+    side = TILE // SD1.patch
+    height, width = file.latents.shape[-2:]
+    beneath = layer.mask.repeat(side, 0).repeat(side, 1)[:height, :width]
+    whole: Floats = np.where(beneath, found, file.latents)
+    return whole
+
+
+@cache
+def _codec(encoder: str) -> Codec:
+    return Codec(encoder, "embedded", "cpu")
