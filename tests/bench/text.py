@@ -1,6 +1,6 @@
 """Legibility of text in screens, documents and captioned photographs.
 
-    python tests/bench text [PHOTOGRAPHS] [--ocr FOLDER]
+    python tests/bench text [PHOTOGRAPH ...] [--ocr FOLDER]
 
 Renders pages, a chat, forms and slides (HTML in headless Chromium), charts (matplotlib), a
 terminal, a desktop with small type, a scan and captioned photographs (Pillow), and reads them with
@@ -9,12 +9,15 @@ the original. Needs matplotlib, chromium and `rapidocr-onnxruntime`; --ocr names
 the latter, as `pip install --target FOLDER` leaves it.
 """
 
+import argparse
 import html
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,8 +26,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from dynenc import Codec
+from dynenc.errors import PictureWarning
+from dynenc.evaluation.peers import PEERS, Peer
+from dynenc.imaging.sources import open_rgb
+
 SIZE = 1024, 768  # px, of a screen
 ZOOM = 2  # in which the OCR sees pictures; it was made for larger type than that of screens
+READABLE = 0.97  # legibility
+PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
 FONTS = Path("/usr/share/fonts/truetype")
 TEXT = """account added after against amount archive balance before between branch browser budget
 button cancel change channel chapter chart circle client column comment commit compare config copy
@@ -53,7 +63,6 @@ class Screen:
     kind: str  # screen, document or mixed
     name: str
     picture: Image.Image
-    photo: tuple[int, int, int, int] | None = None  # px, the part of it that is a photograph
 
 
 class Prose:
@@ -354,3 +363,71 @@ def distance(one: str, two: str) -> int:
         for j, right in enumerate(two, 1):
             above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (left != right))
     return row[-1]
+
+
+def smallest(
+    text: Text, picture: Image.Image, peer: Peer, good: Callable[[bytes], bool]
+) -> tuple[bytes, float]:
+    """Of a codec's files from low to high quality the first that is good, and its legibility."""
+    for quality in range(2, 100, 4):
+        data = peer.encode(picture, quality)
+        if good(data):
+            break
+    return data, text.legibility(peer.decode(data))
+
+
+def row(screen: Screen, codec: Codec, quality: float) -> list[float]:
+    """Bits per pixel and legibility with the layer, without it, and of AVIF and WebP."""
+    picture, text = screen.picture, Text(screen.picture)
+    peers = [PEERS[name] for name in ("avif", "webp")]
+
+    def bpp(data: bytes) -> float:
+        return 8 * len(data) / (picture.width * picture.height)
+
+    ours = codec.encode(picture, quality=quality)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PictureWarning)
+        without = codec.encode(picture, quality=quality, detail="off")
+    found = []
+    for blob in (ours, without):
+        found += [bpp(blob), text.legibility(codec.decode(blob).convert("RGB"))]
+    for peer in peers:  # the first file that has no fewer bytes
+        data, legibility = smallest(text, picture, peer, lambda data: len(data) >= len(ours))
+        found += [bpp(data), legibility]
+    reads = smallest(
+        text,
+        picture,
+        peers[0],
+        lambda data: text.legibility(peers[0].decode(data)) >= READABLE,
+    )
+    return [*found, bpp(reads[0])]
+
+
+def main() -> None:
+    """Print a row for each picture, and the means."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photographs", nargs="*", type=Path, default=[PHOTO])
+    parser.add_argument("--ocr", help="folder that holds rapidocr-onnxruntime")
+    parser.add_argument("--encoder", default="light")
+    parser.add_argument("--quality", type=float, default=50)
+    parser.add_argument("--only", default="", help="pictures whose kind or name contains this")
+    arguments = parser.parse_args()
+    if arguments.ocr:
+        sys.path.append(arguments.ocr)
+    codec = Codec(arguments.encoder, "embedded", "cpu")
+    photographs = [open_rgb(path) for path in arguments.photographs]
+    print(
+        "| | dynenc bpp | legibility | no layer bpp | legibility | AVIF bpp | legibility "
+        f"| WebP bpp | legibility | AVIF that reads {READABLE}, bpp |"
+    )
+    print("|---" * 10 + "|")
+    rows = []
+    for screen in screens(photographs):
+        if arguments.only in f"{screen.kind} {screen.name}":
+            rows.append(row(screen, codec, arguments.quality))
+            print(
+                f"| {screen.name} | " + " | ".join(f"{v:.3f}" for v in rows[-1]) + " |", flush=True
+            )
+    print("| mean | " + " | ".join(f"{v:.3f}" for v in np.mean(rows, 0)) + " |")
