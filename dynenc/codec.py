@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from dynenc import registry
+from dynenc import registry, runtime
 from dynenc.arguments import file_name, whole
 from dynenc.coding import bitstream, quantize, rate_control
 from dynenc.coding.bitstream import Chunk
@@ -220,24 +220,24 @@ class Codec:
         ]
         checked = [arrays.checked(picture) for picture in pictures]
         layers = [layering.of(picture, detail) for picture in checked]
-        beneath = [layer.beneath for layer in layers]
-        return [
-            _Encoding(self, *each, effort, on_step).for_goal(goal)
-            for each in zip(self.latents(beneath), layers, chunks, strict=True)
-        ]
+        given = zip(self.latents([each.beneath for each in layers]), layers, chunks, strict=True)
+        todo = [_Encoding(self, *each, effort, on_step) for each in given]
+        run = map if effort or goal.kind == "dB" else runtime.in_threads  # torch has its own
+        return list(run(lambda each: each.for_goal(goal), todo))
 
     def latents(self, pictures: Sequence[Checked]) -> Floats:
         """Latents [B, C, h, w] of equally large pictures."""
         pixels = [each for each in pictures if isinstance(each, Image.Image | np.ndarray)]
-        # a loaded network may have been changed
+        # a network that is loaded may have been changed
         is_loaded = "backend" in vars(self) and "encoder" in vars(self.backend)
-        if self.native is None or is_loaded or len(pixels) < len(pictures):
+        encoder = self.native
+        if encoder is None or is_loaded or len(pixels) < len(pictures):
             return self.backend.latents(pictures)
         size = arrays.size_of(pixels[0])
         latents = np.empty((len(pixels), SD1.channels, *SD1.size(*size)), np.float32)
-        for tile in arrays.tiles(*size, self.native.blocks):
+        for tile in arrays.tiles(*size, encoder.blocks):
             for found, picture in zip(latents, pixels, strict=True):
-                part = self.native.latents(arrays.part_of(picture, *tile.box))
+                part = encoder.latents(arrays.part_of(picture, *tile.box))
                 found[(slice(None), *tile.latents)] = part[(slice(None), *tile.inner)]
         return latents
 

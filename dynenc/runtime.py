@@ -10,10 +10,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 from dynenc.errors import DynencError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 ONE_THREAD_PIXELS = 2**18  # an image of at most so many is coded in one thread: see `threads_for`
 SHARED_PIXELS = 2**17  # the native kernel decodes an image of so many in several threads
@@ -58,6 +63,26 @@ def own_process(threads: int | None = None) -> Iterator[None]:
             _owner.count -= 1
             if not _owner.count:
                 _owner.prepared.clear()
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """What a function makes of each item, in order, by as many threads as the process may use.
+
+    Worth it for functions that spend their time in the native kernel, which releases the GIL.
+    Raises: what the function raises for the first item that fails.
+    """
+    count = min(len(items), _owner.threads or cores())
+    if count < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(function, items))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,12 @@ from lat_helpers import read_latents
 from PIL import Image
 
 import dynenc
-from dynenc import metrics, registry
+from dynenc import metrics, registry, runtime
 from dynenc.codec import Codec
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import FLAT_BIT_COST, LatFile
+from dynenc.coding.rate_control import Goal
 from dynenc.errors import (
     BitstreamError,
     Corrupt,
@@ -120,6 +122,20 @@ def test_bfloat16_hardly_moves_latents(photo, encoder, monkeypatch):
     torch.testing.assert_close(network(picture), found["float32"])
     error = (found["bfloat16"] - found["float32"]).square().mean().sqrt()
     assert 0 < error < 0.005
+
+
+@pytest.mark.parametrize("encoder", ["nano", "light", "autoencoder"])
+def test_a_batch_in_threads_has_the_bytes_of_its_images(encoder, photo, monkeypatch):
+    monkeypatch.setattr(runtime, "cores", lambda: 3)
+    coder = Codec(encoder, device="cpu")
+    parts = [photo.crop((x, x, x + 49, x + 31)) for x in range(0, 50, 10)]
+    started = threading.active_count()
+    for goal in (Goal(), Goal("bytes", 300)):
+        together = [each.blob for each in coder.encode_batch(parts, goal)]
+        alone = [coder.encode_batch([part], goal)[0].blob for part in parts]
+        assert together == alone
+        assert len(set(together)) == len(parts)
+    assert threading.active_count() == started
 
 
 def test_encoding_twice_gives_the_same_bytes(nano, photo):

@@ -8,7 +8,6 @@ workers died is given up. Where no worker can be started, this process does the 
 
 import contextlib
 import logging
-import os
 import pickle
 import queue
 import subprocess
@@ -28,6 +27,7 @@ from dynenc.batch.worker import AHEAD, Hello
 from dynenc.errors import DynencError
 from dynenc.io.names import parent
 from dynenc.io.writing import sweep
+from dynenc.runtime import cores
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +35,6 @@ FEW = 8  # pictures for which starting processes does not pay
 GPU_WORKERS = 4  # enough to keep one busy; each takes some 0.5 GB of its memory
 KILLED = 9  # signal.SIGKILL, which Windows does not have
 PATIENCE = 1.0  # s; how long files under way may take to finish after Ctrl-C
-
-
-def cores() -> int:
-    """The processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run(
