@@ -1,7 +1,8 @@
 /* Coverage-guided fuzzing of the native kernel with libFuzzer; kernel.py compiles and runs it.
  *
  * An input is: mode, path, lattice, height, width (a byte each), step_q (2 bytes), data. By mode the
- * data are a payload, latents, or changes of the coder's tensors, which the file $TENSORS holds.
+ * data are a payload, latents, changes of the coder's tensors, which the file $TENSORS holds, or an
+ * encoder's weights and the pixels of a picture of height x width, with rows that lie step_q % 8 apart.
  * What decodes must be coded to the same bytes, and latents must survive what they are quantised to.
  */
 #include <stdio.h>
@@ -72,6 +73,46 @@ static void code(dynenc_call *call, const uint8_t *data, int64_t size, int32_t q
     free(symbols), free(again), free(payload);
 }
 
+/* Build an encoder of the bytes' weights, cyclically, as multiples of 1/32, and encode a picture. All
+ * paths give the same latents, which are finite. */
+static void encode_picture(const uint8_t *data, int64_t size, int32_t height, int32_t width,
+                           int32_t apart) {
+    const int32_t features = 16, blocks = 1 + apart % 2;
+    const int64_t block = 2 * 16 + 145 * 16 + 17 * 32 + 17 * 16;
+    const int64_t count = 36 * 193 + blocks * block + 4 * 17, row_bytes = 3 * width + apart;
+    float *weights = malloc((size_t)count * 4);
+    for (int64_t i = 0; i < count; i++)
+        weights[i] = (float)(int8_t)data[i % size] / 32 * (data[0] == 7 ? 65 : 1);
+    const int64_t room = dynenc_encoder_size(features, blocks);
+    void *encoder = memory_of(room);
+    const int64_t error = dynenc_encoder_init(encoder, room, features, blocks, weights, count);
+    const int64_t last = (int64_t)(height - 1) * row_bytes + 3 * width;
+    uint8_t *pixels = malloc((size_t)last); /* not a byte more than may be read */
+    for (int64_t i = 0; i < last; i++)
+        pixels[i] = data[(i + i / 97) % size];
+    const int64_t n = 4LL * ((height + 7) / 8) * ((width + 7) / 8);
+    float *first = malloc((size_t)n * 4), *latents = malloc((size_t)n * 4);
+    dynenc_picture picture = {encoder, 0, height, width, pixels, row_bytes, NULL, 0};
+    if (error == 0) {
+        picture.workspace_size = dynenc_latents_workspace(encoder, width);
+        picture.workspace = memory_of(picture.workspace_size);
+        for (picture.path = 0; picture.path < 5; picture.path++) {
+            if (!dynenc_has_path(picture.path))
+                continue;
+            if (dynenc_latents(&picture, picture.path ? latents : first) ||
+                (picture.path && memcmp(first, latents, (size_t)n * 4)))
+                abort();
+        }
+        for (int64_t i = 0; i < n; i++)
+            if (!(first[i] - first[i] == 0))
+                abort();
+        free(picture.workspace);
+    } else if (error != DYNENC_BAD_WEIGHTS) {
+        abort();
+    }
+    free(weights), free(encoder), free(pixels), free(first), free(latents);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size < 7)
         return 0;
@@ -85,6 +126,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     call.workspace = memory_of(call.workspace_size);
     const uint8_t *rest = data + 7;
     const int64_t left = (int64_t)size - 7;
+    if (data[0] == 8 && left && call.height && call.width) {
+        encode_picture(rest, left, 7 * call.height, 7 * call.width, call.step_q % 8);
+        free(call.workspace);
+        return 0;
+    }
     if (data[0] % 8 < 7) {
         code(&call, rest, left, data[0] % 8 > 4);
     } else { /* changes: a place and a number, 4 bytes each */

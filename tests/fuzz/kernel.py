@@ -51,7 +51,7 @@ def main() -> None:
         header, payload, _ = bitstream.read(file.read_bytes())
         size = -(-header.height // 8), -(-header.width // 8)
         if max(size) < 20:
-            for mode in (0, 5, 7):
+            for mode in (0, 5, 7, 8):
                 start = bytes(
                     [mode, 3, header.has_trellis, *size, *divmod(header.step_q, 256)[::-1]]
                 )
