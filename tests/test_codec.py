@@ -104,9 +104,9 @@ def test_tiles_give_the_latents_of_the_whole(photo, encoder, monkeypatch):
     pictures = [photo, torch.rand(1, 3, 81, 99) * 2 - 1]
     for picture in pictures:
         monkeypatch.setenv(CPU_DTYPE, "float32")
-        whole = coder._latents([picture])
+        whole = coder.latents([picture])
         monkeypatch.setattr(arrays, "TILE", 5)
-        tiles = coder._latents([picture])
+        tiles = coder.latents([picture])
         monkeypatch.undo()
         np.testing.assert_allclose(tiles, whole, rtol=1e-4, atol=1e-4)
 
@@ -307,7 +307,7 @@ def test_flat_pictures_are_rounded_plainly_where_that_costs_less(photo, encoder)
         flat = Image.new("RGB", (200, 200), colour)
         file = LatFile.parse(made.encode(flat, quality=25))
         lattices.append(file.header.has_trellis)
-        latents = made._latents([flat])[0]
+        latents = made.latents([flat])[0]
         symbols = quantize.to_symbols(latents, step_q, trellis)
         error = file.squared_error(latents) * (file.header.step_q / step_q) ** 2
         cost = error + 8 * FLAT_BIT_COST * len(file.payload)
