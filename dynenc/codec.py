@@ -275,7 +275,9 @@ class Codec:
 
     @cached_property
     def _decoder_choice(self) -> str:
-        return resolve(self.decoder_name).name
+        choice = resolve(self.decoder_name)
+        logger.debug("decoder: %s, %s", choice.name, choice.note)
+        return choice.name
 
     def name_of_decoder(self, model: registry.Model) -> str:
         """The name of the decoder for the latents of a model; raises OtherLatents."""
@@ -286,8 +288,7 @@ class Codec:
     ) -> Tensor:
         """The colours alone, as [1, 3, H, W] float32 in [-1, 1] on the codec's device.
 
-        Where there is a detail layer, they are those of 8 bits. The arguments and errors are those
-        of `decode`.
+        Those of a detail layer have 8 bits. The arguments and errors are those of `decode`.
         """
         parsed = parse(file, max_pixels=max_pixels)
         if detail_layer.has_layer(parsed) or self._decodes_integers(parsed.model):
@@ -350,8 +351,7 @@ class _Encoding:
             [latents] = self.codec.latents([self.layer.picture])
             return replace(self, latents=latents, layer=self.layer.dropped())._for_size(goal)
         refined = self._refined(files[step_q], max_bytes)
-        has_layer = self.layer.mask is not None
-        miss = rate_control.LAYER_MISS if has_layer else rate_control.MISS
+        miss = rate_control.MISS if self.layer.mask is None else rate_control.LAYER_MISS
         return Encoded(refined, goal.note(reached, miss), self.layer.warning)
 
     def _for_psnr(self, goal: Goal) -> Encoded:

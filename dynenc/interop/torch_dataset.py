@@ -15,19 +15,17 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from dynenc.arguments import file_name, whole
+from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.lat_file import LatFile, require_sd
 from dynenc.errors import BitstreamError, UsageError
-from dynenc.imaging import detail, tensors
 from dynenc.interop import whole_latents
 from dynenc.io import names, storage
 from dynenc.io.names import suffix_of, with_suffix
 from dynenc.io.shards import is_tar
 from dynenc.io.storage import read_at_most
 from dynenc.latent_space import SD1
-from dynenc.networks.external_vae import load_decoder
-from dynenc.networks.tiling import Decoder
 
 SUFFIX = ".lat"
 Name = str | os.PathLike[str]
@@ -57,7 +55,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
     Args:
         sources: a folder, tar or .lat file, or several.
         pictures: decode the images, too, on the CPU.
-        decoder: of the images; see `decoder.load_decoder`.
+        decoder: of the images; see `Codec`.
         max_pixels: refuse files that declare more pixels.
     Raises: UsageError if there is no .lat file, ImageError if a source cannot be read; later, for a
         single sample, BitstreamError.
@@ -126,21 +124,16 @@ class LatentDataset(Dataset[dict[str, Any]]):
         sample: dict[str, Any] = {"key": place.key, "latents": latents[0]}
         sample |= {"width": header.width, "height": header.height}
         if self.pictures:
-            with torch.no_grad():
-                decoded = self._network(torch.from_numpy(parsed.latents)[None])
-                decoded = decoded[..., : header.height, : header.width].clamp(-1, 1)
-            if layer := detail.of_chunks(parsed.chunks, header.width, header.height):
-                decoded = tensors.to_tensor(layer.over(tensors.to_picture(decoded)))
-            sample["picture"] = decoded[0]
+            sample["picture"] = self._codec.decode_tensor(parsed)[0].clone()  # no inference tensor
         return sample
 
     @cached_property
-    def _network(self) -> Decoder:
-        return load_decoder(self.decoder)
+    def _codec(self) -> Codec:
+        return Codec(decoder=self.decoder, device="cpu")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the networks, which each worker loads for itself."""
-        return {key: value for key, value in vars(self).items() if key != "_network"}
+        return {key: value for key, value in vars(self).items() if key != "_codec"}
 
 
 class SameSizeBatches(Sampler[list[int]]):

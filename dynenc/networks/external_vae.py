@@ -40,10 +40,7 @@ def load_decoder(name: str | Path | Choice = "auto", device: torch.device | str 
     """
     choice = name if isinstance(name, Choice) else resolve(file_name("a decoder", name))
     device = pick_device(device)
-    if name == "auto":
-        logger.debug("decoder: %s, %s", choice.name, choice.note)
-    else:
-        logger.debug("decoder: %s on %s", choice.name, device)
+    logger.debug("decoder: %s on %s", choice.name, device)
     if choice.name in registry.names("decoder"):
         network = loading.load_named(choice.name, "decoder")
         return Decoder(choice.name, network, **EMBEDDED_TILES).to(device)

@@ -38,7 +38,7 @@ import torch
 from PIL import Image, features
 from safetensors import safe_open
 
-from dynenc import Codec
+from dynenc import Codec, registry
 from dynenc.evaluation import benchmark
 from dynenc.evaluation.benchmark import Candidate
 from dynenc.evaluation.curves import Curve, bd_rate, percent, table
@@ -57,9 +57,16 @@ CORNER = 8  # px
 FLAT_QUALITY = 50
 
 
+class FloatCodec(Codec):
+    """A codec that decodes with its network of floats, which may be replaced."""
+
+    def _decodes_integers(self, model: registry.Model) -> bool:
+        return False
+
+
 def codec_with(encoder: str, decoder: str, weights: dict[str, Path], device: str) -> Codec:
     """A codec whose networks are replaced by those of weight files, where there are any."""
-    codec = Codec(encoder, decoder, device)
+    codec = (FloatCodec if decoder in weights else Codec)(encoder, decoder, device)
     if encoder in weights:
         codec.native = None
         codec.backend.encoder = loading.load_path(weights[encoder]).to(codec.device)

@@ -121,7 +121,8 @@ def test_target_psnr(nano, photo):
     assert len(coarser) < len(blob)
 
 
-def test_the_encoder_runs_once(nano, photo, monkeypatch):
+def test_the_encoder_runs_once(photo, monkeypatch):
+    nano = Codec("nano", device="cpu")
     calls, encode = [], nano.native.latents
     monkeypatch.setattr(nano.native, "latents", lambda pixels: calls.append(1) or encode(pixels))
     nano.encode(photo, target_size=2000)

@@ -41,7 +41,7 @@ def test_the_setting_forces_the_dtype(monkeypatch, setting, units):
 def test_a_wrong_setting_is_refused_before_any_work(monkeypatch):
     monkeypatch.setenv(CPU_DTYPE, "float16")
     with pytest.raises(UsageError, match="DYNENC_CPU_DTYPE is 'float16': set it to auto, float32"):
-        Codec("nano", device="cpu")
+        Codec("base", device="cpu")
 
 
 @pytest.mark.parametrize("public", [True, False])
