@@ -40,7 +40,7 @@ MODELS = {
             1,
             "encoder",
             "nano.safetensors",
-            "baa0c16ea6b72c268599023fdfbe5628b2edd11932877cee2a6a0ab8870a99ed",
+            "adf4f28b0c540eae5d9608574ce28a301c93a622a45d5422042f3362ee2ed117",
             {"hidden": 0, "width": 16, "blocks": 1},
             coder="fast",  # as it is itself
             has_trellis=False,
@@ -50,7 +50,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "949b04cf03c744f6c164d784384515a883eeaa6de191138666027ebb2aefef19",
+            "8e4fec7772d512ec2efeda72a78e1a9a0ba80bf9767080a04ba6168e12e62cf3",
             {"hidden": 0, "width": 64, "blocks": 3},
         ),
         Model(
@@ -58,7 +58,7 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "a7c4e24739a4bcbf315fd5d856c455012ce49869afa21351f1b38b930087f698",
+            "59a26d96f32bb42cb8149f2ecdf2e4d5ed00513ff76a63641066b8281d1794b6",
             {"hidden": 1, "width": 160, "blocks": 6},
         ),
         Model(
@@ -66,7 +66,7 @@ MODELS = {
             5,
             "autoencoder",
             "autoencoder.safetensors",
-            "522d24487412aeaa9f12bfe6d094dbe95572ab27ccb52244a1f564885a883da3",
+            "18f19b3a2c53e2c40d8322198e620ba006883c0ebe64e8fbcb035b61e114e736",
             {
                 "encoder": {"hidden": 1, "width": 64, "blocks": 2},
                 "widths": (88, 44, 24),
@@ -79,7 +79,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "6adf77f83e3fb069f31e045ac64694e55bb1f94a16dc45ce87532ffe2f00cc1c",
+            "42b8722c2c573178a5f7bf7a0876874848f2dec8789319d89116542adc96fccf",
             {"widths": (128, 64, 32), "blocks": (8, 4, 2)},
         ),
         Model(

@@ -34,8 +34,10 @@ from dynenc.networks.integer_decoder import (
     plan,
 )
 from dynenc.training.crops import open_crops
+from dynenc.training.synthetic import Synthetic, flats
 
 CROPS, CROP = 64, 256  # pictures for calibration, and their side in px
+DRAWN, FLATS = 16, 256  # of crops and small pictures of one colour: photographs lack pure colours
 STEPS = (0.1, 0.3, 0.5, 0.2)  # quantiser steps of their latents, in turn
 QUAD = 128  # largest sum of the magnitudes of four weights: times 255 it fits 16 bits
 FINEST_RESIDUAL = 11  # bits after the point of the residuals, at most
@@ -56,7 +58,7 @@ class Ranges:
         self.power: dict[str, Doubles] = {}  # sum of mean squares
 
     def see(self, name: str, values: Tensor) -> None:
-        """Take values [1, C, h, w] into account."""
+        """Take values [B, C, h, w] into account."""
         rows = values.abs().movedim(1, 0).flatten(1)
         count = max(1, round(rows.shape[1] * TAIL))
         largest = rows.topk(count, 1).values.double().numpy()
@@ -75,7 +77,7 @@ class Ranges:
 
 @torch.no_grad()
 def calibrate(network: EmbeddedDecoder, latents: Iterable[Tensor]) -> Ranges:
-    """Decode latents [1, 4, h, w] in floats, and note what the layers compute."""
+    """Decode latents [B, 4, h, w] in floats, and note what the layers compute."""
     ranges = Ranges()
     for x in latents:
         for index, layer in enumerate(network.layers):
@@ -290,12 +292,15 @@ def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder
         raise WeightsError(f"{start} holds no embedded decoder: name another file")
     encode = loading.load_encoder(encoder)
     crops = open_crops(paths, run, CROP)
-    pictures = crops.sample(CROPS, np.random.default_rng(0))
+    random = np.random.default_rng(0)
+    pictures = crops.sample(CROPS, random)
+    drawn = [*Synthetic(CROP).sample(DRAWN, random)[:, None], flats(FLATS, random)]
     with torch.inference_mode():
         latents = [encode(to_floats(picture[None])) for picture in pictures]
+        extremes = [encode(to_floats(picture)) for picture in drawn]
     steps = [STEPS[i % len(STEPS)] for i in range(CROPS)]
     rounded = [(z / step).round() * step for z, step in zip(latents, steps, strict=True)]
-    tensors = quantize(network, calibrate(network, rounded), *network.sizes)
+    tensors = quantize(network, calibrate(network, [*rounded, *extremes]), *network.sizes)
     centre(tensors, network, rounded)
     with safe_open(start, "np") as file:
         metadata = dict(file.metadata())
