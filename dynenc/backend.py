@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -97,14 +96,17 @@ class Backend:
         A tile is encoded with the patches around it that its latents depend on, so the result
         equals that of the whole.
         """
+
+        def encode(tile: arrays.Tile) -> Floats:
+            parts = [tensors.part_of(picture, *tile.box) for picture in pictures]
+            latents: Floats = (
+                self.encoder(tensors.batch(parts).to(self.device)).float().cpu().numpy()
+            )
+            return latents
+
         size = arrays.size_of(pictures[0])
-        latents = np.empty((len(pictures), SD1.channels, *SD1.size(*size)), np.float32)
         with runtime.threads_for(math.prod(size)):
-            for tile in arrays.tiles(*size, self.encoder.reach):
-                parts = [tensors.part_of(picture, *tile.box) for picture in pictures]
-                part = self.encoder(tensors.batch(parts).to(self.device))
-                latents[(..., *tile.latents)] = part[(..., *tile.inner)].float().cpu().numpy()
-        return latents
+            return arrays.in_tiles(size, len(pictures), self.encoder.reach, encode)
 
     @torch.inference_mode()
     def pictures(self, files: Sequence[LatFile]) -> list[Image.Image]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,6 @@ from dynenc.imaging import arrays, extras, image, layering, notes, pixels
 from dynenc.imaging import detail as detail_layer
 from dynenc.imaging.arrays import Checked, Picture
 from dynenc.imaging.layering import Layering
-from dynenc.latent_space import SD1
 from dynenc.native import encoder as native
 from dynenc.native.kernel import Floats
 from dynenc.networks import integer_decoder
@@ -90,7 +89,7 @@ class Codec:
         self.decoder_name = file_name("a decoder", decoder)
         self.model = registry.encoder_model(self.encoder_name)
         self._device = device
-        if not encodes_natively(self.model, device):
+        if not native.encodes(self.model, device):
             _ = self.backend
 
     @classmethod
@@ -108,7 +107,7 @@ class Codec:
     @cached_property
     def native(self) -> native.Encoder | None:
         """The encoder in the native kernel, which takes pixels of 8 bits; None: `encoder` alone."""
-        if not encodes_natively(self.model, self._device):
+        if not native.encodes(self.model, self._device):
             return None
         logger.debug("encoder: %s in the native kernel", self.encoder_name)
         return native.load(self.model)
@@ -134,6 +133,11 @@ class Codec:
     def decoder(self) -> Decoder:
         """Latents [B, 4, h, w] in SD scale -> image [B, 3, 8h, 8w], about [-1, 1]."""
         return self.backend.decoder
+
+    @decoder.setter
+    def decoder(self, decoder: Decoder) -> None:
+        self.backend.decoder = decoder
+        self._decoder_choice = ""  # what is set decodes, whatever its name
 
     def decoder_of(self, model: registry.Model) -> Decoder:
         """The decoder for the latents of a model; raises OtherLatents if another one is chosen."""
@@ -233,13 +237,11 @@ class Codec:
         encoder = self.native
         if encoder is None or is_loaded or len(pixels) < len(pictures):
             return self.backend.latents(pictures)
-        size = arrays.size_of(pixels[0])
-        latents = np.empty((len(pixels), SD1.channels, *SD1.size(*size)), np.float32)
-        for tile in arrays.tiles(*size, encoder.blocks):
-            for found, picture in zip(latents, pixels, strict=True):
-                part = encoder.latents(arrays.part_of(picture, *tile.box))
-                found[(slice(None), *tile.latents)] = part[(slice(None), *tile.inner)]
-        return latents
+
+        def encode(tile: arrays.Tile) -> Floats:
+            return np.stack([encoder.latents(arrays.part_of(p, *tile.box)) for p in pixels])
+
+        return arrays.in_tiles(arrays.size_of(pixels[0]), len(pixels), encoder.blocks, encode)
 
     def decode(
         self, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
@@ -312,6 +314,7 @@ class _Encoding:
     chunks: list[Chunk]  # but for that of the layer
     effort: int
     on_step: OnStep | None
+    files: dict[int, LatFile] = field(init=False, default_factory=dict)  # made before, by step
 
     def for_goal(self, goal: Goal) -> Encoded:
         """The file that comes nearest to a goal."""
@@ -339,18 +342,16 @@ class _Encoding:
     def _for_size(self, goal: Goal) -> Encoded:
         height, width = arrays.size_of(self.layer.picture)
         max_bytes = goal.value * (height * width / 8 if goal.kind == "bpp" else 1)
-        files: dict[int, LatFile] = {}
 
         def measure(step_q: int) -> float:
-            files[step_q] = self._file(step_q)
-            n_bytes = len(files[step_q].to_bytes())
+            n_bytes = len(self._file(step_q).to_bytes())
             return bitstream.bpp(n_bytes, width, height) if goal.kind == "bpp" else n_bytes
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=True)
         if reached > goal.value and self.layer.mask is not None:  # the layer alone is too large
             [latents] = self.codec.latents([self.layer.picture])
             return replace(self, latents=latents, layer=self.layer.dropped())._for_size(goal)
-        refined = self._refined(files[step_q], max_bytes)
+        refined = self._refined(self._file(step_q), max_bytes)
         miss = rate_control.MISS if self.layer.mask is None else rate_control.LAYER_MISS
         return Encoded(refined, goal.note(reached, miss), self.layer.warning)
 
@@ -366,6 +367,11 @@ class _Encoding:
         return Encoded(files[step_q], goal.note(reached), self.layer.warning)
 
     def _file(self, step_q: int) -> LatFile:
+        if step_q not in self.files:
+            self.files[step_q] = self._made(step_q)
+        return self.files[step_q]
+
+    def _made(self, step_q: int) -> LatFile:
         height, width = arrays.size_of(self.layer.picture)
         size, model = (width, height), self.codec.model
         quality = quantize.step_to_quality(step_q, has_trellis=model.has_trellis)
@@ -380,12 +386,6 @@ class _Encoding:
             return file
         given = self.latents, self.layer.beneath, self.effort, self.on_step
         return self.codec.backend.refined(file, *given, max_bytes)
-
-
-def encodes_natively(model: registry.Model, device: object) -> bool:
-    """Whether a model's encoder runs in the native kernel, so that encoding needs no torch."""
-    on_cpu = str(device) in ("auto", "cpu")  # faster than a GPU with all that goes with it
-    return on_cpu and model.kind == "encoder" and native.has(**model.arguments)
 
 
 def parse(file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS) -> LatFile:

@@ -72,13 +72,17 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+def in_threads(
+    function: Callable[[T], R], items: Sequence[T], threads: int | None = None
+) -> list[R]:
     """What a function makes of each item, in order, by as many threads as the process may use.
 
+    Args:
+        threads: at most so many instead.
     Worth it for functions that spend their time in the native kernel, which releases the GIL.
     Raises: what the function raises for the first item that fails.
     """
-    count = min(len(items), _owner.threads or cores())
+    count = min(len(items), threads or _owner.threads or cores())
     if count < 2:
         return [function(item) for item in items]
     with ThreadPoolExecutor(count) as pool:
@@ -129,9 +133,7 @@ def native_threads(pixels: int) -> int:
         return int(sys.modules["torch"].get_num_threads())
     if told.isdecimal() and int(told):
         return int(told)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return cores()
 
 
 def has_gpu() -> bool:

@@ -18,7 +18,7 @@ from PIL import Image
 from dynenc import registry
 from dynenc.batch import inputs
 from dynenc.batch.records import Roundtrip, Settings
-from dynenc.codec import Codec, encodes_natively
+from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.coding.bitstream import Header
 from dynenc.coding.lat_file import LatFile, has_quality, read_bytes
@@ -30,6 +30,7 @@ from dynenc.io import storage
 from dynenc.io.storage import Readable
 from dynenc.io.writing import refuse_existing
 from dynenc.latent_space import SD1
+from dynenc.native import encoder
 
 T = TypeVar("T")
 OnStep = Callable[[int, int], None]
@@ -129,7 +130,7 @@ def needs_networks(settings: Settings) -> bool:
     if task == "encode":
         model, device = registry.encoder_model(encode.encoder), settings.run.device
         decodes = encode.effort or encode.goal.kind == "dB"
-        return bool(decodes) or not encodes_natively(model, device)
+        return bool(decodes) or not encoder.encodes(model, device)
     if task == "export":
         return settings.output.suffix.lower() == LATENT_FORMS["pt"]
     return task != "import"

@@ -19,6 +19,7 @@ from dynenc.cli.options import (
     Quality,
     Quiet,
 )
+from dynenc.coding.rate_control import DetailMode
 from dynenc.errors import UsageError
 
 
@@ -61,7 +62,7 @@ class Encoding:
         ),
     ] = False
     detail: Annotated[
-        Literal["auto", "on", "off"],
+        DetailMode,
         typer.Option(
             metavar="auto|on|off",
             rich_help_panel=QUALITY,

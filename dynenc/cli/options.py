@@ -6,12 +6,13 @@ Nothing here imports torch or Pillow, so that `--help` and Tab completion answer
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from dynenc import registry
 from dynenc.cli.commands import GENERAL
+from dynenc.coding.rate_control import DetailMode
 from dynenc.interop.forms import LATENT_FORMS
 
 INPUT, OUTPUT, QUALITY, DECODER = "Input", "Output", "Quality", "Decoder"  # sections of the help
@@ -102,7 +103,7 @@ TuneFor = Annotated[
     ),
 ]
 Detail = Annotated[
-    Literal["auto", "on", "off"],
+    DetailMode,
     typer.Option(
         metavar="auto|on|off", help="Layer of text and graphics, as of encode. [default: auto]"
     ),

@@ -70,7 +70,7 @@ class _TeacherCodec(Codec):
     def __init__(self, path: Path, device: str) -> None:
         super().__init__(decoder=str(path), device=device)
         teacher, decoder = load_teacher(path)
-        self.teacher, self.backend.decoder = teacher.to(self.device), decoder.to(self.device)
+        self.teacher, self.decoder = teacher.to(self.device), decoder.to(self.device)
 
     @torch.inference_mode()
     def latents(self, pictures: Sequence[Checked]) -> Floats:

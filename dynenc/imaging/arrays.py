@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, TypeAlias
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
+Floats = npt.NDArray[np.float32]
 Picture: TypeAlias = "Image.Image | Pixels | Tensor"  # any mode; [H, W, 3]; [1, 3, H, W]
 Checked: TypeAlias = "Image.Image | Pixels | Tensor"  # RGB; [H, W, 3]; [1, 3, H, W]
 TILE = 176  # patches; larger tiles need more memory and, as it is mapped anew, more time
@@ -94,3 +95,19 @@ def tiles(height: int, width: int, reach: int) -> Iterator[Tile]:
             (slice(top, min(top + TILE, rows)), slice(left, min(left + TILE, columns))),
             (slice(top - first, top - first + TILE), slice(left - start, left - start + TILE)),
         )
+
+
+def in_tiles(
+    size: tuple[int, int], count: int, reach: int, encode: Callable[[Tile], Floats]
+) -> Floats:
+    """Latents [count, C, h, w] of equally large pictures, encoded tile by tile.
+
+    Args:
+        size: height and width in px.
+        reach: as of `tiles`; with it the result equals that of the whole.
+        encode: returns the latents of all of a tile's box, for each picture.
+    """
+    latents = np.empty((count, SD1.channels, *SD1.size(*size)), np.float32)
+    for tile in tiles(*size, reach):
+        latents[(..., *tile.latents)] = encode(tile)[(..., *tile.inner)]
+    return latents

@@ -168,8 +168,9 @@ def to_chunk(picture: Image.Image, mask: Mask, quality: float) -> Chunk:
     part.save(file, form, quality=layer_quality(quality), **options)
     packed = pack(np.packbits(mask).tobytes())
     [number] = [number for number, name in FORMS.items() if name == form]
-    head = HEAD.pack(number, round(min(max(quality, 0), 100)), len(packed))
-    return DETAIL, head + packed + file.getvalue()
+    return with_quality(
+        (DETAIL, HEAD.pack(number, 0, len(packed)) + packed + file.getvalue()), quality
+    )
 
 
 def with_quality(chunk: Chunk, quality: float) -> Chunk:

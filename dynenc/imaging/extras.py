@@ -32,7 +32,6 @@ from dynenc.imaging.packing import pack, unpack
 GREY, ALPHA, TEXT, RESOLUTION = "grey", "alph", "text", "resl"
 PACKED = {"exif": "exif", "xmp": "xmpp", "profile": "iccp", "iptc": "iptc", "comment": "cmnt"}
 KNOWN = {GREY, ALPHA, TEXT, RESOLUTION, *PACKED.values()}
-METADATA_TAGS = KNOWN - {GREY, ALPHA}
 MAX_TEXT = 4 * MAX_METADATA  # bytes of all texts in UTF-8
 PER_METRE = struct.Struct("<II")
 

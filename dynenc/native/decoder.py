@@ -1,23 +1,33 @@
 """The integer decoder of pictures in the native kernel: latents -> pixels, the same everywhere."""
 
 import ctypes
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from dynenc import runtime
 from dynenc.errors import WeightsError
-from dynenc.native.kernel import VARIABLE, Bytes, aligned, library, path_of, pointer
+from dynenc.latent_space import SD1
+from dynenc.native.kernel import (
+    Bytes,
+    aligned,
+    checked,
+    chosen_path,
+    library,
+    pointer,
+    workspace,
+)
 
 UNIT = 2048  # integers of a latent of 1.0
 LIMIT = 32767  # their largest magnitude
-PATCH = 8  # pixels along a latent
 LARGEST_WIDTH = 8192  # pixels that are decoded side by side, which bounds the memory
 FEWEST_ROWS = 64  # pixels that a thread takes
-BAD_SHAPE, INEXACT = -5, -6
+FAULTS = {  # what an error code of the decoder's functions means: dynenc.h
+    -5: WeightsError("the decoder's tensors do not fit each other"),
+    -6: WeightsError("the decoder's weights exceed exact arithmetic"),
+}
 
 Latents = npt.NDArray[np.int16]
 
@@ -73,10 +83,10 @@ class PixelDecoder:
         products = np.concatenate([np.ravel(part) for part in weights])
         lengths = ctypes.c_int64(len(flat)), ctypes.c_int64(len(products))
         tensors = pointer(flat), lengths[0], pointer(products), lengths[1]
-        size = _checked(library().dynenc_decoder_size(*tensors))
+        size = checked(library().dynenc_decoder_size(*tensors), FAULTS)
         self._memory = aligned(size)
         init = library().dynenc_decoder_init
-        _checked(init(pointer(self._memory), ctypes.c_int64(size), *tensors))
+        checked(init(pointer(self._memory), ctypes.c_int64(size), *tensors), FAULTS)
 
     def decode(self, latents: Latents, region: Region, threads: int = 1) -> Bytes:
         """The pixels of a region: latents [4, h, w] in 1/2048 -> uint8 [height, width, 3].
@@ -96,25 +106,19 @@ class PixelDecoder:
             to = pixels[rows, part.left : part.left + part.width]
             self._decode_part(latents, region, part, to)
 
-        if len(parts) == 1 or threads == 1:
-            for part in parts:
-                run(part)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(run, parts))
+        runtime.in_threads(run, parts, threads)
         return pixels
 
     def _decode_part(self, latents: Latents, region: Region, part: Region, to: Bytes) -> None:
         top, left = region.top + part.top, region.left + part.left
         place = top, left, part.height, part.width
-        path = path_of(os.environ.get(VARIABLE, ""))
-        size = path, *latents.shape[1:], *place
+        size = chosen_path(), *latents.shape[1:], *place
         arrays = latents.ctypes.data, to.ctypes.data, to.strides[0]
         call = Call(self._memory.ctypes.data, *size, *arrays)
-        call.workspace_size = _checked(library().dynenc_pixels_workspace(ctypes.byref(call)))
-        workspace = aligned(call.workspace_size)
-        call.workspace = workspace.ctypes.data
-        _checked(library().dynenc_pixels(ctypes.byref(call)))
+        call.workspace_size = checked(library().dynenc_pixels_workspace(ctypes.byref(call)), FAULTS)
+        memory = workspace(call.workspace_size)
+        call.workspace = memory.ctypes.data
+        checked(library().dynenc_pixels(ctypes.byref(call)), FAULTS)
 
 
 def to_integers(latents: npt.NDArray[np.floating]) -> Latents:
@@ -129,16 +133,5 @@ def _bands(height: int, threads: int) -> int:
 
 def _split(length: int, count: int) -> list[tuple[int, int]]:
     """Parts of a side, which begin at whole latents but for the first."""
-    edges = [i * length // count // PATCH * PATCH for i in range(count)]
+    edges = [i * length // count // SD1.patch * SD1.patch for i in range(count)]
     return list(zip(edges, [*edges[1:], length], strict=True))
-
-
-def _checked(result: int) -> int:
-    """What a function of the kernel returns, if it is no error."""
-    if result == BAD_SHAPE:
-        raise WeightsError("the decoder's tensors do not fit each other")
-    if result == INEXACT:
-        raise WeightsError("the decoder's weights exceed exact arithmetic")
-    if result < 0:
-        raise ValueError(f"the native kernel refuses its arguments ({result})")
-    return result

@@ -5,7 +5,6 @@ latents are the same on every machine. Never imports torch.
 """
 
 import ctypes
-import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -55,6 +54,12 @@ def has(hidden: int, width: int, blocks: int) -> bool:
     return hidden == 0 and width in WIDTHS and blocks <= MAX_BLOCKS
 
 
+def encodes(model: registry.Model, device: object) -> bool:
+    """Whether a model's encoder runs in the native kernel, so that encoding needs no torch."""
+    on_cpu = str(device) in ("auto", "cpu")  # faster than a GPU with all that goes with it
+    return on_cpu and model.kind == "encoder" and has(**model.arguments)
+
+
 def load(model: registry.Model) -> "Encoder":
     """The encoder of a model for which `has` holds; raises WeightsError."""
     width, blocks = model.arguments["width"], model.arguments["blocks"]
@@ -97,9 +102,9 @@ class Encoder:
         encoder = kernel.pointer(self._memory)
         size = kernel.checked(kernel.library().dynenc_latents_workspace(encoder, width))
         workspace = kernel.workspace(size)
-        path = kernel.path_of(os.environ.get(kernel.VARIABLE, ""))
+        sizes = kernel.chosen_path(), height, width
         pixels_at = pixels.ctypes.data, pixels.strides[0]
-        picture = Picture(encoder, path, height, width, *pixels_at, workspace.ctypes.data, size)
+        picture = Picture(encoder, *sizes, *pixels_at, workspace.ctypes.data, size)
         call = kernel.library().dynenc_latents
         kernel.checked(call(ctypes.byref(picture), kernel.pointer(latents)))
         return latents

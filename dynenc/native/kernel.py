@@ -7,7 +7,7 @@ instruction set: avx512, avx2, sse2, neon or portable; all give the same bytes.
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -27,8 +27,7 @@ VARIABLE = "DYNENC_SIMD"
 ALIGNMENT = 64
 TILE = 16  # px, side of the tiles whose statistics are taken
 KEPT = 2**23  # bytes of a workspace that a thread keeps for its next call, as fresh memory is slow
-BAD_ARGUMENT = -1
-FAULTS = {  # what an error code of the kernel means: dynenc.h
+FAULTS: dict[int, DynencError] = {  # what an error code of the kernel means: dynenc.h
     -3: Corrupt("the payload is damaged, or does not end with the last symbol"),
     -4: Corrupt("the payload is damaged: it escapes what has an entry in the table"),
     -5: WeightsError("the entropy coder's tensors do not fit each other"),
@@ -91,6 +90,11 @@ def path_of(name: str) -> int:
     return PATHS[name or here[0]]
 
 
+def chosen_path() -> int:
+    """The number of the instruction set that DYNENC_SIMD names, else of the fastest."""
+    return path_of(os.environ.get(VARIABLE, ""))
+
+
 def aligned(size: int) -> Bytes:
     """Uninitialised memory as the kernel takes it."""
     memory = np.empty(size + ALIGNMENT, np.uint8)
@@ -111,10 +115,10 @@ def workspace(size: int) -> Bytes:
 _kept = threading.local()
 
 
-def checked(result: int) -> int:
-    """What a function of the kernel returns, if it is no error."""
-    if result in FAULTS:
-        fault = FAULTS[result]
+def checked(result: int, faults: Mapping[int, DynencError] = FAULTS) -> int:
+    """What a function of the kernel returns, if it is no error; `faults` tell what codes mean."""
+    if result in faults:
+        fault = faults[result]
         raise type(fault)(str(fault))
     if result < 0:
         raise ValueError(f"the native kernel refuses its arguments ({result})")
@@ -262,10 +266,9 @@ class _Run:
         channels, height, width = shape
         size = checked(library().dynenc_workspace_size(channels, height, width))
         self.memory, self.coder = workspace(size), coder
-        path = path_of(os.environ.get(VARIABLE, ""))
         address = None if coder is None else coder.ctypes.data
         place = self.memory.ctypes.data
-        sizes = path, int(has_trellis), channels, height, width, step_q
+        sizes = chosen_path(), int(has_trellis), channels, height, width, step_q
         self.call = Call(address, *sizes, place, size)
 
     def run(self, name: str, *arguments: object) -> int:

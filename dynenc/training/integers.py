@@ -18,7 +18,8 @@ from torch import Tensor
 
 from dynenc.errors import WeightsError
 from dynenc.io.writing import writing
-from dynenc.native.decoder import PATCH, UNIT, Region, to_integers
+from dynenc.latent_space import SD1
+from dynenc.native.decoder import UNIT, Region, to_integers
 from dynenc.networks import loading
 from dynenc.networks.embedded_decoder import DecoderBlock, EmbeddedDecoder
 from dynenc.networks.encoder import to_floats
@@ -269,7 +270,7 @@ def centre(tensors: Tensors, network: EmbeddedDecoder, latents: Sequence[Tensor]
     decoder = load(tensors, *network.sizes)
     errors = []
     for z in latents:
-        region = Region(0, 0, *(PATCH * side for side in z.shape[2:]))
+        region = Region(0, 0, *(SD1.patch * side for side in z.shape[2:]))
         pixels = decoder.decode(to_integers(z[0].numpy()), region)
         floats = (network(z)[0].numpy() + 1) * 127.5
         error = pixels.transpose(2, 0, 1) - floats.clip(0, 255)

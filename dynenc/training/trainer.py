@@ -167,7 +167,7 @@ class Trainer:
         image, random = self._batch(), self._random(self.step, 1)
         terms: dict[str, Tensor] = {}
         if self.is_encoder:
-            latents = self.model[config.preset](image)
+            latents = self._encoded(image, random)
             distilling = self.step < config.distill_steps
             if distilling or config.tie:
                 distance = F.l1_loss(latents, self._target(image))
@@ -181,11 +181,10 @@ class Trainer:
                     some = slice(config.batch // 4)
                     latents = torch.cat([latents, self._others(image[some], random)])
                     image = torch.cat([image, image[some]])
-        elif isinstance(model := self.model[config.preset], Autoencoder):
-            latents, decoder = model.encoder(image), model.decoder
         else:
-            latents = self._others(image, random)
-            decoder = self.model[config.preset]
+            latents = self._encoded(image, random)
+            model = self.model[config.preset]
+            decoder = model.decoder if isinstance(model, Autoencoder) else model
         noisy, width = self._with_noise(latents, random, config.largest_step)
         with self._autocast():
             decoded = decoder(noisy).float()
@@ -205,17 +204,20 @@ class Trainer:
                 terms["flats"].backward()
         return terms
 
+    def _encoded(self, image: Tensor, random: np.random.Generator) -> Tensor:
+        """Latents of the image for what is trained: its own, or those that it is to decode."""
+        model = self.model[self.config.preset]
+        if isinstance(model, Autoencoder):
+            model = model.encoder
+        elif not self.is_encoder:
+            return self._others(image, random)
+        latents: Tensor = model(image)
+        return latents
+
     def _error_of_flats(self, decoder: nn.Module, random: np.random.Generator) -> Tensor:
         """Mean absolute error of pictures of one colour, whose noise is that of fine steps."""
         image = to_floats(flats(FLATS, random).to(self.device))
-        model = self.model[self.config.preset]
-        if self.is_encoder:
-            latents = model(image)
-        elif isinstance(model, Autoencoder):
-            latents = model.encoder(image)
-        else:
-            latents = self._others(image, random)
-        noisy, _ = self._with_noise(latents, random, FLAT_STEP)
+        noisy, _ = self._with_noise(self._encoded(image, random), random, FLAT_STEP)
         with self._autocast():
             decoded = decoder(noisy)
         return F.l1_loss(decoded.float(), image)

@@ -38,7 +38,7 @@ import torch
 from PIL import Image, features
 from safetensors import safe_open
 
-from dynenc import Codec, registry
+from dynenc import Codec
 from dynenc.evaluation import benchmark
 from dynenc.evaluation.benchmark import Candidate
 from dynenc.evaluation.curves import Curve, bd_rate, percent, table
@@ -46,6 +46,7 @@ from dynenc.evaluation.measure import FIGURES, Measure, load_distances
 from dynenc.evaluation.peers import PEERS
 from dynenc.imaging import pixels
 from dynenc.networks import loading
+from dynenc.networks.tiling import EMBEDDED_TILES, Decoder
 
 QUALITIES = (10, 30, 50, 70)
 AVIF_QUALITIES = (5, 12, 20, 30, 42, 54)
@@ -57,21 +58,14 @@ CORNER = 8  # px
 FLAT_QUALITY = 50
 
 
-class FloatCodec(Codec):
-    """A codec that decodes with its network of floats, which may be replaced."""
-
-    def _decodes_integers(self, model: registry.Model) -> bool:
-        return False
-
-
 def codec_with(encoder: str, decoder: str, weights: dict[str, Path], device: str) -> Codec:
     """A codec whose networks are replaced by those of weight files, where there are any."""
-    codec = (FloatCodec if decoder in weights else Codec)(encoder, decoder, device)
+    codec = Codec(encoder, decoder, device)
     if encoder in weights:
-        codec.native = None
         codec.backend.encoder = loading.load_path(weights[encoder]).to(codec.device)
     if decoder in weights:
-        codec.decoder.network = loading.load_path(weights[decoder]).to(codec.device)
+        network = loading.load_path(weights[decoder]).to(codec.device)
+        codec.decoder = Decoder(str(weights[decoder]), network, **EMBEDDED_TILES)
     return codec
 
 
