@@ -54,7 +54,9 @@ def train(
     encoder: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="Encoder on whose latents the decoder is trained; repeatable."
+            metavar="FILE",
+            help="Encoder on whose latents the decoder is trained, and which is trained with it "
+            "if joint=1; repeatable.",
         ),
     ] = None,
     test: Annotated[

@@ -69,17 +69,28 @@ def load_path(path: Path) -> nn.Module:
     Raises: WeightsError.
     """
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            name = metadata.get("model", "")
-        data = path.read_bytes()
-    except (OSError, SafetensorError) as exc:
-        raise WeightsError(f"{path} cannot be read as safetensors: {exc}") from exc
+        metadata, data = _metadata(path), path.read_bytes()
+    except OSError as exc:
+        raise WeightsError(f"{path} cannot be read: {exc}") from exc
+    name = metadata.get("model", "")
     if name == published.MODEL:
         return published.load_imported(data, metadata, str(path))
     if name not in [*registry.names("encoder"), *registry.names("decoder")]:
         raise WeightsError(f"{path} does not name a model of this dynenc: train it anew")
     return _filled(build(registry.MODELS[name]), data, str(path))
+
+
+def model_name(path: Path) -> str:
+    """The name of the model whose weights a file of `save_weights` holds. Raises: WeightsError."""
+    return _metadata(path).get("model", "")
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as exc:
+        raise WeightsError(f"{path} cannot be read as safetensors: {exc}") from exc
 
 
 def _filled(module: N, data: bytes, name: str) -> N:

@@ -32,13 +32,14 @@ class TrainConfig:
     dists: float = 0.12  # weight of DISTS
     vgg_share: float = 0.5  # of a batch's crops that LPIPS (VGG-16) or DISTS judges
     blocks: float = 0.25  # weight of the absolute error of the means of 4, 8, 16 and 32 px blocks
+    pattern: float = 0.5  # weight of the absolute error of the mean of all patches of 8x8 px
     flats: float = 0.5  # weight of the absolute error of small pictures of one colour
     gan: float = 0.0  # size of the adversary's gradient by pixels, times that of all other terms
     gan_warmup: int = 300  # steps in which the discriminator learns alone
     tie: float = 0.03  # weight of the absolute distance to the teacher's latents
     rate: float = 0.0  # weight of the bits of a latent, times the step squared
     embedded_share: float = 0.6  # of the end-to-end steps that decode with the embedded decoder
-    joint: int = 0  # 1: the embedded decoder learns with the encoder, and is exported beside it
+    joint: int = 0  # 1: the embedded decoder and encoders learn together, and are exported beside
     largest_step: float = 0.5  # quantiser step whose noise is added, drawn from 0 to this
     ema: float = 0.998  # decay of the average of the weights that is exported
     share_of_start: float = 0.0  # in what is exported, of the weights that the run began with
@@ -75,7 +76,7 @@ class TrainPaths:
     fonts: Path | None = None  # folder of TrueType fonts for drawn text
     start: Path | None = None  # weights to start from instead of the linear fit
     embedded: Path | None = None  # embedded decoder to train an encoder through
-    encoders: tuple[Path, ...] = ()  # encoders to train the embedded decoder on
+    encoders: tuple[Path, ...] = ()  # to train the embedded decoder on; if joint, also trained
     test: Path | None = None  # folder of pictures to measure on at the end, never trained on
 
 

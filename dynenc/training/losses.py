@@ -1,4 +1,4 @@
-"""What a decoded picture is judged by: pixels, means of blocks, LPIPS, DISTS and an adversary."""
+"""What a decoded picture is judged by: pixels, means of blocks and patches, networks."""
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ class Distortion(nn.Module):
         terms = {
             "mse": config.mse * F.mse_loss(decoded, image),
             "blocks": config.blocks * _block_error(decoded, image),
+            "pattern": config.pattern * _pattern_error(decoded, image),
         }
         top, left = random.integers(0, SHIFT, 2).tolist()
         decoded, image = decoded[..., top:, left:], image[..., top:, left:]
@@ -77,6 +78,15 @@ def _block_error(decoded: Tensor, image: Tensor) -> Tensor:
     difference = decoded - image
     errors = [F.avg_pool2d(difference, side).abs().mean() for side in BLOCKS]
     return torch.stack(errors).mean()
+
+
+def _pattern_error(decoded: Tensor, image: Tensor) -> Tensor:
+    """Mean absolute error of the mean of all patches of 8x8 px, the grid of the latents.
+
+    In it, a faint texture that the decoder repeats in every patch stands out from other errors.
+    """
+    patches = F.pixel_unshuffle(decoded - image, SD1.patch)
+    return patches.mean((2, 3)).abs().mean()
 
 
 class Discriminator(nn.Module):

@@ -3,9 +3,10 @@
 An encoder is first fitted to the teacher's latents (closed-form linear start, then regression), and
 then trained end to end: its latents, with the noise of a random quantiser step, go through decoders
 of SD latents, and the decoded picture is compared with the original. With `rate`, the bits of its
-latents are in the loss. The autoencoder is trained whole, in the same way; so are, if `joint`, an
-encoder and the embedded decoder. Alone, the embedded decoder is trained on latents of the teacher
-and of the encoders, with the same noise, and, if `gan`, against a discriminator.
+latents are in the loss. The autoencoder is trained whole, in the same way; so are, if `joint`, the
+embedded decoder and one or more encoders, which take turns. Alone, the embedded decoder is trained
+on latents of the teacher and of the encoders, with the same noise, and, if `gan`, against a
+discriminator.
 """
 
 import copy
@@ -24,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.optim.swa_utils import get_ema_multi_avg_fn as ema
 
 from dynenc import registry
-from dynenc.errors import OutputExists
+from dynenc.errors import OutputExists, UsageError
 from dynenc.evaluation.measure import evaluate, load_distances
 from dynenc.latent_space import SD1
 from dynenc.networks import loading
@@ -68,15 +69,25 @@ class Trainer:
         self.is_encoder = registry.MODELS[config.preset].kind == "encoder"
         if self.is_encoder and paths.embedded:
             self.decoders.append(self._frozen(loading.load_path(paths.embedded)))
-        if not self.is_encoder or config.joint:
+        if not self.is_encoder:
             self.encoders = [self._frozen(loading.load_path(path)) for path in paths.encoders]
         if paths.start:
             model.load_state_dict(loading.load_path(paths.start).state_dict())
         elif isinstance(encoder := getattr(model, "encoder", model), Encoder):
             encoder.start_linear(*self._linear_start())
         self.model = nn.ModuleDict({config.preset: self._placed(model)})
+        self.starts = {config.preset: paths.start}  # weights that the networks began with
+        if config.joint:
+            for path in paths.encoders:
+                name = loading.model_name(path)
+                if name in self.model:
+                    raise UsageError(f"{path} holds {name}, which is trained already")
+                self.model[name] = self._placed(loading.load_path(path).requires_grad_(True))
+                self.starts[name] = path
+        self.in_turn = list(self.model)  # encoders, one of which is trained in a step
         if config.joint:
             self.model[DECODER] = self.decoders[1].requires_grad_(True)
+            self.starts[DECODER] = paths.embedded
         self.begun = [weight.detach().clone() for weight in self.model.parameters()]
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
         parameters = [*self.model.parameters(), *self.prior.parameters()]
@@ -139,6 +150,11 @@ class Trainer:
             return min(1.0, now / self.config.budget_s)
         return min(1.0, self.step / self.config.steps)
 
+    @property
+    def turn(self) -> str:
+        """The name of the network, or of those trained in turn, that this step trains."""
+        return self.in_turn[self.step % len(self.in_turn)]
+
     def learning_rate(self) -> float:
         """Learning rate of the present step: linear warm-up, then a cosine to 0."""
         config = self.config
@@ -157,9 +173,10 @@ class Trainer:
 
     @torch.no_grad()
     def _others(self, image: Tensor, random: np.random.Generator) -> Tensor:
-        """Latents of the image by one of the frozen encoders, or by the teacher."""
-        pick = int(random.integers(len(self.encoders) + 1))
-        return self.encoders[pick - 1](image) if pick else self._target(image)
+        """Latents of the image by one of the encoders that are not trained, or by the teacher."""
+        encoders = self.encoders or [self.model[name] for name in self.in_turn if name != self.turn]
+        pick = int(random.integers(len(encoders) + 1))
+        return encoders[pick - 1](image) if pick else self._target(image)
 
     def _loss(self) -> dict[str, Tensor]:
         """Draw a batch and return the terms of the loss, weighted."""
@@ -206,7 +223,7 @@ class Trainer:
 
     def _encoded(self, image: Tensor, random: np.random.Generator) -> Tensor:
         """Latents of the image for what is trained: its own, or those that it is to decode."""
-        model = self.model[self.config.preset]
+        model = self.model[self.turn]
         if isinstance(model, Autoencoder):
             model = model.encoder
         elif not self.is_encoder:
@@ -339,7 +356,7 @@ class Trainer:
         encode = (self.encoders or [self.teacher_encoder])[-1]
         decode, step = self.decoders[0], 0.0
         if self.is_encoder:
-            encode = trained[self.config.preset]
+            encode = trained[name if name in self.in_turn else self.config.preset]
         if name == DECODER:
             decode, step = trained[name], TEST_STEP
         elif isinstance(model := trained[name], Autoencoder):
@@ -359,13 +376,13 @@ class Trainer:
         networks = self.averaged()
         figures = {name: self.figures(name, networks) for name in networks}
         for name, model in networks.items():
-            path = self.paths.export
+            path, start = self.paths.export, self.starts[name]
             loading.save_weights(
                 model.state_dict(),
                 path if name == self.config.preset else path.with_name(f"{name}.safetensors"),
                 {
                     "model": name,
-                    "start": self.paths.start.name if self.paths.start else "linear",
+                    "start": start.name if start else "linear",
                     "steps": str(self.step),
                     **origin(self.config, self.paths, len(self.crops), figures[name]),
                 },

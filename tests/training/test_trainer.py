@@ -15,7 +15,7 @@ from dynenc.coding.entropy import EntropyCoder
 from dynenc.errors import ImageError, UsageError, WeightsError
 from dynenc.evaluation.lpips import LPIPS
 from dynenc.imaging.sources import iter_images
-from dynenc.networks.loading import load_path
+from dynenc.networks.loading import load_path, model_name
 from dynenc.training.config import PRESETS, TrainConfig, TrainPaths, configure
 from dynenc.training.crops import Crops, build_cache
 from dynenc.training.prior import Prior
@@ -82,7 +82,15 @@ def paths(folder, run, **changes):
     return TrainPaths(**values | changes)
 
 
-WEIGHTS = ("mse", "blocks", "lpips", "lpips_vgg", "dists", "flats")  # of the loss of a decoder
+WEIGHTS = (
+    "mse",
+    "blocks",
+    "pattern",
+    "lpips",
+    "lpips_vgg",
+    "dists",
+    "flats",
+)  # of the loss of a decoder
 SMALL = {"steps": 6, "distill_steps": 2, "batch": 2, "crop": 40, "warmup_steps": 2}
 
 
@@ -204,7 +212,7 @@ def test_encoder_and_decoder_learn_together(folder, tmp_path):
     small = SMALL | {"distill_steps": 0}
     train(replace(PRESETS["embedded"], **small), decoder, CPU, nothing)
     other = paths(folder, tmp_path / "other")
-    train(replace(PRESETS["nano"], **small, seed=1), other, CPU, nothing)
+    train(replace(PRESETS["light"], **small), other, CPU, nothing)
     where = paths(
         folder,
         tmp_path / "both",
@@ -219,8 +227,16 @@ def test_encoder_and_decoder_learn_together(folder, tmp_path):
     before, after = load_file(decoder.export), load_file(tmp_path / "both" / "embedded.safetensors")
     assert before.keys() == after.keys()
     assert not torch.equal(before["layers.0.weight"], after["layers.0.weight"])
-    with safe_open(where.export, "pt") as file:
-        assert file.metadata()["model"] == "nano"
+    before, after = load_file(other.export), load_file(tmp_path / "both" / "light.safetensors")
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+    for name, file in {
+        "nano": where.export,
+        "light": tmp_path / "both" / "light.safetensors",
+    }.items():
+        assert model_name(file) == name
+    twice = replace(where, run=tmp_path / "twice", encoders=(other.export, other.export))
+    with pytest.raises(UsageError, match="trained already"):
+        train(config, twice, CPU, nothing)
     with pytest.raises(UsageError, match="embedded decoder"):
         train(config, paths(folder, tmp_path / "alone"), CPU, nothing)
 
