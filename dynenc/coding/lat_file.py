@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +19,8 @@ from dynenc.native.kernel import Floats, Ints
 
 FEW_BITS = 1.5  # a latent; below it the plain lattice may be cheaper, as constants repeat on it
 BIT_COST = 0.09  # squared error, in squared steps, that a bit is worth when choosing a lattice
-FLAT_BIT_COST = BIT_COST / 4  # the same where latents are flat, as errors show as a colour cast
-FLAT_STEPS = 4  # that are tried where latents are flat, each half of the one before
+FLAT_ERROR = 0.1  # steps; where latents are flat, the RMS error of a position that is small enough
+FLAT_STEPS = 5  # that are tried where latents are flat, each half of the one before
 FINEST = 16  # step_q; finer steps change no pixel
 
 
@@ -87,8 +88,9 @@ class LatFile:
     ) -> LatFile:
         """Quantise latents [C, h, w] and code them; the other arguments are those of `of_symbols`.
 
-        Where the latents are flat, or cost few bits, both lattices are tried, and where they are
-        flat also finer steps: the file of least error and bits is taken.
+        Where the latents are flat, an error shows as a colour cast: finer steps are tried as well,
+        and the smallest file is taken whose error is below FLAT_ERROR. Where latents cost few bits,
+        both lattices are tried, and the file of least error and bits is taken.
         """
         preferred = default_coder(model)
 
@@ -96,22 +98,22 @@ class LatFile:
             symbols = quantize.to_symbols(latents, step_q, coder)
             return cls.of_symbols(symbols, coder, size, step_q, model, chunks)
 
-        def cost(file: LatFile) -> float:
-            error = file.squared_error(latents) * (file.header.step_q / step_q) ** 2
-            bit_cost = FLAT_BIT_COST if is_flat else BIT_COST
-            return error + bit_cost * 8 * len(file.payload)
-
         file, is_flat = on(preferred), quantize.is_flat(latents)
         few_bits = 8 * len(file.payload) < FEW_BITS * latents.size
         if not is_flat and not (few_bits and preferred.has_trellis):
             return file
         plain = load_coder(model.coder, has_trellis=False)
-        steps = [step_q >> halvings for halvings in range(FLAT_STEPS if is_flat else 1)]
-        finer = [step for step in steps[1:] if step >= FINEST]
-        coders = dict.fromkeys((preferred, plain))
-        others = [on(plain)] if plain != preferred else []
-        others += [on(coder, step) for step in finer for coder in coders]
-        return min(file, *others, key=cost)
+        files = [file, on(plain)] if plain != preferred else [file]
+        if not is_flat:
+            return min(files, key=lambda file: _cost(file, latents))
+        steps = [step_q >> halvings for halvings in range(1, FLAT_STEPS)]
+        finer = [step for step in steps if step >= FINEST]
+        files += [on(coder, step) for step in finer for coder in dict.fromkeys((preferred, plain))]
+        largest = FLAT_ERROR * step_q / quantize.STEP_UNIT
+        close = [file for file in files if file.rms_error(latents) <= largest]
+        if close:
+            return min(close, key=lambda file: len(file.payload))
+        return min(files, key=lambda file: file.rms_error(latents))
 
     @classmethod
     def of_quantized(
@@ -157,9 +159,19 @@ class LatFile:
         """Sum of the squared differences from latents [C, h, w], in squared steps."""
         return quantize.squared_error(latents, self.symbols, self.header.step_q, self.coder)
 
+    def rms_error(self, latents: Floats) -> float:
+        """RMS over positions of the distance to latents [C, h, w], in latent units."""
+        in_steps = math.sqrt(self.squared_error(latents) / latents[0].size)
+        return in_steps * self.header.step_q / quantize.STEP_UNIT
+
     def to_bytes(self) -> bytes:
         """The file."""
         return bitstream.write(self.header, self.payload, self.chunks)
+
+
+def _cost(file: LatFile, latents: Floats) -> float:
+    """Squared error of a file and its bits, in squared steps."""
+    return file.squared_error(latents) + BIT_COST * 8 * len(file.payload)
 
 
 def default_coder(model: registry.Model) -> EntropyCoder:

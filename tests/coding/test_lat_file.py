@@ -59,7 +59,7 @@ def test_the_fast_coder_has_no_trellis():
 @pytest.mark.parametrize("encoder", ["light", "nano"])
 @pytest.mark.parametrize("side", [1, 2, 16])
 def test_flat_latents_keep_their_means(encoder, side):
-    """A constant error is a colour cast; finer steps cost a flat picture next to nothing."""
+    """A constant error is a colour cast: flat pictures get finer steps."""
     model = registry.named(encoder, "encoder")
     step_q = quantize.quality_to_step(50, has_trellis=default_coder(model).has_trellis)
     random = np.random.default_rng(3)
@@ -67,8 +67,8 @@ def test_flat_latents_keep_their_means(encoder, side):
         latents = np.broadcast_to(constant, (4, side, side)).copy()
         file = LatFile.of_latents(latents, (8 * side, 8 * side), step_q, model)
         error = np.abs((file.latents - latents).mean((1, 2)))
-        assert error.max() < 0.1  # nearest symbols are off by up to 0.15
-        assert len(file.payload) <= max(12, 1.5 * side**2)
+        assert error.max() < 0.035  # nearest symbols are off by up to 0.15
+        assert len(file.payload) <= max(24, 2.5 * side**2)
 
 
 def test_other_latents_keep_the_step_that_is_asked_for():
