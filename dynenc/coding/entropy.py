@@ -77,20 +77,8 @@ class EntropyCoder:
     @classmethod
     def of(cls, tensors: Tensors, *, has_trellis: bool) -> "EntropyCoder":
         """Build from integer tensors, named as in docs/format.md; raises WeightsError."""
-        lattice = lattice_name(has_trellis=has_trellis)
-        names = ("neighbours", "hidden", "middle", "output", "bias")
-        stages = [
-            [_integers(tensors, f"{lattice}.{stage}.{name}", 3) for name in names]
-            for stage in range(len(STAGES))
-        ]
-        channels = len(stages[0][-1])
-        networks = [
-            [tensor[channel] for tensor in stage]
-            for stage, channel in product(stages, range(channels))
-        ]
-        counts = _integers(tensors, f"{lattice}.counts", 2).astype(np.int64)
-        thresholds = _integers(tensors, "thresholds", 1)
-        coder = kernel.Coder(channels, networks, counts, thresholds, has_trellis=has_trellis)
+        coder = kernel.Coder(packed(tensors, has_trellis=has_trellis), has_trellis=has_trellis)
+        counts = tensors[f"{lattice_name(has_trellis=has_trellis)}.counts"].astype(np.int64)
         return cls(coder, counts)
 
     @property
@@ -132,6 +120,23 @@ def load_coder(name: str, *, has_trellis: bool) -> EntropyCoder:
     model = registry.named(name, "coder")
     coder = EntropyCoder.load(registry.read_file(model), has_trellis=has_trellis)
     return replace(coder, coder_id=model.number)
+
+
+def packed(tensors: Tensors, *, has_trellis: bool) -> Ints:
+    """The tensors of a coder on one lattice, as the kernel takes them; raises WeightsError."""
+    lattice = lattice_name(has_trellis=has_trellis)
+    names = ("neighbours", "hidden", "middle", "output", "bias")
+    stages = [
+        [_integers(tensors, f"{lattice}.{stage}.{name}", 3) for name in names]
+        for stage in range(len(STAGES))
+    ]
+    channels = len(stages[0][-1])
+    networks = [
+        [tensor[channel] for tensor in stage] for stage, channel in product(stages, range(channels))
+    ]
+    counts = _integers(tensors, f"{lattice}.counts", 2)
+    thresholds = _integers(tensors, "thresholds", 1)
+    return kernel.packed(channels, networks, counts, thresholds)
 
 
 def _integers(tensors: Tensors, name: str, dimensions: int) -> npt.NDArray[Any]:

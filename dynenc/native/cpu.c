@@ -18,6 +18,21 @@ static int32_t has_avx(int32_t wide) {
 }
 #endif
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+static int32_t has_dot_products(void) { return getauxval(AT_HWCAP) >> 20 & 1; }
+#elif defined(__aarch64__)
+/* all processors of this maker have them */
+static int32_t has_dot_products(void) {
+#if defined(__APPLE__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+#endif
+
 static int32_t find_path(int32_t path) {
     switch (path) {
     case DYNENC_PORTABLE:
@@ -33,6 +48,12 @@ static int32_t find_path(int32_t path) {
 #if defined(__aarch64__)
     case DYNENC_NEON:
         return 1;
+    case DYNENC_NEON_DOT:
+        return has_dot_products();
+#endif
+#if defined(__wasm_simd128__)
+    case DYNENC_SIMD128:
+        return 1;
 #endif
     default:
         return 0;
@@ -40,8 +61,8 @@ static int32_t find_path(int32_t path) {
 }
 
 int32_t dynenc_has_path(int32_t path) {
-    static _Atomic int8_t found[DYNENC_NEON + 1]; /* asking takes long in a virtual machine */
-    if (path < 0 || path > DYNENC_NEON)
+    static _Atomic int8_t found[DYNENC_PATHS]; /* asking takes long in a virtual machine */
+    if (path < 0 || path >= DYNENC_PATHS)
         return 0;
     if (!found[path])
         found[path] = find_path(path) ? 1 : -1;

@@ -62,27 +62,41 @@ class Region:
     width: int
 
 
-class PixelDecoder:
-    """The tables of an integer decoder, checked and packed; shared by all threads.
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """The tensors of a decoder in rows, as `dynenc_decoder_init` takes them."""
 
-    Args:
-        sizes: widths and blocks at 1/8, 1/4 and 1/2 of the size of the picture.
-        numbers: what is no weight, layer by layer; see `dynenc_decoder_size`.
-        weights: int8, [outputs, taps, channels] of each product.
-    Raises: WeightsError if they do not make a decoder.
-    """
+    numbers: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.int8]
 
-    def __init__(
-        self,
+    @classmethod
+    def of(
+        cls,
         sizes: Sequence[int],
         numbers: Sequence[npt.NDArray[np.integer]],
         weights: Sequence[npt.NDArray[np.integer]],
-    ) -> None:
+    ) -> "Packed":
+        """Join tensors.
+
+        Args:
+            sizes: widths and blocks at 1/8, 1/4 and 1/2 of the size of the picture.
+            numbers: what is no weight, layer by layer; see `dynenc_decoder_size`.
+            weights: int8, [outputs, taps, channels] of each product.
+        """
         flat = np.concatenate([np.ravel(part) for part in (np.array(sizes), *numbers)])
-        flat = flat.astype(np.int32)
         products = np.concatenate([np.ravel(part) for part in weights])
-        lengths = ctypes.c_int64(len(flat)), ctypes.c_int64(len(products))
-        tensors = pointer(flat), lengths[0], pointer(products), lengths[1]
+        return cls(flat.astype(np.int32), products.astype(np.int8))
+
+
+class PixelDecoder:
+    """The tables of an integer decoder, checked and packed; shared by all threads.
+
+    Raises: WeightsError if the tensors do not make a decoder.
+    """
+
+    def __init__(self, packed: Packed) -> None:
+        lengths = ctypes.c_int64(len(packed.numbers)), ctypes.c_int64(len(packed.weights))
+        tensors = pointer(packed.numbers), lengths[0], pointer(packed.weights), lengths[1]
         size = checked(library().dynenc_decoder_size(*tensors), FAULTS)
         self._memory = aligned(size)
         init = library().dynenc_decoder_init

@@ -41,6 +41,9 @@ enum dynenc_path {
     DYNENC_AVX2 = 2,
     DYNENC_AVX512 = 3, /* F, BW, VL and VNNI */
     DYNENC_NEON = 4,
+    DYNENC_NEON_DOT = 5, /* with dot products of bytes */
+    DYNENC_SIMD128 = 6,  /* WebAssembly */
+    DYNENC_PATHS = 7,
 };
 
 /* Lattices: uniform quantisation, and the two of the trellis, half a step apart. */

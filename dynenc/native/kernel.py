@@ -1,7 +1,7 @@
 """The native kernel through ctypes: coding and quantisation of latents, statistics of pixels.
 
 Calls release the GIL, so threads code images at once. `DYNENC_SIMD` in the environment forces an
-instruction set: avx512, avx2, sse2, neon or portable; all give the same bytes.
+instruction set: avx512, avx2, sse2, neondot, neon or portable; all give the same bytes.
 """
 
 import ctypes
@@ -22,7 +22,10 @@ Index = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.uint16]
 
-PATHS = {"avx512": 3, "avx2": 2, "neon": 4, "sse2": 1, "portable": 0}  # the fastest first
+PATHS = {  # the fastest first
+    **{"avx512": 3, "avx2": 2, "sse2": 1},
+    **{"neondot": 5, "neon": 4, "portable": 0},
+}
 VARIABLE = "DYNENC_SIMD"
 ALIGNMENT = 64
 TILE = 16  # px, side of the tiles whose statistics are taken
@@ -137,7 +140,15 @@ def packed(
     counts: npt.NDArray[np.integer],
     thresholds: npt.NDArray[np.integer],
 ) -> Ints:
-    """The tensors of `Coder` in a row, as `dynenc_coder_init` takes them; raises WeightsError."""
+    """The tensors of `Coder` in a row, as `dynenc_coder_init` takes them.
+
+    Args:
+        networks: stage by stage, in a stage channel by channel: the integer tensors neighbours
+            [F, 3], hidden [H, F], middle [M, H], output [3, M + H + F] and bias [H + M + 3, 2].
+        counts: [T, R].
+        thresholds: [at most 256], the least numbers of the levels 1, 2, ...
+    Raises: WeightsError if a number exceeds 32 bits.
+    """
     sizes = [(len(n[0]), len(n[1]), len(n[2])) for n in networks]
     header = np.array([channels, *counts.shape, len(thresholds), *np.ravel(sizes)])
     parts = [header, *(tensor for network in networks for tensor in network), counts, thresholds]
@@ -151,26 +162,14 @@ class Coder:
     """The tables of an entropy coder on one lattice, checked and packed; shared by all threads.
 
     Args:
-        networks: stage by stage, in a stage channel by channel: the integer tensors neighbours
-            [F, 3], hidden [H, F], middle [M, H], output [3, M + H + F] and bias [H + M + 3, 2].
-        counts: [T, R].
-        thresholds: [at most 256], the least numbers of the levels 1, 2, ...
+        tensors: as `packed` returns them.
     Raises: WeightsError if they do not make an entropy coder.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        networks: Sequence[Sequence[npt.NDArray[np.integer]]],
-        counts: npt.NDArray[np.integer],
-        thresholds: npt.NDArray[np.integer],
-        *,
-        has_trellis: bool,
-    ) -> None:
-        tensors = packed(channels, networks, counts, thresholds)
+    def __init__(self, tensors: Ints, *, has_trellis: bool) -> None:
         length = ctypes.c_int64(len(tensors))
         size = checked(library().dynenc_coder_size(pointer(tensors), length))
-        self.channels, self.has_trellis = channels, has_trellis
+        self.channels, self.has_trellis = int(tensors[0]), has_trellis
         self._memory = aligned(size)
         init = library().dynenc_coder_init
         checked(init(pointer(self._memory), ctypes.c_int64(size), pointer(tensors), length))

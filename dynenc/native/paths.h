@@ -189,6 +189,33 @@ static ALWAYS_INLINE void gather_neon(int16_t *p, const int16_t *a, const int16_
 #include "undefine.h"
 #endif
 
+#if defined(__wasm_simd128__)
+#include <wasm_simd128.h>
+
+#define PATH(name) name##_simd128
+#define TARGET
+#define LANES 4
+#define ROWS 4
+#define VEC v128_t
+#define PAIRS v128_t
+#define WEIGHTS v128_t
+#define splat wasm_i32x4_splat
+#define load_pairs wasm_v128_load
+#define load_weights wasm_v128_load32_splat
+#define multiply_add(s, x, w) wasm_i32x4_add((s), wasm_i32x4_dot_i16x8((x), (w)))
+#define unit(s)                                                                            \
+    wasm_i32x4_min(wasm_i32x4_max(wasm_i32x4_shr((s), 10), wasm_i32x4_splat(0)), \
+                   wasm_i32x4_splat(MAX_VALUE))
+#define interleave_simd128(a, b) wasm_i16x8_shuffle((a), (b), 0, 8, 1, 9, 2, 10, 3, 11)
+#define gather(p, a, b) \
+    wasm_v128_store((p), interleave_simd128(wasm_v128_load64_zero(a), wasm_v128_load64_zero(b)))
+#define store wasm_v128_store
+#define store_pairs(p, a, b) \
+    wasm_v128_store((p), wasm_v128_or((a), wasm_i32x4_shl((b), 16)))
+#include KERNELS
+#include "undefine.h"
+#endif
+
 #if defined(__x86_64__)
 #define SELECT(path, name)                    \
     ((path) == DYNENC_AVX512   ? name##_avx512 \
@@ -196,7 +223,9 @@ static ALWAYS_INLINE void gather_neon(int16_t *p, const int16_t *a, const int16_
      : (path) == DYNENC_SSE2   ? name##_sse2   \
                                : name##_portable)
 #elif defined(__aarch64__)
-#define SELECT(path, name) ((path) == DYNENC_NEON ? name##_neon : name##_portable)
+#define SELECT(path, name) ((path) >= DYNENC_NEON ? name##_neon : name##_portable)
+#elif defined(__wasm_simd128__)
+#define SELECT(path, name) ((path) == DYNENC_SIMD128 ? name##_simd128 : name##_portable)
 #else
 #define SELECT(path, name) name##_portable
 #endif

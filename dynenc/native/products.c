@@ -110,6 +110,65 @@ static ALWAYS_INLINE void store_portable(int16_t *p, Shorts a) { memcpy(p, &a, s
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#define PATH(name) name##_sse2
+#define TARGET
+#define LANES 4
+#define LARGE 4
+#define SMALL 4
+#define VEC __m128i
+#define SHORTS __m128i
+#define BIAS 0
+/* of four inputs of an output, the first and the third, and the second and the fourth, as int16 */
+typedef struct {
+    __m128i a_even, a_odd, b_even, b_odd;
+} Weights128;
+static ALWAYS_INLINE __m128i even_sse2(__m128i bytes) {
+    return _mm_srai_epi16(_mm_slli_epi16(bytes, 8), 8);
+}
+static ALWAYS_INLINE Weights128 load_weights_sse2(const int8_t *p) {
+    const __m128i a = _mm_loadu_si128((const __m128i *)p);
+    const __m128i b = _mm_loadu_si128((const __m128i *)(p + 64));
+    return (Weights128){even_sse2(a), _mm_srai_epi16(a, 8), even_sse2(b), _mm_srai_epi16(b, 8)};
+}
+static ALWAYS_INLINE __m128i scaled_sse2(__m128i a, __m128i b) {
+    const __m128i low = _mm_srli_epi16(_mm_mullo_epi16(a, b), 14); /* rounded by the mean with 0 */
+    return _mm_add_epi16(_mm_slli_epi16(_mm_mulhi_epi16(a, b), 1),
+                         _mm_avg_epu16(low, _mm_setzero_si128()));
+}
+static ALWAYS_INLINE __m128i pack_sse2(__m128i a, __m128i b, int shift) {
+    const __m128i count = _mm_cvtsi32_si128(shift);
+    return _mm_packs_epi32(_mm_sra_epi32(a, count), _mm_sra_epi32(b, count));
+}
+#define STEP 4
+#define WEIGHTS Weights128
+#define load_weights load_weights_sse2
+#define dot(a, b, x, w)                                                          \
+    {                                                                            \
+        const __m128i inputs = _mm_set1_epi32(four(x));                          \
+        const __m128i even = _mm_and_si128(inputs, _mm_set1_epi16(255));         \
+        const __m128i odd = _mm_srli_epi16(inputs, 8);                           \
+        a = _mm_add_epi32(a, _mm_madd_epi16(even, w.a_even));                    \
+        b = _mm_add_epi32(b, _mm_madd_epi16(even, w.b_even));                    \
+        a = _mm_add_epi32(a, _mm_madd_epi16(odd, w.a_odd));                      \
+        b = _mm_add_epi32(b, _mm_madd_epi16(odd, w.b_odd));                      \
+    }
+#define pack pack_sse2
+#define load_sums(p) _mm_loadu_si128((const __m128i *)(p))
+#define load(p) _mm_loadu_si128((const __m128i *)(p))
+#define store(p, v) _mm_storeu_si128((__m128i *)(p), (v))
+#define splat _mm_set1_epi16
+#define scaled scaled_sse2
+#define add _mm_adds_epi16
+#define low _mm_min_epi16
+#define high _mm_max_epi16
+#define negative(a) _mm_sub_epi16(_mm_setzero_si128(), (a))
+#define right(a, shift) _mm_sra_epi16((a), _mm_cvtsi32_si128(shift))
+#define store_bytes(p, v)                 \
+    _mm_storel_epi64((__m128i *)(p),      \
+                     _mm_xor_si128(_mm_set1_epi8(-128), _mm_packs_epi16((v), (v))))
+#define store_pixels(p, v) _mm_storel_epi64((__m128i *)(p), _mm_packus_epi16((v), (v)))
+#include "products.h"
+
 #define PATH(name) name##_avx2
 #define TARGET __attribute__((target("avx2")))
 #define LANES 8
@@ -220,12 +279,8 @@ TARGET static ALWAYS_INLINE __m512i pack_avx512(__m512i a, __m512i b, int shift)
 
 #define PATH(name) name##_neon
 #define TARGET
-#define LANES 4
 #define LARGE 4
 #define SMALL 4
-#define VEC int32x4_t
-#define SHORTS int16x8_t
-#define BIAS 1
 typedef struct {
     int8x16_t a0, b0, a1, b1;
 } WeightsNeon;
@@ -239,10 +294,6 @@ static ALWAYS_INLINE int8x16_t inputs_neon(const uint8_t *x) {
 static ALWAYS_INLINE int16x8_t pairs_neon(int8x16_t w, int8x16_t x) {
     return vpaddq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vmull_high_s8(w, x));
 }
-static ALWAYS_INLINE int16x8_t pack_neon(int32x4_t a, int32x4_t b, int shift) {
-    const int32x4_t count = vdupq_n_s32(-shift);
-    return vcombine_s16(vqmovn_s32(vshlq_s32(a, count)), vqmovn_s32(vshlq_s32(b, count)));
-}
 #define STEP 8
 #define WEIGHTS WeightsNeon
 #define load_weights load_weights_neon
@@ -252,29 +303,108 @@ static ALWAYS_INLINE int16x8_t pack_neon(int32x4_t a, int32x4_t b, int shift) {
         a = vpadalq_s16(a, vaddq_s16(pairs_neon(w.a0, x0), pairs_neon(w.a1, x1)));  \
         b = vpadalq_s16(b, vaddq_s16(pairs_neon(w.b0, x0), pairs_neon(w.b1, x1)));  \
     }
-#define pack pack_neon
-#define load_sums vld1q_s32
-#define load vld1q_s16
-#define store vst1q_s16
-#define splat vdupq_n_s16
-#define scaled vqrdmulhq_s16
-#define add vqaddq_s16
-#define low vminq_s16
-#define high vmaxq_s16
-#define negative vnegq_s16
-#define right(a, shift) vshlq_s16((a), vdupq_n_s16((int16_t)-(shift)))
-#define store_bytes(p, v) \
-    vst1_u8((p), veor_u8(vdup_n_u8(128), vreinterpret_u8_s8(vqmovn_s16(v))))
-#define store_pixels(p, v) vst1_u8((p), vqmovun_s16(v))
+#include "neon.h"
+#include "products.h"
+
+#if defined(__clang__)
+#define DOT_PRODUCTS "dotprod"
+#else
+#define DOT_PRODUCTS "arch=armv8.2-a+dotprod"
+#endif
+#define PATH(name) name##_neon_dot
+#define TARGET __attribute__((target(DOT_PRODUCTS)))
+#define LARGE 8
+#define SMALL 4
+typedef struct {
+    int8x16_t a[4], b[4];
+} WeightsNeonDot;
+static ALWAYS_INLINE WeightsNeonDot load_weights_neon_dot(const int8_t *p) {
+    WeightsNeonDot w;
+    for (int k = 0; k < 4; k++) {
+        w.a[k] = vld1q_s8(p + 128 * k);
+        w.b[k] = vld1q_s8(p + 128 * k + 64);
+    }
+    return w;
+}
+#define STEP 16
+#define WEIGHTS WeightsNeonDot
+#define load_weights load_weights_neon_dot
+#define dot(s, r, x, w)                                                                   \
+    {                                                                                     \
+        const int8x16_t inputs =                                                          \
+            veorq_s8(vdupq_n_s8(-128), vreinterpretq_s8_u8(vld1q_u8(x)));                 \
+        s = vdotq_laneq_s32(s, w.a[0], inputs, 0), r = vdotq_laneq_s32(r, w.b[0], inputs, 0); \
+        s = vdotq_laneq_s32(s, w.a[1], inputs, 1), r = vdotq_laneq_s32(r, w.b[1], inputs, 1); \
+        s = vdotq_laneq_s32(s, w.a[2], inputs, 2), r = vdotq_laneq_s32(r, w.b[2], inputs, 2); \
+        s = vdotq_laneq_s32(s, w.a[3], inputs, 3), r = vdotq_laneq_s32(r, w.b[3], inputs, 3); \
+    }
+#include "neon.h"
+#include "products.h"
+#endif
+
+#if defined(__wasm_simd128__)
+#include <wasm_simd128.h>
+
+#define PATH(name) name##_simd128
+#define TARGET
+#define LANES 4
+#define LARGE 4
+#define SMALL 4
+#define VEC v128_t
+#define SHORTS v128_t
+#define BIAS 0
+/* as those of SSE2 */
+typedef struct {
+    v128_t a_even, a_odd, b_even, b_odd;
+} WeightsWasm;
+static ALWAYS_INLINE v128_t even_simd128(v128_t bytes) {
+    return wasm_i16x8_shr(wasm_i16x8_shl(bytes, 8), 8);
+}
+static ALWAYS_INLINE WeightsWasm load_weights_simd128(const int8_t *p) {
+    const v128_t a = wasm_v128_load(p), b = wasm_v128_load(p + 64);
+    return (WeightsWasm){even_simd128(a), wasm_i16x8_shr(a, 8), even_simd128(b),
+                         wasm_i16x8_shr(b, 8)};
+}
+#define STEP 4
+#define WEIGHTS WeightsWasm
+#define load_weights load_weights_simd128
+#define dot(a, b, x, w)                                               \
+    {                                                                 \
+        const v128_t inputs = wasm_i32x4_splat(four(x));               \
+        const v128_t even = wasm_v128_and(inputs, wasm_i16x8_splat(255)); \
+        const v128_t odd = wasm_u16x8_shr(inputs, 8);                 \
+        a = wasm_i32x4_add(a, wasm_i32x4_dot_i16x8(even, w.a_even));  \
+        b = wasm_i32x4_add(b, wasm_i32x4_dot_i16x8(even, w.b_even));  \
+        a = wasm_i32x4_add(a, wasm_i32x4_dot_i16x8(odd, w.a_odd));    \
+        b = wasm_i32x4_add(b, wasm_i32x4_dot_i16x8(odd, w.b_odd));    \
+    }
+#define pack(a, b, shift)                                       \
+    wasm_i16x8_narrow_i32x4(wasm_i32x4_shr((a), (uint32_t)(shift)), \
+                            wasm_i32x4_shr((b), (uint32_t)(shift)))
+#define load_sums wasm_v128_load
+#define load wasm_v128_load
+#define store wasm_v128_store
+#define splat wasm_i16x8_splat
+#define scaled wasm_i16x8_q15mulr_sat
+#define add wasm_i16x8_add_sat
+#define low wasm_i16x8_min
+#define high wasm_i16x8_max
+#define negative wasm_i16x8_neg
+#define right(a, shift) wasm_i16x8_shr((a), (uint32_t)(shift))
+#define store_bytes(p, v)                                                                  \
+    wasm_v128_store64_lane(                                                                \
+        (p), wasm_v128_xor(wasm_i8x16_splat(-128), wasm_i8x16_narrow_i16x8((v), (v))), 0)
+#define store_pixels(p, v) wasm_v128_store64_lane((p), wasm_u8x16_narrow_i16x8((v), (v)), 0)
 #include "products.h"
 #endif
 
 PixelKernels dynenc_pixel_kernels(int32_t path) {
     switch (dynenc_has_path(path) ? path : -1) {
     case DYNENC_PORTABLE:
-    case DYNENC_SSE2:
         return (PixelKernels){4, 4, multiply_portable, activate_portable, first_portable};
 #if defined(__x86_64__)
+    case DYNENC_SSE2:
+        return (PixelKernels){4, 4, multiply_sse2, activate_sse2, first_sse2};
     case DYNENC_AVX2:
         return (PixelKernels){4, 4, multiply_avx2, activate_avx2, first_avx2};
     case DYNENC_AVX512:
@@ -283,6 +413,12 @@ PixelKernels dynenc_pixel_kernels(int32_t path) {
 #if defined(__aarch64__)
     case DYNENC_NEON:
         return (PixelKernels){4, 4, multiply_neon, activate_neon, first_neon};
+    case DYNENC_NEON_DOT:
+        return (PixelKernels){8, 4, multiply_neon_dot, activate_neon_dot, first_neon_dot};
+#endif
+#if defined(__wasm_simd128__)
+    case DYNENC_SIMD128:
+        return (PixelKernels){4, 4, multiply_simd128, activate_simd128, first_simd128};
 #endif
     default:
         return (PixelKernels){0, 0, NULL, NULL, NULL};

@@ -6,7 +6,7 @@
  * LANES               32-bit lanes of a vector: 4, 8 or 16
  * LARGE, SMALL        pixels of a tile
  * VEC, SHORTS         LANES int32; 2 * LANES int16
- * STEP                inputs of a pixel that are multiplied together: 4 or 8
+ * STEP                inputs of a pixel that are multiplied together: 4, 8 or 16
  * WEIGHTS             those of 2 * LANES outputs
  * load_sums(p)        VEC
  * load_weights(p)     WEIGHTS from p and 64 bytes after p, and those 128 bytes after both

@@ -18,7 +18,7 @@ from dynenc import registry, runtime
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import WeightsError
 from dynenc.latent_space import SD1
-from dynenc.native.decoder import UNIT, PixelDecoder, Region, to_integers
+from dynenc.native.decoder import UNIT, Packed, PixelDecoder, Region, to_integers
 from dynenc.registry import Model
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,11 @@ def check(tensors: Tensors, widths: Sizes, blocks: Sizes) -> None:
 
 def load(tensors: Tensors, widths: Sizes, blocks: Sizes) -> PixelDecoder:
     """The decoder that integer tensors make; raises WeightsError."""
+    return PixelDecoder(packed(tensors, widths, blocks))
+
+
+def packed(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Packed:
+    """The tensors of a decoder as the native kernel takes them; raises WeightsError."""
     check(tensors, widths, blocks)
     shuffled = {name for name, kind, _, _ in plan(widths, blocks) if kind != "block"}
     numbers, weights = [], []
@@ -107,7 +112,7 @@ def load(tensors: Tensors, widths: Sizes, blocks: Sizes) -> PixelDecoder:
             weights.append(tensor.transpose(0, 2, 3, 1))
         else:
             numbers.append(tensor)
-    return PixelDecoder((*widths, *blocks), numbers, weights)
+    return Packed.of((*widths, *blocks), numbers, weights)
 
 
 def decodes(model: Model, decoder: str, device: object) -> bool:
@@ -122,11 +127,15 @@ def embedded() -> PixelDecoder:
     """The decoder that travels with dynenc; raises WeightsError."""
     model = registry.named("embedded", "decoder")
     logger.debug("decoder: embedded, in integers on the CPU")
+    return load(read(model), model.arguments["widths"], model.arguments["blocks"])
+
+
+def read(model: Model) -> Tensors:
+    """The tensors of a decoder that travels with dynenc; raises WeightsError."""
     try:
-        tensors = load_tensors(registry.read_file(model))
+        return load_tensors(registry.read_file(model))
     except SafetensorError as exc:
         raise WeightsError(f"{model.file} cannot be read as safetensors: {exc}") from exc
-    return load(tensors, model.arguments["widths"], model.arguments["blocks"])
 
 
 def picture(file: LatFile) -> Image.Image:

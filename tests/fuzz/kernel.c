@@ -96,7 +96,7 @@ static void encode_picture(const uint8_t *data, int64_t size, int32_t height, in
     if (error == 0) {
         picture.workspace_size = dynenc_latents_workspace(encoder, width);
         picture.workspace = memory_of(picture.workspace_size);
-        for (picture.path = 0; picture.path < 5; picture.path++) {
+        for (picture.path = 0; picture.path < DYNENC_PATHS; picture.path++) {
             if (!dynenc_has_path(picture.path))
                 continue;
             if (dynenc_latents(&picture, picture.path ? latents : first) ||
@@ -116,7 +116,7 @@ static void encode_picture(const uint8_t *data, int64_t size, int32_t height, in
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size < 7)
         return 0;
-    dynenc_call call = {.coder = coder, .path = data[1] % 5, .lattice = data[2] % 2};
+    dynenc_call call = {.coder = coder, .path = data[1] % DYNENC_PATHS, .lattice = data[2] % 2};
     call.channels = tensors[0];
     call.height = data[3] % 20, call.width = data[4] % 20;
     call.step_q = data[5] | data[6] << 8;

@@ -9,15 +9,13 @@ option such as -max_total_time=60 or -runs=10000000 ends it.
 import os
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 from safetensors.numpy import load
 
 from dynenc import registry
-from dynenc.coding import bitstream
-from dynenc.coding.entropy import STAGES
-from dynenc.native import compile, kernel
+from dynenc.coding import bitstream, entropy
+from dynenc.native import compile
 
 HERE = Path(__file__).parent
 FLAGS = ["-std=c11", "-g", "-O1", "-ffp-contract=off", "-fno-sanitize-recover=all"]
@@ -26,13 +24,7 @@ FLAGS = ["-std=c11", "-g", "-O1", "-ffp-contract=off", "-fno-sanitize-recover=al
 def tensors() -> bytes:
     """The trellis tables of the full coder, as the kernel takes them."""
     found = load(registry.read_file(registry.named("full", "coder")))
-    names = ("neighbours", "hidden", "middle", "output", "bias")
-    networks = [
-        [found[f"trellis.{stage}.{name}"][channel] for name in names]
-        for stage, channel in product(range(len(STAGES)), range(4))
-    ]
-    counts, thresholds = found["trellis.counts"], found["thresholds"]
-    return kernel.packed(4, networks, counts, thresholds).tobytes()
+    return entropy.packed(found, has_trellis=True).tobytes()
 
 
 def main() -> None:

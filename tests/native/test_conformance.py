@@ -1,0 +1,98 @@
+"""Golden files have the pixels of tests/golden/pixels.sha256 on arm64, too, where qemu runs it."""
+
+import hashlib
+import shutil
+import struct
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden import make
+from safetensors.numpy import load
+
+from dynenc import registry
+from dynenc.coding import entropy
+from dynenc.coding.lat_file import LatFile
+from dynenc.imaging.detail import has_layer
+from dynenc.latent_space import SD1
+from dynenc.native import compile, kernel
+from dynenc.networks import integer_decoder
+
+GOLDEN = Path(make.__file__).parent
+SMALL = 2**13  # px; larger files take minutes where a processor is emulated
+PROCESSORS = {"portable": "max", "neon": "cortex-a53", "neondot": "max"}  # for each path
+
+
+def files_of_coders(most_pixels):
+    """Name, header and payload of golden files of SD latents alone, by coder and lattice."""
+    found = defaultdict(list)
+    for path in sorted(GOLDEN.glob("*.lat")):
+        file = LatFile.parse(path.read_bytes())
+        n_pixels = file.header.width * file.header.height
+        if file.model.space is SD1 and not has_layer(file) and n_pixels <= most_pixels:
+            key = registry.numbered(file.header.coder_id, "coder").name, file.header.has_trellis
+            found[key].append((path.stem, file.header, file.payload))
+    return found
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """The driver, for arm64."""
+    compiler = shutil.which("aarch64-linux-gnu-gcc")
+    if not (compiler and shutil.which("qemu-aarch64")):
+        pytest.skip("needs aarch64-linux-gnu-gcc and qemu-aarch64")
+    target = tmp_path_factory.mktemp("arm64") / "conformance"
+    flags = ["-static", "-std=c11", "-O2", "-ffp-contract=off", f"-I{compile.FOLDER}"]
+    files = [Path(__file__).with_name("conformance.c"), *compile.sources()]
+    subprocess.run([compiler, *flags, *files, "-lm", "-o", target], check=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+    """Files of the embedded decoder's tensors."""
+    folder = tmp_path_factory.mktemp("decoder")
+    model = registry.named("embedded", "decoder")
+    tensors = integer_decoder.read(model)
+    packed = integer_decoder.packed(tensors, model.arguments["widths"], model.arguments["blocks"])
+    (folder / "numbers").write_bytes(packed.numbers.tobytes())
+    (folder / "weights").write_bytes(packed.weights.tobytes())
+    return folder
+
+
+def decoded(program, path, coder, decoder, files):
+    """The sha256 of the pixels of files, by name; `coder` is a file of tensors and the lattice."""
+    fields = [(h.width, h.height, h.step_q, len(payload)) for _, h, payload in files]
+    call = ["qemu-aarch64", "-cpu", PROCESSORS[path], program, str(kernel.PATHS[path]), *coder]
+    pixels = subprocess.run(
+        [*call, decoder / "numbers", decoder / "weights"],
+        input=b"".join(
+            struct.pack("<4I", *f) + file[2] for f, file in zip(fields, files, strict=True)
+        ),
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    lengths = [3 * width * height for width, height, *_ in fields]
+    ends = np.cumsum(lengths)
+    assert len(pixels) == ends[-1]
+    parts = [pixels[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    return {
+        file[0]: hashlib.sha256(part).hexdigest() for file, part in zip(files, parts, strict=True)
+    }
+
+
+@pytest.mark.parametrize("path", PROCESSORS)
+@pytest.mark.parametrize(
+    "most_pixels", [SMALL, pytest.param(2**32, marks=pytest.mark.slow)], ids=["small", "all"]
+)
+def test_pixels_on_arm64(program, decoder, tmp_path, path, most_pixels):
+    lines = (GOLDEN / make.SUMS).read_text(encoding="utf-8").splitlines()
+    expected = dict(reversed(line.split("  ")) for line in lines)
+    for (name, has_trellis), files in files_of_coders(most_pixels).items():
+        tensors = load(registry.read_file(registry.named(name, "coder")))
+        coder = tmp_path / "coder"
+        coder.write_bytes(entropy.packed(tensors, has_trellis=has_trellis).tobytes())
+        sums = decoded(program, path, (coder, str(int(has_trellis))), decoder, files)
+        assert sums == {name: expected[name] for name, *_ in files}
