@@ -28,6 +28,7 @@ from dynenc.networks.external_vae import load_decoder
 from dynenc.networks.published import PublishedEncoder
 from dynenc.networks.tiling import Decoder
 from dynenc.refine import OnStep, Refiner
+from dynenc.view import WHOLE, View
 
 logger = logging.getLogger(__name__)
 
@@ -109,20 +110,24 @@ class Backend:
             return arrays.in_tiles(size, len(pictures), self.encoder.reach, encode)
 
     @torch.inference_mode()
-    def pictures(self, files: Sequence[LatFile]) -> list[Image.Image]:
+    def pictures(self, files: Sequence[LatFile], view: View = WHOLE) -> list[Image.Image]:
         """The colours of files of one shape and model, in one pass: RGB.
 
-        Of a large image only a band is held as floats at any time.
+        Of a large image only a band is held as floats at any time. Smaller images are means of
+        the pixels.
         """
-        pictures = [Image.new("RGB", (f.header.width, f.header.height)) for f in files]
+        regions = [view.covered((f.header.width, f.header.height)) for f in files]
+        pictures = [Image.new("RGB", region[2:]) for region in regions]
+        width, height = (max(r[i] for r in regions) for i in (2, 3))
+        largest = regions[0]._replace(width=width, height=height)  # all have the same corner
         top = 0
         latents = torch.stack([torch.from_numpy(file.latents) for file in files])
-        with runtime.threads_for(pictures[0].width * pictures[0].height):
-            for band in self.decoder_of(files[0].model).bands(latents):
+        with runtime.threads_for(width * height):
+            for band in self.decoder_of(files[0].model).bands(latents, largest):
                 for picture, rows in zip(pictures, band.split(1), strict=True):
                     picture.paste(tensors.to_picture(rows), (0, top))  # clips the padding
                 top += band.shape[2]
-        return pictures
+        return [view.reduced(picture) for picture in pictures]
 
     @torch.inference_mode()
     def tensor(self, file: LatFile) -> Tensor:

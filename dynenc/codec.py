@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,6 @@ from dynenc.coding import bitstream, quantize, rate_control
 from dynenc.coding.bitstream import Chunk
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import MAX_EFFORT, DetailMode, Goal
-from dynenc.errors import UsageError
 from dynenc.imaging import arrays, extras, image, layering, notes, pixels
 from dynenc.imaging import detail as detail_layer
 from dynenc.imaging.arrays import Checked, Picture
@@ -31,6 +31,7 @@ from dynenc.native import encoder as native
 from dynenc.native.kernel import Floats
 from dynenc.networks import integer_decoder
 from dynenc.networks.decoder_names import resolve
+from dynenc.view import WHOLE, View
 
 if TYPE_CHECKING:
     import torch
@@ -244,7 +245,12 @@ class Codec:
         return arrays.in_tiles(arrays.size_of(pixels[0]), len(pixels), encoder.blocks, encode)
 
     def decode(
-        self, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
+        self,
+        file: bytes | str | Path | LatFile,
+        *,
+        region: Sequence[int] | None = None,
+        scale: float | Fraction = 1,
+        max_pixels: int = bitstream.MAX_PIXELS,
     ) -> Image.Image:
         """Decode a .lat file: RGB, or RGBA, L or LA if the image was; 8 bits, sRGB.
 
@@ -252,24 +258,30 @@ class Codec:
 
         Args:
             file: the bytes of a .lat file, its path, or what `LatFile.parse` returned.
+            region: left, top, width and height in px: these pixels of the whole picture alone.
+            scale: 1, 1/2, 1/4 or 1/8 of the size, rounded up; of a region all that it touches.
             max_pixels: refuse files that declare more pixels.
-        Raises: BitstreamError, WeightsError.
+        Raises: BitstreamError, WeightsError; UsageError if the region is not within the picture.
         """
-        parsed = parse(file, max_pixels=max_pixels)
-        found = extras.from_chunks(parsed.chunks, parsed.header.width, parsed.header.height)
-        [picture] = self.decode_batch([parsed])
-        return extras.restore(picture, found)
+        view = View.of(region, scale)
+        parsed = LatFile.of(file, max_pixels=max_pixels)
+        size = parsed.header.width, parsed.header.height
+        view.within(size)
+        found = extras.from_chunks(parsed.chunks, *size)
+        [picture] = self.decode_batch([parsed], view)
+        return extras.restore(picture, found, view)
 
-    def decode_batch(self, files: Sequence[LatFile]) -> list[Image.Image]:
+    def decode_batch(self, files: Sequence[LatFile], view: View = WHOLE) -> list[Image.Image]:
         """The colours of files of one shape and model, in one pass: RGB, without detail layers.
 
         Nothing is decoded where the layers hide all of it.
         """
         if all(detail_layer.is_whole(file) for file in files):
-            return [Image.new("RGB", (file.header.width, file.header.height)) for file in files]
+            sizes = [view.scaled((f.header.width, f.header.height))[2:] for f in files]
+            return [Image.new("RGB", size) for size in sizes]
         if self._decodes_integers(files[0].model):
-            return [integer_decoder.picture(file) for file in files]
-        return self.backend.pictures(files)
+            return [integer_decoder.picture(file, view) for file in files]
+        return self.backend.pictures(files, view)
 
     def _decodes_integers(self, model: registry.Model) -> bool:
         """Whether the latents of a model are decoded in integers."""
@@ -292,7 +304,7 @@ class Codec:
 
         Those of a detail layer have 8 bits. The arguments and errors are those of `decode`.
         """
-        parsed = parse(file, max_pixels=max_pixels)
+        parsed = LatFile.of(file, max_pixels=max_pixels)
         if detail_layer.has_layer(parsed) or self._decodes_integers(parsed.model):
             return self.backend.tensor_of(self._complete(parsed))
         return self.backend.tensor(parsed)
@@ -386,15 +398,3 @@ class _Encoding:
             return file
         given = self.latents, self.layer.beneath, self.effort, self.on_step
         return self.codec.backend.refined(file, *given, max_bytes)
-
-
-def parse(file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS) -> LatFile:
-    """The .lat file of some bytes or at a path, or one parsed before; raises BitstreamError."""
-    whole("max_pixels", max_pixels)
-    if isinstance(file, LatFile):
-        return file
-    if isinstance(file, str | Path):
-        return LatFile.open(file_name("a .lat file", file), max_pixels=max_pixels)
-    if not isinstance(file, bytes | bytearray | memoryview):
-        raise UsageError(f"a {type(file).__name__} is not a .lat file: pass its bytes or its path")
-    return LatFile.parse(bytes(file), max_pixels=max_pixels)

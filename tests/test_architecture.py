@@ -8,7 +8,7 @@ import dynenc
 
 PACKAGE = Path(dynenc.__file__).parent
 ORDER = (  # packages and top-level modules; each may import those before it, and itself
-    *("errors", "arguments", "latent_space", "metrics", "registry", "runtime", "native"),
+    *("errors", "arguments", "latent_space", "metrics", "registry", "runtime", "view", "native"),
     *("io", "coding", "networks", "imaging"),
     *("distortion", "refine", "backend", "codec", "pillow"),
     *("interop", "batch", "evaluation", "training"),

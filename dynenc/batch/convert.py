@@ -34,6 +34,7 @@ from dynenc.coding.rate_control import DETAIL_MODES, DetailMode
 from dynenc.errors import UnexpectedError, UsageError, named
 from dynenc.io import names, storage
 from dynenc.io.writing import make_folder, sweep
+from dynenc.view import WHOLE, View
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def convert(
     tune_for: str = "embedded",
     keep_metadata: bool = False,
     scale: float | None = None,
+    view: View = WHOLE,
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
     truncated: bool = False,
@@ -112,6 +114,7 @@ def convert(
             for `decoder`.
         scale: what latents to import were multiplied with: 0.18215, or 1 for those that a VAE gave.
             None is what each file says.
+        view: part and size of the images to decode, of `View.of`; a region is that of one file.
         device: "auto", "cpu", "cuda" or "mps".
         max_pixels: refuse files that declare more.
         truncated: of image files that are cut short, take the pixels that are there, with a note.
@@ -150,7 +153,7 @@ def convert(
             scale=scale,
             keep_step=quality is None,
         ),
-        decode=DecodeOptions(decoder=file_name("a decoder", decoder)),
+        decode=DecodeOptions(decoder=file_name("a decoder", decoder), view=view),
         input=InputOptions(
             recursive=recursive,
             include=patterns("include", include),
@@ -225,6 +228,8 @@ def run(
         )
     listing = find(settings.task, inputs, output, settings.input)
     single = listing.is_single
+    if settings.decode.view.region and not single:
+        raise UsageError("a region is that of one image", hint="name a single .lat file")
     jobs, settings = _plan(listing, output, settings)
     if settings.output.existing is None:
         policy: Existing = "refuse" if single else "skip"

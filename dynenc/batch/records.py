@@ -9,6 +9,7 @@ from typing import Any, Literal
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.rate_control import DetailMode, Goal
 from dynenc.errors import DynencError
+from dynenc.view import WHOLE, View
 
 Task = Literal["encode", "decode", "roundtrip", "export", "import"]
 Existing = Literal["refuse", "skip", "update", "force"]
@@ -35,6 +36,7 @@ class DecodeOptions:
     """How .lat files become images."""
 
     decoder: str = "auto"
+    view: View = WHOLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

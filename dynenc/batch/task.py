@@ -73,6 +73,7 @@ class Made:
     height: int = 0  # px
     n_bytes_in: int = 0
     n_lat: int = 0  # bytes of the .lat file
+    coded_size: tuple[int, int] | None = None  # of the .lat file's image, px; None: the same
     quality: float | None = None  # of a .lat file that was encoded
     figures: Roundtrip | None = None
     note: str = ""  # for the user

@@ -105,7 +105,8 @@ class _MakesImages(CodecTask[T]):
     ) -> tuple[bytes, list[str]]:
         """An image as a file that says which decoder made it, and notes on what is lost."""
         with notes.collected() as lost:
-            data = save.picture_bytes(picture, extras, self.format_name(item), decoder_name)
+            name, view = self.format_name(item), self.settings.decode.view
+            data = save.picture_bytes(picture, extras, name, decoder_name, view)
         return data, lost
 
     def announce_decoder(self) -> None:
@@ -123,8 +124,9 @@ class _MakesImages(CodecTask[T]):
             data = storage.read_at_most(file, inputs.MAX_IMAGE_BYTES, "the output")
             seekable = io.BytesIO(data)
         made_by = formats.open_file(seekable, "the output").getexif().get(save.SOFTWARE)
-        decoders = [decoder_names.resolve(settings.decode.decoder).name]
-        return made_by in [save.software(each) for each in decoders + registry.names("autoencoder")]
+        options = settings.decode
+        names = [decoder_names.resolve(options.decoder).name, *registry.names("autoencoder")]
+        return made_by in [save.software(name, options.view) for name in names]
 
 
 class Decode(_MakesImages[ParsedLat]):
@@ -137,18 +139,31 @@ class Decode(_MakesImages[ParsedLat]):
     def load(self, item: Input) -> Loaded[ParsedLat]:
         """As of every task."""
         self.prepare(item)
-        return load_lat(item, self.settings)
+        loaded = load_lat(item, self.settings)
+        header = loaded.value.file.header
+        self.settings.decode.view.within((header.width, header.height))
+        return loaded
 
     def make(self, items: Sequence[Input], group: Sequence[Loaded[ParsedLat]]) -> list[Made]:
         """As of every task."""
-        pictures = self.codec.decode_batch([one.value.file for one in group])
+        view = self.settings.decode.view
+        pictures = self.codec.decode_batch([one.value.file for one in group], view)
         decoder_name = self.codec.name_of_decoder(group[0].value.file.model)
         made = []
         for item, picture, one in zip(items, pictures, group, strict=True):
             data, lost = self.image_bytes(item, picture, one.value.extras, decoder_name)
             note = notes.joined(one.note, *lost)
-            n_bytes = one.n_bytes
-            made.append(Made(data, picture.width, picture.height, n_bytes, n_bytes, note=note))
+            header = one.value.file.header
+            made.append(
+                Made(
+                    data,
+                    *picture.size,
+                    one.n_bytes,
+                    one.n_bytes,
+                    coded_size=(header.width, header.height),
+                    note=note,
+                )
+            )
         return made
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from fractions import Fraction
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.errors import DynencError, UsageError
 from dynenc.interop.forms import LATENT_FORMS
 from dynenc.io.names import STREAM
+from dynenc.view import View
 
 TARGETS = ("target_bpp", "target_size", "target_psnr")
 SECTION = Section("Convert")
@@ -73,6 +75,8 @@ def encode(
     "dynenc decode photo.lat -o photo.jpg -d sd-vae",
     "dynenc decode latents/ -r -o images/ --suffix webp",
     "dynenc decode photo.lat -o - | display -",
+    "dynenc decode photo.lat --region 800,600,512,512 -o part.png",
+    "dynenc decode photos/ -r --scale 1/8 -o thumbnails/ --suffix jpg",
 )
 def decode(
     lats: Lats,
@@ -81,6 +85,8 @@ def decode(
     execution: Execution,
     messages: Messages,
     decoder: options.Decoder = "auto",
+    region: options.DecodedRegion = None,
+    scale: options.DecodedScale = Fraction(1),
     max_pixels: options.MaxPixels = MAX_PIXELS,
     suffix: options.ImageSuffix = None,
     shard_size: options.ShardSize = None,
@@ -98,6 +104,7 @@ def decode(
         messages,
         **_arguments(selection, execution),
         decoder=decoder,
+        view=View.of(region, scale),
         max_pixels=max_pixels,
         suffix=suffix,
         shard_size=shard_size,

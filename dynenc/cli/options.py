@@ -5,15 +5,18 @@ Nothing here imports torch or Pillow, so that `--help` and Tab completion answer
 
 import re
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dynenc import registry
+from dynenc import registry, view
 from dynenc.cli.commands import GENERAL
 from dynenc.coding.rate_control import DetailMode
+from dynenc.errors import UsageError
 from dynenc.interop.forms import LATENT_FORMS
+from dynenc.view import DIVISORS, Region
 
 INPUT, OUTPUT, QUALITY, DECODER = "Input", "Output", "Quality", "Decoder"  # sections of the help
 EXECUTION = "Execution"
@@ -21,6 +24,8 @@ SOURCES = "folders, tar shards, patterns or URLs; '-' reads standard input."
 ENCODERS = registry.names("encoder")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DECODERS = ("auto", "embedded", "sd-vae", *registry.names("autoencoder"))
+SCALES = tuple(str(Fraction(1, divisor)) for divisor in DIVISORS)
+NUMBER = re.compile(r"\s*[+-]?[0-9]{1,9}\s*")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps(:\d+)?")
 
 
@@ -52,6 +57,25 @@ def check_latent_form(name: str) -> str:
     if name in LATENT_FORMS:
         return name
     raise _refused(name, tuple(LATENT_FORMS))
+
+
+def parse_region(text: str) -> Region:
+    """The region that an option names; whether the picture has it is found out later."""
+    values = [int(part) if NUMBER.fullmatch(part) else part for part in text.split(",")]
+    try:
+        return view.region_of(values)
+    except UsageError as exc:
+        raise typer.BadParameter(f"{exc}.") from exc
+
+
+def parse_scale(text: str) -> Fraction:
+    """The scale that an option names."""
+    try:
+        scale = Fraction(text)
+        view.divisor_of(scale)
+    except (ValueError, ZeroDivisionError) as exc:
+        raise _refused(text, SCALES) from exc
+    return scale
 
 
 Encoder = Annotated[
@@ -126,6 +150,27 @@ Decoder = Annotated[
         rich_help_panel=DECODER,
         help="auto (an SD VAE if one is on this disk, else embedded), embedded, sd-vae, a Hugging "
         "Face id, or a path to an SD VAE or TAESD. Files of the autoencoder use their own.",
+    ),
+]
+DecodedRegion = Annotated[
+    Region | None,
+    typer.Option(
+        "--region",
+        parser=parse_region,
+        metavar="X,Y,W,H",
+        rich_help_panel=OUTPUT,
+        help="Decode a part of the image only: left, top, width and height in pixels.",
+    ),
+]
+DecodedScale = Annotated[
+    Fraction,
+    typer.Option(
+        "--scale",
+        parser=parse_scale,
+        metavar="|".join(SCALES),
+        autocompletion=completed(*SCALES),
+        rich_help_panel=OUTPUT,
+        help="Decode to a smaller image, in less time.",
     ),
 ]
 MaxPixels = Annotated[

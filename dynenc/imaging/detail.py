@@ -31,11 +31,13 @@ from dynenc.imaging.graphics import Mask
 from dynenc.imaging.packing import pack, unpack
 from dynenc.native.kernel import TILE, Bytes
 from dynenc.registry import Model
+from dynenc.view import WHOLE, Region, View
 
 FORMS = {1: "AVIF", 2: "WEBP"}  # by their numbers in files, which never change
 HEAD = struct.Struct("<BBI")
 FEATHER = 4  # px at the mask's edges over which the layer fades in
 KEPT = 8  # px at the mask's edges that stay in the image beneath, for the decoder
+STRIP = 16 * TILE  # rows of px that are laid over at once, which bounds the memory
 BLEND = FEATHER + 1  # weight of the layer farther inside
 MAX_SIDE, MAX_AREA = 32_768, 2**28  # px, of the image: limits of libavif
 AVIF_OPTIONS = {  # tune: as legible at an eighth fewer bytes; 4:4:4: coloured type
@@ -53,6 +55,7 @@ COARSEST, RANGE = 2.8, 25.0  # the layer's quality at quality 0, and how many ti
 class Detail:
     """The layer of one image."""
 
+    size: tuple[int, int]  # width and height of the picture, px
     mask: Mask  # [rows, columns] of tiles; not empty
     image: Image.Image  # RGB, of the mask's bounding box
     form: str = "AVIF"  # one of FORMS
@@ -84,29 +87,56 @@ class Detail:
         inside = weights(self.mask, decoded.size, 0) > 0
         return Image.composite(decoded, decoded.point(lambda v: v // 4), Image.fromarray(inside))
 
-    def over(self, decoded: Image.Image) -> Image.Image:
-        """The decoded RGB image with the layer over it."""
-        left, top, right, bottom = box_of(self.mask, decoded.size)
-        weight = weights(self.mask, decoded.size)[top:bottom, left:right, None]
-        below = np.asarray(decoded.crop((left, top, right, bottom)))
-        above = np.asarray(self.image)
-        mixed = np.where(weight == BLEND, above, below)
-        seam = ((weight > 0) & (weight < BLEND))[..., 0]
-        by_layer = weight[seam].astype(np.uint16)
-        total = by_layer * above[seam] + (BLEND - by_layer) * below[seam]
-        mixed[seam] = (total + BLEND // 2) // BLEND
-        result = decoded.copy()
-        result.paste(Image.fromarray(mixed), (left, top))
-        return result
+    def over(self, decoded: Image.Image, view: View = WHOLE) -> Image.Image:
+        """Lay the layer over what is decoded of the RGB image, which is changed and returned."""
+        box, seen = box_of(self.mask, self.size), view.covered(self.size).box
+        left, right = max(box[0], seen[0]), min(box[2], seen[2])
+        top, bottom = max(box[1], seen[1]), min(box[3], seen[3])
+        divisor, corner = view.divisor, view.scaled(self.size)
+        for y in range(top, bottom, STRIP) if left < right else ():
+            part = Region(left, y, right - left, min(STRIP, bottom - y))
+            weight = weights(self.mask, self.size, region=part)
+            above = self.image.crop(Region(left - box[0], y - box[1], *part[2:]).box)
+            place = left // divisor - corner.left, y // divisor - corner.top
+            if divisor > 1 or weight.min() < BLEND:
+                below = decoded.crop(Region(*place, *view.reduced(above).size).box)
+                above = _blend(weight, np.asarray(above), np.asarray(below), divisor)
+            decoded.paste(above, place)
+        return decoded
 
 
-def weights(mask: Mask, size: tuple[int, int], feather: int = FEATHER) -> Bytes:
+def _blend(weight: Bytes, above: Bytes, below: Bytes, divisor: int) -> Image.Image:
+    """Pixels of the layer, of some weights, over those of an image of smaller sides."""
+    rows, columns = (range(0, side, divisor) for side in weight.shape)
+
+    def sums(values: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+        by_row = np.add.reduceat(values, rows, 0, np.int32)
+        found: npt.NDArray[np.int32] = np.add.reduceat(by_row, columns, 1)
+        return found
+
+    by_layer = sums(weight[..., None])
+    of_all = sums(np.full_like(weight, BLEND)[..., None])
+    total = sums(weight[..., None] * above.astype(np.uint16)) + (of_all - by_layer) * below
+    return Image.fromarray(((total + of_all // 2) // of_all).astype(np.uint8))
+
+
+def weights(
+    mask: Mask, size: tuple[int, int], feather: int = FEATHER, region: Region | None = None
+) -> Bytes:
     """The weight of the layer for each pixel of an image, [height, width], in 0..feather + 1.
 
     It is the distance in px, larger of both directions, to the nearest pixel outside the mask.
+
+    Args:
+        feather: less than TILE.
+        region: of the image, the part to take; None is all of it.
     """
-    width, height = size
-    inside = mask.repeat(TILE, 0).repeat(TILE, 1)[:height, :width]
+    region = region or Region(0, 0, *size)
+    left, top, right, bottom = region.box
+    rows, columns = max(0, top // TILE - 1), max(0, left // TILE - 1)  # one more on each side
+    inside = mask[rows : -(-bottom // TILE) + 1, columns : -(-right // TILE) + 1]
+    inside = inside.repeat(TILE, 0).repeat(TILE, 1)
+    inside = inside[: size[1] - TILE * rows, : size[0] - TILE * columns]
     weight = inside.astype(np.uint8)
     for _ in range(feather):
         across = inside.copy()
@@ -116,7 +146,8 @@ def weights(mask: Mask, size: tuple[int, int], feather: int = FEATHER) -> Bytes:
         inside[1:] &= across[:-1]
         inside[:-1] &= across[1:]
         weight += inside
-    return weight
+    weight = weight[top - TILE * rows :, left - TILE * columns :]
+    return weight[: region.height, : region.width]
 
 
 def box_of(mask: Mask, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -200,7 +231,7 @@ def of_chunks(chunks: Sequence[Chunk], width: int, height: int) -> Detail | None
         raise Corrupt(f"chunk {DETAIL} has quality {quality}, which is not within 0..100")
     left, top, right, bottom = box_of(mask, (width, height))
     image = _image(coded, FORMS[number], (right - left, bottom - top))
-    return Detail(mask, image, FORMS[number], quality, len(data))
+    return Detail((width, height), mask, image, FORMS[number], quality, len(data))
 
 
 def file_quality(file: LatFile) -> float:

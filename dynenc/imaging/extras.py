@@ -28,6 +28,7 @@ from dynenc.imaging.detail import Detail
 from dynenc.imaging.metadata import MAX_METADATA, Metadata
 from dynenc.imaging.notes import note
 from dynenc.imaging.packing import pack, unpack
+from dynenc.view import WHOLE, View
 
 GREY, ALPHA, TEXT, RESOLUTION = "grey", "alph", "text", "resl"
 PACKED = {"exif": "exif", "xmp": "xmpp", "profile": "iccp", "iptc": "iptc", "comment": "cmnt"}
@@ -55,16 +56,17 @@ def of(image: Image.Image, *, keep_metadata: bool) -> Extras:
     )
 
 
-def restore(image: Image.Image, extras: Extras) -> Image.Image:
+def restore(image: Image.Image, extras: Extras, view: View = WHOLE) -> Image.Image:
     """The decoded RGB image with its extras: L, LA, RGB or RGBA, metadata in `info`.
 
-    The detail layer is laid over what the decoder made.
+    The detail layer is laid over what the decoder made. Of a part or a smaller image, `view` tells
+    which it is.
 
     As Pillow has it, `info` holds `exif`, `xmp`, texts by their keyword, `comment`, `dpi`,
     `photoshop` (IPTC) and the `icc_profile` of the very pixels.
     """
     if extras.detail:
-        image = extras.detail.over(image)
+        image = extras.detail.over(image, view)
     if extras.is_grey:
         image = image.convert("L")
     info = metadata.to_info(extras.metadata)
@@ -75,7 +77,7 @@ def restore(image: Image.Image, extras: Extras) -> Image.Image:
         except ValueError as exc:
             note(f"the colour profile is left out, and the pixels stay sRGB: {exc}")
     if extras.alpha:
-        image.putalpha(extras.alpha)
+        image.putalpha(view.cut(extras.alpha))
     image.info |= info
     return image
 

@@ -16,6 +16,7 @@ from dynenc.imaging.ifd import Node
 from dynenc.imaging.metadata import IPTC, NAMES, Metadata
 from dynenc.imaging.notes import note
 from dynenc.io.names import STREAM
+from dynenc.view import WHOLE, View
 
 SOFTWARE = exif.SOFTWARE  # which decoder made an image
 LOSSY, LOSSY_QUALITY = (
@@ -56,8 +57,10 @@ def picture_format(target: str) -> str:
     return form
 
 
-def picture_bytes(picture: Image.Image, extras: Extras, name: str, decoder_name: str) -> bytes:
-    """A decoded RGB image with its extras as the bytes of a file of the name's format.
+def picture_bytes(
+    picture: Image.Image, extras: Extras, name: str, decoder_name: str, view: View = WHOLE
+) -> bytes:
+    """A decoded RGB image, or a view of one, with its extras as a file of the name's format.
 
     Notes what the format has no place for. Raises: OutputError if it cannot be written.
     """
@@ -69,21 +72,21 @@ def picture_bytes(picture: Image.Image, extras: Extras, name: str, decoder_name:
         empty = Metadata()
         left = replace(extras.metadata, **{kind: getattr(empty, kind) for kind in homeless})
         extras = replace(extras, metadata=left)
-    picture = restore(picture, extras)
+    picture = restore(picture, extras, view)
     if picture.mode in ("LA", "RGBA") and form not in WITH_ALPHA:
         note(f"{form} has no alpha: what is transparent became white")
         info = picture.info
         picture = pixels.over_white(picture)
         picture.info = info
     try:
-        return save(picture, form, software(decoder_name))
+        return save(picture, form, software(decoder_name, view))
     except (OSError, ValueError) as exc:
         raise OutputError(f"{name} cannot be written as {form}: {exc}") from exc
 
 
-def software(decoder_name: str) -> str:
+def software(decoder_name: str, view: View = WHOLE) -> str:
     """The EXIF "Software" of a picture that this decoder made; of a path only the last part."""
-    return f"dynenc, decoder {Path(decoder_name).name}"
+    return ", ".join(filter(None, ("dynenc", f"decoder {Path(decoder_name).name}", str(view))))
 
 
 def save(picture: Image.Image, form: str, made_by: str) -> bytes:

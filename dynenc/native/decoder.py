@@ -19,6 +19,7 @@ from dynenc.native.kernel import (
     pointer,
     workspace,
 )
+from dynenc.view import Region
 
 UNIT = 2048  # integers of a latent of 1.0
 LIMIT = 32767  # their largest magnitude
@@ -50,16 +51,6 @@ class Call(ctypes.Structure):
         ("workspace", ctypes.c_void_p),
         ("workspace_size", ctypes.c_int64),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A part of a picture, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +101,7 @@ class PixelDecoder:
         latents = np.ascontiguousarray(latents)
         pixels = np.empty((region.height, region.width, 3), np.uint8)
         parts = [
-            Region(top, left, bottom - top, right - left)
+            Region(left, top, right - left, bottom - top)
             for top, bottom in _split(region.height, _bands(region.height, threads))
             for left, right in _split(region.width, -(-region.width // LARGEST_WIDTH))
         ]

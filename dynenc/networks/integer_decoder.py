@@ -18,8 +18,9 @@ from dynenc import registry, runtime
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import WeightsError
 from dynenc.latent_space import SD1
-from dynenc.native.decoder import UNIT, Packed, PixelDecoder, Region, to_integers
+from dynenc.native.decoder import UNIT, Packed, PixelDecoder, to_integers
 from dynenc.registry import Model
+from dynenc.view import WHOLE, View
 
 logger = logging.getLogger(__name__)
 
@@ -138,12 +139,12 @@ def read(model: Model) -> Tensors:
         raise WeightsError(f"{model.file} cannot be read as safetensors: {exc}") from exc
 
 
-def picture(file: LatFile) -> Image.Image:
+def picture(file: LatFile, view: View = WHOLE) -> Image.Image:
     """The colours of a file of SD latents, decoded by the embedded decoder: RGB."""
-    size = file.header.height, file.header.width
-    threads = runtime.native_threads(size[0] * size[1])
-    pixels = embedded().decode(to_integers(file.latents), Region(0, 0, *size), threads)
-    return Image.fromarray(pixels)
+    region = view.covered((file.header.width, file.header.height))
+    threads = runtime.native_threads(region.width * region.height)
+    pixels = embedded().decode(to_integers(file.latents), region, threads)
+    return view.reduced(Image.fromarray(pixels))
 
 
 def to_floats(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Floats:

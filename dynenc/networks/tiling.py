@@ -1,7 +1,7 @@
 """A decoder in tiles: large latents are decoded part by part, and blended without seams."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from dynenc.latent_space import SD1
 from dynenc.networks.checks import check_batch
 from dynenc.networks.compat import in_bfloat16
 from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder
+from dynenc.view import Region
 
 OVERLAP = 24  # latents that neighbouring tiles share
 MARGIN = 4  # of them, at each tile's edge, not used: padding spoils them
@@ -72,8 +73,11 @@ class Decoder(nn.Module):
         bands = list(self.bands(latents))
         return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
 
-    def bands(self, latents: Tensor) -> Iterator[Tensor]:
+    def bands(self, latents: Tensor, region: Region | None = None) -> Iterator[Tensor]:
         """As `forward`, but bands [B, 3, rows, 8w] from top to bottom, one in memory at a time.
+
+        Of a region, in px of the image, the bands have its columns and together its rows. Only
+        the tiles that it touches are decoded, so its pixels are those of the whole.
 
         Tiles are equally large, overlap, and are blended linearly: diffusers' own tiling leaves a
         narrow strip as the last tile, whose statistics are its own.
@@ -85,21 +89,28 @@ class Decoder(nn.Module):
             spans(side, self.tile, self.margin, self.overlap) for side in latents.shape[-2:]
         )
         if len(rows) == len(columns) == 1:
-            yield self._decode(latents, precise)
+            image = self._decode(latents, precise)
+            yield image if region is None else image[(..., *region.slices)]
             return
+        whole = Region(0, 0, latents.shape[3] * SD1.patch, latents.shape[2] * SD1.patch)
+        down, right = (region or whole).slices
+        rows, columns = _touched(rows, down), _touched(columns, right)
         like = next(self.network.parameters())
-        width = latents.shape[3] * SD1.patch
+        start, width = columns[0].pixels.start, columns[-1].pixels.stop - columns[0].pixels.start
         begun = torch.zeros(len(latents), 3, 0, width, dtype=torch.float32, device=like.device)
         for row, below in itertools.zip_longest(rows, rows[1:]):
+            top = row.pixels.start
             weight_y = row.weight.to(like.device)[:, None]
             band = F.pad(begun, (0, 0, 0, len(weight_y) - begun.shape[2]))
             for column in columns:
                 tile = latents[..., row.latents, column.latents]
                 part = self._decode(tile, precise, (*column.cut, *row.cut))
-                band[..., column.pixels] += part * weight_y * column.weight.to(like.device)
-            done = below.pixels.start - row.pixels.start if below else band.shape[2]
+                pixels = slice(column.pixels.start - start, column.pixels.stop - start)
+                band[..., pixels] += part * weight_y * column.weight.to(like.device)
+            done = below.pixels.start - top if below else band.shape[2]
             begun = band[:, :, done:].clone()
-            yield band[:, :, :done]
+            wanted = slice(max(down.start - top, 0), min(down.stop - top, done))
+            yield band[:, :, wanted, right.start - start : right.stop - start]
 
     def _decode(self, latents: Tensor, precise: bool, cut: Cut = (0, 0, 0, 0)) -> Tensor:
         """Decode one tile, and cut off the pixels of some latents at its edges.
@@ -141,6 +152,12 @@ class Span:
     cut: tuple[int, int]  # of them at both ends, what is not used
     pixels: slice  # of the image, what the rest stands for
     weight: Tensor  # of each of these pixels; those of all tiles sum to 1
+
+
+def _touched(spans: Sequence[Span], side: slice) -> list[Span]:
+    """The tiles along one side that some pixels of it need."""
+    ends = side.start, side.stop
+    return [s for s in spans if s.pixels.start < ends[1] and s.pixels.stop > ends[0]]
 
 
 def spans(length: int, tile: int, margin: int = MARGIN, overlap: int = OVERLAP) -> list[Span]:

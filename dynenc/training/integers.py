@@ -19,7 +19,7 @@ from torch import Tensor
 from dynenc.errors import WeightsError
 from dynenc.io.writing import writing
 from dynenc.latent_space import SD1
-from dynenc.native.decoder import UNIT, Region, to_integers
+from dynenc.native.decoder import UNIT, to_integers
 from dynenc.networks import loading
 from dynenc.networks.embedded_decoder import DecoderBlock, EmbeddedDecoder
 from dynenc.networks.encoder import to_floats
@@ -36,6 +36,7 @@ from dynenc.networks.integer_decoder import (
 )
 from dynenc.training.crops import open_crops
 from dynenc.training.synthetic import Synthetic, flats
+from dynenc.view import Region
 
 CROPS, CROP = 64, 256  # pictures for calibration, and their side in px
 DRAWN, FLATS = 16, 256  # of crops and small pictures of one colour: photographs lack pure colours
@@ -270,7 +271,7 @@ def centre(tensors: Tensors, network: EmbeddedDecoder, latents: Sequence[Tensor]
     decoder = load(tensors, *network.sizes)
     errors = []
     for z in latents:
-        region = Region(0, 0, *(SD1.patch * side for side in z.shape[2:]))
+        region = Region(0, 0, *(SD1.patch * side for side in z.shape[:1:-1]))
         pixels = decoder.decode(to_integers(z[0].numpy()), region)
         floats = (network(z)[0].numpy() + 1) * 127.5
         error = pixels.transpose(2, 0, 1) - floats.clip(0, 255)

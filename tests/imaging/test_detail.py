@@ -57,7 +57,7 @@ def test_pixels_outside_the_mask_stay_and_those_far_inside_are_the_layers():
     layer, below = detail.of_chunks([chunk], *SIZE), Image.new("RGB", SIZE, (90, 10, 200))
     above = Image.new("RGB", SIZE)
     above.paste(layer.image, (0, 16))
-    result = np.asarray(layer.over(below))
+    result = np.asarray(layer.over(below.copy()))
     weight = detail.weights(MASK, SIZE)
     assert np.array_equal(result[weight == 0], np.asarray(below)[weight == 0])
     whole = weight == FEATHER + 1

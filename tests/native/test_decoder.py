@@ -6,8 +6,9 @@ import pytest
 
 from dynenc.errors import WeightsError
 from dynenc.native import kernel
-from dynenc.native.decoder import LIMIT, UNIT, Region, to_integers
+from dynenc.native.decoder import LIMIT, UNIT, to_integers
 from dynenc.networks import integer_decoder
+from dynenc.view import Region
 
 HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
 SIZES = [((32, 32, 32), (1, 1, 1)), ((128, 64, 32), (1, 0, 2)), ((64, 128, 64), (0, 2, 1))]
@@ -47,7 +48,7 @@ def some_latents(shape, scale, seed=0):
 
 
 def whole(latents):
-    return Region(0, 0, 8 * latents.shape[1], 8 * latents.shape[2])
+    return Region(0, 0, 8 * latents.shape[2], 8 * latents.shape[1])
 
 
 @pytest.fixture(params=HERE)
@@ -79,7 +80,7 @@ def test_parts_and_threads_give_the_pixels_of_the_whole():
     for _ in range(30):
         top, left = random.integers(0, 320), random.integers(0, 168)
         height, width = random.integers(1, 321 - top), random.integers(1, 169 - left)
-        found = decoder.decode(latents, Region(top, left, height, width), random.integers(1, 4))
+        found = decoder.decode(latents, Region(left, top, width, height), random.integers(1, 4))
         assert np.array_equal(found, expected[top : top + height, left : left + width])
 
 
@@ -95,11 +96,11 @@ def test_a_region_outside_the_picture_is_refused():
     decoder = integer_decoder.load(made_up(SIZES[0]), *SIZES[0])
     latents = some_latents((2, 3), 1)
     for region in (
-        Region(0, 0, 17, 24),
-        Region(8, 0, 9, 24),
-        Region(-1, 0, 4, 4),
-        Region(0, 2**31 - 8, 1, 16),
-        Region(0, 0, 0, 4),
+        Region(0, 0, 24, 17),
+        Region(0, 8, 24, 9),
+        Region(0, -1, 4, 4),
+        Region(2**31 - 8, 0, 16, 1),
+        Region(0, 0, 4, 0),
     ):
         with pytest.raises(ValueError, match="refuses"):
             decoder.decode(latents, region)

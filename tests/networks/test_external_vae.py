@@ -24,6 +24,7 @@ from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.external_vae import load_decoder
 from dynenc.networks.tiling import Decoder
 from dynenc.networks.vae_files import OLD_ATTENTION, WEIGHTS
+from dynenc.view import Region
 
 LATENTS = torch.randn(1, 4, 6, 5, generator=torch.Generator().manual_seed(0)) * 0.7
 
@@ -505,6 +506,25 @@ def test_the_embedded_decoder_in_tiles_equals_the_whole():
     torch.testing.assert_close(torch.cat(bands, 2), whole, rtol=0, atol=1 / 255)
     decoder.margin, decoder.overlap = 1, 3
     assert (decoder(latents) - whole).abs().max() > 2 / 255  # it does need its margin
+
+
+@pytest.mark.parametrize("tile", [48, 96])
+def test_regions_of_a_vae_in_tiles_are_those_of_the_whole(tile):
+    decoder = module._decoder("small", small_vae(norm_num_groups=8))
+    decoder.tile = tile
+    torch.manual_seed(0)
+    latents = torch.randn(1, 4, 80, 72)
+    calls = []
+    decoder.network.register_forward_pre_hook(lambda _, inputs: calls.append(inputs))
+    with torch.no_grad():
+        whole = decoder(latents)
+        n_tiles = len(calls)
+        for region in (Region(0, 0, 1, 1), Region(300, 90, 200, 400), Region(575, 639, 1, 1)):
+            calls.clear()
+            part = torch.cat(list(decoder.bands(latents, region)), 2)
+            assert torch.equal(part, whole[(..., *region.slices)])
+            assert len(calls) == n_tiles or region.width == 1
+    assert len(calls) == 1
 
 
 def test_a_vae_in_tiles_has_no_seam():

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from dynenc import registry
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import WeightsError
-from dynenc.native.decoder import Region, to_integers
+from dynenc.native.decoder import to_integers
 from dynenc.networks import integer_decoder, loading
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.training import integers
+from dynenc.view import Region
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = (32, 64, 32), (2, 1, 1)

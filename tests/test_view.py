@@ -1,0 +1,199 @@
+"""Views: regions have the pixels of the whole picture, and smaller pictures those of its parts."""
+
+import warnings
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from imaging.test_graphics import photo, screen
+from PIL import Image, ImageCms, features
+from typer.testing import CliRunner
+
+from dynenc import Codec, convert
+from dynenc.cli.main import app
+from dynenc.coding.lat_file import LatFile
+from dynenc.errors import PictureWarning, UsageError
+from dynenc.imaging import detail
+from dynenc.view import DIVISORS, Region, View
+
+SCALES = [Fraction(1, divisor) for divisor in DIVISORS]
+REGIONS = [(0, 0, 1, 1), (37, 21, 100, 90), (200, 150, 121, 108), (0, 100, 321, 9)]
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return Codec("nano", decoder="embedded", device="cpu")
+
+
+def page():
+    """Text beside a photograph, which has a detail layer; sides that 8 does not divide."""
+    picture = screen((321, 258))
+    picture.paste(photo().crop((60, 40, 220, 168)), (80, 64))
+    return picture
+
+
+def with_alpha():
+    picture = page().convert("RGBA")
+    picture.putalpha(Image.radial_gradient("L").resize(picture.size))
+    return picture
+
+
+def with_profile():
+    picture = photo().crop((0, 0, 321, 258))
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture.info["icc_profile"] = lab
+    picture.info["exif"] = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"
+    return picture
+
+
+PICTURES = {
+    "photo": lambda: photo().crop((0, 0, 321, 258)),
+    "page": page,
+    "alpha": with_alpha,
+    "grey": lambda: with_alpha().convert("LA"),
+    "profile": with_profile,
+}
+
+
+@pytest.fixture(scope="module", params=PICTURES)
+def file(request, codec):
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PictureWarning)
+        blob = codec.encode(PICTURES[request.param](), keep_metadata=True)
+    file = LatFile.parse(blob)
+    assert detail.has_layer(file) == (request.param in ("page", "alpha", "grey"))
+    return file
+
+
+def test_a_region_has_the_pixels_of_the_whole(codec, file):
+    whole = codec.decode(file)
+    for x, y, width, height in REGIONS:
+        part = codec.decode(file, region=(x, y, width, height))
+        expected = whole.crop((x, y, x + width, y + height))
+        assert (part.mode, part.size, part.info) == (whole.mode, expected.size, whole.info)
+        assert part.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("scale", SCALES[1:], ids=str)
+def test_a_region_of_a_smaller_picture_has_its_pixels(codec, file, scale):
+    divisor = scale.denominator
+    small = codec.decode(file, scale=scale)
+    assert small.size == (-(-321 // divisor), -(-258 // divisor))
+    for x, y, width, height in REGIONS:
+        part = codec.decode(file, region=(x, y, width, height), scale=float(scale))
+        right, bottom = -(-(x + width) // divisor), -(-(y + height) // divisor)
+        expected = small.crop((x // divisor, y // divisor, right, bottom))
+        assert part.size == expected.size
+        assert part.tobytes() == expected.tobytes()
+
+
+def test_a_layer_in_a_smaller_picture_is_the_mean_of_what_it_covers(codec):
+    """Where the picture beneath is flat, it makes no difference when the layer is laid over it."""
+    mask = np.zeros((17, 21), bool)
+    mask[2:5, 3:9] = mask[16, 20] = True
+    layer = detail.of_chunks([detail.to_chunk(page(), mask, 50)], 321, 258)
+    whole = np.asarray(layer.over(Image.new("RGB", (321, 258), (90, 10, 200))), int)
+    for divisor in DIVISORS:
+        view = View(divisor=divisor)
+        small = Image.new("RGB", view.scaled((321, 258))[2:], (90, 10, 200))
+        found = np.asarray(layer.over(small, view), int)
+        expected = np.asarray(Image.fromarray(whole.astype(np.uint8)).reduce(divisor), int)
+        assert abs(found - expected).max() <= 1
+        assert found.std() > 3
+
+
+@pytest.mark.parametrize(
+    ("region", "reason"),
+    [
+        ((0, 0, 322, 5), "not within the picture of 321x258 px"),
+        ((0, 255, 5, 4), "not within"),
+        ((2**40, 0, 1, 1), "not within"),
+        ((-1, 0, 5, 4), "left -1 is not a whole number, 0 or more"),
+        ((0, 0, 0, 4), "width 0 is not a whole number, 1 or more"),
+        ((0, 0, 4, -4), "height -4"),
+        ((0, 0.5, 4, 4), "top 0.5"),
+        ((0, True, 4, 4), "top True"),
+        ((0, 0, 4), "is not four numbers"),
+        ("0,0,4,4", "is not four numbers"),
+        (7, "is not four numbers"),
+    ],
+)
+def test_bad_regions_are_refused(codec, file, region, reason):
+    with pytest.raises(UsageError, match=reason):
+        codec.decode(file, region=region)
+
+
+@pytest.mark.parametrize("scale", [0, 2, -1, 1 / 3, float("nan"), "1/2", True, None, 1 / 16])
+def test_bad_scales_are_refused(codec, file, scale):
+    with pytest.raises(UsageError, match="choose 1, 1/2, 1/4 or 1/8"):
+        codec.decode(file, scale=scale)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path, codec):
+    for name, size in (("a", (75, 50)), ("b", (40, 66))):
+        picture = photo().crop((100, 60, 100 + size[0], 60 + size[1]))
+        (tmp_path / f"{name}.lat").write_bytes(codec.encode(picture))
+    return tmp_path
+
+
+def test_the_command_decodes_views(folder, codec):
+    source, target = folder / "a.lat", folder / "a.png"
+    options = ["-d", "embedded", "--region", "3,4,50,20"]
+    assert run("decode", source, *options).exit_code == 0
+    with Image.open(target) as picture:
+        assert picture.tobytes() == codec.decode(source, region=Region(3, 4, 50, 20)).tobytes()
+        assert picture.getexif()[305] == "dynenc, decoder embedded, region 3,4,50,20"
+    assert run("decode", source, "-f", *options, "--scale", "1/4").exit_code == 0
+    with Image.open(target) as picture:
+        assert picture.size == (14, 5)
+
+
+def test_smaller_pictures_of_a_folder_are_made_again_at_another_scale(folder):
+    options = dict(decoder="embedded", existing="update")
+    view = View.of(None, 1 / 8)
+    assert convert("decode", folder, view=view, **options).done == 2
+    assert convert("decode", folder, view=view, **options).skipped == 2
+    with Image.open(folder / "b.png") as picture:
+        assert picture.size == (5, 9)
+    results = []
+    summary = convert(
+        "decode",
+        folder,
+        view=View.of(None, 1 / 2),
+        on_result=lambda result, _: results.append(result),
+        **options,
+    )
+    assert summary.done == 2
+    sizes = {result.source[-5:]: (result.width, result.height) for result in results}
+    assert sizes == {"a.lat": (38, 25), "b.lat": (20, 33)}
+    bits = [8 * r.n_bytes_in / r.bpp for r in results]
+    assert sorted(round(pixels) for pixels in bits) == [40 * 66, 75 * 50]  # of the whole pictures
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("a.lat --region 0,0,76,5", "region 0,0,76,5 is not within the picture of 75x50 px"),
+        ("a.lat b.lat --region 0,0,5,5", "a region is that of one image"),
+        (". --region 0,0,5,5", "a region is that of one image"),
+        ("a.lat --region 0,0,5", "is not four numbers"),
+        ("a.lat --region 0,0,5,", "height '' is not a whole number"),
+        ("a.lat --region -1,0,5,5", "left -1"),
+        ("a.lat --region 0,0,5,5.0", "height '5.0'"),
+        ("a.lat --scale 1/3", "'1/3' is not one of 1, 1/2, 1/4, 1/8"),
+        ("a.lat --scale 1/0", "'1/0' is not one of"),
+    ],
+)
+def test_the_command_refuses_bad_views(folder, monkeypatch, arguments, reason):
+    monkeypatch.chdir(folder)
+    result = run("decode", *arguments.split())
+    assert result.exit_code == 2
+    assert reason in result.stderr
+    assert not list(folder.glob("*.png"))
