@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dynenc.imaging import arrays
+from dynenc.imaging.arrays import Pixels
 from dynenc.native import kernel
 from dynenc.native.kernel import TILE
 
@@ -26,11 +28,15 @@ EDGE, SMOOTH = 1, 90  # around what is found: sharp and calm pixels
 DITHERED = 32  # still pixels in drawn gradients, which are calm everywhere
 CLOSINGS, ENCLOSED = 2, 5  # rounds in which tiles are added that have so many neighbours
 LEAST = 6  # tiles, of what is taken for text
+STRIP = 2**20  # px that are looked at at once
 
 
 @dataclass(frozen=True, eq=False)
 class _Tiles:
-    """The statistics of a picture's tiles, [rows, columns] each; see `dynenc_tiles`."""
+    """The statistics of a picture's tiles, [rows, columns] each; see `dynenc_tiles`.
+
+    Those after `sharp` are 0 of tiles with fewer than `SHARP` such pixels.
+    """
 
     still: kernel.Counts
     calm: kernel.Counts
@@ -51,16 +57,19 @@ class _Tiles:
         return np.where(self.bright > self.dark, self.high, self.low).astype(np.int16)
 
 
-def find(picture: Image.Image, *, eager: bool = False) -> Mask:
+def find(picture: Image.Image | Pixels, *, eager: bool = False) -> Mask:
     """The tiles of an RGB picture that hold text or graphics, and flats that adjoin them.
 
     Args:
         eager: take single tiles for text, too, that resemble it by themselves.
     Returns: [rows, columns] of tiles of 16x16 px, those at the right and lower edge cut off.
     """
-    tiles = _Tiles(*np.moveaxis(kernel.tiles(_levels(picture)), -1, 0))
-    rendered = (tiles.sharp >= SHARP) & (tiles.still >= STILL) & (tiles.background >= BACKGROUND)
-    scanned = (tiles.sharp >= SHARP) & (tiles.calm >= CALM) & (tiles.background >= SCANNED)
+    tiles = _measured(picture)
+    sharp, least = tiles.sharp >= SHARP, 1 if eager else LEAST
+    if np.count_nonzero(sharp & (tiles.still >= STILL) | sharp & (tiles.calm >= CALM)) < least:
+        return np.zeros_like(sharp)
+    rendered = sharp & (tiles.still >= STILL) & (tiles.background >= BACKGROUND)
+    scanned = sharp & (tiles.calm >= CALM) & (tiles.background >= SCANNED)
     scanned &= tiles.bright + tiles.dark >= BOTH
     if eager:
         found = rendered | scanned
@@ -68,7 +77,7 @@ def find(picture: Image.Image, *, eager: bool = False) -> Mask:
         level = tiles.level
         found = _with_peers(rendered, level, RENDERED_LEVELS, RENDERED_PEERS)
         found |= _with_peers(scanned, level, SCANNED_LEVELS, SCANNED_PEERS)
-    if found.sum() < (1 if eager else LEAST):
+    if found.sum() < least:
         return np.zeros_like(found)
     parts = rendered | scanned | (tiles.sharp >= EDGE) & (tiles.calm >= SMOOTH)
     drawn = (tiles.still >= STILL) | (tiles.still >= DITHERED) & (tiles.calm == TILE**2)
@@ -84,11 +93,16 @@ def shape_of(picture: Image.Image) -> tuple[int, int]:
     return -(-picture.height // TILE), -(-picture.width // TILE)
 
 
-def _levels(picture: Image.Image) -> kernel.Bytes:
-    """The brightness of pixels, the last ones repeated up to whole tiles."""
-    levels = np.asarray(picture.convert("L"))
-    missing = [(0, -side % TILE) for side in levels.shape]
-    return np.pad(levels, missing, mode="edge") if np.any(missing) else levels
+def _measured(picture: Image.Image | Pixels) -> _Tiles:
+    """The tiles of a picture, in strips, as the pixels of a Pillow image are copied."""
+    height, width = arrays.size_of(picture)
+    rows = max(1, STRIP // (TILE * width))
+    found = []
+    for top in range(0, height, TILE * rows):
+        below = min(top + TILE * rows, height)
+        strip = arrays.part_of(picture, 0, top, width, min(below + 1, height))
+        found.append(kernel.tiles(strip, -(-(below - top) // TILE), SHARP))
+    return _Tiles(*(found[0] if len(found) == 1 else np.concatenate(found, 1)))
 
 
 def _with_peers(tiles: Mask, level: npt.NDArray[np.int16], tolerance: int, least: int) -> Mask:

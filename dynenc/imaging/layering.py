@@ -11,7 +11,7 @@ from PIL import Image
 from dynenc.coding.bitstream import Chunk
 from dynenc.coding.rate_control import DETAIL_MODES, DetailMode
 from dynenc.errors import UsageError
-from dynenc.imaging import detail, graphics
+from dynenc.imaging import arrays, detail, graphics
 from dynenc.imaging.arrays import Checked
 from dynenc.imaging.graphics import Mask
 from dynenc.imaging.notes import ILLEGIBLE
@@ -81,13 +81,14 @@ def of(picture: Checked, mode: DetailMode) -> Layering:
     """
     if mode not in DETAIL_MODES:
         raise UsageError(f"there is no detail {mode!r}: choose one of {', '.join(DETAIL_MODES)}")
-    rgb = _rgb(picture)
-    mask = graphics.find(rgb, eager=mode == "on")
+    seen = picture if isinstance(picture, Image.Image | np.ndarray) else _rgb(picture)
+    mask = graphics.find(seen, eager=mode == "on")
     if not mask.any():
         return Layering(picture)
     if mode == "off":
         return Layering(picture, warning=_warning(mask, "use --detail auto, or another format"))
-    if not detail.writable(mask, rgb.size):
+    height, width = arrays.size_of(picture)
+    if not detail.writable(mask, (width, height)):
         return Layering(picture, warning=_warning(mask, f"{NO_FORM}, use another format"))
     return Layering(picture, mask)
 

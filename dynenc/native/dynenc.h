@@ -189,13 +189,15 @@ DYNENC_API int64_t dynenc_latents_workspace(const void *encoder, int32_t width);
  * floats in between, in operations of a fixed order: every path gives the same latents. */
 DYNENC_API int64_t dynenc_latents(const dynenc_picture *picture, float *latents);
 
-/* Statistics of tiles of DYNENC_TILE x DYNENC_TILE pixels, one byte each, of rows x columns tiles.
+/* Statistics of tiles of DYNENC_TILE x DYNENC_TILE pixels, by the brightness of pixels; those of the
+ * picture's `rows` first rows of tiles. Its encoder and workspace are not used.
  *
- * statistics[rows][columns][7]: of each tile the number of pixels that equal those right and below
- * (at the picture's edges, themselves), that differ by at most 8, and by at least 48; of those within a
- * sixth of the tile's range of its brightest, and of its darkest pixel; these two pixels. Returns 0. */
+ * statistics [7][rows][ceil(width / DYNENC_TILE)]: of each tile the number of pixels that equal those
+ * right and below, that differ by at most 8, and by at least 48; of those within a sixth of the tile's
+ * range of its brightest, and of its darkest pixel; these two pixels. The last four are 0 if fewer than
+ * least_sharp pixels differ by 48. The picture's edge is repeated up to whole tiles. Returns 0. */
 enum { DYNENC_TILE = 16 };
-DYNENC_API int64_t dynenc_tiles(const uint8_t *pixels, int32_t rows, int32_t columns,
+DYNENC_API int64_t dynenc_tiles(const dynenc_picture *picture, int32_t rows, int32_t least_sharp,
                                 uint16_t *statistics);
 
 #endif

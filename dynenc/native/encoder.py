@@ -21,21 +21,6 @@ MAX_BLOCKS = 16
 LAYERS = ("norm", "spatial", "gate", "mix")  # of a block
 
 
-class Picture(ctypes.Structure):
-    """`dynenc_picture` of dynenc.h."""
-
-    _fields_ = (
-        ("encoder", ctypes.c_void_p),
-        ("path", ctypes.c_int32),
-        ("height", ctypes.c_int32),
-        ("width", ctypes.c_int32),
-        ("pixels", ctypes.c_void_p),
-        ("row_bytes", ctypes.c_int64),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_size", ctypes.c_int64),
-    )
-
-
 def names(blocks: int) -> list[str]:
     """The names of an encoder's tensors, in the order of the kernel and of its state dict."""
     context = [f"context.{block}.{layer}" for block in range(blocks) for layer in LAYERS]
@@ -95,16 +80,15 @@ class Encoder:
 
         Its edge is repeated up to whole patches.
         """
-        if pixels.strides[1:] != (3, 1) or pixels.strides[0] < 0:
-            pixels = np.ascontiguousarray(pixels)
+        pixels = kernel.in_rows(pixels)
         height, width, _ = pixels.shape
         latents = np.empty((SD1.channels, *SD1.size(height, width)), np.float32)
         encoder = kernel.pointer(self._memory)
         size = kernel.checked(kernel.library().dynenc_latents_workspace(encoder, width))
         workspace = kernel.workspace(size)
-        sizes = kernel.chosen_path(), height, width
-        pixels_at = pixels.ctypes.data, pixels.strides[0]
-        picture = Picture(encoder, *sizes, *pixels_at, workspace.ctypes.data, size)
+        picture = kernel.picture(pixels)
+        picture.encoder, picture.workspace = encoder, workspace.ctypes.data
+        picture.workspace_size = size
         call = kernel.library().dynenc_latents
         kernel.checked(call(ctypes.byref(picture), kernel.pointer(latents)))
         return latents

@@ -58,6 +58,21 @@ class Call(ctypes.Structure):
     )
 
 
+class Picture(ctypes.Structure):
+    """`dynenc_picture` of dynenc.h."""
+
+    _fields_ = (
+        ("encoder", ctypes.c_void_p),
+        ("path", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("pixels", ctypes.c_void_p),
+        ("row_bytes", ctypes.c_int64),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_size", ctypes.c_int64),
+    )
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The compiled library; in a checkout it is compiled first if a source is newer.
@@ -237,16 +252,33 @@ def points(symbols: Ints, *, has_trellis: bool) -> Ints:
     return found
 
 
-def tiles(pixels: Bytes) -> Counts:
-    """Statistics of 16x16 tiles of pixels [16 rows, 16 columns]: [rows, columns, 7].
+def tiles(pixels: Bytes, rows: int, least_sharp: int) -> Counts:
+    """Statistics of 16x16 tiles of an RGB picture [H, W, 3]: [7, rows, ceil(W / 16)].
 
+    Args:
+        rows: of tiles that are wanted; the pixels below them are looked at, too.
+        least_sharp: of tiles with fewer sharp pixels the last four are 0.
     See `dynenc_tiles` in dynenc.h.
     """
-    rows, columns = (side // TILE for side in pixels.shape)
-    found = np.empty((rows, columns, 7), np.uint16)
-    size = ctypes.c_int32(rows), ctypes.c_int32(columns)
-    checked(library().dynenc_tiles(pointer(pixels), *size, pointer(found)))
+    found = np.empty((7, rows, -(-pixels.shape[1] // TILE)), np.uint16)
+    given = in_rows(pixels)
+    call = library().dynenc_tiles
+    checked(call(ctypes.byref(picture(given)), rows, least_sharp, pointer(found)))
     return found
+
+
+def in_rows(pixels: Bytes) -> Bytes:
+    """Pixels [H, W, 3] whose rows are contiguous each: these, or a copy."""
+    if pixels.strides[1:] != (3, 1) or pixels.strides[0] < 0:
+        return np.ascontiguousarray(pixels)
+    return pixels
+
+
+def picture(pixels: Bytes) -> Picture:
+    """Pixels of `in_rows`, which must live as long, as functions of the library take them."""
+    height, width, _ = pixels.shape
+    place, row_bytes = pixels.ctypes.data, pixels.strides[0]
+    return Picture(None, chosen_path(), height, width, place, row_bytes, None, 0)
 
 
 def _quantize(call: "_Run", latents: Floats, bit: float) -> Ints:

@@ -1,73 +1,125 @@
 /* Statistics of tiles of pixels, by which text and graphics are found. */
-#include "dynenc.h"
+#include "internal.h"
 
 enum { SIDE = DYNENC_TILE, STILL = 0, CALM = 8, SHARP = 48, NEAR = 6 };
+enum { BLOCK = 16 * SIDE, STRIDE = BLOCK + 64 }; /* pixels of a row that are taken at once */
 
-static uint8_t distance(uint8_t a, uint8_t b) { return a > b ? a - b : b - a; }
+enum { RED = 19595, GREEN = 38470, BLUE = 7471, HALF = 32768 }; /* weights of brightness, of 65536 */
 
-/* Add to counters[0..SIDE), one for each column, what is true of the pixels of a row. `right` and
- * `below` are the pixels that each is compared with. */
-static void count_changes(const uint8_t *row, const uint8_t *right, const uint8_t *below,
-                          uint8_t counters[3][SIDE]) {
-    for (int32_t x = 0; x < SIDE; x++) {
-        const uint8_t across = distance(row[x], right[x]), down = distance(row[x], below[x]);
-        const uint8_t change = across > down ? across : down;
-        counters[0][x] = (uint8_t)(counters[0][x] + (change <= STILL));
-        counters[1][x] = (uint8_t)(counters[1][x] + (change <= CALM));
-        counters[2][x] = (uint8_t)(counters[2][x] + (change >= SHARP));
-    }
+static inline uint8_t distance(uint8_t a, uint8_t b) {
+    return (uint8_t)(a > b ? a - b : b - a);
 }
 
+static inline uint8_t grey_of(const uint8_t *rgb) {
+    return (uint8_t)((RED * rgb[0] + GREEN * rgb[1] + BLUE * rgb[2] + HALF) >> 16);
+}
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+/* grey_of 8 pixels, in lanes: the products of red and green and of blue and green, whose weight, too
+ * large for 16 bits, is halved. */
+__attribute__((target("avx2"))) static inline __m256i grey_of_8(const uint8_t *rgb) {
+    const __m128i low = _mm_loadu_si128((const __m128i *)rgb);
+    const __m128i high = _mm_loadu_si128((const __m128i *)(rgb + 8)); /* 12 bytes of which count */
+    const __m256i bytes = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    const __m256i red_green = _mm256_shuffle_epi8(
+        bytes, _mm256_setr_epi8(0, -1, 1, -1, 3, -1, 4, -1, 6, -1, 7, -1, 9, -1, 10, -1, 4, -1, 5, -1,
+                                7, -1, 8, -1, 10, -1, 11, -1, 13, -1, 14, -1));
+    const __m256i blue_green = _mm256_shuffle_epi8(
+        bytes, _mm256_setr_epi8(2, -1, 1, -1, 5, -1, 4, -1, 8, -1, 7, -1, 11, -1, 10, -1, 6, -1, 5, -1,
+                                9, -1, 8, -1, 12, -1, 11, -1, 15, -1, 14, -1));
+    const __m256i first = _mm256_madd_epi16(red_green, _mm256_set1_epi32(GREEN / 2 << 16 | RED));
+    const __m256i second = _mm256_madd_epi16(blue_green, _mm256_set1_epi32(GREEN / 2 << 16 | BLUE));
+    const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(first, second), _mm256_set1_epi32(HALF));
+    return _mm256_srli_epi32(sum, 16);
+}
+
+/* grey_of 32 pixels */
+__attribute__((target("avx2"))) static inline void store_32_greys(const uint8_t *rgb, uint8_t *grey) {
+    const __m256i first = _mm256_packus_epi32(grey_of_8(rgb), grey_of_8(rgb + 24));
+    const __m256i second = _mm256_packus_epi32(grey_of_8(rgb + 48), grey_of_8(rgb + 72));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7); /* packing works by halves */
+    const __m256i greys = _mm256_packus_epi16(first, second);
+    _mm256_storeu_si256((__m256i *)grey, _mm256_permutevar8x32_epi32(greys, order));
+}
+#endif
+
+#define KERNELS "tiles.h"
+#include "paths.h"
+
+/* The sum of counters [SIDE], each at most SIDE. */
 static uint16_t sum(const uint8_t *counters) {
-    uint16_t total = 0;
-    for (int32_t x = 0; x < SIDE; x++)
-        total = (uint16_t)(total + counters[x]);
-    return total;
+    uint64_t halves[2];
+    memcpy(halves, counters, SIDE);
+    const uint64_t ones = 0x0101010101010101;
+    return (uint16_t)((halves[0] * ones >> 56) + (halves[1] * ones >> 56));
 }
 
-static void measure(const uint8_t *tile, int64_t width, int32_t last_column, int32_t last_row,
-                    uint16_t *statistics) {
-    uint8_t counters[3][SIDE] = {{0}}, high[SIDE], low[SIDE], right[SIDE];
-    for (int32_t x = 0; x < SIDE; x++)
-        high[x] = low[x] = tile[x];
-    for (int32_t y = 0; y < SIDE; y++) {
-        const uint8_t *row = tile + y * width;
-        for (int32_t x = 0; x < SIDE - 1; x++)
-            right[x] = row[x + 1];
-        right[SIDE - 1] = row[last_column ? SIDE - 1 : SIDE];
-        count_changes(row, right, last_row && y == SIDE - 1 ? row : row + width, counters);
+/* The brightest and darkest pixel of a tile, and how many are near them. */
+static void measure_ends(const uint8_t grey[][STRIDE], int32_t left, uint16_t ends[4]) {
+    uint8_t high[SIDE] = {0}, low[SIDE], counters[2][SIDE] = {{0}};
+    memset(low, 255, SIDE);
+    for (int32_t y = 0; y < SIDE; y++)
         for (int32_t x = 0; x < SIDE; x++) {
-            high[x] = row[x] > high[x] ? row[x] : high[x];
-            low[x] = row[x] < low[x] ? row[x] : low[x];
+            const uint8_t level = grey[y][left + x];
+            high[x] = level > high[x] ? level : high[x];
+            low[x] = level < low[x] ? level : low[x];
         }
-    }
     for (int32_t x = 1; x < SIDE; x++) {
         high[0] = high[x] > high[0] ? high[x] : high[0];
         low[0] = low[x] < low[0] ? low[x] : low[0];
     }
     const uint8_t near = (uint8_t)((high[0] - low[0]) / NEAR);
     const uint8_t bright = (uint8_t)(high[0] - near), dark = (uint8_t)(low[0] + near);
-    uint8_t ends[2][SIDE] = {{0}};
     for (int32_t y = 0; y < SIDE; y++)
         for (int32_t x = 0; x < SIDE; x++) {
-            ends[0][x] = (uint8_t)(ends[0][x] + (tile[y * width + x] >= bright));
-            ends[1][x] = (uint8_t)(ends[1][x] + (tile[y * width + x] <= dark));
+            counters[0][x] = (uint8_t)(counters[0][x] + (grey[y][left + x] >= bright));
+            counters[1][x] = (uint8_t)(counters[1][x] + (grey[y][left + x] <= dark));
         }
-    for (int32_t i = 0; i < 3; i++)
-        statistics[i] = sum(counters[i]);
-    statistics[3] = sum(ends[0]);
-    statistics[4] = sum(ends[1]);
-    statistics[5] = high[0];
-    statistics[6] = low[0];
+    ends[0] = sum(counters[0]);
+    ends[1] = sum(counters[1]);
+    ends[2] = high[0];
+    ends[3] = low[0];
 }
 
-int64_t dynenc_tiles(const uint8_t *pixels, int32_t rows, int32_t columns, uint16_t *statistics) {
-    if (!pixels || !statistics || rows < 1 || columns < 1 || rows > 4096 || columns > 4096)
+/* Statistics of the tiles of a block of columns from `left` on, in a row of tiles; `plane` is the
+ * distance between statistics of a tile. */
+static void measure_block(const dynenc_picture *picture, int32_t top, int32_t left,
+                          int32_t least_sharp, uint16_t *statistics, int64_t plane) {
+    uint8_t grey[SIDE + 1][STRIDE], counters[3][BLOCK] = {{0}};
+    const int32_t there = picture->width - left, count = there < BLOCK + 1 ? there : BLOCK + 1;
+    for (int32_t y = 0; y <= SIDE; y++) {
+        const int32_t row = top + y < picture->height ? top + y : picture->height - 1;
+        const uint8_t *pixels = picture->pixels + row * picture->row_bytes + 3LL * left;
+        SELECT(picture->path, to_grey)(pixels, count, grey[y]);
+        memset(grey[y] + count, grey[y][count - 1], (size_t)(STRIDE - count));
+    }
+    for (int32_t y = 0; y < SIDE; y++)
+        SELECT(picture->path, count_changes)(grey[y], grey[y + 1], counters);
+    for (int32_t x = 0; x < BLOCK && x < there; x += SIDE, statistics++) {
+        uint16_t ends[4] = {0};
+        for (int32_t i = 0; i < 3; i++)
+            statistics[i * plane] = sum(counters[i] + x);
+        if (statistics[2 * plane] >= least_sharp)
+            measure_ends(grey, x, ends);
+        for (int32_t i = 0; i < 4; i++)
+            statistics[(3 + i) * plane] = ends[i];
+    }
+}
+
+int64_t dynenc_tiles(const dynenc_picture *picture, int32_t rows, int32_t least_sharp,
+                     uint16_t *statistics) {
+    if (!picture || !picture->pixels || !statistics || !dynenc_has_path(picture->path) ||
+        picture->height < 1 || picture->height > 65536 || picture->width < 1 ||
+        picture->width > 65536 || picture->row_bytes < 3LL * picture->width || rows < 1 ||
+        rows > (picture->height + SIDE - 1) / SIDE)
         return DYNENC_BAD_ARGUMENT;
-    const int64_t width = (int64_t)columns * SIDE;
+    const int32_t columns = (picture->width + SIDE - 1) / SIDE;
     for (int32_t row = 0; row < rows; row++)
-        for (int32_t column = 0; column < columns; column++)
-            measure(pixels + row * SIDE * width + column * SIDE, width, column == columns - 1,
-                    row == rows - 1, statistics + 7 * ((int64_t)row * columns + column));
+        for (int32_t left = 0; left < picture->width; left += BLOCK)
+            measure_block(picture, row * SIDE, left, least_sharp,
+                          statistics + (int64_t)row * columns + left / SIDE,
+                          (int64_t)rows * columns);
     return 0;
 }

@@ -11,6 +11,7 @@ from dynenc.native import kernel
 
 PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
 SIZE = 320, 208
+HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
 
 
 def screen(size=SIZE, ink="black", paper="white"):
@@ -26,29 +27,49 @@ def photo():
         return picture.convert("RGB")
 
 
-def slow_statistics(pixels):
+def slow_statistics(picture, least_sharp):
     """What `dynenc_tiles` counts, tile by tile."""
-    values = pixels.astype(int)
-    change = np.zeros(pixels.shape, int)
+    missing = [(0, -side % kernel.TILE) for side in picture.shape[:2]]
+    values = np.asarray(Image.fromarray(picture).convert("L")).astype(int)
+    values = np.pad(values, missing, mode="edge")
+    change = np.zeros(values.shape, int)
     change[:, :-1] = abs(np.diff(values, axis=1))
     change[:-1] = np.maximum(change[:-1], abs(np.diff(values, axis=0)))
-    rows, columns = (side // kernel.TILE for side in pixels.shape)
-    found = np.zeros((rows, columns, 7), int)
+    rows, columns = (side // kernel.TILE for side in values.shape)
+    found = np.zeros((7, rows, columns), int)
     for row, column in np.ndindex(rows, columns):
         place = np.s_[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
         tile, moved = values[place], change[place]
         high, low = tile.max(), tile.min()
         near = (high - low) // 6
         counts = moved == 0, moved <= 8, moved >= 48, tile >= high - near, tile <= low + near
-        found[row, column] = [*(each.sum() for each in counts), high, low]
+        found[:, row, column] = [*(each.sum() for each in counts), high, low]
+    found[3:, found[2] < least_sharp] = 0
     return found
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (16, 48), (64, 32)])
+@pytest.mark.parametrize("path", HERE)
+@pytest.mark.parametrize("shape", [(1, 1), (16, 48), (61, 32), (40, 275), (33, 513)])
 @pytest.mark.parametrize("most", [2, 60, 256])
-def test_statistics_are_those_counted_slowly(shape, most):
-    pixels = np.random.default_rng(most).integers(0, most, shape, np.uint8)
-    assert np.array_equal(kernel.tiles(pixels), slow_statistics(pixels))
+def test_statistics_are_those_counted_slowly(path, shape, most, monkeypatch):
+    monkeypatch.setenv(kernel.VARIABLE, path)
+    pixels = np.random.default_rng(most).integers(0, most, (*shape, 3), np.uint8)
+    pixels[:, ::3] = pixels[:, :1]
+    found = slow_statistics(pixels, 20)
+    rows = found.shape[1]
+    assert np.array_equal(kernel.tiles(pixels, rows, 20), found)
+    strided = np.zeros((shape[0], shape[1] + 5, 3), np.uint8)[:, :-5]
+    strided[:] = pixels
+    assert np.array_equal(kernel.tiles(strided, 1, 20), found[:, :1])
+
+
+def test_strips_and_arrays_have_the_tiles_of_the_whole(monkeypatch):
+    picture = photo()
+    whole = graphics.find(screen(), eager=True), graphics.find(picture, eager=True)
+    monkeypatch.setattr(graphics, "STRIP", 16 * picture.width + 1)
+    for given, mask in zip((screen(), picture), whole, strict=True):
+        assert np.array_equal(graphics.find(given, eager=True), mask)
+        assert np.array_equal(graphics.find(np.asarray(given), eager=True), mask)
 
 
 @pytest.mark.parametrize(
