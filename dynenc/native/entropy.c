@@ -51,6 +51,7 @@ static int64_t read_plane(Job *job, Reader *reader, int32_t *symbols) {
     Contexts *contexts = &job->contexts;
     const int32_t radius = coder->radius;
     int64_t ends[256], escapes = 0;
+    int32_t outside = 0;
     sort_by_table(contexts, ends);
     for (int64_t table = 0, i = 0; i < contexts->count; table++) {
         for (; i < ends[table]; i++) {
@@ -62,28 +63,29 @@ static int64_t read_plane(Job *job, Reader *reader, int32_t *symbols) {
             const int32_t column = (int32_t)(slot - slots), residual = column - radius;
             const int32_t context = contexts->expected[place];
             const int32_t symbol = (context >> 1) + (context & 1 ? -residual : residual);
+            const int32_t escaped = column > 2 * radius;
             contexts->coded[place] = (uint8_t)column;
-            escapes += column > 2 * radius;
+            escapes += escaped;
+            outside |= !escaped & (symbol < -LIMIT || symbol > LIMIT);
             symbols[contexts->places[place]] = symbol;
         }
         slots += coder->columns;
         starts += 256;
     }
-    for (int64_t i = 0; i < contexts->count; i++) {
-        int32_t *symbol = symbols + contexts->places[i];
-        if (escapes && contexts->coded[i] > 2 * radius) {
+    for (int64_t i = 0; escapes; i++)
+        if (contexts->coded[i] > 2 * radius) {
             const uint32_t quantile = peek(reader);
             skip_slot(reader, quantile, 1);
-            *symbol = (int32_t)quantile - LIMIT;
-            const int32_t residual = *symbol - (contexts->expected[i] >> 1);
+            const int32_t symbol = (int32_t)quantile - LIMIT;
+            const int32_t residual = symbol - (contexts->expected[i] >> 1);
             if (residual >= -radius && residual <= radius)
                 return DYNENC_BAD_ESCAPE;
+            outside |= symbol > LIMIT;
+            symbols[contexts->places[i]] = symbol;
+            escapes--;
         }
-        if (*symbol < -LIMIT || *symbol > LIMIT)
-            return DYNENC_CORRUPT;
-    }
     /* a payload too short reads as zeros without end */
-    return reader->corrupt || reader->next > reader->count + 1 ? DYNENC_CORRUPT : 0;
+    return outside || reader->corrupt || reader->next > reader->count + 1 ? DYNENC_CORRUPT : 0;
 }
 
 /* Code all symbols, plane by plane: read if there is a reader, or else written. Returns 0 or an
@@ -114,7 +116,6 @@ int64_t dynenc_encode(const dynenc_call *call, const int32_t *symbols, uint8_t *
         return error;
     if (!job.coder || !payload || capacity < 0 || !dynenc_are_symbols(&job, symbols))
         return DYNENC_BAD_ARGUMENT;
-    dynenc_enter_all(&job, symbols, NULL);
     Writer writer = {.range = UINT64_MAX, .words = payload, .capacity = capacity / 4};
     code(&job, &writer, NULL, (int32_t *)symbols);
     finish(&writer);

@@ -146,10 +146,8 @@ void dynenc_run_network(Job *job, const Plane *plane) {
 }
 
 void dynenc_leave_plane(Job *job, const Plane *plane, const int32_t *symbols, int32_t *points) {
-    static const uint8_t plain[STATES][2] = {{0}};
-    const uint8_t(*next)[2] = job->lattice == DYNENC_TRELLIS ? NEXT_STATE : plain;
     const Grid grid = job->grid; /* a copy, which no store may change: nothing is read twice */
-    const int32_t step_q = job->step_q;
+    const int32_t step_q = job->step_q, has_states = job->lattice == DYNENC_TRELLIS;
     const int32_t most = 16 * MAX_VALUE / step_q + 1; /* half steps; from here on values saturate */
     const int32_t rows = rows_of(&grid, plane), columns = columns_of(&grid, plane);
     const int64_t first = start_of(&grid, plane->channel, plane->row, plane->column);
@@ -159,16 +157,19 @@ void dynenc_leave_plane(Job *job, const Plane *plane, const int32_t *symbols, in
         const uint32_t place = place_of(&grid, plane, y, 0);
         int16_t *values = job->values + first + y * grid.stride;
         for (int32_t x = 0; x < inside; x++) {
-            const int32_t symbol = symbols[place + 4 * (uint32_t)x], point = 2 * symbol + (states[x] & 1);
+            const int32_t point = 2 * symbols[place + 4 * (uint32_t)x] + (states[x] & 1);
             const int32_t value = (clamp32(point, -most, most) * step_q + 8) >> 4;
             if (points)
                 points[place + 4 * (uint32_t)x] = point;
             else
                 values[x] = (int16_t)clamp32(value, -MAX_VALUE, MAX_VALUE);
-            states[x] = next[states[x]][symbol & 1];
         }
+        if (!has_states)
+            continue;
+        for (int32_t x = 0; x < inside; x++)
+            states[x] = NEXT_STATE[states[x]][symbols[place + 4 * (uint32_t)x] & 1];
         for (int32_t x = inside; x < grid.columns; x++)
-            states[x] = next[states[x]][0];
+            states[x] = NEXT_STATE[states[x]][0];
     }
 }
 
