@@ -10,7 +10,7 @@ tables. docs/format.md specifies the payload. Never imports torch.
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from typing import Any
 
@@ -103,11 +103,15 @@ class EntropyCoder:
     def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Ints:
         """Undo `encode`: symbols [C, height, width] int32; raise Corrupt for any other payload."""
         n_symbols = self.channels * height * width
-        cheapest = PRECISION - math.log2(self.counts.max())  # bits; no symbol costs less
-        least = n_symbols * cheapest / 8 - WORD  # so a few bytes cannot claim a lot
+        least = n_symbols * self._cheapest / 8 - WORD  # so a few bytes cannot claim a lot
         if len(payload) % WORD or not least < len(payload) <= 6 * n_symbols + 8:
             raise Corrupt(f"{len(payload)} bytes cannot be {height}x{width} latents")
         return self.kernel.decode(payload, height, width, step_q)
+
+    @cached_property
+    def _cheapest(self) -> float:
+        """Bits of the most frequent symbol of all tables."""
+        return PRECISION - math.log2(self.counts.max())
 
     def contexts(self, symbols: Ints, step_q: int) -> Contexts:
         """The contexts of known symbols [C, h, w]."""

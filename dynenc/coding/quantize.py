@@ -88,7 +88,8 @@ def is_flat(latents: Floats, step_q: int = 0) -> bool:
 def from_symbols(symbols: Ints, step_q: int, coder: EntropyCoder) -> Floats:
     """Undo `to_symbols`: [C, h, w] int32 -> [C, h, w] float32."""
     points = kernel.points(symbols, has_trellis=coder.has_trellis)
-    return points.astype(np.float32) * np.float32(step_q / (2 * STEP_UNIT))
+    unit = np.float32(step_q / (2 * STEP_UNIT))
+    return np.multiply(points, unit, dtype=np.float32, casting="unsafe")
 
 
 def squared_error(latents: Floats, symbols: Ints, step_q: int, coder: EntropyCoder) -> float:

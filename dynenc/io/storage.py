@@ -240,7 +240,7 @@ def reading(name: str) -> Iterator[BinaryIO]:
         with file:
             yield file
     else:
-        with Path(name).open("rb") as local:
+        with open(name, "rb") as local:  # noqa: PTH123  # a cache opens thousands a second
             yield local
 
 
@@ -270,18 +270,24 @@ def read_at_most(
 ) -> bytes:
     """The rest of a file, unless it is longer than `limit` bytes.
 
-    At most that many are read of an endless stream, and none of a seekable file that is longer.
+    At most that many are read of an endless stream, and `CHUNK` of a seekable file that is longer.
     Raises: `error`.
     """
+    first = file.read(min(CHUNK, limit + 1))
+    if len(first) < min(CHUNK, limit + 1) and isinstance(file, io.BufferedReader):
+        return first
     what = "standard input" if name == STREAM else name
     too_long = error(f"{what} is longer than {limit} bytes, the most that is read")
+    if len(first) > limit:
+        raise too_long
     if isinstance(file, io.IOBase) and file.seekable():
         position = file.tell()
         end = file.seek(0, os.SEEK_END)
         file.seek(position)
-        if end - position > limit:
+        if end - position > limit - len(first):
             raise too_long
     buffer = io.BytesIO()
+    buffer.write(first)
     while chunk := file.read(min(CHUNK, limit + 1 - buffer.tell())):
         buffer.write(chunk)
         if buffer.tell() > limit:
