@@ -28,7 +28,7 @@ __all__ = [
     "vae",
 ]
 
-# torch takes seconds to import: what needs it is looked up when first asked for
+# torch takes seconds to import, so names that need it are imported on first use
 _HOMES = {
     "Codec": "codec",
     "DynamicConv": "networks.layers",

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-# `python -m` puts the current folder first; a stranger's torch.py in it would be run
+# `python -m` puts the current folder first, and a stray torch.py in it would be run
 sys.path[:] = [path for path in sys.path if path not in ("", str(Path.cwd()))]
 
 from dynenc.cli.main import app  # noqa: E402

@@ -1,6 +1,6 @@
 """The networks of a codec, on its device: pixels -> latents, and latents -> pixels.
 
-`Codec` needs torch for these steps alone, and imports this module when the first of them is due.
+`Codec` needs torch only for these steps, and imports this module before the first of them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from dynenc.view import WHOLE, View
 
 logger = logging.getLogger(__name__)
 
-FEATURE_ENCODER = "base"  # whose features refinement compares
+FEATURE_ENCODER = "base"  # refinement compares its features
 
 
 class Backend:
-    """The networks of a codec, each loaded when first used; the arguments are those of `Codec`.
+    """The networks of a codec, each loaded on first use; for the arguments see `Codec`.
 
     Raises: DeviceError.
     """
@@ -47,7 +47,7 @@ class Backend:
         self._own_decoders: dict[str, Decoder] = {}
 
     @cached_property
-    @torch.inference_mode(False)  # first used within it, too, they are networks as any other
+    @torch.inference_mode(False)  # parameters must not become inference tensors
     def encoder(self) -> Encoder | PublishedEncoder:
         """Image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale."""
         logger.debug("encoder: %s on %s", self.encoder_name, self.device)
@@ -56,24 +56,24 @@ class Backend:
     @cached_property
     @torch.inference_mode(False)
     def feature_encoder(self) -> Encoder:
-        """The encoder whose features refinement compares."""
+        """The encoder that computes the features for refinement."""
         return loading.load_named(FEATURE_ENCODER, "encoder").to(self.device)
 
     @cached_property
     @torch.inference_mode(False)
     def decoder(self) -> Decoder:
-        """Latents [B, 4, h, w] in SD scale -> image [B, 3, 8h, 8w], about [-1, 1]."""
+        """Latents [B, 4, h, w] in SD scale -> image [B, 3, 8h, 8w], roughly in [-1, 1]."""
         return load_decoder(self.decoder_name, self.device)
 
     @torch.inference_mode(False)
     def _own_decoder(self, model: registry.Model) -> Decoder:
-        """The decoder of a model whose latent space is its own; loaded once."""
+        """The decoder of a model with its own latent space; loaded once."""
         if model.name not in self._own_decoders:
             self._own_decoders[model.name] = load_decoder(model.name, self.device)
         return self._own_decoders[model.name]
 
     def decoder_of(self, model: registry.Model) -> Decoder:
-        """The decoder for the latents of a model; raises OtherLatents if another one is chosen."""
+        """The decoder for the latents of a model; raises OtherLatents if the chosen one is not."""
         name = self.decoder_name
         if model.space is not SD1:
             if name not in ("auto", "embedded", model.name):
@@ -92,10 +92,10 @@ class Backend:
 
     @torch.inference_mode()
     def latents(self, pictures: Sequence[Checked]) -> Floats:
-        """Latents [B, C, h, w] of equally large pictures, tile by tile.
+        """Latents [B, C, h, w] of images of equal size, tile by tile.
 
-        A tile is encoded with the patches around it that its latents depend on, so the result
-        equals that of the whole.
+        A tile is encoded with the surrounding patches that its latents depend on, so the result
+        equals that of encoding the whole image.
         """
 
         def encode(tile: arrays.Tile) -> Floats:
@@ -111,9 +111,9 @@ class Backend:
 
     @torch.inference_mode()
     def pictures(self, files: Sequence[LatFile], view: View = WHOLE) -> list[Image.Image]:
-        """The colours of files of one shape and model, in one pass: RGB.
+        """Decode files of one shape and model in one pass: RGB, without detail layers.
 
-        Of a large image only a band is held as floats at any time. Smaller images are means of
+        Only one band of a large image is held as floats at any time. Smaller images are means of
         the pixels.
         """
         regions = [view.covered((f.header.width, f.header.height)) for f in files]
@@ -131,17 +131,17 @@ class Backend:
 
     @torch.inference_mode()
     def tensor(self, file: LatFile) -> Tensor:
-        """The colours of a file: [1, 3, H, W] float32 in [-1, 1] on the device."""
+        """Decode a file: [1, 3, H, W] float32 in [-1, 1] on the device."""
         latents = torch.from_numpy(file.latents)[None]
         decoded: Tensor = self.decoder_of(file.model)(latents)
         return decoded[..., : file.header.height, : file.header.width].clamp(-1, 1)
 
     def tensor_of(self, picture: Image.Image) -> Tensor:
-        """An RGB picture: [1, 3, H, W] float32 in [-1, 1] on the device."""
+        """An RGB image as [1, 3, H, W] float32 in [-1, 1] on the device."""
         return tensors.to_tensor(picture).to(self.device)
 
     def psnr_db(self, decoded: Image.Image, picture: Checked) -> float:
-        """How close a decoded picture is to the original."""
+        """PSNR of a decoded image against the original."""
         original = tensors.to_tensor(picture).cpu()
         return metrics.psnr_db(tensors.to_tensor(decoded), original)
 
@@ -155,7 +155,7 @@ class Backend:
         on_step: OnStep | None,
         max_bytes: float,
     ) -> LatFile:
-        """The file of latents [C, h, w] after an effort; see `Refiner.refine`."""
+        """The file of latents [C, h, w] after refinement; see `Refiner.refine`."""
         decoder = self.decoder_of(file.model)
         refiner = Refiner(self.feature_encoder, decoder, effort, on_step)
         original = tensors.to_tensor(picture).to(self.device)

@@ -1,6 +1,6 @@
 """The codec: image -> latents -> symbols -> bytes, and back.
 
-torch is imported for the networks alone: see `backend`.
+torch is imported only for the networks: see `backend`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from dynenc import registry, runtime
-from dynenc.arguments import file_name, whole
+from dynenc.arguments import file_name, integer
 from dynenc.coding import bitstream, quantize, rate_control
 from dynenc.coding.bitstream import Chunk
 from dynenc.coding.lat_file import LatFile
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = "light"
-ALL_LAYER = "the layer of text and graphics is all of the image, which takes fewer bytes"
+ALL_LAYER = "the detail layer covers the whole image, which takes fewer bytes"
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Encoded:
     """An encoded image."""
 
     file: LatFile
-    note: str = ""  # that a target was missed, or what the layer is, for the user
-    warning: str = ""  # that text will not be legible
+    note: str = ""  # for the user: a missed target, or what the detail layer covers
+    warning: str = ""  # for the user: text that will not be legible
 
     @cached_property
     def blob(self) -> bytes:
@@ -64,20 +64,20 @@ class Encoded:
 
     @property
     def quality(self) -> float:
-        """The quality of the file, 0..100; with a target the one that was found."""
+        """The quality of the file, 0..100; with a target, the quality that was chosen."""
         return detail_layer.file_quality(self.file)
 
 
 class Codec:
-    """Image <-> bytes of a .lat file. Encoder and decoder are loaded when first used.
+    """Image <-> bytes of a .lat file. Encoder and decoder are loaded on first use.
 
     Args:
         encoder: a name of `registry.names("encoder")`, such as 'light', or a .safetensors file that
             `loading.load_path` reads.
-        decoder: 'auto', 'embedded', 'sd-vae', a hub id or a path; see `load_decoder`. Files of the
-            autoencoder are decoded by its own decoder, which 'auto' and 'embedded' stand for.
+        decoder: 'auto', 'embedded', 'sd-vae', a hub id or a path; see `load_decoder`. For files of
+            the autoencoder, 'auto' and 'embedded' mean its own decoder.
         device: 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', or a `torch.device`.
-    Raises: WeightsError if there is no such encoder, DeviceError.
+    Raises: WeightsError if the encoder is unknown, DeviceError.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Codec:
 
     @cached_property
     def native(self) -> native.Encoder | None:
-        """The encoder in the native kernel, which takes pixels of 8 bits; None: `encoder` alone."""
+        """The encoder in the native kernel, for 8-bit pixels; None if there is only `encoder`."""
         if not native.encodes(self.model, self._device):
             return None
         logger.debug("encoder: %s in the native kernel", self.encoder_name)
@@ -115,14 +115,14 @@ class Codec:
 
     @cached_property
     def backend(self) -> Backend:
-        """The networks; raises DeviceError if there is no such device."""
+        """The networks; raises DeviceError if the device does not exist."""
         from dynenc.backend import Backend  # imports torch
 
         return Backend(self.encoder_name, self.decoder_name, self._device)
 
     @property
     def device(self) -> torch.device:
-        """Where the networks run."""
+        """The device that the networks run on."""
         return self.backend.device
 
     @property
@@ -132,16 +132,16 @@ class Codec:
 
     @property
     def decoder(self) -> Decoder:
-        """Latents [B, 4, h, w] in SD scale -> image [B, 3, 8h, 8w], about [-1, 1]."""
+        """Latents [B, 4, h, w] in SD scale -> image [B, 3, 8h, 8w], roughly in [-1, 1]."""
         return self.backend.decoder
 
     @decoder.setter
     def decoder(self, decoder: Decoder) -> None:
         self.backend.decoder = decoder
-        self._decoder_choice = ""  # what is set decodes, whatever its name
+        self._decoder_choice = ""  # this decoder is used, whatever the name says
 
     def decoder_of(self, model: registry.Model) -> Decoder:
-        """The decoder for the latents of a model; raises OtherLatents if another one is chosen."""
+        """The decoder for the latents of a model; raises OtherLatents if the chosen one is not."""
         return self.backend.decoder_of(model)
 
     def encode(
@@ -164,22 +164,22 @@ class Codec:
                 tensor [1, 3, H, W] (or [3, H, W]), uint8, or float in [-1, 1].
             quality: 0..100, higher is better and larger; 50 if no target is given. See
                 `quantize.quality_to_step`.
-            target_bpp: the largest file of at most so many bits per pixel.
-            target_size: the largest file of at most so many bytes; "5KB" works, too.
-            target_psnr: the smallest file that the codec's decoder decodes with so many dB.
+            target_bpp: make the largest file of at most this many bits per pixel.
+            target_size: make the largest file of at most this many bytes; "5KB" works, too.
+            target_psnr: make the smallest file with at least this PSNR in dB after decoding.
             strict: raise TargetMissed if no file meets the target.
-            effort: 0..9; above 0 the latents are refined through the codec's decoder, which takes
-                time: a better image in no more bytes. See refine.py.
-            detail: 'auto' keeps text and graphics legible, in a layer of their own; 'on' finds
-                more of them, 'off' leaves them to the latents.
+            effort: 0..9; above 0 the latents are refined through the codec's decoder: slower, but
+                a better image in no more bytes. See refine.py.
+            detail: 'auto' stores text and graphics in a separate layer that keeps them legible;
+                'on' finds more of them; 'off' stores everything as latents.
             keep_metadata: keep `exif`, `xmp` and `icc_profile` of the image's `info`.
-        At most one of quality and the targets may be given. A target that cannot be reached is
-        missed by as little as possible, which is logged, unless it is `strict`.
-        Raises: ImageError if the image cannot be read, has a side of 0 or above 65,535 px, or
-            another shape or dtype; UsageError if an argument is out of range; OutOfMemory if there
-            is too little for the effort.
-        Warns: PictureWarning of what cannot be kept, see `pixels.to_plain`, `metadata.of`, and of
-            text that will not be legible.
+        At most one of quality and the targets may be given. If a target cannot be reached, the
+        closest file is made and the miss is logged, unless `strict` is set.
+        Raises: ImageError if the image cannot be read, has a side of 0 or above 65,535 px, or an
+            unsupported shape or dtype; UsageError if an argument is out of range; OutOfMemory if
+            there is too little memory for the effort.
+        Warns: PictureWarning if something cannot be kept (see `pixels.to_plain`, `metadata.of`), or
+            if text will not be legible.
         """
         goal = rate_control.goal(
             quality,
@@ -210,12 +210,12 @@ class Codec:
         keep_metadata: bool = False,
         on_step: OnStep | None = None,
     ) -> list[Encoded]:
-        """As `encode`, for images that have the same size once padded; the encoder runs once.
+        """Like `encode`, for images of equal padded size; the encoder runs once for all.
 
         Args:
             on_step: called after each step of refinement with its number and the total.
         """
-        whole("effort", effort, 0, MAX_EFFORT)
+        integer("effort", effort, 0, MAX_EFFORT)
         pictures = [pixels.to_plain(p) if isinstance(p, Image.Image) else p for p in pictures]
         chunks = [
             extras.to_chunks(extras.of(picture, keep_metadata=keep_metadata))
@@ -231,9 +231,9 @@ class Codec:
         return list(run(lambda each: each.for_goal(goal), todo))
 
     def latents(self, pictures: Sequence[Checked]) -> Floats:
-        """Latents [B, C, h, w] of equally large pictures."""
+        """Latents [B, C, h, w] of images of equal size."""
         pixels = [each for each in pictures if isinstance(each, Image.Image | np.ndarray)]
-        # a network that is loaded may have been changed
+        # a network that is already loaded may have been modified by the caller
         is_loaded = "backend" in vars(self) and "encoder" in vars(self.backend)
         encoder = self.native
         if encoder is None or is_loaded or len(pixels) < len(pictures):
@@ -252,9 +252,9 @@ class Codec:
         scale: float | Fraction = 1,
         max_pixels: int = bitstream.MAX_PIXELS,
     ) -> Image.Image:
-        """Decode a .lat file: RGB, or RGBA, L or LA if the image was; 8 bits, sRGB.
+        """Decode a .lat file to 8-bit sRGB: RGB, or RGBA, L or LA as the original was.
 
-        Metadata that was kept is in its `info`; with `icc_profile` the pixels are of that profile.
+        Kept metadata is in its `info`; with an `icc_profile`, the pixels are in that profile.
 
         Args:
             file: the bytes of a .lat file, its path, or what `LatFile.parse` returned.
@@ -272,9 +272,9 @@ class Codec:
         return extras.restore(picture, found, view)
 
     def decode_batch(self, files: Sequence[LatFile], view: View = WHOLE) -> list[Image.Image]:
-        """The colours of files of one shape and model, in one pass: RGB, without detail layers.
+        """Decode files of one shape and model in one pass: RGB, without detail layers.
 
-        Nothing is decoded where the layers hide all of it.
+        Nothing is decoded if the layers hide the whole image.
         """
         if all(detail_layer.is_whole(file) for file in files):
             sizes = [view.scaled((f.header.width, f.header.height))[2:] for f in files]
@@ -284,7 +284,7 @@ class Codec:
         return self.backend.pictures(files, view)
 
     def _decodes_integers(self, model: registry.Model) -> bool:
-        """Whether the latents of a model are decoded in integers."""
+        """Whether the latents of a model are decoded in integer arithmetic."""
         return integer_decoder.decodes(model, self._decoder_choice, self._device)
 
     @cached_property
@@ -300,9 +300,9 @@ class Codec:
     def decode_tensor(
         self, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
     ) -> Tensor:
-        """The colours alone, as [1, 3, H, W] float32 in [-1, 1] on the codec's device.
+        """Decode to RGB without alpha: [1, 3, H, W] float32 in [-1, 1] on the codec's device.
 
-        Those of a detail layer have 8 bits. The arguments and errors are those of `decode`.
+        Pixels of a detail layer have 8-bit precision. For arguments and errors see `decode`.
         """
         parsed = LatFile.of(file, max_pixels=max_pixels)
         if detail_layer.has_layer(parsed) or self._decodes_integers(parsed.model):
@@ -310,7 +310,7 @@ class Codec:
         return self.backend.tensor(parsed)
 
     def _complete(self, file: LatFile) -> Image.Image:
-        """The colours of a file, with its detail layer: RGB."""
+        """Decode a file with its detail layer: RGB."""
         layer = detail_layer.of_chunks(file.chunks, file.header.width, file.header.height)
         [picture] = self.decode_batch([file])
         return layer.over(picture) if layer else picture
@@ -318,18 +318,18 @@ class Codec:
 
 @dataclass(frozen=True, eq=False)
 class _Encoding:
-    """One image on its way to a file: latents that can be quantised with any step."""
+    """An image being encoded: latents that can be quantised with any step."""
 
     codec: Codec
-    latents: Floats  # [C, h, w], of what is beneath the layer
+    latents: Floats  # [C, h, w], of the image beneath the detail layer
     layer: Layering
-    chunks: list[Chunk]  # but for that of the layer
+    chunks: list[Chunk]  # without that of the layer
     effort: int
     on_step: OnStep | None
-    files: dict[int, LatFile] = field(init=False, default_factory=dict)  # made before, by step
+    files: dict[int, LatFile] = field(init=False, default_factory=dict)  # cache, by step
 
     def for_goal(self, goal: Goal) -> Encoded:
-        """The file that comes nearest to a goal."""
+        """The file that comes closest to a goal."""
         step_q = rate_control.START
         if goal.kind == "quality":
             has_trellis = self.codec.model.has_trellis
@@ -345,7 +345,7 @@ class _Encoding:
         return replace(encoded, note=notes.joined(encoded.note, ALL_LAYER if is_whole else ""))
 
     def _cheaper(self, step_q: int) -> _Encoding:
-        """This, or the same with a layer of the whole image if that takes fewer bytes."""
+        """This, or the same with a layer covering the whole image if that takes fewer bytes."""
         if not self.layer.may_be_whole:
             return self
         other = replace(self, layer=self.layer.whole())
@@ -393,7 +393,7 @@ class _Encoding:
         return LatFile.of_latents(self.latents, size, step_q, model, chunks)
 
     def _refined(self, file: LatFile, max_bytes: float = math.inf) -> LatFile:
-        """The file after the effort; as large as it is if max_bytes is less."""
+        """The refined file, of at most max_bytes or its present size, whichever is larger."""
         if not self.effort or self.layer.is_whole:
             return file
         given = self.latents, self.layer.beneath, self.effort, self.on_step

@@ -1,7 +1,7 @@
-"""How far decoded latents are from an image: the distortion that refinement minimises.
+"""The distortion that refinement minimises: the distance of decoded latents from an image.
 
-Squared error alone would blur, and exploit the decoder. So the features that an encoder extracts
-from the decoded image count as well, as those of deep networks agree better with perception than
+Squared error alone would blur, and exploit the decoder. So features that an encoder extracts from
+the decoded image are compared as well; features of deep networks agree better with perception than
 pixels do (Johnson et al., "Perceptual Losses for Real-Time Style Transfer", 2016).
 """
 
@@ -25,29 +25,29 @@ from dynenc.networks.encoder import Encoder
 if TYPE_CHECKING:
     from dynenc.networks.tiling import Decoder
 
-STRUCTURE_WEIGHT = 0.0185  # of the loss of structure, beside the squared error of pixels
+STRUCTURE_WEIGHT = 0.0185  # of the structure loss, relative to the squared error of pixels
 FEATURE_WEIGHT = 4.0  # of the squared error of features
-SCALES, BLOCK = 3, 8  # octaves on which structure is compared, and px, side of its blocks
-MARGIN = 12  # latents decoded around a window, so that its border is as in the whole image
+SCALES, BLOCK = 3, 8  # octaves on which structure is compared, and side of its blocks in px
+MARGIN = 12  # latents decoded around a window, so that its border is the same as in the whole image
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of the latents that is decoded by itself, and the part of the image it stands for."""
+    """A part of the latents that is decoded separately, and its part of the image."""
 
     latents: tuple[slice, slice]  # decoded; with a margin
-    patches: tuple[slice, slice]  # those of them whose pixels are compared
-    inner: tuple[slice, slice]  # px, the same within the decoded window
-    pixels: tuple[slice, slice]  # px, the same within the image
+    patches: tuple[slice, slice]  # without the margin; their pixels are compared
+    inner: tuple[slice, slice]  # px of these patches within the decoded window
+    pixels: tuple[slice, slice]  # px of these patches within the image
 
 
 class Distortion:
-    """The distortion of latents in relation to one image.
+    """The distortion of latents relative to one image.
 
     Args:
         image: [1, 3, H, W] in [-1, 1], on the decoder's device.
         feature_encoder: its features are compared; see `Encoder.features`.
-        decoder: any decoder; only its output is used, and its gradient.
+        decoder: any decoder; only its output and gradient are used.
     """
 
     def __init__(self, image: Tensor, feature_encoder: Encoder, decoder: Decoder) -> None:
@@ -60,8 +60,8 @@ class Distortion:
     def of(self, latents: Tensor) -> Floats:
         """Sums over the pixels of each patch, [h, w], of latents [1, 4, h, w].
 
-        If the latents require a gradient, that of the total is added to theirs. Window by window,
-        so that the memory of each is freed before the next.
+        If the latents require a gradient, that of the total is added to theirs. Works window by
+        window, so that the memory of each is freed before the next.
         """
         found = np.empty(latents.shape[-2:], np.float32)
         for window, features in zip(self.windows, self.target_features, strict=True):
@@ -76,7 +76,7 @@ class Distortion:
         return found
 
     def with_gradient(self, latents: Tensor) -> tuple[Floats, Tensor]:
-        """As `of`, and the gradient of the total, [1, 4, h, w]."""
+        """The result of `of`, and the gradient of the total, [1, 4, h, w]."""
         leaf = latents.detach().requires_grad_()
         leaf.grad = torch.zeros_like(leaf)
         return self.of(leaf), leaf.grad
@@ -85,11 +85,11 @@ class Distortion:
 def distortion(
     decoded: Tensor, original: Tensor, feature_encoder: Encoder, target_features: Tensor
 ) -> Tensor:
-    """How far one image is from another, summed over the pixels of each patch: [H/8, W/8].
+    """The distortion between two images, summed over the pixels of each patch: [H/8, W/8].
 
-    The squared error of pixels; that of an encoder's features; and the contrast and structure lost
-    in 8x8 blocks of three octaves (second term of SSIM, Wang et al. 2004), which keeps texture that
-    squared error alone blurs.
+    The sum of the squared error of pixels, that of an encoder's features, and the loss of contrast
+    and structure in 8x8 blocks of three octaves (second term of SSIM, Wang et al. 2004), which
+    keeps texture that squared error alone blurs.
 
     Args:
         decoded, original: [1, 3, H, W] in [-1, 1].
@@ -113,7 +113,7 @@ def distortion(
 
 
 def _structure(one: Tensor, two: Tensor) -> Tensor:
-    """SSIM's contrast and structure term of overlapping blocks."""
+    """SSIM's contrast-structure term of overlapping blocks."""
 
     def mean(image: Tensor) -> Tensor:
         return F.avg_pool2d(image, BLOCK, BLOCK // 2)
@@ -126,12 +126,12 @@ def _structure(one: Tensor, two: Tensor) -> Tensor:
 
 
 def window_side(decoder: Decoder) -> int:
-    """Side of a decoder's windows, in latents; with their margins they fit into its tile."""
+    """Side of the windows for a decoder, in latents; with margins they fit into its tile."""
     return decoder.tile // 2
 
 
 def windows(height: int, width: int, side: int) -> Iterator[Window]:
-    """Windows of at most side x side latents, of nearly equal sizes, for an image of that size."""
+    """Windows of at most side x side latents and nearly equal size that cover an image."""
     for rows in _windows_1d(height, side):
         for columns in _windows_1d(width, side):
             yield Window(*zip(rows, columns, strict=True))

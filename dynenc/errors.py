@@ -1,41 +1,41 @@
-"""Every error that dynenc raises on purpose, and the exit code that the command ends with.
+"""All errors that dynenc raises on purpose, with the exit codes of the command.
 
 DynencError             1   base class (also: some of several files failed)
-├── UsageError          2 * an argument has a value that makes no sense
+├── UsageError          2 * an argument is invalid
 ├── ImageError          3 * the image cannot be read
 ├── BitstreamError      4 * the .lat file cannot be read
 │   ├── NotALatFile         it does not start with the magic bytes of a .lat file
 │   ├── UnsupportedVersion  written by a newer dynenc
-│   ├── UnknownModel        names an entropy coder or encoder that this dynenc does not have
-│   ├── OtherLatents        its latents are not those that the chosen decoder reads
-│   ├── MissingFormat       a part of it is of an image format that Pillow lacks here
+│   ├── UnknownModel        needs an entropy coder or encoder that this dynenc does not have
+│   ├── OtherLatents        the chosen decoder cannot read its latents
+│   ├── MissingFormat       part of it needs an image format that this Pillow lacks
 │   ├── TooLarge            more pixels than the limit
 │   └── Corrupt             damaged, truncated, or inconsistent
 ├── WeightsError        5 * weights are missing, altered, or not for these latents
-├── OutputExists        6   the output exists and is not to be overwritten
+├── OutputExists        6   the output exists and must not be overwritten
 ├── OutputError         7   the output cannot be written
-│   └── DiskFull            no space left, or read-only: no other output could be written either
+│   └── DiskFull            no space left, or read-only: every other output would fail too
 ├── DeviceError         8 * no such device
 ├── EngineError         9   the cluster cannot be reached, or a package for it is missing
 ├── LatentsError       10 * a file of latents cannot be imported
 ├── OutOfMemory        11   not enough memory
-├── TargetMissed       12   no file meets the target, and `strict` was asked for
+├── TargetMissed       12   no file meets the target, and `strict` is set
 └── UnexpectedError     1   a bug in the conversion of one of several files
 
 Those marked * are caused by the value of an argument, and are also `ValueError`s.
-`PictureWarning`, a Python warning, names what is lost of an image that is otherwise processed.
+`PictureWarning`, a Python warning, says what is lost of an image that is otherwise processed.
 """
 
 
 class PictureWarning(UserWarning):
-    """Part of an image cannot be kept and is left out; the rest is processed."""
+    """Part of an image cannot be kept and is dropped; the rest is processed."""
 
 
 class DynencError(Exception):
     """Base class of all errors that a user can cause and fix.
 
     Args:
-        message: one sentence that says what is wrong with what; it does not end with a full stop.
+        message: one sentence that says what is wrong, without a full stop at the end.
         hint: what to do about it on the command line, in a few words. The command prints it after
             the message; `str()` of the error leaves it out.
     """
@@ -52,15 +52,15 @@ class DynencError(Exception):
         return f"{self}: {self.hint}" if self.hint else str(self)
 
 
-def named(error: DynencError, name: str) -> DynencError:
-    """An error with the name of the file that it is about, unless its message has that."""
+def with_name(error: DynencError, name: str) -> DynencError:
+    """The error with the name of its file in the message, unless it is already there."""
     if name in str(error) or isinstance(error, UnexpectedError):
         return error
     return type(error)(f"{name}: {error}", hint=error.hint)
 
 
 class UsageError(DynencError, ValueError):
-    """An argument has a value that makes no sense."""
+    """An argument is invalid."""
 
     exit_code = 2
 
@@ -86,15 +86,15 @@ class UnsupportedVersion(BitstreamError):
 
 
 class UnknownModel(BitstreamError):
-    """The file names an entropy coder or encoder that this dynenc does not have."""
+    """The file needs an entropy coder or encoder that this dynenc does not have."""
 
 
 class OtherLatents(BitstreamError):
-    """The latents of the file are not those that the chosen decoder reads."""
+    """The chosen decoder cannot read the latents of the file."""
 
 
 class MissingFormat(BitstreamError):
-    """A part of the file is of an image format that Pillow cannot read here."""
+    """Part of the file needs an image format that this Pillow cannot read."""
 
 
 class TooLarge(BitstreamError):
@@ -112,7 +112,7 @@ class WeightsError(DynencError, ValueError):
 
 
 class OutputExists(DynencError):
-    """The output exists and is not to be overwritten."""
+    """The output exists and must not be overwritten."""
 
     exit_code = 6
 
@@ -124,11 +124,11 @@ class OutputError(DynencError):
 
 
 class DiskFull(OutputError):
-    """No space is left, or the disk is read-only: no other output could be written either."""
+    """No space is left, or the disk is read-only: every other output would fail too."""
 
 
 class DeviceError(DynencError, ValueError):
-    """There is no such device."""
+    """The device does not exist."""
 
     exit_code = 8
 
@@ -146,19 +146,19 @@ class LatentsError(DynencError, ValueError):
 
 
 class OutOfMemory(DynencError):
-    """There is not enough memory for what was asked."""
+    """There is not enough memory."""
 
     exit_code = 11
 
 
 class TargetMissed(DynencError):
-    """No quantiser step meets the target, and it was to be met strictly."""
+    """No quantiser step meets the target, and `strict` is set."""
 
     exit_code = 12
 
 
 class UnexpectedError(DynencError):
-    """A bug: an exception that nobody expected, in the conversion of one of several files.
+    """A bug: an unexpected exception while one of several files was converted.
 
     Args:
         traceback: of that exception, as text, since it may come from another process.

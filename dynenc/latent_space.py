@@ -1,4 +1,4 @@
-"""Latent spaces: what a position of the latents stands for, and how a VAE's output is scaled.
+"""Latent spaces: channels, patch size, and the scale and shift of the VAE's output.
 
 dynenc codes latents of `SD1`, and those of its own autoencoder. The others in `SPACES` are known so
 that their decoders and files are recognised and refused by name.
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LatentSpace:
-    """The latents [C, h, w] of a family of diffusion models; scaled = (raw - shift) * scale."""
+    """The latents [C, h, w] of a family of diffusion models: scaled = (raw - shift) * scale."""
 
-    name: str  # of options and files
-    title: str  # for messages
+    name: str  # in options and files
+    title: str  # in messages
     channels: int  # C
-    patch: int  # px; side of the square of pixels that a position of the latents stands for
+    patch: int  # px; side of the square of pixels that one latent position covers
     scale: float  # `scaling_factor` of the VAE's config
     shift: float = 0.0  # `shift_factor` of the VAE's config
 
     @property
     def patch_values(self) -> int:
-        """Values of a patch of RGB pixels."""
+        """Number of values in a patch of RGB pixels."""
         return 3 * self.patch**2
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """The latents' h and w for a picture of height x width px, which is padded to patches."""
+        """h and w of the latents of a height x width px image, padded to whole patches."""
         return -(-height // self.patch), -(-width // self.patch)
 
     def scaled(self, raw: Tensor) -> Tensor:
-        """Latents as a VAE's encoder returns them -> as the diffusion model takes them."""
+        """Latents from a VAE's encoder -> latents for the diffusion model."""
         return (raw - self.shift) * self.scale
 
     def raw(self, scaled: Tensor) -> Tensor:
-        """Undo `scaled`: latents as a VAE's decoder takes them."""
+        """Undo `scaled`: latents for a VAE's decoder."""
         return scaled / self.scale + self.shift
 
 
-# scaling_factor and shift_factor of the models' published vae/config.json
+# scaling_factor and shift_factor from the published vae/config.json of each model
 SD1 = LatentSpace("sd1", "SD 1.x", channels=4, patch=8, scale=0.18215)
 SDXL = LatentSpace("sdxl", "SDXL", channels=4, patch=8, scale=0.13025)
 FLUX1 = LatentSpace("flux1", "FLUX.1", channels=16, patch=8, scale=0.3611, shift=0.1159)

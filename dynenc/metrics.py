@@ -1,4 +1,4 @@
-"""Figures of merit: PSNR, MS-SSIM."""
+"""Image quality metrics: PSNR and MS-SSIM."""
 
 import math
 

@@ -3,7 +3,7 @@
     Image.open("a.lat")                                 # size and mode at once, pixels at load()
     picture.save("a.lat", quality=80, encoder="base")   # both may be left out
 
-torch is imported when pixels are first decoded or encoded, and not before.
+torch is imported only if decoding or encoding needs it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ decoder = "embedded"  # for Image.open, which takes no options: any name of `loa
 
 
 class LatImageFile(ImageFile.ImageFile):
-    """An image whose .lat file has been read and checked, and is decoded at load()."""
+    """A .lat file that has been read and checked; its pixels are decoded at load()."""
 
     format = FORMAT
     format_description = "Stable Diffusion latents"
@@ -40,9 +40,9 @@ class LatImageFile(ImageFile.ImageFile):
         """Read the size; raises UnidentifiedImageError, an OSError, if the file is damaged."""
         self._blob: bytes | None = b""
         try:
-            if self.fp:  # no more than the largest valid file is read
+            if self.fp:  # at most the largest valid file is read
                 self._blob = read_at_most(self.fp, bitstream.MAX_BYTES, "the file")
-            # Pillow has a limit of its own for the size
+            # Pillow applies its own limit to the size
             header, _, chunks = bitstream.read(self._blob, sys.maxsize)
         except BitstreamError as exc:
             raise UnidentifiedImageError(str(exc)) from exc
@@ -53,7 +53,7 @@ class LatImageFile(ImageFile.ImageFile):
             self._mode += "A"
 
     def load(self) -> Any:
-        """Decode; raises OSError if the payload is damaged, WeightsError as `load_decoder`."""
+        """Decode; raises OSError if the payload is damaged, WeightsError like `load_decoder`."""
         if self._blob is not None:
             try:
                 picture = _codec(decoder=file_name("a decoder", decoder)).decode(
@@ -64,7 +64,7 @@ class LatImageFile(ImageFile.ImageFile):
             self._blob = None
             if self.fp and self._exclusive_fp:
                 self.fp.close()
-            self._mode = picture.mode  # a profile that was kept may have changed it
+            self._mode = picture.mode  # a kept profile may have changed it
             self.info.update(picture.info)
             self.fp = io.BytesIO(picture.tobytes())
             self.tile = [ImageFile._Tile("raw", (0, 0, *picture.size), 0, self.mode)]

@@ -1,21 +1,21 @@
-"""Refinement: latents that decode to a better image in no more bytes; what `--effort` does.
+"""Refinement (`--effort`): latents that decode to a better image in no more bytes.
 
 The encoder's latents are moved by gradient descent through the decoder (Campos et al., "Content
-Adaptive Optimization for Neural Image Compression", 2019). Rounding is part of the loop: it is soft
-at the beginning of a stage and hard at its end (Agustsson and Theis, "Universally Quantized Neural
-Compression", 2020). The rate comes from the coder's own tables, together with what a latent costs
+Adaptive Optimization for Neural Image Compression", 2019). Rounding is part of the loop: soft at
+the start of a stage and hard at its end (Agustsson and Theis, "Universally Quantized Neural
+Compression", 2020). The rate comes from the coder's own tables, including the cost of a latent to
 its neighbours through their contexts; its weight is adjusted until the file has the allowed size.
 
-Soft rounding leaves latents halfway between symbols, and what they are rounded to in the end is not
-optimal. So the descent is followed by a search that changes single symbols by one (iterated
-conditional modes, Besag, "On the Statistical Analysis of Dirty Pictures", 1986). A change affects
-only its neighbourhood, so in every neighbourhood at once the one that the gradient predicts to be
-best is tried, and those that turn out to help are kept. The result is the best of the candidates
-that were actually coded and decoded.
+Soft rounding leaves latents halfway between symbols, and rounding them is not optimal. So the
+descent is followed by a search that changes single symbols by one (iterated conditional modes,
+Besag, "On the Statistical Analysis of Dirty Pictures", 1986). A change affects only its
+neighbourhood, so the change that the gradient predicts to be best is tried in all neighbourhoods at
+once, and those that help are kept. The result is the best of the candidates that were actually
+coded and decoded.
 
-An effort consists of the stages of the effort below it and one more, longer stage, without any
-randomness: a higher effort never gives a worse image, and on one machine the same image always
-gives the same file.
+An effort consists of the stages of the effort below it and one longer stage. It is deterministic:
+a higher effort never gives a worse image, and on one machine the same image always gives the same
+file.
 """
 
 from __future__ import annotations
@@ -49,32 +49,32 @@ if TYPE_CHECKING:
 
 STAGES = (3, 4, 6, 9, 13, 20, 30, 45, 70)  # steps of descent that each effort adds ...
 ROUNDS = (2, 2, 3, 5, 7, 10, 15, 23, 35)  # ... and rounds of search
-LEARNING_RATE = 0.3  # symbols; of Adam, at the beginning of a stage; falls to 0 along a cosine
-SOFTEST, HARDEST = 1.0, 13.0  # sharpness of the rounding at the two ends of a stage
-RATE_WEIGHT = 0.2  # initial distortion that a bit is worth at a step of 1 latent unit
-GAIN = 3.0  # of the logarithm of the rate's weight, by the share by which the file is too large
+LEARNING_RATE = 0.3  # symbols; of Adam, at the start of a stage; falls to 0 along a cosine
+SOFTEST, HARDEST = 1.0, 13.0  # sharpness of the rounding at the start and end of a stage
+RATE_WEIGHT = 0.2  # initial distortion per bit at a step of 1 latent unit
+GAIN = 3.0  # change of the log of the rate weight per relative excess of the file size
 EXCESS = (0.0, 1.0, 1.25, 1.5, 2.0, 3.0)  # multiples of the excess bits to save by rounding
-NEAR = 2  # latents to each side that a change affects, and within which no other one is tried
+NEAR = 2  # latents to each side that a change affects, within which no other change is tried
 PROBE_STEP = 0.5  # symbols by which latents are moved to estimate the curvature
-PROBE_SIDE = 16  # latents, side of the window on which the need of memory is measured
+PROBE_SIDE = 16  # latents; side of the window on which memory use is measured
 MEMINFO = Path("/proc/meminfo")  # of Linux
 
 logger = logging.getLogger(__name__)
 
-OnStep = Callable[[int, int], None]  # steps done, steps in all
+OnStep = Callable[[int, int], None]  # steps done, total steps
 
 
 @dataclass(frozen=True)
 class Refiner:
-    """Refines the latents of a file, to an effort of 1 to 9.
+    """Refines the latents of a file with an effort of 1 to 9.
 
-    Refined files are on the plain lattice of the full coder, as the descent itself chooses how to
-    round.
+    Refined files use the plain lattice of the full coder, because the descent itself chooses the
+    rounding.
     """
 
-    feature_encoder: Encoder  # whose features tell what looks alike; see distortion.py
-    decoder: Decoder  # whose output is to come close to the image
-    effort: int  # how many of STAGES and ROUNDS to go through
+    feature_encoder: Encoder  # its features measure similarity; see distortion.py
+    decoder: Decoder  # its output is compared with the image
+    effort: int  # number of STAGES and ROUNDS to run
     on_step: OnStep | None = None  # called after each step and round
 
     @torch.inference_mode(False)
@@ -86,10 +86,11 @@ class Refiner:
 
         Args:
             file: made from the latents.
-            latents: [1, 4, h, w] float32, as the encoder gave them.
+            latents: [1, 4, h, w] float32, from the encoder.
             image: [1, 3, H, W] in [-1, 1], on the decoder's device.
-            max_bytes: of the refined file; infinite, or less than the file has: as many as it has.
-        Raises: OutOfMemory if the memory does not suffice.
+            max_bytes: limit for the refined file; if infinite or below the size of the file, that
+                size is the limit.
+        Raises: OutOfMemory.
         """
         header, coder = file.header, load_coder("full", has_trellis=False)
         max_payload = len(file.payload)
@@ -113,7 +114,7 @@ class Refiner:
         return LatFile.of_symbols(symbols, coder, size, header.step_q, file.model, file.chunks)
 
     def _best(self, search: _Search, least: float) -> tuple[Ints | None, float]:
-        """The best symbols of all stages, None if none is below the least, and the new least."""
+        """The best symbols of all stages and their distortion; None if not below `least`."""
         best: Ints | None = None
         total, done = sum(STAGES[: self.effort]) + sum(ROUNDS[: self.effort]), 0
 
@@ -138,7 +139,7 @@ class Refiner:
 
 
 class _Search:
-    """The state of a refinement: latents in steps, and the weight of the rate."""
+    """The state of a refinement: latents in units of the step, and the weight of the rate."""
 
     def __init__(
         self,
@@ -156,18 +157,18 @@ class _Search:
         self.optimizer = torch.optim.Adam([self.latents], betas=(0.9, 0.99))
 
     def symbols(self) -> Ints:
-        """The present latents, rounded."""
+        """The current latents, rounded."""
         latents = (self.latents.detach() * self.step)[0].cpu().numpy()
         return to_symbols(latents, self.step_q, self.coder)
 
     def n_bytes(self, symbols: Ints) -> int:
-        """Size of the payload of symbols."""
+        """Payload size of symbols."""
         return len(self.coder.encode(symbols, self.step_q))
 
     def fitting_symbols(self) -> Ints | None:
-        """The rounded latents, some of them to the cheaper side until the payload fits, or None.
+        """The latents, some rounded to the cheaper side so that the payload fits; None if not.
 
-        Those are rounded otherwise that move the latents least for each bit saved.
+        These are the ones that move the latents least per bit saved.
         """
         symbols = self.symbols()
         excess = 8 * (self.n_bytes(symbols) - self.max_bytes)
@@ -187,7 +188,7 @@ class _Search:
         return None
 
     def descend(self, progress: float) -> None:
-        """Move the latents by one step of Adam; progress is that within the stage, 0 to 1."""
+        """Move the latents by one step of Adam; `progress` within the stage is 0 to 1."""
         sharpness = SOFTEST + (HARDEST - SOFTEST) * progress
         symbols = self.symbols()
         bits, more, less = self._bits(symbols)
@@ -206,12 +207,12 @@ class _Search:
     def improve(
         self, symbols: Ints, rounds: int, advance: Callable[[], None]
     ) -> tuple[Ints, float]:
-        """Search near symbols whose payload fits: the best symbols found and their distortion."""
+        """Search near symbols whose payload fits; return the best found and their distortion."""
         errors, gradient = self._at_symbols(symbols)
         best, least = symbols, float(errors.sum())
         weight = self.weight
         curvature = self._curvature(symbols, gradient)
-        # by how much a change that was tried in vain was worse than predicted: [kinds, h, w]
+        # how much worse than predicted a rejected change was: [kinds, h, w]
         penalties = np.zeros((2 * SD1.channels, *errors.shape), np.float32)
         for _ in range(rounds):
             _, more, less = self._bits(symbols)
@@ -232,7 +233,7 @@ class _Search:
         return best, least
 
     def _bits(self, symbols: Ints) -> tuple[Floats, Floats, Floats]:
-        """Bits of symbols, and what one more and one less of each adds, neighbours included."""
+        """Bits of symbols, and the change for each plus or minus one, including neighbours."""
         below, here, above = bit_costs(self.coder, symbols, self.step_q)
         others = context_gradient(self.coder, symbols, self.step_q)
         return here, above - here + others, below - here - others
@@ -247,12 +248,12 @@ class _Search:
         return errors, gradient[0].cpu().numpy()
 
     def _with_gradient(self, latents: Tensor) -> tuple[Floats, Tensor]:
-        """The distortion of latents in steps, [h, w], and its gradient [1, 4, h, w]."""
+        """The distortion of latents in units of the step, [h, w], and its gradient [1, 4, h, w]."""
         errors, gradient = self.distortion.with_gradient(latents * self.step)
         return errors, gradient * self.step
 
     def _curvature(self, symbols: Ints, gradient: Floats) -> Floats:
-        """Mean of the second derivative of the distortion by a channel's symbols: [8, 1, 1]."""
+        """Mean second derivative of the distortion by the symbols of a channel: [8, 1, 1]."""
         choices = np.array([-PROBE_STEP, PROBE_STEP], np.float32)
         moves = np.random.default_rng(0).choice(choices, symbols.shape)
         _, moved = self._at_symbols(symbols + moves)
@@ -273,7 +274,7 @@ def _changed(symbols: Ints, kinds: Index, rows: Index, columns: Index) -> Ints:
 
 
 def _local_minima(costs: Floats) -> tuple[Index, Index, Index]:
-    """Kind, row and column of the costs [kinds, h, w] below 0 that are the lowest nearby."""
+    """Kind, row and column of the negative costs [kinds, h, w] that are lowest nearby."""
     kinds = costs.argmin(0)
     lowest = torch.from_numpy(costs.min(0))
     near = -F.max_pool2d(-lowest[None], 2 * NEAR + 1, 1, NEAR)[0]
@@ -282,14 +283,14 @@ def _local_minima(costs: Floats) -> tuple[Index, Index, Index]:
 
 
 def _sum_near(errors: Floats) -> Floats:
-    """Sums over the neighbourhood of each place: [h, w] -> the same."""
+    """Sums over the neighbourhood of each position: [h, w] -> [h, w]."""
     sums = F.avg_pool2d(torch.from_numpy(errors)[None], 2 * NEAR + 1, 1, NEAR, divisor_override=1)
     found: Floats = sums[0].numpy()
     return found
 
 
 def soft_round(values: Tensor, sharpness: float) -> Tensor:
-    """Round softly: near the identity for a small sharpness, near rounding for a large one."""
+    """Soft rounding: close to the identity at low sharpness, close to rounding at high."""
     middle = values.detach().floor() + 0.5
     return middle + torch.tanh(sharpness * (values - middle)) / (2 * math.tanh(sharpness / 2))
 
@@ -297,7 +298,7 @@ def soft_round(values: Tensor, sharpness: float) -> Tensor:
 def check_memory(feature_encoder: Encoder, decoder: Decoder, windows: list[Window]) -> None:
     """Raise OutOfMemory if the gradient of the largest window needs more memory than is free.
 
-    The need is extrapolated from what autograd keeps for a small window.
+    This is extrapolated from what autograd keeps for a small window.
     """
     device = next(decoder.parameters()).device
     kept: dict[int, int] = {}
@@ -324,7 +325,7 @@ def check_memory(feature_encoder: Encoder, decoder: Decoder, windows: list[Windo
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that can still be allocated; infinite where the system does not tell."""
+    """Bytes that can still be allocated; infinite if the system does not say."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     with suppress(OSError):

@@ -1,7 +1,7 @@
-"""The append-only table of models: their numbers in a .lat file, and their weight files.
+"""The append-only table of models: their numbers in .lat files, and their weight files.
 
-Numbers are literals and never change their meaning. A retrained encoder keeps its number, because
-decoding a .lat file does not need the encoder; a retrained entropy coder gets a new one.
+Numbers are literals and never change meaning. A retrained encoder keeps its number, because
+decoding does not need the encoder; a retrained entropy coder gets a new one.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class Model:
     arguments: dict[str, Any] = field(default_factory=dict)  # of the network's constructor
     space: LatentSpace = SD1  # of the latents
     coder: str = "full"  # entropy coder of new files of its latents ...
-    has_trellis: bool = True  # ... and whether on the trellis; of a coder: whether it has one
+    has_trellis: bool = True  # ... and whether they use the trellis; of a coder: whether it can
 
 
 MODELS = {
@@ -42,7 +42,7 @@ MODELS = {
             "nano.safetensors",
             "adf4f28b0c540eae5d9608574ce28a301c93a622a45d5422042f3362ee2ed117",
             {"hidden": 0, "width": 16, "blocks": 1},
-            coder="fast",  # as it is itself
+            coder="fast",  # as fast as the encoder
             has_trellis=False,
         ),
         Model(
@@ -101,18 +101,18 @@ MODELS = {
 }
 
 IMPORTED = Model("imported", 4, "foreign")  # latents of any other encoder of SD 1.x
-LATENT_MODELS = (  # what may stand in a file as the model of its latents; numbers are unique here
+LATENT_MODELS = (  # models that a file can name for its latents; their numbers are unique
     *(m for m in MODELS.values() if m.kind in ("encoder", "autoencoder")),
     IMPORTED,
 )
 
 
 def named(name: str, kind: Kind) -> Model:
-    """The model of that name and kind; raises WeightsError if there is none."""
+    """The model of that name and kind; raises WeightsError if it is unknown."""
     model = MODELS.get(name)
     if model is None or not _is(model, kind):
         choices = ", ".join(names(kind))
-        raise WeightsError(f"there is no {kind} {name!r}: choose one of {choices}")
+        raise WeightsError(f"unknown {kind} {name!r}: choose one of {choices}")
     return model
 
 
@@ -127,15 +127,16 @@ def sd_encoders() -> list[str]:
 
 
 def numbered(number: int, kind: Kind) -> Model | None:
-    """The model that a number in a .lat file stands for; None if this dynenc does not have it."""
+    """The model with that number in a .lat file; None if this dynenc does not have it."""
     found = (m for m in MODELS.values() if m.kind == kind and m.number == number)
     return next(found, None)
 
 
 def encoder_model(encoder: str) -> Model:
-    """The model that files made with an encoder name: `IMPORTED` if it is a weight file.
+    """The model named in files that an encoder makes: `IMPORTED` for a weight file.
 
-    Raises: WeightsError if it is neither a name nor a .safetensors file; UsageError if no text.
+    Raises: WeightsError if it is neither a known name nor a .safetensors file; UsageError if it is
+    not a string.
     """
     encoder = file_name("an encoder", encoder)
     return IMPORTED if is_weight_file(encoder) else named(encoder, "encoder")
@@ -147,7 +148,7 @@ def is_weight_file(name: str) -> bool:
 
 
 def _is(model: Model, kind: Kind) -> bool:
-    """Whether a model is of a kind; an autoencoder counts as encoder and as decoder as well."""
+    """Whether a model is of a kind; an autoencoder is also an encoder and a decoder."""
     return model.kind == kind or (model.kind == "autoencoder" and kind in ("encoder", "decoder"))
 
 
@@ -157,14 +158,14 @@ def latent_model(number: int) -> Model | None:
 
 
 def folder() -> Path:
-    """The folder of the weight files: inside an installed package, beside it in a checkout."""
+    """The folder of the weight files: inside the installed package, beside it in a checkout."""
     package = Path(__file__).resolve().parent
     inside = package / "weights"
     return inside if inside.is_dir() else package.parent / "weights"
 
 
 def read_file(model: Model) -> bytes:
-    """The bytes of a model's weight file; raises WeightsError if missing or not the pinned file."""
+    """The bytes of a model's weight file; raises WeightsError if it is missing or altered."""
     path = folder() / model.file
     try:
         data = path.read_bytes()

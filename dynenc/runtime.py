@@ -1,8 +1,8 @@
-"""Settings of the whole process, made only where the process is dynenc's own.
+"""Process-wide settings, changed only in processes that dynenc owns.
 
-The command and the workers enter `own_process`. A library call in a host program changes none of
-these: there, threads and allocator are the host's to choose. A program that does nothing but run
-dynenc may enter `own_process` too.
+The command and its workers enter `own_process`. Library calls never change these settings: in a
+host program, threads and allocator are the host's choice. A program that only runs dynenc may enter
+`own_process` too.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from dynenc.errors import DynencError
 T = TypeVar("T")
 R = TypeVar("R")
 
-ONE_THREAD_PIXELS = 2**18  # an image of at most so many is coded in one thread: see `threads_for`
-SHARED_PIXELS = 2**17  # the native kernel decodes an image of so many in several threads
-GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of CUDA, ROCm and of WSL
-KEPT_BLOCK = 2**25 - 2**16  # bytes; just below the largest that glibc may keep when it is freed
+ONE_THREAD_PIXELS = 2**18  # images of at most this size are coded in one thread: see `threads_for`
+SHARED_PIXELS = 2**17  # from this size on, the native kernel decodes in several threads
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of CUDA, ROCm and WSL
+KEPT_BLOCK = 2**25 - 2**16  # bytes; just below the largest freed block that glibc can keep
 
 
 class _Owner:
-    """How many have entered `own_process`, and what was prepared since."""
+    """How many times `own_process` was entered, and what has been prepared since."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.count = 0
-        self.pid: int | None = None  # of the process in which several threads have run
+        self.pid: int | None = None  # of the process in which torch ran several threads
         self.prepared: set[str] = set()
-        self.threads: int | None = None  # of torch, for large images
+        self.threads: int | None = None  # torch threads for large images
 
 
 _owner = _Owner()
@@ -42,16 +42,16 @@ _owner = _Owner()
 
 @contextmanager
 def own_process(threads: int | None = None) -> Iterator[None]:
-    """Tune this process for dynenc; what can be restored is restored at the end.
+    """Tune this process for dynenc; at the end, restore what can be restored.
 
-    - glibc keeps freed blocks of up to 32 MB for the next image, where it would give them back to
-      the system and fault them in again page by page.
-    - torch takes a fixed number of threads, one for small images: see `threads_for`.
+    - glibc keeps freed blocks of up to 32 MB for the next image, instead of returning them to the
+      system and faulting them in again page by page.
+    - torch uses a fixed number of threads, one for small images: see `threads_for`.
 
     torch is not imported here, but adjusted when the codec first needs it.
 
     Args:
-        threads: of torch and of Pillow's AVIF encoder; None leaves their own choice.
+        threads: for torch and for Pillow's AVIF encoder; None leaves their defaults.
     """
     with _owner.lock:
         _owner.count += 1
@@ -66,7 +66,7 @@ def own_process(threads: int | None = None) -> Iterator[None]:
 
 
 def cores() -> int:
-    """The processors that this process may use."""
+    """The number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -75,12 +75,12 @@ def cores() -> int:
 def in_threads(
     function: Callable[[T], R], items: Sequence[T], threads: int | None = None
 ) -> list[R]:
-    """What a function makes of each item, in order, by as many threads as the process may use.
+    """Apply a function to each item in threads; return the results in order.
 
     Args:
-        threads: at most so many instead.
-    Worth it for functions that spend their time in the native kernel, which releases the GIL.
-    Raises: what the function raises for the first item that fails.
+        threads: limit; None means as many as the process may use.
+    Useful for functions that spend their time in the native kernel, which releases the GIL.
+    Raises: the exception of the first item that fails.
     """
     count = min(len(items), threads or _owner.threads or cores())
     if count < 2:
@@ -91,14 +91,14 @@ def in_threads(
 
 @contextmanager
 def threads_for(pixels: int) -> Iterator[None]:
-    """Within, torch has the threads of `own_process`, one if an image is small.
+    """A context in which torch has the threads of `own_process`, or one for a small image.
 
     Changes nothing in a host program.
 
     Raises: DynencError in a process forked after several threads have run.
-    Threads gain some milliseconds on a small image while the machine is idle. If its cores are
-    busy, each operation waits until the scheduler has run every thread: on two cores with ten
-    runnable processes, decoding 256x128 px took 233 ms in one thread and 7.2 s in two.
+    On an idle machine, threads save some milliseconds on a small image. On a busy one, each
+    operation waits until the scheduler has run every thread: on two cores with ten runnable
+    processes, decoding 256x128 px took 233 ms in one thread and 7.2 s in two.
     """
     import torch
 
@@ -120,9 +120,9 @@ def threads_for(pixels: int) -> Iterator[None]:
 
 
 def native_threads(pixels: int) -> int:
-    """How many threads the native kernel takes for an image: those of `own_process` if it is set.
+    """How many threads the native kernel uses for an image: those of `own_process` if set.
 
-    Else as many as torch or OpenMP were told to take, or there are processors for this process.
+    Otherwise the number set for torch or OpenMP, or the number of processors available.
     """
     if pixels < SHARED_PIXELS:
         return 1
@@ -137,7 +137,7 @@ def native_threads(pixels: int) -> int:
 
 
 def has_gpu() -> bool:
-    """Whether torch finds a GPU; imports torch only where there may be one."""
+    """Whether torch finds a GPU; imports torch only if there may be one."""
     may_have = sys.platform in ("darwin", "win32") or any(map(os.path.exists, GPU_DEVICES))
     if not may_have and "torch" not in sys.modules:
         return False
@@ -147,7 +147,7 @@ def has_gpu() -> bool:
 
 
 def _keep_memory() -> None:
-    """Let glibc keep what torch frees; does nothing in a host program, or when that is done."""
+    """Let glibc keep memory that torch frees; does nothing in a host program or if done before."""
     if _first("memory"):
         import torch
 
@@ -155,7 +155,7 @@ def _keep_memory() -> None:
 
 
 def _first(what: str) -> bool:
-    """Whether something is still to be prepared in a process of dynenc's own."""
+    """Whether this is the first call for `what` in a process that dynenc owns."""
     with _owner.lock:
         if not _owner.count or what in _owner.prepared:
             return False
@@ -176,7 +176,7 @@ def _fixed_threads(count: int) -> Iterator[None]:
 
 
 def _check_fork(threads: int) -> None:
-    """Raise where GNU's OpenMP would wait for threads that a fork has left behind."""
+    """Raise if GNU OpenMP would wait forever for threads that did not survive a fork."""
     if threads > 1 and sys.platform == "linux":
         if _owner.pid not in (None, os.getpid()):
             raise DynencError(

@@ -8,7 +8,7 @@ from fractions import Fraction
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dynenc.arguments import whole
+from dynenc.arguments import integer
 from dynenc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -110,11 +110,11 @@ def region_of(values: Any) -> Region:
     if isinstance(values, str | bytes) or not isinstance(values, Sequence) or len(values) != 4:
         raise UsageError(f"region {values!r} is not four numbers: left, top, width and height")
     left, top = (
-        whole(f"region's {name}", value)
+        integer(f"region's {name}", value)
         for name, value in zip(("left", "top"), values[:2], strict=True)
     )
     width, height = (
-        whole(f"region's {name}", value, 1)
+        integer(f"region's {name}", value, 1)
         for name, value in zip(("width", "height"), values[2:], strict=True)
     )
     return Region(left, top, width, height)

@@ -1,6 +1,6 @@
-"""The converter: takes files one by one, or as members of archives, through a task.
+"""The converter: runs files, or members of archives, through a task.
 
-Read, convert (files of equal size together), write. What is done with a file is up to its task.
+Read, convert (files of equal size together), write. The task defines how a file is converted.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from dynenc.io import shards, storage
 from dynenc.io.names import suffix_of
 from dynenc.io.writing import refuse_existing, writing
 
-FATAL = (WeightsError, DeviceError, UsageError, DiskFull)  # all other files would fail as well
+FATAL = (WeightsError, DeviceError, UsageError, DiskFull)  # every other file would fail too
 GPU_BATCH = 16  # images in one pass; on a CPU one at a time is as fast and needs less memory
-WRITERS = 4  # threads that write; most of the time they wait for the disk
+WRITERS = 4  # writer threads; most of the time they wait for the disk
 BATCH_PIXELS = 64_000_000  # in one pass
-SMALL = 2**20  # bytes; larger members of archives that are not converted are copied in chunks
+SMALL = 2**20  # bytes; larger archive members that are only copied are copied in chunks
 
 T = TypeVar("T")
 Outcome = Made | DynencError
 
 
 class Converter:
-    """Converts files with networks that are loaded once, when first used.
+    """Converts files; networks are loaded once, on first use.
 
     Raises: WeightsError, DeviceError, UsageError or DiskFull at any time if all files would fail;
     the errors of one file become its result.
@@ -64,11 +64,11 @@ class Converter:
 
     @property
     def note(self) -> str:
-        """What the user should know of the task, or ""."""
+        """A message of the task for the user, or ""."""
         return self.task.note
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, list[Result]]]:
-        """Convert; yield each job with a result for every image of it."""
+        """Convert; yield each job with one result per image."""
         jobs = list(jobs)
         inputs = {self._input(job): job for job in jobs if not job.is_shard}
         under_way: deque[tuple[Input, Future[Outcome]]] = deque()
@@ -82,7 +82,7 @@ class Converter:
             while under_way:
                 item, future = under_way.popleft()
                 yield inputs[item], [self._result(item, future.result())]
-        finally:  # however it ends, no file is left half-written
+        finally:  # on any exit, no file is left half-written
             wait([future for _, future in under_way])
         for job in jobs:
             if job.is_shard:
@@ -100,12 +100,12 @@ class Converter:
         )
 
     def _mtime(self, source: str) -> float | None:
-        """The time of modification to give an output, or None for the present."""
+        """The modification time to give the output, or None for the current time."""
         found = storage.times(source) if self.settings.output.keep_mtime else None
         return found.modified if found else None
 
     def _convert(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, Outcome]]:
-        """Read, convert in groups of one shape, and yield in the order of the inputs."""
+        """Read, convert in groups of equal shape, and yield in input order."""
         rest = iter(inputs)
         while window := list(islice(rest, self.window)):
             outcome: dict[int, Outcome] = {}
@@ -128,7 +128,7 @@ class Converter:
             yield from ((item, outcome[i]) for i, item in enumerate(window))
 
     def _make(self, items: list[Input], group: list[Loaded[Any]]) -> Sequence[Outcome]:
-        """The outputs of files of one shape; one by one if they fail together."""
+        """The outputs for files of equal shape; if the batch fails, each is tried alone."""
         made = self._attempt(self.task.make, items, group)
         if not isinstance(made, DynencError):
             return made
@@ -146,7 +146,7 @@ class Converter:
     # archives
 
     def _shard(self, job: Job) -> list[Result]:
-        """Convert the members of an archive, or pack images into a tar; others are copied."""
+        """Convert the members of an archive, or pack images into a tar; copy other members."""
         results: list[Result] = []
         target, overwrite = job.target, job.overwrite or self.settings.output.overwrite
         refuse_existing(target, overwrite)
@@ -158,7 +158,7 @@ class Converter:
                 if isinstance(made, Made) and writer:
                     try:
                         writer.add(item.member, made.data, item.mtime or 0)
-                    except OutputError as exc:  # only this one: OSError ends the shard
+                    except OutputError as exc:  # this member only; an OSError ends the shard
                         made = exc
                 if item.convert or isinstance(made, DynencError):
                     where = f"{target}/{item.member}" if target else ""
@@ -168,14 +168,14 @@ class Converter:
         return results
 
     def _packed(self, job: Job) -> Iterator[tuple[Input, Outcome]]:
-        """What becomes of the images of a new shard."""
+        """The outcome for each image of a new shard."""
         yield from self._convert(
             Input(source, job.target, member=name, mtime=self._mtime(source))
             for source, name in job.members
         )
 
     def _members(self, job: Job, writer: shards.Writer | None) -> Iterator[tuple[Input, Outcome]]:
-        """What becomes of the members of an archive, in their order; large others are copied."""
+        """The outcome for each archive member, in order; large non-images are copied here."""
         suffixes, output = input_suffixes(self.settings.task), self.settings.output
         window: list[Input] = []
         with storage.reading(job.source) as file:
@@ -198,12 +198,12 @@ class Converter:
                     else:
                         window.append(replace(item, data=data))
                 if is_large or outcome or len(window) >= self.window:
-                    yield from self._convert(window)  # what is before it in the archive
+                    yield from self._convert(window)  # the members before it
                     window.clear()
                 if is_large and writer:
                     try:
                         writer.copy(member)
-                    except OutputError as exc:  # its name is taken; nothing was written
+                    except OutputError as exc:  # the name is taken, nothing was written
                         outcome = exc
                 if outcome:
                     yield item, outcome
@@ -242,5 +242,5 @@ class Converter:
         except Exception as exc:
             if self.settings.run.strict:
                 raise
-            message = f"it fails with {type(exc).__name__}: {exc}"
+            message = f"unexpected {type(exc).__name__}: {exc}"
             return UnexpectedError(message, traceback=traceback.format_exc())

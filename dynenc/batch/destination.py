@@ -1,4 +1,4 @@
-"""Where outputs go: what the output of a run names, and the format that its suffix stands for."""
+"""Where outputs go: whether -o names a file or a folder, and the format its suffix selects."""
 
 import os
 from dataclasses import replace
@@ -21,10 +21,10 @@ SUFFIXES: dict[Task, str] = {
 }
 
 
-def names_file(output: str | None, listing: Listing, settings: Settings) -> bool:
-    """Whether the output is the very file to write; else it is a folder, or None is given.
+def is_output_file(output: str | None, listing: Listing, settings: Settings) -> bool:
+    """Whether the output is the file to write, rather than a folder or None.
 
-    Of one image or .lat file named by itself it may be a file, of one archive a tar.
+    It can be a file if the only input is an image or .lat file, or a tar if it is an archive.
     Raises: UsageError or OutputError if it is a file that cannot hold what is to be written.
     """
     if not output or output.endswith(("/", os.sep)) or storage.is_folder(output):
@@ -33,37 +33,36 @@ def names_file(output: str | None, listing: Listing, settings: Settings) -> bool
     one_archive = len(files) == 1 and files[0].named and is_archive(files[0].path)
     if is_archive(output) and not one_archive:
         raise UsageError(
-            f"{output} has the suffix of an archive, which only converted archives are written to",
-            hint="name a folder with -o; --shard-size packs what is written there into tars",
+            f"{output} has the suffix of an archive, but the input is not a single archive",
+            hint="choose a folder with -o; --shard-size packs its outputs into tars",
         )
     if is_archive(output) and not is_tar(output):
         raise UsageError(f"{output} cannot be written: archives are written as .tar")
     if not is_packed and (listing.is_single or (one_archive and is_tar(output))):
         return True
     if output == STREAM:
-        what = "shards do not go" if is_packed else "only a single file can go"
-        raise UsageError(f"{what} to standard output", hint="name a folder with -o")
+        what = "shards cannot be written" if is_packed else "only a single file can be written"
+        raise UsageError(f"{what} to standard output", hint="choose a folder with -o")
     if storage.is_regular(output) or is_stream(output):
         raise OutputError(
-            f"{output} is a file, not a folder for several outputs", hint="name one with -o"
+            f"{output} is a file, but several outputs need a folder", hint="choose one with -o"
         )
     return False
 
 
 def with_suffix(settings: Settings, file: str | None) -> Settings:
-    """The settings with the suffix that outputs get: the one asked for, or the file's own.
+    """The settings with the suffix of the outputs: the requested one, or that of the file.
 
     Args:
         file: the output, if it is a single file.
-    Raises: UsageError if these two contradict each other, or if a .lat file would get the suffix
-        of an image.
+    Raises: UsageError if the two disagree, or if a .lat file would get the suffix of an image.
     """
     task, asked = settings.task, settings.output.suffix
     own = suffix_of(file) if file and file != STREAM and not is_tar(file) else ""
     if asked and own and not _same_format(task, asked, own):
         raise UsageError(
-            f"{file} does not have the suffix {asked} that is asked for",
-            hint="name another file with -o, or another format",
+            f"{file} does not have the requested suffix {asked}",
+            hint="choose another file with -o, or another format",
         )
     is_unknown = file and not own and not is_tar(file) and not is_stream(file)
     suffix = own or asked or ("" if is_unknown else SUFFIXES[task])
@@ -71,13 +70,13 @@ def with_suffix(settings: Settings, file: str | None) -> Settings:
     if makes_lat and suffix.lower() != SUFFIXES[task] and suffix.lower() in formats.suffixes():
         raise UsageError(
             f"{file or suffix} has the suffix of an image, but would be a .lat file",
-            hint="name a .lat file with -o" if file else "leave out --suffix",
+            hint="choose a .lat file with -o" if file else "leave out --suffix",
         )
     return replace(settings, output=replace(settings.output, suffix=suffix))
 
 
 def _same_format(task: Task, one: str, other: str) -> bool:
-    """Whether files of both suffixes are of one format, as .jpg and .jpeg are."""
+    """Whether both suffixes mean the same format, as .jpg and .jpeg do."""
     one, other = one.lower(), other.lower()
     form = formats.writer_of(one) if task in ("decode", "roundtrip") else None
     return one == other or (form is not None and form == formats.writer_of(other))

@@ -1,6 +1,6 @@
-"""Outputs that exist: which are finished, and which were made with other settings.
+"""Existing outputs: which are finished, and which were made with other settings.
 
-Nothing counts as finished by its name alone: a header that parses is cheap to check.
+A file does not count as finished by its name alone: its header must parse, which is cheap to check.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dynenc.io.names import is_url, join, suffix_of
 from dynenc.io.writing import is_stream
 
 State = Literal["missing", "current", "older", "different", "foreign"]
-CLOCK_STEP = 2.0  # s; the coarsest file systems store times that exactly
+CLOCK_STEP = 2.0  # s; resolution of modification times on the coarsest file systems
 
 
 def sort(jobs: list[Job], output: str | None, settings: Settings) -> tuple[list[Job], list[Result]]:
-    """The jobs to do, and what became of those whose outputs are finished: skipped or failed."""
+    """The jobs that remain, and the results of the others: skipped or failed."""
     policy = settings.output.existing
     there = _listed(output)
     todo, results = [], []
@@ -38,11 +38,11 @@ def sort(jobs: list[Job], output: str | None, settings: Settings) -> tuple[list[
             state = state_of(job, settings)
         name = job.source or job.target
         if state == "missing" or (policy == "update" and state != "current"):
-            # nothing is lost of an empty file; what appears from now on is kept
+            # an empty file holds nothing to lose; a file that appears from now on is kept
             todo.append(replace(job, overwrite=storage.exists(job.target)))
         elif state == "foreign":
             error = OutputExists(
-                f"{job.target} exists, and is no file that this command writes",
+                f"{job.target} exists, but was not written by this command",
                 hint="move it away, or overwrite it with --force",
             )
             results.append(Result(name, job.target, "failed", error=error))
@@ -60,10 +60,10 @@ def _listed(output: str | None) -> dict[str, int] | None:
 
 
 def state_of(job: Job, settings: Settings) -> State:
-    """What stands under the name of a job's output.
+    """The state of a job's output file.
 
-    Of a shard the first converted member is looked at. "older" and what is not in the header are
-    found out only for `existing="update"`.
+    For a shard, the first converted member is checked. "older" and anything beyond the header are
+    only checked with `existing="update"`.
     """
     if is_stream(job.target):
         return "missing"
@@ -75,16 +75,16 @@ def state_of(job: Job, settings: Settings) -> State:
             return "missing"
     try:
         with storage.reading(job.target) as file:
-            is_so = _is_made_so(file, job, settings, whole)
-    except Exception:  # whatever a file that is no such output makes its reader raise
+            is_so = _matches(file, job, settings, whole)
+    except Exception:  # a foreign file can make its reader raise anything
         return "foreign" if storage.exists(job.target) else "missing"
     if not is_so:
         return "different"
     return "older" if whole and _is_older(job, settings) else "current"
 
 
-def _is_made_so(file: BinaryIO, job: Job, settings: Settings, whole: bool) -> bool:
-    check = TASKS[settings.task].is_made_so
+def _matches(file: BinaryIO, job: Job, settings: Settings, whole: bool) -> bool:
+    check = TASKS[settings.task].matches
     if not job.is_shard:
         n_bytes = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -96,10 +96,10 @@ def _is_made_so(file: BinaryIO, job: Job, settings: Settings, whole: bool) -> bo
 
 
 def _is_older(job: Job, settings: Settings) -> bool:
-    """Whether an input changed after the output was written, or is another image by now.
+    """Whether an input changed after the output was written, or is a different image now.
 
-    An input that is replaced by an older file has an older time of modification, but a newer time
-    of change (ctime), and often another size.
+    An input replaced by an older file has an older modification time, but a newer change time
+    (ctime), and often a different size.
     """
     written = storage.times(job.target)
     if written is None:
@@ -117,13 +117,13 @@ def _is_older(job: Job, settings: Settings) -> bool:
 
 
 def _sizes_differ(job: Job, settings: Settings) -> bool:
-    """Whether an image and its .lat file have different sides, however the image is turned."""
+    """Whether an image and its .lat file differ in size, in either orientation."""
     if settings.task != "encode" or not storage.is_regular(job.source):
         return False
     try:
         with storage.reading(job.source) as file, storage.reading(job.target) as lat:
             size = sorted(formats.open_file(file, job.source).size)
             header = bitstream.read_header(lat.read(bitstream.FIXED))
-    except Exception:  # the conversion will tell what is wrong with the image
+    except Exception:  # the conversion will report what is wrong with the image
         return True
     return size != sorted((header.width, header.height))

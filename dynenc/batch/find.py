@@ -1,4 +1,4 @@
-"""Find the files that inputs stand for: themselves, or what folders and patterns hold."""
+"""Find the input files: those given, and those in folders or matching patterns."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Listing:
 
     files: list[Found] = field(default_factory=list)
     unreadable: list[Result] = field(default_factory=list)  # sub-folders
-    folders: list[str] = field(default_factory=list)  # named, or found by a pattern
-    n_ignored: int = 0  # files of other kinds, or not asked for
-    ignored_images: list[Result] = field(default_factory=list)  # of them, in unknown formats
+    folders: list[str] = field(default_factory=list)  # given, or matching a pattern
+    n_ignored: int = 0  # files of other types, or excluded by patterns
+    ignored_images: list[Result] = field(default_factory=list)  # those in unsupported formats
 
     @property
     def is_single(self) -> bool:
-        """Whether one file was named, and nothing else."""
+        """Whether the only input is one file."""
         named = len(self.files) == 1 and self.files[0].named and not self.n_ignored
         return named and not is_archive(self.files[0].path)
 
     def add_folder(self, folder: str, output: str | None, recursive: bool) -> None:
-        """Add the files of a folder; those of the output's folder are left out."""
+        """Add the files of a folder, except those in the output folder."""
         self.folders.append(folder)
         for path, relative in storage.walk(folder, recursive, leave_out=output):
             if relative.endswith("/"):
@@ -49,21 +49,21 @@ class Listing:
 
 
 def find(task: Task, inputs: list[str], output: str | None, options: InputOptions) -> Listing:
-    """The files that a task is for, sorted.
+    """The input files of a task, sorted.
 
-    Raises: UsageError, or if there is none ImageError, BitstreamError or LatentsError.
+    Raises: UsageError; if there are none, ImageError, BitstreamError or LatentsError.
     """
     if STREAM in inputs and len(inputs) > 1:
         raise UsageError("'-' cannot be combined with other inputs", hint="convert it by itself")
     listing = Listing()
     for name in inputs:
         _add(listing, name, output, options.recursive)
-    hint = "" if options.recursive else "-r takes sub-folders, too"
+    hint = "" if options.recursive else "-r includes sub-folders"
     if not listing.files and not listing.unreadable:
         where = ", ".join(listing.folders) or "the list of inputs"
         raise ERRORS.get(task, ImageError)(f"{where} is empty", hint=hint)
     all_named = all(file.named for file in listing.files)
-    suffixes = frozenset[str]() if all_named else input_suffixes(task)  # which takes long
+    suffixes = frozenset[str]() if all_named else input_suffixes(task)  # which is slow
     listing.files, ignored = select(listing.files, suffixes, options.include, options.exclude)
     listing.n_ignored = len(ignored)
     if task in ("encode", "roundtrip"):
@@ -79,7 +79,7 @@ def find(task: Task, inputs: list[str], output: str | None, options: InputOption
 
 
 def _image_like(ignored: list[Found]) -> Iterator[Result]:
-    """The files that look like images but cannot be opened here, with the reason as a note."""
+    """Files that look like images but cannot be opened here, with the reason as a note."""
     for file in ignored:
         if why := formats.why_ignored(names.suffix_of(file.relative)):
             yield Result(file.path, "", "ignored", note=why)
@@ -97,5 +97,5 @@ def _add(listing: Listing, name: str, output: str | None, recursive: bool) -> No
     for one in expanded:
         if storage.is_folder(one):
             listing.add_folder(one, output, recursive)
-        else:  # a pattern such as *.zip asks for archives
+        else:  # a pattern such as *.zip selects archives
             listing.files.append(Found(one, names.base(one), named=is_archive(name)))

@@ -1,8 +1,8 @@
-"""Starting workers: forked from a process that has imported all once, where forking is safe.
+"""Starting workers: where forking is safe, from a process that has already imported everything.
 
-Importing torch takes seconds and some 150 MB. A template process does it, runs no network, and
-forks; workers share its memory. Elsewhere (macOS, Windows) each worker is started by itself.
-Requests go through a socket pair, and the pipes of a worker with them.
+Importing torch takes seconds and some 150 MB. A template process imports it once, runs no network,
+and forks workers that share its memory. On macOS and Windows each worker is started separately.
+Requests, with the pipes of the worker, are sent over a socket pair.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import IO
 from dynenc.batch import worker
 
 CAN_FORK = hasattr(os, "fork") and sys.platform != "darwin"
-NUMBER = struct.Struct("<q")  # request: 0 forks, else a process whose exit code is asked for
-RUNNING = 2**32  # in the place of an exit code
+NUMBER = struct.Struct("<q")  # request: 0 to fork, else a process id to get the exit code of
+RUNNING = 2**32  # in place of an exit code
 POLL = 0.01  # s
 
 
 class Forked:
-    """A forked worker; as much of `subprocess.Popen` as is needed."""
+    """A forked worker, with the part of `subprocess.Popen` that is needed."""
 
     def __init__(self, factory: Factory, pid: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
         self.factory, self.pid, self.stdin, self.stdout = factory, pid, stdin, stdout
@@ -44,7 +44,7 @@ class Forked:
         return code
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
@@ -53,7 +53,7 @@ Process = subprocess.Popen[bytes] | Forked
 
 
 class Factory:
-    """Starts workers. Used by one thread.
+    """Starts workers. Not thread-safe.
 
     Args:
         needs_networks: whether the workers need torch.
@@ -67,11 +67,10 @@ class Factory:
     def start(self) -> Process:
         """Start a worker.
 
-        Raises: OSError, also in an application that is frozen into an executable of its own, which
-        has no Python to start.
+        Raises: OSError, also in a frozen application, which has no Python interpreter to start.
         """
         if getattr(sys, "frozen", False):
-            raise OSError("this application has no Python interpreter of its own")
+            raise OSError("a frozen application has no Python interpreter")
         if CAN_FORK:
             return self._fork()
         return subprocess.Popen(
@@ -122,13 +121,13 @@ class Factory:
         try:
             self.control.sendall(NUMBER.pack(pid))
             return self._answer()
-        except OSError:  # the template is dead, and its workers are nobody's children here
+        except OSError:  # the template is dead, and its workers are not our children
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             return -signal.SIGKILL
 
     def close(self) -> None:
-        """End the template; workers end by themselves."""
+        """Stop the template; workers end on their own."""
         if self.control:
             self.control.close()
         if self.template:
@@ -136,10 +135,10 @@ class Factory:
 
 
 def fork_on_request(descriptor: int, module: str) -> None:
-    """The life of the template process: fork workers until the parent closes the socket."""
+    """Main loop of the template process: fork workers until the parent closes the socket."""
     import_module("dynenc.batch.converter")
     import_module(module)
-    gc.freeze()  # the collector would write to pages that are shared
+    gc.freeze()  # the garbage collector would write to shared pages
     with socket.socket(fileno=descriptor) as control:
         while True:
             message, pipes, _, _ = socket.recv_fds(control, NUMBER.size, 2)

@@ -1,6 +1,6 @@
-"""Reading inputs whole: images and files of latents, by path, URL or from stdin.
+"""Reading whole inputs: images and files of latents, by path, URL or from stdin.
 
-At most the largest valid file is read of any source, however long it is.
+No more is read than the largest valid file could hold, however long the source is.
 """
 
 import os
@@ -9,7 +9,7 @@ from dynenc.errors import ImageError, LatentsError
 from dynenc.interop import latent_files
 from dynenc.io import storage
 
-MAX_IMAGE_BYTES = 2**30  # of an image file that cannot be read in any order
+MAX_IMAGE_BYTES = 2**30  # of an image file that is not seekable
 
 
 def read_image(source: str) -> bytes:

@@ -1,9 +1,9 @@
-"""The local engine: worker processes that read, convert and write, each a few files ahead.
+"""The local engine: worker processes that read, convert and write, with a few files queued each.
 
-A worker takes a file all the way, so that no pixels travel between processes, and holds the
-networks. It is given at most two windows of files, which bounds the memory in use. If it dies (a
-crash in an image library, the kernel out of memory) another takes its place; a file over which two
-workers died is given up. Where no worker can be started, this process does the work.
+A worker holds the networks and handles a file from start to end, so that no pixels travel between
+processes. It is given at most two windows of files, which bounds memory use. If it dies (a crash in
+an image library, the out-of-memory killer) another takes its place; a file that two workers died on
+is given up. If no worker can be started, this process does the work.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ from dynenc.runtime import cores
 
 logger = logging.getLogger(__name__)
 
-FEW = 8  # pictures for which starting processes does not pay
-GPU_WORKERS = 4  # enough to keep one busy; each takes some 0.5 GB of its memory
+FEW = 8  # images for which starting processes does not pay
+GPU_WORKERS = 4  # enough to keep a GPU busy; each takes some 0.5 GB of its memory
 KILLED = 9  # signal.SIGKILL, which Windows does not have
-PATIENCE = 1.0  # s; how long files under way may take to finish after Ctrl-C
+PATIENCE = 1.0  # s that files in progress may take to finish after Ctrl-C
 
 
 def run(
@@ -46,9 +46,9 @@ def run(
     """Convert on this machine; yield the results of each job as it ends, in any order.
 
     Args:
-        workers: how many processes; 1 is this very process; None chooses.
-        on_step: as of `convert`.
-    Raises: WeightsError, DeviceError, UsageError or DiskFull once all other files would fail too.
+        workers: number of processes; 1 uses this process; None chooses.
+        on_step: see `convert`.
+    Raises: WeightsError, DeviceError, UsageError or DiskFull if every other file would fail too.
     """
     few = len(jobs) == 1 or (len(jobs) <= FEW and not any(job.is_shard for job in jobs))
     if workers == 1 or len(jobs) == 1 or (workers is None and (few or cores() == 1)):
@@ -58,7 +58,7 @@ def run(
     try:
         yield from pool.run()
     except _NoWorkers as exc:
-        logger.debug("worker processes cannot be started, so this process does the work: %s", exc)
+        logger.debug("cannot start worker processes, so this process does the work: %s", exc)
         yield from pool.give_up_suspects()
         yield from _run_here(pool.rest, settings, on_step)
     finally:
@@ -86,22 +86,22 @@ class _Worker:
     process: Process
     listener: threading.Thread | None = None
     hello: Hello | None = None
-    pending: dict[Job, None] = field(default_factory=dict)  # given and not answered, in order
+    pending: dict[Job, None] = field(default_factory=dict)  # sent and not answered, in order
 
     def send(self, message: Any) -> None:
-        """Give it something to do; if it is dead, that is noticed when it is listened to."""
+        """Send it a message; if it is dead, the listener notices."""
         assert self.process.stdin
         with contextlib.suppress(OSError, ValueError):
             worker.send(self.process.stdin, message)
 
     def stop(self) -> None:
-        """Let it end after the job it is at."""
+        """Let it end after its current job."""
         assert self.process.stdin
         with contextlib.suppress(OSError):
             self.process.stdin.close()
 
     def join(self, seconds: float | None = None) -> int:
-        """Wait for its end; returns its exit code. Raises: subprocess.TimeoutExpired."""
+        """Wait for it to end; returns its exit code. Raises: subprocess.TimeoutExpired."""
         code = self.process.wait(seconds)
         self.stop()
         assert self.listener
@@ -112,7 +112,7 @@ class _Worker:
 
 
 class _Pool:
-    """Worker processes, and which job is where."""
+    """The worker processes, and which of them has which job."""
 
     def __init__(self, jobs: Sequence[Job], settings: Settings, count: int | None) -> None:
         from dynenc.batch.task import needs_networks
@@ -120,7 +120,7 @@ class _Pool:
         self.rest: Iterator[Job] = iter(jobs)
         self.n_jobs = self.n_left = len(jobs)
         self.settings, self.count = settings, count
-        self.suspects: deque[Job] = deque()  # a worker died over them: they go alone
+        self.suspects: deque[Job] = deque()  # a worker died on them: they are retried alone
         self.deaths: dict[Job, str] = {}
         self.workers: list[_Worker] = []
         self.factory = Factory(needs_networks=needs_networks(settings))
@@ -133,12 +133,12 @@ class _Pool:
             yield from self._handle(*self.inbox.get())
 
     def give_up_suspects(self) -> Iterator[list[Result]]:
-        """Fail the jobs over which a worker died, as no other process can try them."""
+        """Fail the jobs that a worker died on, as no other process can try them."""
         for job in self.suspects:
-            yield _given_up(job, f"a worker process ended over it, {self.deaths[job]}")
+            yield _given_up(job, f"a worker process died on it, {self.deaths[job]}")
 
     def _handle(self, sender: _Worker, message: Any) -> Iterator[list[Result]]:
-        """Take one message of a worker, None if it has ended, and give it more to do."""
+        """Handle a message from a worker (None if it has ended), and send it more jobs."""
         if message is None:
             yield from self._replace(sender)
             return
@@ -156,12 +156,12 @@ class _Pool:
         if hello.note and not any(each.hello for each in self.workers):  # once
             logger.debug(hello.note)
         sender.hello = hello
-        if self.count is None:  # the device was not known before
+        if self.count is None:  # it depends on the device, which is known only now
             self.count = cores() if hello.device == "cpu" else min(GPU_WORKERS, cores())
             self._start_up_to(self.count)
 
     def _feed(self, to: _Worker) -> None:
-        """Give a worker files to have ahead; fewer when few are left, for all to end together."""
+        """Send a worker jobs to queue; fewer when few are left, so that all end together."""
         assert to.hello
         alone = any(job in self.deaths for job in to.pending)
         share = max(1, min(2 * to.hello.window, self.n_left // (2 * (self.count or 1))))
@@ -179,18 +179,18 @@ class _Pool:
             to.send(job)
 
     def _replace(self, dead: _Worker) -> Iterator[list[Result]]:
-        """Replace a worker that died; its files are tried once more, each alone."""
+        """Replace a worker that died; its files are retried once, each alone."""
         self.workers.remove(dead)
         how = _cause(dead.join())
         if not dead.hello:
-            logger.debug("a worker process ended while it was starting, %s", how)
+            logger.debug("a worker process died while starting, %s", how)
             if not self.workers:
-                raise _NoWorkers(f"it ended while it was starting, {how}")
+                raise _NoWorkers(f"it died while starting, {how}")
             return
         _sweep([dead])
         for number, job in enumerate(dead.pending):
             if job in self.deaths:
-                yield _given_up(job, f"two worker processes ended over it, {how}")
+                yield _given_up(job, f"two worker processes died on it, {how}")
             elif number < dead.hello.window:
                 self.deaths[job] = how
                 self.suspects.append(job)
@@ -200,12 +200,12 @@ class _Pool:
         self._start_up_to(len(self.workers) + 1)
 
     def _start_up_to(self, count: int) -> None:
-        """Have so many workers, or as many as can be started; raises _NoWorkers if that is none."""
+        """Start workers until there are `count`; raises _NoWorkers if none can be started."""
         while len(self.workers) < min(count, self.n_jobs):
             try:
                 started = _Worker(self.factory.start())
             except OSError as exc:
-                logger.debug("a worker process cannot be started: %s", exc)
+                logger.debug("cannot start a worker process: %s", exc)
                 if not self.workers:
                     raise _NoWorkers(str(exc)) from exc
                 return
@@ -219,16 +219,16 @@ class _Pool:
         return replace(self.settings, run=replace(self.settings.run, threads=threads))
 
     def _listen(self, to: _Worker) -> None:
-        """Pass on what a worker says, in a thread of its own; None when it has ended."""
+        """Forward the messages of a worker, in a thread of its own; None when it has ended."""
         assert to.process.stdout
         try:
             while True:
                 self.inbox.put((to, pickle.load(to.process.stdout)))
-        except Exception:  # its end, whatever the half of a message looks like
+        except Exception:  # it ended; a truncated pickle can raise anything
             self.inbox.put((to, None))
 
     def close(self) -> None:
-        """End all workers; what they are at is finished within PATIENCE or removed."""
+        """Stop all workers; files in progress are finished within PATIENCE or removed."""
         deadline = time.monotonic() + PATIENCE
         for each in self.workers:
             each.stop()
@@ -243,12 +243,12 @@ class _Pool:
 
 
 def _given_up(job: Job, why: str) -> list[Result]:
-    error = DynencError(f"{why}: leave it out")
+    error = DynencError(f"{why}: exclude it")
     return [Result(job.source or job.target, job.target, "failed", error=error)]
 
 
 def _sweep(workers: Sequence[_Worker]) -> None:
-    """Remove what dead workers were writing."""
+    """Remove the temporary files of dead workers."""
     for folder in {parent(job.target) for each in workers for job in each.pending}:
         sweep(folder)
 

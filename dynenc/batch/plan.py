@@ -1,4 +1,4 @@
-"""Which file becomes which: pure functions of names; nothing here reads or writes a file.
+"""Which input becomes which output: pure functions of names that read and write no file.
 
 found files -> select -> plan -> jobs
 """
@@ -28,25 +28,25 @@ SHARD = "{:06d}.tar"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file that was named, or that stands in a folder that was."""
+    """An input file: given by the user, or found in a folder."""
 
     path: str
-    relative: str  # path below that folder, with slashes; the bare name of a file named itself
-    named: bool = False  # the file itself was named: taken whatever its suffix
+    relative: str  # path below that folder, with slashes; for a file that was given, its name
+    named: bool = False  # given by the user: taken whatever its suffix
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One output and what it is made of: a picture, a tar shard, or pictures for a new shard."""
+    """One output and its source: an image, a tar shard, or the images of a new shard."""
 
     source: str  # "" for a new shard
     target: str  # "" if nothing is written
     members: tuple[tuple[str, str], ...] = ()  # of a new shard: file, name in the shard
-    overwrite: bool = False  # what stands under the target's name
+    overwrite: bool = False  # replace an existing target
 
     @property
     def is_shard(self) -> bool:
-        """Whether pictures are read from a tar shard or packed into one."""
+        """Whether images are read from a tar shard or packed into one."""
         return bool(self.members) or is_archive(self.source)
 
 
@@ -56,14 +56,14 @@ def select(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> tuple[list[Found], list[Found]]:
-    """The files to convert, sorted, each once, and the others.
+    """The files to convert, sorted and without duplicates, and the others.
 
     Args:
-        suffixes: those of the files to take from folders, small letters, with the dot; tar shards
+        suffixes: suffixes of the files to take from folders, lower case, with the dot; tar shards
             are always taken.
-        include: patterns of which one must fit, if there are any; one with a slash is for the path
-            below the folder, one without for the bare name.
-        exclude: patterns of which none may fit.
+        include: patterns, one of which must match, if there are any; one with a slash is matched
+            against the path below the folder, one without against the file name.
+        exclude: patterns, none of which may match.
     """
     taken: dict[str, Found] = {}
     ignored = []
@@ -79,7 +79,7 @@ def select(
 
 
 def fits(relative: str, pattern: str) -> bool:
-    """Whether a shell pattern fits a path: all of it if the pattern has a slash, else its end."""
+    """Whether a shell pattern matches a path, or its last part if the pattern has no slash."""
     return fnmatchcase(relative if "/" in pattern else relative.rpartition("/")[2], pattern)
 
 
@@ -96,14 +96,14 @@ def plan(
     """The jobs for these files, in their order.
 
     Args:
-        output: folder, tree or URL to write below; the very file if not `into_folder`; None is
+        output: folder or URL to write to; the output file if not `into_folder`; None writes
             beside each input; "" writes nothing.
         suffix: of the outputs, with the dot.
         naming: "keep" adds the suffix to the input's name instead of replacing its own.
-        shard_size: pack this many pictures into each tar shard, named 000000.tar and so on.
+        shard_size: pack this many images into each tar shard, named 000000.tar and so on.
         same_name: a name as the file system compares it; see `names.folded`.
-    Raises: UsageError if two inputs have one output, an input would overwrite an input, or the
-        place of a shard is not named.
+    Raises: UsageError if two inputs have the same output, if an input would be overwritten, or if
+        there is no folder for the shards.
     """
     if output == "":
         return [Job(file.path, "") for file in found]
@@ -119,7 +119,7 @@ def plan(
         if job.target != STREAM and same_name(job.target) in inputs:
             raise UsageError(
                 f"{job.target} is an input, and would be overwritten",
-                hint="name another place with -o",
+                hint="choose another output with -o",
             )
     return jobs
 
@@ -128,8 +128,8 @@ def _target(file: Found, output: str | None, suffix: str, naming: Naming) -> str
     if output is None:
         if is_archive(file.path):
             raise UsageError(
-                f"{file.path} is an archive, and no folder is named for its output",
-                hint="name one with -o, or --exclude it",
+                f"{file.path} is an archive, and its output needs a folder",
+                hint="choose one with -o, or --exclude it",
             )
         if file.path == STREAM:
             return STREAM
@@ -137,7 +137,7 @@ def _target(file: Found, output: str | None, suffix: str, naming: Naming) -> str
             where = "on the web" if is_web(file.path) else "inside another file"
             raise UsageError(
                 f"{file.path} is {where}, where no output can be written",
-                hint="name a place for it with -o",
+                hint="choose an output with -o",
             )
         name = output_name(base(file.path), suffix, naming)
         folder = parent(file.path)
@@ -156,12 +156,12 @@ def _packed(
     same_name: Callable[[str], str],
 ) -> list[Job]:
     if output is None:
-        raise UsageError("no folder is named for the shards", hint="name one with -o")
+        raise UsageError("shards need an output folder", hint="choose one with -o")
     members = [(file.path, output_name(file.relative, suffix, naming)) for file in found]
     for path, _ in members:
         if is_archive(path):
             raise UsageError(
-                f"{path} is an archive already, and is not packed into shards",
+                f"{path} is already an archive, and cannot be packed into shards",
                 hint="leave out --shard-size, or --exclude it",
             )
     _refuse_clashes(members, naming, same_name)
@@ -172,7 +172,7 @@ def _packed(
 
 
 def output_name(name: str, suffix: str, naming: Naming) -> str:
-    """The name of the output of a file, or of a path below a folder."""
+    """The output name for a file name, or for a path below a folder."""
     return name + suffix if naming == "keep" else with_suffix(name, suffix)
 
 
@@ -187,13 +187,13 @@ def _refuse_clashes(
                 f"{other} and {source} would both become {target}",
                 hint="convert them into different folders"
                 if naming == "keep"
-                else f"--name keep makes {base(other)}.* and {base(source)}.* of them, "
-                "or convert them apart with --include",
+                else f"--name keep writes {base(other)}.* and {base(source)}.*, "
+                "or convert them separately with --include",
             )
 
 
 def input_suffixes(task: Task) -> frozenset[str]:
-    """The suffixes of what a task reads, in small letters."""
+    """The suffixes of the files that a task reads, in lower case."""
     if task in ("decode", "export"):
         return frozenset({".lat"})
     if task == "import":

@@ -1,8 +1,8 @@
-"""The Ray engine: the plan of the local one on a cluster, as a Ray Data pipeline of actors.
+"""The Ray engine: the same jobs on a cluster, as a Ray Data pipeline of actors.
 
-Each actor holds the networks. Ray adds and removes actors with the load, and gives the files of a
-lost node to others; as outputs are written whole or not at all, and made again rather than
-refused, nothing is lost or doubled. Names of files must mean the same on every node.
+Each actor holds the networks. Ray scales the number of actors with the load, and retries the files
+of a lost node elsewhere. Outputs are written completely or not at all, and a retry overwrites them,
+so nothing is lost or duplicated. File names must mean the same on every node.
 """
 
 import logging
@@ -20,18 +20,18 @@ from dynenc.batch.plan import Job
 from dynenc.batch.records import Result, Settings
 from dynenc.errors import DynencError, EngineError
 
-BLOCK = 64  # jobs that are lost at most with a node, and handed out at a time
-CPUS = 1  # of an actor
+BLOCK = 64  # jobs handed out at a time: at most these are lost with a node
+CPUS = 1  # per actor
 CONNECT = 5.0  # s
 
 logger = logging.getLogger(__name__)
 
 
 class Actor:
-    """Converts batches of pickled jobs; Arrow has no names that are not UTF-8."""
+    """Converts batches of jobs, pickled because Arrow strings must be valid UTF-8."""
 
     def __init__(self, settings: Settings) -> None:
-        here = os.path.realpath(Path.cwd())  # from where a stranger's torch.py would be run
+        here = os.path.realpath(Path.cwd())  # must not be importable: a stray torch.py would run
         sys.path[:] = [path for path in sys.path if path and os.path.realpath(path) != here]
         from dynenc.batch.converter import Converter
 
@@ -52,7 +52,7 @@ class Actor:
             jobs = [pickle.loads(job) for job in batch["job"]]
             for _, results in self.converter.run(jobs):
                 answers.append(pickle.dumps(results))
-        except DynencError as exc:  # as a value: Ray would try what raises again
+        except DynencError as exc:  # returned, because Ray would retry if it were raised
             answers.append(pickle.dumps(exc))
         return {"answer": answers}
 
@@ -60,14 +60,14 @@ class Actor:
 def run(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]:
     """Convert on a Ray cluster; yield the results of each job as it ends, in any order.
 
-    There are at most `settings.run.jobs` actors; None is one for each CPU or, if the device is one,
-    each GPU. The cluster is at `settings.run.address`; None is the one this process is connected
-    to, or a new one here.
-    Raises: EngineError if Ray is not installed or the cluster is not there or breaks down, and what
-        the local engine raises.
+    There are at most `settings.run.jobs` actors; None means one per CPU, or per GPU if that is the
+    device. The cluster is at `settings.run.address`; None means the one this process is connected
+    to, or a new one on this machine.
+    Raises: EngineError if Ray is not installed, or the cluster cannot be reached or fails, and
+        everything the local engine raises.
     """
     address = settings.run.address
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it prints past all loggers
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core bypasses logging
     try:
         import ray
         from ray import data
@@ -81,25 +81,25 @@ def run(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]:
     except (ConnectionError, RuntimeError, ValueError, OSError) as exc:
         where = address or "this machine"
         reason = str(exc).splitlines()[0]
-        raise EngineError(f"there is no Ray cluster at {where}: {reason}") from exc
+        raise EngineError(f"no Ray cluster at {where}: {reason}") from exc
     try:
         yield from _run(ray, data, jobs, settings)
     except (ray.exceptions.RayError, RuntimeError) as exc:
         reason = str(exc).strip().splitlines()[-1]
-        raise EngineError(f"the Ray cluster broke down: {reason}; run the command again") from exc
+        raise EngineError(f"the Ray cluster failed: {reason}; run the command again") from exc
     finally:
         if ours:
             ray.shutdown()
 
 
 def _for_actors(settings: Settings) -> Settings:
-    """What an actor is told: it makes again what a lost node may have made."""
+    """The settings of an actor: it overwrites outputs, which a lost node may have written."""
     output = replace(settings.output, existing="force")
     return replace(settings, output=output, run=replace(settings.run, threads=CPUS))
 
 
 def _knock(address: str | None) -> None:
-    """Raise OSError at once if nobody listens at HOST:PORT, where Ray would wait for minutes."""
+    """Raise OSError at once if nothing listens at HOST:PORT; Ray would wait for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=CONNECT).close()
@@ -111,7 +111,7 @@ def _run(ray: Any, data: Any, jobs: Sequence[Job], settings: Settings) -> Iterat
         settings.run.device == "auto" and there.get("GPU", 0) >= 1
     )
     most = settings.run.jobs or max(1, int(there.get("GPU" if gpu else "CPU", 1)))
-    logger.info("ray: up to %d actors, one for each %s", most, "GPU" if gpu else "CPU")
+    logger.info("ray: up to %d actors, one per %s", most, "GPU" if gpu else "CPU")
     context = data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What a run of conversions is given and what it reports: options, results, their sum."""
+"""The options of a conversion run, its results and their summary."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Engine = Literal["local", "ray"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeOptions:
-    """How images, or latents to import, become .lat files."""
+    """How images or imported latents become .lat files."""
 
     encoder: str = "light"
     goal: Goal = field(default_factory=Goal)
     effort: int = 0  # 0..9
-    tune_for: str = "embedded"  # decoder that effort and a target PSNR are for
+    tune_for: str = "embedded"  # decoder that effort and a target PSNR optimise for
     detail: DetailMode = "auto"  # see imaging.layering
     keep_metadata: bool = False  # see imaging.metadata
-    scale: float | None = None  # of latents to import; None: as their file says
-    keep_step: bool = False  # of latents to import that were rounded before
+    scale: float | None = None  # of imported latents; None: as their file declares
+    keep_step: bool = False  # of imported latents that are already quantised
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,24 +41,24 @@ class DecodeOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputOptions:
-    """Which files are taken of those that the inputs stand for."""
+    """Which of the input files are taken."""
 
-    recursive: bool = False  # take sub-folders, too
-    include: tuple[str, ...] = ()  # patterns, of which one must match
-    exclude: tuple[str, ...] = ()  # patterns, of which none may match
+    recursive: bool = False  # include sub-folders
+    include: tuple[str, ...] = ()  # patterns, one of which must match
+    exclude: tuple[str, ...] = ()  # patterns, none of which may match
     max_pixels: int = MAX_PIXELS  # of an image or .lat file that is read
-    truncated: bool = False  # take the pixels that an image file cut short still holds
+    truncated: bool = False  # use the pixels that are present in a truncated image file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
-    """Where outputs stand, and what becomes of those that exist."""
+    """Where outputs go, and what to do if they exist."""
 
-    suffix: str = ""  # decides the format; "": that of the output file, or of the task
+    suffix: str = ""  # decides the format; "": the output file's, or the task's default
     naming: Naming = "replace"  # the suffix of the input, or keep it: a.jpg.lat
-    shard_size: int | None = None  # pack so many outputs into each tar
+    shard_size: int | None = None  # outputs packed into each tar
     existing: Existing | None = None  # None: "refuse" for a single file, else "skip"
-    keep_mtime: bool = False  # give outputs the input's time of modification
+    keep_mtime: bool = False  # give outputs the modification time of their input
 
     @property
     def overwrite(self) -> bool:
@@ -68,21 +68,21 @@ class OutputOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Where the work is done, and by how many."""
+    """Where the work is done, and by how many processes."""
 
     device: str = "auto"
     engine: Engine = "local"
     address: str | None = None  # of a Ray cluster
     jobs: int | None = None  # worker processes, or Ray actors; None chooses
     batch_size: int | None = None  # images in one pass of the network; None chooses
-    threads: int | None = None  # of torch and of AVIF in a worker; None leaves their own choice
-    preview: int = 0  # columns of a terminal to show roundtrips in; 0: not at all
-    strict: bool = False  # pass on unexpected exceptions instead of failing one file
+    threads: int | None = None  # of torch and AVIF in a worker; None: their own default
+    preview: int = 0  # width of roundtrip previews in terminal columns; 0: none
+    strict: bool = False  # raise unexpected exceptions instead of failing one file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that decides how the files of a run are converted."""
+    """All options of a run."""
 
     task: Task
     encode: EncodeOptions = EncodeOptions()  # frozen
@@ -94,14 +94,14 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Roundtrip:
-    """The figures of one image encoded and decoded; the fields of `roundtrip --json`."""
+    """Measurements of one roundtrip: the fields of `roundtrip --json`."""
 
     image: str
     width: int  # px
     height: int  # px
     encoder: str
     decoder: str
-    quality: float  # 0..100; with a target the one that was found
+    quality: float  # 0..100; with a target, the quality that was chosen
     effort: int
     n_bytes: int  # of the whole .lat file
     bpp: float
@@ -115,7 +115,7 @@ class Roundtrip:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one image."""
+    """The result for one image."""
 
     source: str
     target: str  # "" if nothing was to be written
@@ -129,7 +129,7 @@ class Result:
     figures: Roundtrip | None = None  # of a roundtrip
     preview: Any = None  # small Pillow image, original and decoded side by side
     error: DynencError | None = None  # why it failed
-    note: str = ""  # for the user: what is lost of one that is done, or why one is ignored
+    note: str = ""  # for the user: what was lost if done, or why it was ignored
     outdated: bool = False  # skipped, though its output was made with other settings
 
     @property
@@ -141,17 +141,17 @@ class Result:
 
 @dataclass(slots=True)
 class Summary:
-    """The count of a run, so far and at its end."""
+    """Counts of a run, so far or at its end."""
 
     jobs: int = 0  # files or shards to convert
-    finished: int = 0  # of them
-    single: bool = False  # one file was named, and nothing else
+    finished: int = 0  # of these jobs
+    single: bool = False  # the only input is one file
     planned: int = 0  # images or shards that a dry run would convert
     done: int = 0  # images
     skipped: int = 0  # their outputs exist
     outdated: int = 0  # of the skipped, those whose outputs were made with other settings
     failed: int = 0
-    ignored: int = 0  # files of other kinds, or not asked for
+    ignored: int = 0  # files of other types, or excluded by patterns
     n_bytes_in: int = 0
     n_bytes_out: int = 0
     failures: list[Result] = field(default_factory=list)

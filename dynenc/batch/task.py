@@ -1,7 +1,7 @@
-"""What a task is: how a file is loaded, what is made of it, whether an output was made so.
+"""The task interface: load an input, make its output, check an existing output.
 
-The converter schedules: it calls `load` for every file, `make` for files of equal shape, and
-writes what comes back. The tasks themselves stand in `tasks`.
+The converter schedules: it calls `load` for every file and `make` for files of equal shape, and
+writes the outputs. The tasks themselves are in `tasks`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A file to convert, or to copy as it is."""
+    """A file to convert, or to copy unchanged."""
 
     source: str
     target: str  # "" if nothing is written
@@ -50,7 +50,7 @@ class Input:
 
     @property
     def name(self) -> str:
-        """The name that tells the format of the output."""
+        """The name whose suffix decides the format of the output."""
         return self.member or self.target
 
 
@@ -61,12 +61,12 @@ class Loaded(Generic[T]):
     value: T
     n_bytes: int  # of the input
     shape: tuple[int, ...]  # height and width in px first; equal shapes may share a pass
-    note: str = ""  # what of the image is lost
+    note: str = ""  # what is lost of the image
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An output that is not written yet."""
+    """An output that has not been written yet."""
 
     data: bytes
     width: int = 0  # px
@@ -82,7 +82,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class ParsedLat:
-    """A .lat file and what its image has beside its colours."""
+    """A .lat file and the alpha, metadata and detail of its image."""
 
     file: LatFile
     extras: Extras
@@ -98,11 +98,11 @@ class Task(ABC, Generic[T]):
 
     @property
     def device(self) -> str:
-        """Type of the torch device that does the work."""
+        """Type of the torch device used."""
         return "cpu"
 
     def prepare(self, item: Input) -> None:
-        """Raise early what would stop the output from being written."""
+        """Raise early if the output could not be written."""
         if not item.member:
             refuse_existing(item.target, item.overwrite)
 
@@ -112,21 +112,21 @@ class Task(ABC, Generic[T]):
 
     @abstractmethod
     def make(self, items: Sequence[Input], group: Sequence[Loaded[T]]) -> list[Made]:
-        """The outputs of inputs of one shape."""
+        """The outputs for inputs of equal shape."""
 
     @staticmethod
     @abstractmethod
-    def is_made_so(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
-        """Whether an existing output was made with these settings, as far as it tells.
+    def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+        """Whether an existing output was made with these settings, as far as can be told.
 
         Args:
-            whole: check all of it, instead of the header only.
-        Raises: any exception if it is no file that this task writes.
+            whole: check the whole file instead of only the header.
+        Raises: any exception if this task cannot have written the file.
         """
 
 
 def needs_networks(settings: Settings) -> bool:
-    """Whether a run needs torch, as far as is known before files are read."""
+    """Whether a run needs torch, as far as is known before any file is read."""
     encode, task = settings.encode, settings.task
     if task == "encode":
         model, device = registry.encoder_model(encode.encoder), settings.run.device
@@ -148,7 +148,7 @@ class CodecTask(Task[T]):
 
     @property
     def device(self) -> str:
-        """As of every task."""
+        """See `Task`."""
         return self.codec.device.type if needs_networks(self.settings) else "cpu"
 
 
@@ -180,7 +180,7 @@ def load_image(item: Input, settings: Settings) -> Loaded[Image.Image]:
 
 @dataclass(frozen=True, slots=True)
 class ExistingLat:
-    """A .lat file that exists, of which no more is read than needed."""
+    """An existing .lat file; no more of it is read than needed."""
 
     header: Header
     n_bytes: int
@@ -188,7 +188,7 @@ class ExistingLat:
 
     @classmethod
     def open(cls, file: Readable, n_bytes: int, *, whole: bool) -> ExistingLat:
-        """Read the header; if `whole`, check the rest, too. Raises: BitstreamError."""
+        """Read the header, and with `whole` check the rest. Raises: BitstreamError."""
         most = bitstream.MAX_BYTES if whole else bitstream.FIXED
         start = storage.read_at_most(file, most, "the output") if whole else file.read(most)
         header = (
@@ -203,7 +203,7 @@ class ExistingLat:
         return cls(header, n_bytes, parse)
 
     def meets(self, goal: Goal) -> bool:
-        """Whether it is as asked for, as far as it tells: only decoding would tell its PSNR."""
+        """Whether it meets the goal, as far as can be told: PSNR would need decoding."""
         header, n_bytes = self.header, self.n_bytes
         if goal.kind == "quality" and header.step_q == detail.MAX_STEP:
             return detail.file_quality(self.parse()) == round(goal.value)
@@ -213,6 +213,6 @@ class ExistingLat:
         return goal.kind != "dB" and not goal.note(bpp if goal.kind == "bpp" else n_bytes)
 
     def may_have(self, mode: DetailMode) -> bool:
-        """Whether a file may be of a detail mode: with "off" it has no layer."""
+        """Whether the detail mode could have written it: "off" writes no detail layer."""
         has_chunks = bool(self.header.flags & bitstream.HAS_CHUNKS)
         return mode != "off" or not (has_chunks and detail.has_layer(self.parse()))

@@ -45,12 +45,12 @@ class Encode(CodecTask[Image.Image]):
     """Images to .lat files."""
 
     def load(self, item: Input) -> Loaded[Image.Image]:
-        """As of every task."""
+        """See `Task`."""
         self.prepare(item)
         return load_image(item, self.settings)
 
     def make(self, items: Sequence[Input], group: Sequence[Loaded[Image.Image]]) -> list[Made]:
-        """As of every task."""
+        """See `Task`."""
         encoded = self.encode([one.value for one in group])
         return [
             Made(
@@ -66,7 +66,7 @@ class Encode(CodecTask[Image.Image]):
         ]
 
     def encode(self, pictures: Sequence[Image.Image]) -> list[Encoded]:
-        """The .lat files of images of one shape."""
+        """The .lat files of images of equal shape."""
         options = self.settings.encode
         return self.codec.encode_batch(
             pictures,
@@ -78,8 +78,8 @@ class Encode(CodecTask[Image.Image]):
         )
 
     @staticmethod
-    def is_made_so(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
-        """As of every task."""
+    def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+        """See `Task`."""
         lat = ExistingLat.open(file, n_bytes, whole=whole)
         is_so = lat.header.model_id == registry.encoder_model(settings.encode.encoder).number
         return is_so and lat.meets(settings.encode.goal) and lat.may_have(settings.encode.detail)
@@ -89,13 +89,13 @@ class _MakesImages(CodecTask[T]):
     """A task whose outputs are images."""
 
     def prepare(self, item: Input) -> None:
-        """Refuse names of no image format, too."""
+        """Also refuse names without the suffix of an image format."""
         if item.target and not item.member:
             save.picture_format(self.format_name(item))
         super().prepare(item)
 
     def format_name(self, item: Input) -> str:
-        """The name that tells the format; streams, and some files, have no suffix of their own."""
+        """The name that decides the format; a stream, or a file without suffix, gets one here."""
         if not item.member and not suffix_of(item.target):
             return item.target + self.settings.output.suffix
         return item.name
@@ -103,21 +103,21 @@ class _MakesImages(CodecTask[T]):
     def image_bytes(
         self, item: Input, picture: Image.Image, extras: Extras, decoder_name: str
     ) -> tuple[bytes, list[str]]:
-        """An image as a file that says which decoder made it, and notes on what is lost."""
+        """The bytes of an image file that names its decoder, and notes on what is lost."""
         with notes.collected() as lost:
             name, view = self.format_name(item), self.settings.decode.view
             data = save.picture_bytes(picture, extras, name, decoder_name, view)
         return data, lost
 
     def announce_decoder(self) -> None:
-        """Tell the user which decoder "auto" stands for."""
+        """Tell the user which decoder "auto" selected."""
         if self.settings.decode.decoder == "auto":
             choice = decoder_names.resolve("auto")
             self.note = f"decoder: {choice.name}, {choice.note}"
 
     @staticmethod
-    def is_made_so(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
-        """As of every task; formats without metadata do not tell, and count as made by another."""
+    def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+        """See `Task`; a format without metadata names no decoder, so it never matches."""
         if isinstance(file, io.IOBase) and file.seekable():
             seekable = cast(BinaryIO, file)
         else:  # a member of a shard
@@ -137,7 +137,7 @@ class Decode(_MakesImages[ParsedLat]):
         self.announce_decoder()
 
     def load(self, item: Input) -> Loaded[ParsedLat]:
-        """As of every task."""
+        """See `Task`."""
         self.prepare(item)
         loaded = load_lat(item, self.settings)
         header = loaded.value.file.header
@@ -145,7 +145,7 @@ class Decode(_MakesImages[ParsedLat]):
         return loaded
 
     def make(self, items: Sequence[Input], group: Sequence[Loaded[ParsedLat]]) -> list[Made]:
-        """As of every task."""
+        """See `Task`."""
         view = self.settings.decode.view
         pictures = self.codec.decode_batch([one.value.file for one in group], view)
         decoder_name = self.codec.name_of_decoder(group[0].value.file.model)
@@ -168,23 +168,23 @@ class Decode(_MakesImages[ParsedLat]):
 
 
 class RoundtripTask(_MakesImages[Image.Image]):
-    """Images to images by way of .lat files in memory, measured."""
+    """Images to images through .lat files in memory, with measurements."""
 
     def __init__(self, settings: Settings, on_step: OnStep | None = None) -> None:
         super().__init__(settings, on_step)
         self.encoding = Encode(settings, on_step)
         self.encoding.codec = self.codec  # networks are loaded once
         self.is_warm = False
-        if self.codec.model.kind != "autoencoder":  # which has a decoder of its own
+        if self.codec.model.kind != "autoencoder":  # which has its own decoder
             self.announce_decoder()
 
     def load(self, item: Input) -> Loaded[Image.Image]:
-        """As of every task."""
+        """See `Task`."""
         self.prepare(item)
         return load_image(item, self.settings)
 
     def make(self, items: Sequence[Input], group: Sequence[Loaded[Image.Image]]) -> list[Made]:
-        """As of every task; one by one, as each is timed."""
+        """See `Task`; images are encoded one by one, as each is timed."""
         return [self._measured(item, one) for item, one in zip(items, group, strict=True)]
 
     def _measured(self, item: Input, one: Loaded[Image.Image]) -> Made:
@@ -247,26 +247,26 @@ class Export(Task[ParsedLat]):
     """.lat files to other programs' files of latents."""
 
     def load(self, item: Input) -> Loaded[ParsedLat]:
-        """As of every task."""
+        """See `Task`."""
         self.prepare(item)
         return load_lat(item, self.settings)
 
     def make(self, items: Sequence[Input], group: Sequence[Loaded[ParsedLat]]) -> list[Made]:
-        """As of every task."""
+        """See `Task`."""
         made = []
         for one in group:
             file = one.value.file
             require_sd(file)
             header = file.header
             data = latent_files.write(self.settings.output.suffix, header, whole_latents.of(file))
-            note = "its alpha is left out" if one.value.extras.alpha else ""
+            note = "alpha is dropped" if one.value.extras.alpha else ""
             n_bytes = one.n_bytes
             made.append(Made(data, header.width, header.height, n_bytes, n_bytes, note=note))
         return made
 
     @staticmethod
-    def is_made_so(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
-        """As of every task; there is nothing to choose but the format."""
+    def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+        """See `Task`; the format is the only setting."""
         start = file.read(9)
         if not (start.startswith(b"PK\x03\x04") or start[8:] == b"{"):
             raise LatentsError("neither a zip archive nor safetensors")
@@ -277,14 +277,14 @@ class Import(Task[ImportedLatents]):
     """Other programs' files of latents to .lat files."""
 
     def load(self, item: Input) -> Loaded[ImportedLatents]:
-        """As of every task."""
+        """See `Task`."""
         self.prepare(item)
         blob = inputs.read_foreign(item.source) if item.data is None else item.data
         foreign = latent_files.read(blob, item.source, self.settings.encode.scale)
         return Loaded(foreign, len(blob), tuple(foreign.latents.shape[-2:]), foreign.note)
 
     def make(self, items: Sequence[Input], group: Sequence[Loaded[ImportedLatents]]) -> list[Made]:
-        """As of every task."""
+        """See `Task`."""
         made = []
         for one in group:
             foreign, options = one.value, self.settings.encode
@@ -303,8 +303,8 @@ class Import(Task[ImportedLatents]):
         return made
 
     @staticmethod
-    def is_made_so(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
-        """As of every task."""
+    def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+        """See `Task`."""
         lat, options = ExistingLat.open(file, n_bytes, whole=whole), settings.encode
         return options.keep_step or lat.meets(options.goal)
 

@@ -1,18 +1,18 @@
-"""Checking .lat files as wholes, without decoding pixels."""
+"""Full checks of .lat files, without decoding pixels."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from dynenc.coding.lat_file import LatFile, read_bytes
-from dynenc.errors import BitstreamError, named
+from dynenc.errors import BitstreamError, with_name
 from dynenc.imaging import extras
 from dynenc.imaging.detail import Detail
 from dynenc.io.names import shown
 
 
 def info_file(source: str, *, max_pixels: int) -> tuple[LatFile, Detail | None, int]:
-    """A .lat file, its detail layer and its size in bytes; all of it is checked.
+    """Parse and fully check a .lat file; return it, its detail layer and its size in bytes.
 
     Raises: BitstreamError.
     """
@@ -21,15 +21,15 @@ def info_file(source: str, *, max_pixels: int) -> tuple[LatFile, Detail | None, 
         file = LatFile.parse(blob, max_pixels=max_pixels)
         found = extras.from_chunks(file.chunks, file.header.width, file.header.height)
     except BitstreamError as exc:
-        raise named(exc, shown(source)) from exc
+        raise with_name(exc, shown(source)) from exc
     return file, found.detail, len(blob)
 
 
 def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, str]]:
-    """Check .lat files, and all those in folders and their sub-folders.
+    """Check .lat files, and those in folders and their sub-folders.
 
-    Yields: each file and what is wrong with it, "" if nothing is. A folder that cannot be read or
-        holds no .lat file is reported, too: what was not checked must not pass.
+    Yields: each file and its fault, "" if there is none. A folder that cannot be read or holds no
+        .lat file is also a fault: what was not checked must not pass.
     """
     for path in paths:
         if not Path(path).is_dir():

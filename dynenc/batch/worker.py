@@ -1,8 +1,8 @@
-"""A worker process: reads jobs from its parent, converts them, and answers with their results.
+"""A worker process: reads jobs from its parent, converts them and sends back the results.
 
-It is started as a program of its own, so nothing of the parent's state has to change: no
-multiprocessing, hence no re-run of `__main__`, no semaphores, no socket below TMPDIR, and no ban on
-children of daemonic processes. Messages are pickles on its standard input and output:
+It is a separate program and not a multiprocessing child, so the parent's state need not change:
+`__main__` is not run again, there are no semaphores and no socket in TMPDIR, and daemonic processes
+can start workers too. Messages are pickles on standard input and output:
 
     parent -> worker   Settings, then Jobs; the end of the stream: stop after the current job
     worker -> parent   Hello, then (Job, list of Results) for each; a DynencError ends the run
@@ -26,12 +26,11 @@ from dynenc.errors import DynencError
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PACKAGE = Path(__file__).absolute().parents[1] / "__init__.py"
-AHEAD = 8  # files that a worker is given at once, so that it writes while it converts
+AHEAD = 8  # files sent to a worker at once, so that it can write while it converts
 
-# The program of a worker. Isolated mode (-I) leaves out the script's or current folder and
-# PYTHONPATH; what the parent could import is appended, except the current folder, from which a
-# stranger's torch.py would be run. dynenc is loaded from where the parent has it, even if that is
-# the current folder.
+# The program of a worker. Isolated mode (-I) drops the script's folder, the current folder and
+# PYTHONPATH. The parent's sys.path is appended, except the current folder, where a stray torch.py
+# would be run. dynenc is loaded from where the parent has it, even if that is the current folder.
 START = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
@@ -54,7 +53,7 @@ worker.enter(entry)
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What a worker says of itself when its networks can be loaded."""
+    """The first message of a worker, once its networks can be loaded."""
 
     device: str  # type of a torch device
     window: int  # jobs that it takes at once
@@ -68,7 +67,7 @@ def command(entry: str) -> list[str]:
     flags = ["-I", "-X", f"utf8={sys.flags.utf8_mode}"]  # file names are decoded as here
     if sys.dont_write_bytecode:
         flags.append("-B")
-    python = os.fsdecode(spawn.get_executable())  # what the host may have set for its own workers
+    python = os.fsdecode(spawn.get_executable())  # respects multiprocessing.set_executable
     return [python, *flags, "-c", START, str(PACKAGE), entry, *sys.path]
 
 
@@ -78,9 +77,9 @@ def environment() -> dict[str, str]:
 
 
 def enter(entry: str) -> None:
-    """Be a worker: "serve"; or "fork:N:MODULE" to import that and fork workers.
+    """Run as a worker ("serve"), or import MODULE and fork workers ("fork:N:MODULE").
 
-    The requests to fork are read at descriptor N.
+    Fork requests are read from file descriptor N.
     """
     if entry == "serve":
         serve()
@@ -117,13 +116,13 @@ def serve() -> None:
 
 
 def _streams() -> tuple[IO[bytes], IO[bytes]]:
-    """The streams of messages; what libraries print goes to standard error instead."""
+    """The message streams; output printed by libraries is redirected to standard error."""
     received, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     try:
         os.dup2(2, 1)
-    except OSError:  # it is closed
+    except OSError:  # standard error is closed
         os.dup2(nothing, 1)
     return received, answers
 

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 
 from dynenc import registry
-from dynenc.arguments import file_name, whole
+from dynenc.arguments import file_name, integer
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.bitstream import Chunk, Header
 from dynenc.coding.entropy import EntropyCoder, load_coder
-from dynenc.errors import BitstreamError, OtherLatents, UnknownModel, UsageError, named
+from dynenc.errors import BitstreamError, OtherLatents, UnknownModel, UsageError, with_name
 from dynenc.io import storage
 from dynenc.io.names import shown
 from dynenc.latent_space import SD1
@@ -54,21 +54,21 @@ class LatFile:
         try:
             return cls.parse(read_bytes(source), max_pixels=max_pixels)
         except BitstreamError as exc:
-            raise named(exc, shown(source)) from exc
+            raise with_name(exc, shown(source)) from exc
 
     @classmethod
     def of(
         cls, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
     ) -> LatFile:
-        """The file of some bytes or at a path, or one parsed before; raises BitstreamError."""
-        whole("max_pixels", max_pixels)
+        """Parse a file given as bytes, a path or already parsed; raises BitstreamError."""
+        integer("max_pixels", max_pixels)
         if isinstance(file, LatFile):
             return file
         if isinstance(file, str | Path):
             return cls.open(file_name("a .lat file", file), max_pixels=max_pixels)
         if not isinstance(file, bytes | bytearray | memoryview):
             kind = type(file).__name__
-            raise UsageError(f"a {kind} is not a .lat file: pass its bytes or its path")
+            raise UsageError(f"a .lat file is given as bytes or a path, not {kind}")
         return cls.parse(bytes(file), max_pixels=max_pixels)
 
     @classmethod

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from dynenc.arguments import file_name, whole
+from dynenc.arguments import file_name, integer
 from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.coding.bitstream import MAX_PIXELS
@@ -72,7 +72,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if not isinstance(sources, Iterable | os.PathLike) or isinstance(sources, bytes):
             raise UsageError(f"{sources!r} is no folder, tar or .lat file, nor a list of them")
         given = [sources] if isinstance(sources, str | os.PathLike) else sources
-        whole("max_pixels", max_pixels)
+        integer("max_pixels", max_pixels)
         file_name("a decoder", decoder)
         self.pictures, self.decoder, self.max_pixels = pictures, decoder, max_pixels
         self.places: list[Place] = []
@@ -159,8 +159,8 @@ class SameSizeBatches(Sampler[list[int]]):
     ) -> None:
         if not hasattr(dataset, "shapes"):
             raise UsageError(f"a {type(dataset).__name__} is no data set with shapes of samples")
-        whole("batch_size", batch_size, 1)
-        whole("seed", seed)
+        integer("batch_size", batch_size, 1)
+        integer("seed", seed)
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.seed, self.epoch = seed, 0
         self.groups: dict[tuple[int, int], list[int]] = {}
@@ -169,7 +169,7 @@ class SameSizeBatches(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration; each iteration also moves on by one."""
-        self.epoch = whole("epoch", epoch)
+        self.epoch = integer("epoch", epoch)
 
     def __len__(self) -> int:
         """The number of batches."""

@@ -1,1 +1,1 @@
-"""Where files lie and how they are read and written: local paths, URLs and tar shards."""
+"""Listing, reading and writing files: local paths, URLs and tar shards."""

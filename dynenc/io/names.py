@@ -1,7 +1,7 @@
 """File names as strings: local paths, `-` for a standard stream, and fsspec URLs.
 
 Nothing here touches a file system. A chained URL such as `zip://a.png::s3://bucket/x.zip` names a
-file inside another; what is said of a URL's path below concerns the part before the first `::`.
+file inside another; below, "path of a URL" means the part before the first `::`.
 """
 
 import os
@@ -14,7 +14,7 @@ STREAM = "-"  # stdin or stdout
 
 
 def shown(name: str) -> str:
-    """A name for messages."""
+    """A name as shown in messages."""
     return "standard input" if name == STREAM else name
 
 
@@ -24,7 +24,7 @@ def is_url(name: str) -> bool:
 
 
 def is_web(name: str) -> bool:
-    """Whether a name is an http(s) URL, which can neither be listed reliably nor written."""
+    """Whether a name is an http(s) URL, which cannot be listed reliably or written."""
     return name.lower().startswith(("http://", "https://"))
 
 
@@ -41,11 +41,11 @@ def plain(name: str | os.PathLike[str]) -> str:
     path = text[len("file:") :]
     path = path.removeprefix("//localhost") if path.startswith("//localhost/") else path
     path = unquote(path.removeprefix("//"), errors="surrogateescape")
-    return path[1:] if re.match(r"/[A-Za-z]:", path) else path  # a drive of Windows
+    return path[1:] if re.match(r"/[A-Za-z]:", path) else path  # a Windows drive
 
 
 def split_url(url: str) -> tuple[str, str, str]:
-    """The protocol of a URL, its path, and the rest of a chain from the `::` on."""
+    """The protocol of a URL, its path, and the rest of its chain, starting with `::`."""
     first, separator, rest = url.partition("::")
     protocol, _, path = first.partition("://")
     return protocol, path, separator + rest
@@ -93,5 +93,5 @@ def with_suffix(name: str, suffix: str) -> str:
 
 
 def folded(name: str) -> str:
-    """A name as file systems compare it that ignore case and the form of accents."""
+    """A name as compared by file systems that ignore case and Unicode normalisation."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -1,8 +1,8 @@
-"""Archives of pictures: tar shards as WebDataset has them, and zip files, which are read only.
+"""Archives of images: tar shards in the WebDataset layout, and zip files, which are only read.
 
-The files of one sample share a key and stand together: `0001.png`, `0001.json`. A converted shard
-keeps their order; only the pictures change, and their suffix. Members are read one at a time, and
-no list of them is kept, so neither their number nor their size costs memory.
+The files of a sample share a key and are adjacent: `0001.png`, `0001.json`. A converted shard keeps
+their order; only the images and their suffixes change. Members are read one at a time and no list
+of them is kept, so memory use does not depend on their number or size.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def is_archive(name: str) -> bool:
 
 
 def is_tar(name: str) -> bool:
-    """Whether a name has the suffix of a tar, compressed or not."""
+    """Whether a name has the suffix of a tar file, compressed or not."""
     return TAR.search(base(name)) is not None
 
 
 def with_tar_suffix(name: str) -> str:
-    """The name of the tar that is written for an archive of this name."""
+    """The name of the tar file that is written for an archive of this name."""
     return ZIP.sub(".tar", TAR.sub(".tar", name))
 
 
@@ -50,14 +50,14 @@ class Member:
     name: str
     size: int  # bytes
     mtime: float  # s since 1970
-    file: Readable  # to be read before the next member is asked for
+    file: Readable  # must be read before the next member is requested
 
 
 def members(file: BinaryIO, name: str) -> Iterator[Member]:
-    """The files in an archive, in their order; links, devices and folders are left out.
+    """The files in an archive, in order; links, devices and folders are skipped.
 
-    Raises: ImageError if it is neither a tar nor a zip, damaged or cut short; so does reading from
-    a member that is damaged or encrypted.
+    Raises: ImageError if it is neither a tar nor a zip, damaged or truncated; reading a damaged or
+    encrypted member raises it, too.
     """
     kind = "zip" if ZIP.search(base(name)) else "tar"
     try:
@@ -73,13 +73,13 @@ DAMAGE = (
     lzma.LZMAError,
     EOFError,
     OSError,
-    RuntimeError,  # zipfile: encrypted; NotImplementedError: compressed in an unknown way
+    RuntimeError,  # zipfile: encrypted; its subclass NotImplementedError: unknown compression
 )
 ENDS = (tarfile.EOFHeaderError, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose damage is an error; tarfile takes damage behind the first for the end."""
+    """A header that raises if damaged; tarfile takes damage after the first header for the end."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> _Header:
@@ -92,14 +92,14 @@ class _Header(tarfile.TarInfo):
 
 
 class _Content:
-    """What a member holds, opened when first read, so that a damaged one fails by itself."""
+    """The content of a member, opened on first read, so that a damaged one fails alone."""
 
     def __init__(self, name: str, opened: Callable[[], Readable | None]) -> None:
         self.name, self.opened = name, opened
         self.file: Readable | None = None
 
     def read(self, size: int = -1, /) -> bytes:
-        """As of any file; raises ImageError."""
+        """Read like any file; raises ImageError."""
         try:
             self.file = self.file or self.opened()
             return self.file.read(size) if self.file else b""
@@ -117,7 +117,7 @@ def _tar_members(file: BinaryIO, name: str) -> Iterator[Member]:
 
 
 def _forget(tar: tarfile.TarFile) -> None:
-    """Drop the headers that a tar has read or written, of which tarfile keeps a list."""
+    """Drop the list of headers that tarfile keeps of everything read or written."""
     cast(Any, tar).members.clear()
 
 
@@ -130,7 +130,7 @@ def _zip_members(file: BinaryIO, name: str) -> Iterator[Member]:
 
 
 def _zip_time(info: zipfile.ZipInfo) -> float:
-    """When a member was changed, as if its clock, whose time zone is unknown, showed UTC."""
+    """The modification time of a member, taken as UTC, as zip files do not store a time zone."""
     try:
         return datetime(*info.date_time, tzinfo=timezone.utc).timestamp()
     except ValueError:
@@ -138,7 +138,7 @@ def _zip_time(info: zipfile.ZipInfo) -> float:
 
 
 def _time(seconds: float) -> float:
-    """A time that a tar header can hold; 0 for one that it cannot, such as NaN."""
+    """The time, or 0 if a tar header cannot hold it, as with NaN."""
     return seconds if math.isfinite(seconds) and 0 <= seconds < 8**11 else 0
 
 
@@ -150,20 +150,20 @@ class Writer:
         self.names: set[str] = set()
 
     def add(self, name: str, data: bytes, mtime: float) -> None:
-        """Add a file; raises OutputError if the name is taken or cannot stand in a tar."""
+        """Add a file; raises OutputError if the name is taken or cannot be stored in a tar."""
         self.copy(Member(name, len(data), mtime, io.BytesIO(data)))
 
     def copy(self, member: Member) -> None:
-        """Add a member of another archive, in chunks; raises as `add`."""
+        """Add a member of another archive, in chunks; raises the same as `add`."""
         if member.name in self.names:
-            raise OutputError(f"the shard holds a {member.name} already: rename one of the two")
+            raise OutputError(f"the shard already holds {member.name}: rename one of the two")
         info = tarfile.TarInfo(member.name)
         info.size = member.size
         info.mtime = _time(member.mtime)
         try:
             info.tobuf(tarfile.PAX_FORMAT, self.tar.encoding, self.tar.errors or "strict")
         except (ValueError, OverflowError) as exc:
-            raise OutputError(f"{member.name!r} cannot stand in a tar: {exc}") from exc
+            raise OutputError(f"{member.name!r} cannot be stored in a tar: {exc}") from exc
         self.names.add(member.name)
         self.tar.addfile(info, cast(BinaryIO, member.file))
         _forget(self.tar)

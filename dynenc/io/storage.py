@@ -1,4 +1,4 @@
-"""Local files and fsspec URLs: list and read. How they are written stands in `writing`."""
+"""Listing and reading local files and fsspec URLs; for writing see `writing`."""
 
 import glob
 import io
@@ -28,7 +28,7 @@ CHUNK = 2**20  # bytes
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it.
 
-    Raises: UsageError if it needs a package that is not installed, or the protocol is unknown.
+    Raises: UsageError if it needs a package that is not installed, or if the protocol is unknown.
     """
     import fsspec  # type: ignore[import-untyped]  # it ships no stubs
 
@@ -51,18 +51,18 @@ def _reason(exc: Exception) -> str:
 
 @contextmanager
 def translated(name: str, kind: type[ImageError] | type[OutputError]) -> Iterator[None]:
-    """Turn whatever a remote file system raises into an error of this kind."""
+    """Turn anything a remote file system raises into an error of this type."""
     try:
         yield
     except DynencError:
         raise
-    except Exception as exc:  # every file system has errors of its own
+    except Exception as exc:  # every file system has its own errors
         what = "read" if kind is ImageError else "written"
         raise kind(f"{name} cannot be {what}: {_reason(exc)}") from exc
 
 
 def is_folder(name: str) -> bool:
-    """Whether a folder of that name exists; of web addresses, those that end with a slash."""
+    """Whether a folder of that name exists; a web address is one if it ends with a slash."""
     if not is_url(name):
         return os.path.isdir(name)  # noqa: PTH112  # False, not an error, for impossible names
     if names.is_web(name):
@@ -73,7 +73,7 @@ def is_folder(name: str) -> bool:
 
 
 def exists(name: str) -> bool:
-    """Whether anything stands under that name, a dangling link included."""
+    """Whether anything has that name, even a dangling link."""
     if not is_url(name):
         return os.path.lexists(name)
     fs, path = filesystem(name)
@@ -84,8 +84,8 @@ def exists(name: str) -> bool:
 class Times(NamedTuple):
     """When a file was last modified and last changed, in seconds since 1970.
 
-    A change is also a new name, owner or mode; in particular, a file that replaces another is
-    changed, though it may have been modified long before.
+    A new name, owner or mode is also a change. In particular, a file that replaces another counts
+    as changed, even if it was modified long before.
     """
 
     modified: float
@@ -93,7 +93,7 @@ class Times(NamedTuple):
 
 
 def times(name: str) -> Times | None:
-    """The times of a file; None if they cannot be known."""
+    """The times of a file; None if they are not available."""
     with suppress(OSError, ValueError, NotImplementedError, KeyError, AttributeError):
         if not is_url(name):
             status = os.stat(name)  # noqa: PTH116
@@ -105,7 +105,7 @@ def times(name: str) -> Times | None:
 
 
 def ignores_case(folder: str) -> bool:
-    """Whether `a` and `A` are one name in a local folder, which need not exist yet."""
+    """Whether `a` and `A` are the same name in a local folder, which need not exist yet."""
     path = Path(folder or ".").absolute()
     while not os.path.exists(path) and path != path.parent:  # noqa: PTH110  # no error if too long
         path = path.parent
@@ -119,8 +119,8 @@ def ignores_case(folder: str) -> bool:
 def walk(folder: str, recursive: bool, leave_out: str | None = None) -> Iterator[tuple[str, str]]:
     """The files of a folder, sorted: (name, path below the folder with slashes).
 
-    Hidden files are left out, and so is the folder `leave_out`. Links are followed, each real
-    folder once, so loops end. A sub-folder that cannot be read is yielded with a trailing slash.
+    Hidden files and the folder `leave_out` are skipped. Links are followed, but each real folder is
+    visited only once, so loops end. An unreadable sub-folder is yielded with a trailing slash.
     Raises: ImageError if the folder itself cannot be read.
     """
     if is_url(folder):
@@ -158,7 +158,7 @@ def walk(folder: str, recursive: bool, leave_out: str | None = None) -> Iterator
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """Whether it is a "folder", a "file" or "other"; dangling links are files, and fail later."""
+    """Whether it is a "folder", "file" or "other"; a dangling link is a file, and fails later."""
     try:
         if entry.is_dir():
             return "folder"
@@ -188,7 +188,7 @@ def sizes(folder: str) -> Iterator[tuple[str, int]]:
 
 
 def _full_name(url: str, fs: Any, path: str) -> str:
-    """The URL of a path that the file system of another URL has listed."""
+    """The URL of a path listed by the file system of another URL."""
     if names.is_chained(url):
         return names.with_path(url, path.lstrip("/"))
     return str(fs.unstrip_protocol(path))
@@ -197,8 +197,8 @@ def _full_name(url: str, fs: Any, path: str) -> str:
 def expand(pattern: str) -> list[str]:
     """The files and folders that match a pattern of `*`, `?`, `[` and `**`, sorted.
 
-    Leading components that exist literally are taken literally: `[b]/*.png` lists the folder `[b]`
-    if there is one. A pattern that exists as a whole is that one file.
+    Leading components that exist are taken literally: `[b]/*.png` lists the folder `[b]` if there
+    is one. A pattern that is the name of an existing file is that file.
     """
     if exists(pattern):
         return [pattern]
@@ -220,15 +220,15 @@ def expand(pattern: str) -> list[str]:
 
 
 class Readable(Protocol):
-    """What can be read from start to end."""
+    """A file that can be read sequentially."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """At most so many bytes, or all that are left."""
+        """At most `size` bytes, or all that are left."""
 
 
 @contextmanager
 def reading(name: str) -> Iterator[BinaryIO]:
-    """A file, a URL's content or stdin, open for reading; OSError of local files is passed on."""
+    """A file, URL or stdin, open for reading; an OSError of a local file is not translated."""
     if name == STREAM:
         if sys.stdin is None:
             raise UsageError("standard input is closed: name a file")
@@ -245,7 +245,7 @@ def reading(name: str) -> Iterator[BinaryIO]:
 
 
 def mode_of(name: str) -> int:
-    """The mode of a local file, links followed; 0 if there is none."""
+    """The mode of a local file, following links; 0 if it does not exist."""
     if name == STREAM or is_url(name):
         return 0
     try:
@@ -255,12 +255,12 @@ def mode_of(name: str) -> int:
 
 
 def is_regular(name: str) -> bool:
-    """Whether a name is that of a local regular file."""
+    """Whether it is a local regular file."""
     return stat.S_ISREG(mode_of(name))
 
 
 def is_sequential(name: str) -> bool:
-    """Whether a file can only be read from start to end: stdin, a URL, a FIFO, a device."""
+    """Whether a file is not seekable: stdin, a URL, a FIFO, a device."""
     mode = mode_of(name)
     return name == STREAM or is_url(name) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
@@ -268,16 +268,16 @@ def is_sequential(name: str) -> bool:
 def read_at_most(
     file: Readable, limit: int, name: str, error: type[DynencError] = TooLarge
 ) -> bytes:
-    """The rest of a file, unless it is longer than `limit` bytes.
+    """The rest of a file of at most `limit` bytes.
 
-    At most that many are read of an endless stream, and `CHUNK` of a seekable file that is longer.
-    Raises: `error`.
+    No more than that is read of an endless stream, and at most `CHUNK` of a longer seekable one.
+    Raises: `error` if it is longer.
     """
     first = file.read(min(CHUNK, limit + 1))
     if len(first) < min(CHUNK, limit + 1) and isinstance(file, io.BufferedReader):
         return first
     what = "standard input" if name == STREAM else name
-    too_long = error(f"{what} is longer than {limit} bytes, the most that is read")
+    too_long = error(f"{what} is longer than the limit of {limit} bytes")
     if len(first) > limit:
         raise too_long
     if isinstance(file, io.IOBase) and file.seekable():

@@ -1,9 +1,9 @@
-"""Writing files, whole or not at all.
+"""Writing files atomically: completely or not at all.
 
-A regular file is written under a temporary name in its folder and renamed when it is complete (or
-uploaded then), so whatever is killed, no half-written file stands under a final name. Devices,
-FIFOs and descriptors such as `/dev/stdout` are written through. The temporary file is locked while
-it is being written; the kernel drops the lock with the process, and the next run removes it.
+A regular file is written under a temporary name in its folder and, once complete, renamed (or
+uploaded). So even after a kill, no half-written file has a final name. Devices, FIFOs and
+descriptors such as `/dev/stdout` are written directly. The temporary file is locked while it is
+being written; if the process dies, the kernel releases the lock, and the next run removes the file.
 """
 
 import errno
@@ -29,19 +29,19 @@ from dynenc.io.storage import CHUNK, exists, filesystem, mode_of, translated
 if sys.platform != "win32":
     import fcntl
 
-ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}  # show complete uploads only
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # no other file could be written either
+ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}  # hide partial uploads
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every other file would fail too
 PARTIAL = re.compile(r"\.dynenc-(?P<kernel>.+)-[0-9a-f]{16}\.partial")
-STALE = 24 * 3600  # s; a partial file whose lock cannot be tested is a dead run's after this
+STALE = 24 * 3600  # s after which a partial file whose lock cannot be tested is abandoned
 DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|(?P<pid>\d+)))/fd/(?P<number>\d+)")
 STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
-MAX_LINKS = 40  # as Linux
+MAX_LINKS = 40  # as in Linux
 
 
 def is_stream(name: str) -> bool:
-    """Whether what is written there passes through, replacing nothing.
+    """Whether writing there sends data on instead of replacing a file.
 
-    So it is with `-`, `/dev/stdout`, `/dev/fd/3`, FIFOs, sockets and character devices.
+    True for `-`, `/dev/stdout`, `/dev/fd/3`, FIFOs, sockets and character devices.
     """
     if name == STREAM or (not is_url(name) and _descriptor(name) is not None):
         return True
@@ -50,25 +50,25 @@ def is_stream(name: str) -> bool:
 
 
 def refuse_existing(target: str, overwrite: bool) -> None:
-    """Raise OutputExists if writing the target would replace something and may not."""
+    """Raise OutputExists if the target exists and must not be overwritten."""
     if target and not overwrite and not is_stream(target) and exists(target):
         raise OutputExists(
-            f"{target} exists", hint="name another output with -o, or overwrite it with --force"
+            f"{target} exists", hint="choose another output with -o, or overwrite it with --force"
         )
 
 
 @contextmanager
 def writing(target: str, overwrite: bool, *, mtime: float | None = None) -> Iterator[BinaryIO]:
-    """A file to write; it gets its name when the block ends without an error, else it vanishes.
+    """A file to write; it gets its name if the block ends without an error, else it is removed.
 
-    Links are followed. A file that is overwritten keeps its mode, its owner where that is allowed,
-    and its other hard links. What `is_stream` knows is written through.
+    Links are followed. A file that is overwritten keeps its mode, its owner where permitted, and
+    its other hard links. A stream (see `is_stream`) is written directly.
 
     Args:
-        overwrite: replace a file of that name.
-        mtime: time of modification to set, in seconds since 1970; of local regular files only.
-    Raises: OutputError if it cannot be written, DiskFull if no other file could either,
-    OutputExists if it appeared meanwhile and may not be overwritten.
+        overwrite: replace an existing file.
+        mtime: modification time to set, in seconds since 1970; local regular files only.
+    Raises: OutputError if it cannot be written, DiskFull if every other file would fail too,
+    OutputExists if it appeared meanwhile and must not be overwritten.
     """
     try:
         if is_url(target):
@@ -80,7 +80,7 @@ def writing(target: str, overwrite: bool, *, mtime: float | None = None) -> Iter
         with writer as file:
             yield file
     except FileExistsError as exc:
-        raise OutputExists(f"{target} appeared while it was being made: it is kept") from exc
+        raise OutputExists(f"{target} was created by another program meanwhile: kept") from exc
     except OSError as exc:
         kind = DiskFull if exc.errno in NO_SPACE else OutputError
         what = "standard output" if target == STREAM else target
@@ -88,10 +88,10 @@ def writing(target: str, overwrite: bool, *, mtime: float | None = None) -> Iter
 
 
 def _descriptor(name: str) -> int | None:
-    """The open file of this process that a path such as /dev/stdout or /dev/fd/3 stands for.
+    """The open descriptor that a path such as /dev/stdout or /dev/fd/3 refers to.
 
-    It is duplicated rather than opened again, which would truncate a file that the shell appends
-    to. Symbolic links are followed one by one, as /proc's lead to the file itself.
+    It is duplicated rather than reopened, which would truncate a file that the shell appends to.
+    Symbolic links are followed one by one, because those in /proc lead to the file itself.
     """
     path = os.path.abspath(name)  # noqa: PTH100
     for _ in range(MAX_LINKS):
@@ -112,7 +112,7 @@ def _descriptor(name: str) -> int | None:
 def _writing_through(target: str) -> Iterator[BinaryIO]:
     if target == STREAM:
         if sys.stdout is None:
-            raise OutputError("standard output is closed", hint="name a file with -o")
+            raise OutputError("standard output is closed", hint="choose a file with -o")
         sys.stdout.flush()
         try:
             number: int | None = sys.stdout.fileno()
@@ -122,7 +122,7 @@ def _writing_through(target: str) -> Iterator[BinaryIO]:
             return
     else:
         number = _descriptor(target)
-    # a descriptor of our own, unbuffered text apart, leaves nothing to be flushed after a failure
+    # a duplicate descriptor, so that sys.stdout has nothing to flush after a failure
     descriptor = os.open(target, os.O_WRONLY) if number is None else os.dup(number)
     with os.fdopen(descriptor, "wb") as file:
         yield file
@@ -144,9 +144,9 @@ def _writing_file(target: str, overwrite: bool, mtime: float | None) -> Iterator
             if mtime is not None and os.utime in os.supports_fd:
                 os.utime(file.fileno(), (mtime, mtime))
             os.fsync(file.fileno())
-            if os.name != "nt":  # keep the lock until it has its name
+            if os.name != "nt":  # keep the lock until it is renamed
                 _publish(partial, final, overwrite, before)
-        if os.name == "nt":  # where open files cannot be renamed
+        if os.name == "nt":  # open files cannot be renamed
             _publish(partial, final, overwrite, before)
     finally:
         with suppress(OSError):
@@ -154,12 +154,12 @@ def _writing_file(target: str, overwrite: bool, mtime: float | None) -> Iterator
 
 
 def _create_partial(folder: Path, *, private: bool) -> tuple[Path, BinaryIO]:
-    """A new temporary file, locked; `private` if only its owner may read it."""
+    """A new temporary file, locked; with `private`, readable by its owner only."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
         partial = folder / partial_name()
         descriptor = os.open(partial, flags, 0o600 if private else 0o666)
-        if _lock(descriptor) is False or not partial.exists():  # another run's `sweep` was faster
+        if _lock(descriptor) is False or not partial.exists():  # another run has swept it
             os.close(descriptor)
             continue
         return partial, cast(BinaryIO, os.fdopen(descriptor, "wb"))
@@ -179,7 +179,7 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _keep_owner_and_mode(descriptor: int, before: os.stat_result) -> None:
-    """Give a new file the owner, as far as permitted, and the mode of the one it replaces."""
+    """Give a new file the mode of the one it replaces, and its owner where permitted."""
     if os.name == "nt":
         return
     mode = stat.S_IMODE(before.st_mode)
@@ -188,14 +188,14 @@ def _keep_owner_and_mode(descriptor: int, before: os.stat_result) -> None:
         try:
             os.fchown(descriptor, before.st_uid, before.st_gid)
         except OSError:
-            mode &= 0o777  # no set-user-id for another user
+            mode &= 0o777  # never set-user-id for a different owner
             with suppress(OSError):
                 os.fchown(descriptor, -1, before.st_gid)
     os.fchmod(descriptor, mode)
 
 
 def _publish(partial: Path, final: Path, overwrite: bool, before: os.stat_result | None) -> None:
-    """Give a finished file its name; raises FileExistsError rather than overwrite unasked."""
+    """Rename a finished file; raises FileExistsError if the name exists and not `overwrite`."""
     if not overwrite:
         try:
             os.link(partial, final)  # unlike a rename, fails if the target exists
@@ -212,17 +212,17 @@ def _publish(partial: Path, final: Path, overwrite: bool, before: os.stat_result
     try:
         partial.replace(final)
     except OSError as exc:
-        if exc.errno != errno.EBUSY:  # a file that is mounted by itself, as containers do
+        if exc.errno != errno.EBUSY:  # a bind-mounted file, as in containers
             raise
         _rewrite(partial, final)
 
 
 def _rewrite(partial: Path, final: Path) -> None:
-    """Copy a finished file into an existing one, which stays the same file under all its names."""
+    """Copy a finished file into an existing one, which keeps its inode and all its hard links."""
     size = partial.stat().st_size
     with partial.open("rb") as source, final.open("r+b") as target:
         if hasattr(os, "posix_fallocate") and size:
-            os.posix_fallocate(target.fileno(), 0, size)  # a full disk is told before any damage
+            os.posix_fallocate(target.fileno(), 0, size)  # a full disk shows before any damage
         if sys.platform != "win32":
             with suppress(OSError):
                 fcntl.flock(target, fcntl.LOCK_EX)  # one writer at a time
@@ -246,11 +246,11 @@ def _writing_url(target: str, overwrite: bool) -> Iterator[BinaryIO]:
 
 
 def _upload(partial: Path, target: str, overwrite: bool) -> None:
-    """Copy a finished file to a URL; object stores show it when all of it is there."""
+    """Copy a finished file to a URL; object stores show it once the upload is complete."""
     fs, path = filesystem(target)
     with translated(target, OutputError):
         if not overwrite and fs.exists(path):
-            raise OutputExists(f"{target} appeared while it was being made: it is kept")
+            raise OutputExists(f"{target} was created by another program meanwhile: kept")
         protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
         if protocols & ATOMIC:
             fs.put_file(str(partial), path)
@@ -261,30 +261,30 @@ def _upload(partial: Path, target: str, overwrite: bool) -> None:
 
 
 def make_folder(name: str) -> None:
-    """Make a folder and those above it; raises OutputError."""
+    """Create a folder and its parents; raises OutputError."""
     if not name or is_url(name):
-        return  # object stores have none, and fsspec makes the others when it writes
+        return  # object stores have no folders, and fsspec creates the others on writing
     try:
         Path(name).mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         kind = DiskFull if exc.errno in NO_SPACE else OutputError
-        raise kind(f"{name} cannot be made a folder: {exc.strerror}") from exc
+        raise kind(f"the folder {name} cannot be created: {exc.strerror}") from exc
 
 
-# Temporary files that killed runs leave
+# Temporary files of killed runs
 
 
 def partial_name() -> str:
-    """A new name for a file that is being written; tells which kernel holds its lock."""
+    """A new temporary name, which says which kernel holds the lock of the file."""
     return f".dynenc-{_kernel()}-{secrets.token_hex(8)}.partial"
 
 
 @functools.cache
 def _kernel() -> str:
-    """What processes share that see each other's locks.
+    """An identifier shared by all processes that see each other's locks.
 
-    A host name will not do: containers of one machine have several, and containers of several
-    machines may have the same.
+    Not the host name: containers on one machine have several, and containers on several machines
+    may share one.
     """
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -294,8 +294,8 @@ def _kernel() -> str:
 def sweep(folder: str) -> None:
     """Remove the temporary files that killed runs left in a local folder.
 
-    A file is left over if nobody holds its lock, or where the lock cannot be tested (it belongs to
-    another machine, or the file system has no locks), if it was not touched for a day.
+    A file is abandoned if nobody holds its lock or, where the lock cannot be tested (it belongs to
+    another machine, or the file system has no locks), if it has not been touched for a day.
     """
     if is_url(folder):
         return

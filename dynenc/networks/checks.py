@@ -33,5 +33,5 @@ def check_batch(what: str, tensor: Any, channels: int, multiple: int = 1) -> Non
 def pair(name: str, value: Any, least: int) -> Any:
     """A whole number, or two of them, as layers of torch take them."""
     for number in value if isinstance(value, tuple | list) and len(value) == 2 else (value,):
-        arguments.whole(name, number, least)
+        arguments.integer(name, number, least)
     return value

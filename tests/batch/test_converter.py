@@ -96,7 +96,7 @@ def test_a_bug_fails_one_file_and_keeps_its_traceback(tmp_path, monkeypatch, cap
     caplog.set_level("DEBUG", "dynenc")
     summary = encode(tmp_path, None)
     assert (summary.done, summary.failed) == (1, 1)
-    assert "b.png: it fails with TypeError: a bug" in summary.failures[0].reason
+    assert "b.png: unexpected TypeError: a bug" in summary.failures[0].reason
     assert 'raise TypeError("a bug")' in caplog.text
     assert "in load_image" in caplog.text
 

@@ -33,7 +33,7 @@ def test_what_is_no_output_is_made_again_or_named(pictures, tmp_path):
     summary = encode(pictures, out)
     assert (summary.done, summary.skipped, summary.failed) == (3, 0, 2)
     assert {failure.target for failure in summary.failures} == {f"{out}/c.lat", f"{out}/d.lat"}
-    assert "is no file that this command writes" in summary.failures[0].reason
+    assert "was not written by this command" in summary.failures[0].reason
     assert (out / "a.lat").read_bytes().startswith(b"\x89LAT")
     assert (tmp_path / "elsewhere.lat").read_bytes().startswith(b"\x89LAT")
     assert (out / "d.lat").read_bytes() == b"a stranger's"

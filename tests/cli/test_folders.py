@@ -128,7 +128,7 @@ def test_finished_outputs_are_left_alone(photos, tmp_path):
     (tmp_path / "out" / "b.lat").write_bytes(b"keep")
     result = encode(photos, "-o", tmp_path / "out", code=1)
     assert "1 done, 1 failed, 0 skipped" in result.stderr
-    assert "b.lat exists, and is no file that this command writes" in result.stderr
+    assert "b.lat exists, but was not written by this command" in result.stderr
     assert (tmp_path / "out" / "b.lat").read_bytes() == b"keep"
     encode(photos, "-o", tmp_path / "out", "--force")
     assert (tmp_path / "out" / "b.lat").read_bytes() != b"keep"
@@ -279,7 +279,7 @@ def test_a_name_that_comes_twice_in_a_shard_is_left_out_and_named(photos, tmp_pa
     result = encode(tmp_path / "s.tar", "-o", tmp_path / "out", code=1)
     assert members(tmp_path / "out" / "s.tar") == ["a.lat", "a.cls"]
     assert "1 done, 2 failed" in result.stderr
-    assert "s.tar/a.jpg: the shard holds a a.lat already" in result.stderr
+    assert "s.tar/a.jpg: the shard already holds a.lat" in result.stderr
 
 
 def test_a_disk_that_is_full_within_a_shard_ends_the_run(shard, tmp_path, monkeypatch):
@@ -304,7 +304,7 @@ def test_a_damaged_shard_leaves_nothing(shard, tmp_path):
 
 def test_an_empty_folder(tmp_path):
     (tmp_path / "sub").mkdir()
-    assert "-r takes sub-folders" in sentence("encode", tmp_path, code=3)
+    assert "-r includes sub-folders" in sentence("encode", tmp_path, code=3)
     assert "is empty" in sentence("encode", tmp_path, "-r", code=3)
     (tmp_path / "notes.txt").write_text("")
     assert "none of the 1 files are images" in sentence("encode", tmp_path, code=3)
@@ -396,7 +396,7 @@ def test_a_file_where_a_folder_must_be(photos, tmp_path):
     (tmp_path / "file").write_text("")
     assert "is a file" in sentence("encode", photos, "-o", tmp_path / "file", code=7)
     line = sentence("encode", photos, "-o", tmp_path / "file" / "x", code=7)
-    assert "cannot be made a folder" in line
+    assert "cannot be created" in line
     assert "standard output" in sentence("encode", photos, "-o", "-", code=2)
     assert "cannot be combined" in sentence("encode", "-", photos, code=2)
 

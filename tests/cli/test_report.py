@@ -104,7 +104,7 @@ def test_images_that_cannot_be_opened_are_named(pictures, tmp_path):
     (pictures / "notes.txt").write_text("")
     arguments = ("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
     result = run(*arguments, "--report", tmp_path / "r.csv", "-v")
-    assert "raw.CR2 is ignored: raw sensor data" in result.stderr
+    assert "raw.CR2 ignored: raw sensor data" in result.stderr
     assert "2 ignored" in result.stderr
     (row,) = [row for row in rows(tmp_path / "r.csv") if row["status"] == "ignored"]
     assert row["note"].startswith("raw sensor data")

@@ -161,7 +161,7 @@ def test_the_smaller_of_a_part_and_the_whole_as_layer_is_written(codec, monkeypa
     [part] = codec.encode_batch([picture], Goal())
     assert not detail.is_whole(part.file)
     assert len(chosen.blob) <= len(part.blob)
-    assert detail.is_whole(chosen.file) == ("all of the image" in chosen.note)
+    assert detail.is_whole(chosen.file) == ("covers the whole image" in chosen.note)
 
 
 def test_effort_refines_what_is_beneath(codec):

@@ -98,7 +98,7 @@ def test_a_node_lost_in_the_middle_loses_and_doubles_nothing(cluster, pictures, 
 
 
 def test_a_cluster_that_is_not_there(pictures, tmp_path):
-    with pytest.raises(EngineError, match="there is no Ray cluster at auto"):
+    with pytest.raises(EngineError, match="no Ray cluster at auto"):
         convert("encode", pictures, tmp_path, engine="ray", address="auto")
-    with pytest.raises(EngineError, match=r"there is no Ray cluster at 127\.0\.0\.1:1"):
+    with pytest.raises(EngineError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
         convert("encode", pictures, tmp_path, engine="ray", address="127.0.0.1:1")
