@@ -1,4 +1,4 @@
-"""Views: which part of a picture is decoded, and at which size."""
+"""Views: which part of an image is decoded, and at what size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIVISORS = (1, 2, 4, 8)  # of the sides of a picture
 
 
 class Region(NamedTuple):
-    """A part of a picture, in px."""
+    """A rectangle of an image, in px."""
 
     left: int
     top: int
@@ -42,38 +42,38 @@ class Region(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is decoded of a picture: a region of it, or all, at a fraction of its size."""
+    """A region of an image, or all of it, at a fraction of its size."""
 
-    region: Region | None = None  # in px of the picture at its full size; None: all of it
+    region: Region | None = None  # in px of the full-size image; None: all of it
     divisor: int = 1  # one of DIVISORS
 
     @classmethod
     def of(cls, region: Sequence[int] | None, scale: float | Fraction) -> View:
-        """The view that users ask for.
+        """The view for the arguments of `Codec.decode`.
 
         Args:
-            region: left, top, width and height in px; None is the whole picture.
+            region: left, top, width and height in px; None is the whole image.
             scale: 1, 1/2, 1/4 or 1/8.
         Raises: UsageError.
         """
         return cls(None if region is None else region_of(region), divisor_of(scale))
 
     def within(self, size: tuple[int, int]) -> Region:
-        """The part of a picture of that width and height; raises UsageError if it is outside."""
+        """The region in an image of that width and height; raises UsageError if it is outside."""
         if self.region is None:
             return Region(0, 0, *size)
         _, _, right, bottom = self.region.box
         if right > size[0] or bottom > size[1]:
             raise UsageError(
-                f"region {self.region} is not within the picture of {size[0]}x{size[1]} px",
-                hint="choose left + width and top + height within it",
+                f"region {self.region} is not within the image of {size[0]}x{size[1]} px",
+                hint="left + width and top + height must not exceed its sides",
             )
         return self.region
 
     def scaled(self, size: tuple[int, int]) -> Region:
-        """The part of the picture at the view's scale, whose sides are rounded up.
+        """The region in px of the scaled image, whose sides are rounded up.
 
-        Pixels that a region cuts are part of it.
+        Pixels that the region only partly covers are included.
         """
         left, top, right, bottom = self.within(size).box
         left, top = left // self.divisor, top // self.divisor
@@ -81,19 +81,19 @@ class View:
         return Region(left, top, right - left, bottom - top)
 
     def covered(self, size: tuple[int, int]) -> Region:
-        """The part of the picture at its full size that the pixels of `scaled` stand for."""
+        """The region of the full-size image that the pixels of `scaled` cover."""
         left, top, right, bottom = (self.divisor * side for side in self.scaled(size).box)
         return Region(left, top, min(right, size[0]) - left, min(bottom, size[1]) - top)
 
     def cut(self, picture: Image.Image) -> Image.Image:
-        """This of a whole picture, by the mean of the pixels that become one."""
+        """Crop and reduce a full-size image; pixels that become one are averaged."""
         region = self.covered(picture.size)
         if region[2:] != picture.size:
             picture = picture.crop(region.box)
         return self.reduced(picture)
 
     def reduced(self, picture: Image.Image) -> Image.Image:
-        """A picture of what the view covers at the view's scale."""
+        """Reduce an image of the covered region to the scale of the view."""
         return picture.reduce(self.divisor) if self.divisor > 1 else picture
 
     def __str__(self) -> str:
@@ -106,9 +106,9 @@ WHOLE = View()
 
 
 def region_of(values: Any) -> Region:
-    """A region of four whole numbers, not empty; raises UsageError."""
+    """A non-empty region of four integers; raises UsageError."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence) or len(values) != 4:
-        raise UsageError(f"region {values!r} is not four numbers: left, top, width and height")
+        raise UsageError(f"a region is four numbers (left, top, width, height), not {values!r}")
     left, top = (
         integer(f"region's {name}", value)
         for name, value in zip(("left", "top"), values[:2], strict=True)
@@ -121,9 +121,9 @@ def region_of(values: Any) -> Region:
 
 
 def divisor_of(scale: Any) -> int:
-    """What a scale divides the sides by; raises UsageError."""
+    """The divisor of the sides for a scale; raises UsageError."""
     if isinstance(scale, Real) and not isinstance(scale, bool):
         for divisor in DIVISORS:
             if scale * divisor == 1:
                 return divisor
-    raise UsageError(f"scale {scale} is not possible: choose 1, 1/2, 1/4 or 1/8")
+    raise UsageError(f"scale must be 1, 1/2, 1/4 or 1/8, not {scale}")

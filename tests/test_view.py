@@ -107,17 +107,17 @@ def test_a_layer_in_a_smaller_picture_is_the_mean_of_what_it_covers(codec):
 @pytest.mark.parametrize(
     ("region", "reason"),
     [
-        ((0, 0, 322, 5), "not within the picture of 321x258 px"),
+        ((0, 0, 322, 5), "not within the image of 321x258 px"),
         ((0, 255, 5, 4), "not within"),
         ((2**40, 0, 1, 1), "not within"),
         ((-1, 0, 5, 4), "left must be an integer, 0 or more"),
         ((0, 0, 0, 4), "width must be an integer, 1 or more"),
-        ((0, 0, 4, -4), "height -4"),
-        ((0, 0.5, 4, 4), "top 0.5"),
-        ((0, True, 4, 4), "top True"),
-        ((0, 0, 4), "is not four numbers"),
-        ("0,0,4,4", "is not four numbers"),
-        (7, "is not four numbers"),
+        ((0, 0, 4, -4), "not -4"),
+        ((0, 0.5, 4, 4), "top must be an integer"),
+        ((0, True, 4, 4), "top must be an integer"),
+        ((0, 0, 4), "a region is four numbers"),
+        ("0,0,4,4", "a region is four numbers"),
+        (7, "a region is four numbers"),
     ],
 )
 def test_bad_regions_are_refused(codec, file, region, reason):
@@ -127,7 +127,7 @@ def test_bad_regions_are_refused(codec, file, region, reason):
 
 @pytest.mark.parametrize("scale", [0, 2, -1, 1 / 3, float("nan"), "1/2", True, None, 1 / 16])
 def test_bad_scales_are_refused(codec, file, scale):
-    with pytest.raises(UsageError, match="choose 1, 1/2, 1/4 or 1/8"):
+    with pytest.raises(UsageError, match="scale must be 1, 1/2, 1/4 or 1/8"):
         codec.decode(file, scale=scale)
 
 
@@ -180,13 +180,13 @@ def test_smaller_pictures_of_a_folder_are_made_again_at_another_scale(folder):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ("a.lat --region 0,0,76,5", "region 0,0,76,5 is not within the picture of 75x50 px"),
-        ("a.lat b.lat --region 0,0,5,5", "a region is that of one image"),
-        (". --region 0,0,5,5", "a region is that of one image"),
-        ("a.lat --region 0,0,5", "is not four numbers"),
+        ("a.lat --region 0,0,76,5", "region 0,0,76,5 is not within the image of 75x50 px"),
+        ("a.lat b.lat --region 0,0,5,5", "a region needs a single image"),
+        (". --region 0,0,5,5", "a region needs a single image"),
+        ("a.lat --region 0,0,5", "a region is four numbers"),
         ("a.lat --region 0,0,5,", "height must be an integer"),
-        ("a.lat --region -1,0,5,5", "left -1"),
-        ("a.lat --region 0,0,5,5.0", "height '5.0'"),
+        ("a.lat --region -1,0,5,5", "left must be an integer, 0 or more, not -1"),
+        ("a.lat --region 0,0,5,5.0", "height must be an integer, 1 or more, not '5.0'"),
         ("a.lat --scale 1/3", "'1/3' is not one of 1, 1/2, 1/4, 1/8"),
         ("a.lat --scale 1/0", "'1/0' is not one of"),
     ],

@@ -227,7 +227,7 @@ def run(
     listing = find(settings.task, inputs, output, settings.input)
     single = listing.is_single
     if settings.decode.view.region and not single:
-        raise UsageError("a region is that of one image", hint="name a single .lat file")
+        raise UsageError("a region needs a single image", hint="give one .lat file")
     jobs, settings = _plan(listing, output, settings)
     if settings.output.existing is None:
         policy: Existing = "refuse" if single else "skip"

@@ -1,4 +1,4 @@
-"""How commands are declared and shown: groups of options, help in sections, examples."""
+"""How commands are declared and documented: groups of options, help in sections, examples."""
 
 import inspect
 import re
@@ -23,10 +23,10 @@ SECTIONS = ("Options", "Output", "Quality", "Decoder", "Input", "Execution", GEN
 
 
 class Command(TyperCommand):
-    """A command whose help shows its options in sections, the most used ones first."""
+    """A command whose help lists its options in sections, most used first."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """What follows the command's name in the usage line."""
+        """The parts of the usage line after the name of the command."""
         return ["[OPTIONS]", *(str(each.metavar) for each in arguments(self))]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -45,13 +45,13 @@ def arguments(command: Any) -> list[Any]:
 
 
 def record(option: Any, ctx: Any) -> tuple[str, str]:
-    """An option's names and its help with the default, without the range its metavar shows."""
+    """Names and help of an option, with its default, without its range, which the metavar shows."""
     names, text = option.get_help_record(ctx)
     return names, RANGE.sub("", text)
 
 
 def sections(command: Any, ctx: Any) -> dict[str, list[Any]]:
-    """The options of a command by section of the help, in the order they are shown."""
+    """The options of a command by section of the help, in display order."""
     found: dict[str, list[Any]] = {title: [] for title in SECTIONS}
     for option in command.get_params(ctx):
         if option.param_type_name == "option" and not option.hidden:
@@ -61,20 +61,20 @@ def sections(command: Any, ctx: Any) -> dict[str, list[Any]]:
 
 
 class Program(TyperGroup):
-    """The command itself: its help shows the sub-commands in sections, in the order declared."""
+    """The `dynenc` program: its help lists the commands in sections, in declaration order."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run; a stdout that cannot be written ends it with one line, whatever was printed."""
+        """Run; if stdout cannot be written, print one line and exit."""
         console.occupy_standard_streams()
         try:
             with console.guarded_stdout(), console.garbage_waits():
                 return super().main(*args, **kwargs)
-        except DynencError as exc:  # of --help and --version; commands have a session
+        except DynencError as exc:  # from --help and --version; commands run in a session
             console.tell(f"dynenc: {exc.sentence}")
             sys.exit(exc.exit_code)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names of the commands, in the order declared."""
+        """The names of the commands, in declaration order."""
         return list(self.commands)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -89,15 +89,15 @@ class Program(TyperGroup):
 
 
 def examples(*lines: str) -> str:
-    """The end of a help text: lines to copy, kept as they are."""
+    """The examples at the end of a help text, kept verbatim."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
 def grouped(function: Function) -> Function:
-    """A command whose parameters of a dataclass type stand for the fields of that class.
+    """Make a command of a function that takes groups of options as dataclasses.
 
-    Each field, annotated as a Typer option, becomes an option of the command; the function receives
-    an instance of the class. So a group of options is declared once, for all commands that have it.
+    Each field, annotated as a Typer option, becomes an option of the command, and the function
+    receives an instance of the class. So several commands can share one declaration.
     """
     hints = get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
@@ -138,7 +138,7 @@ def _options(group: Any) -> list[inspect.Parameter]:
 
 @dataclass
 class Section:
-    """Commands that stand together in the help of the program."""
+    """A section of commands in the help of the program."""
 
     title: str
     commands: list[tuple[str, str, Function]] = field(default_factory=list)
@@ -153,7 +153,7 @@ class Section:
         return declare
 
     def add_to(self, app: typer.Typer) -> None:
-        """Make them commands of a program."""
+        """Add them to a program."""
         for name, epilog, function in self.commands:
             app.command(name, cls=Command, epilog=epilog, rich_help_panel=self.title)(
                 grouped(function)

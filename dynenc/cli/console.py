@@ -16,17 +16,17 @@ import typer
 from dynenc import runtime
 from dynenc.errors import DiskFull, DynencError, OutputError, UsageError
 
-OBJECTS_AT_START = 200_000  # more than a command has made when it begins to work
+OBJECTS_AT_START = 200_000  # more objects than a command creates before it starts to work
 INTERRUPTED = 130  # exit code after Ctrl-C or SIGTERM
 STDOUT_ERRORS = "dynenc.names"  # codec error handler of `_encode_name`
 BIDI_CONTROLS = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
 
 def quoted(text: str) -> str:
-    """Text with escapes in place of what acts on a terminal: control characters and the like.
+    """Text with control characters and the like escaped, so that it cannot act on a terminal.
 
-    File names are data of strangers: they may hold escape sequences, line breaks, characters that
-    reverse the direction of writing, and bytes that are not UTF-8.
+    File names are untrusted: they may contain escape sequences, line breaks, characters that
+    reverse the writing direction, and bytes that are not UTF-8.
     """
     return "".join(_escape(char) if _is_unsafe(char) else char for char in text)
 
@@ -42,7 +42,7 @@ def _escape(char: str) -> str:
 
 
 def _encode_name(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Codec error handler: undecodable bytes of file names as they were, the rest as escapes."""
+    """Codec error handler: pass undecodable bytes of file names through, escape the rest."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     encoded = b""
@@ -55,10 +55,10 @@ def _encode_name(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def show(*lines: str, to_stderr: bool = False) -> None:
-    """Print result lines on stdout; on a terminal with `quoted`, else as they are for programs.
+    """Print result lines on stdout: `quoted` on a terminal, otherwise verbatim for programs.
 
     Args:
-        to_stderr: print them as messages, because the output itself goes to stdout.
+        to_stderr: print them as messages, because stdout receives the output.
     Raises: OutputError if stdout is closed or cannot be written.
     """
     if to_stderr:
@@ -74,25 +74,25 @@ def show(*lines: str, to_stderr: bool = False) -> None:
 
 
 def tell(message: str) -> None:
-    """Print a message on stderr, in one line whatever names it holds."""
+    """Print a message on stderr, on one line whatever names it contains."""
     if sys.stderr is not None:
-        with suppress(OSError):  # nobody can be told
+        with suppress(OSError):  # stderr cannot be written
             sys.stderr.write(quoted(message) + "\n")
             sys.stderr.flush()
 
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """The record in one line; tracebacks keep their lines."""
+        """The record on one line; tracebacks keep their lines."""
         first, *traceback = super().format(record).split("\nTraceback", 1)
         return "\nTraceback".join([f"dynenc: {quoted(first)}", *traceback])
 
 
 @contextmanager
 def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
-    """Run a command: show the library's log, turn expected errors into one line and an exit code.
+    """Run a command: show the library's log; turn expected errors into one line and an exit code.
 
-    Bugs keep their traceback. SIGTERM is treated like Ctrl-C, so that nothing half-written stays.
+    Bugs keep their traceback. SIGTERM acts like Ctrl-C, so that nothing half-written is left.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     handler = logging.StreamHandler(sys.stderr)
@@ -118,7 +118,7 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
 
 @contextmanager
 def garbage_waits() -> Iterator[None]:
-    """Within, the first garbage collection is late: an eighth of the start would go into them."""
+    """A context that delays the first garbage collections, which take an eighth of the start-up."""
     before = gc.get_threshold()
 
     def restore(*_: object) -> None:
@@ -135,7 +135,7 @@ def garbage_waits() -> Iterator[None]:
 
 
 class _Stdout(io.TextIOWrapper):
-    """Standard output whose failures are errors of dynenc; a closed pipe is left to Typer."""
+    """Standard output that raises errors of dynenc; a closed pipe is left to Typer."""
 
     def write(self, text: str) -> int:
         """Write; raises OutputError."""
@@ -160,9 +160,9 @@ def _translated() -> Iterator[None]:
 
 @contextmanager
 def guarded_stdout() -> Iterator[None]:
-    """Within, writing to stdout raises OutputError, and file names never fail for their encoding.
+    """A context in which stdout raises OutputError, and can print any file name.
 
-    A name that the encoding of stdout does not have is escaped, its undecodable bytes pass.
+    Characters that the encoding of stdout lacks are escaped; undecodable bytes pass through.
     """
     plain = sys.stdout
     if not isinstance(plain, io.TextIOWrapper):  # closed, or a host program's own
@@ -183,7 +183,7 @@ def guarded_stdout() -> Iterator[None]:
         sys.stdout = plain
         try:
             guarded.detach()  # flushes
-        except (OSError, OutputError):  # said already; Python would say it again when it exits
+        except (OSError, OutputError):  # reported before; Python would report it again on exit
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), plain.fileno())
 
@@ -191,8 +191,7 @@ def guarded_stdout() -> Iterator[None]:
 def occupy_standard_streams() -> None:
     """Open /dev/null in place of closed standard streams.
 
-    Otherwise the next file that is opened would take the place of stdout or stderr, and receive
-    what libraries print there.
+    Otherwise the next opened file would become stdout or stderr, and receive what libraries print.
     """
     for descriptor in range(3):
         try:

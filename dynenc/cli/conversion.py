@@ -51,7 +51,7 @@ def encode(
 ) -> None:
     """Compress images to .lat files.
 
-    Each is written beside its image unless -o names another place.
+    Each is written beside its image, unless -o says otherwise.
     """
     convert(
         "encode",
@@ -94,8 +94,8 @@ def decode(
 ) -> None:
     """Rebuild the images of .lat files.
 
-    Each is written beside its .lat file unless -o names another place; as PNG unless the suffix of
-    -o, or --suffix, says otherwise.
+    Each is written beside its .lat file, unless -o says otherwise, and as PNG, unless --suffix or
+    the suffix of -o says otherwise.
     """
     convert(
         "decode",
@@ -135,13 +135,13 @@ def roundtrip(
         typer.Option(
             "--show",
             rich_help_panel=GENERAL,
-            help="Show both images, small, in a terminal with colours.",
+            help="Preview both images in a terminal with colours.",
         ),
     ] = False,
 ) -> None:
     """Encode and decode images in memory, and measure the result.
 
-    Prints size, PSNR, MS-SSIM and times. The rebuilt images are kept only if -o names a place.
+    Prints size, PSNR, MS-SSIM and times. The rebuilt images are only saved with -o.
     """
     convert(
         "roundtrip",
@@ -171,7 +171,7 @@ def export_latents(
     max_pixels: options.MaxPixels = MAX_PIXELS,
     jobs: options.Jobs = None,
 ) -> None:
-    """Write the latents of .lat files, not decoded, in a format of other programs."""
+    """Write the latents of .lat files, without decoding them, in the format of another program."""
     convert(
         "export",
         lats,
@@ -203,7 +203,7 @@ def import_latents(
     scale: options.Scale = None,
     jobs: options.Jobs = None,
 ) -> None:
-    """Compress latents that another program or encoder made to .lat files.
+    """Compress latents made by another program or encoder to .lat files.
 
     Takes latents of Stable Diffusion 1.x in the formats that `dynenc export` writes.
     """
@@ -220,7 +220,7 @@ def import_latents(
 
 
 def _arguments(*groups: object) -> dict[str, Any]:
-    """The options of some groups, by name; those not given by default of their own are left out."""
+    """The options of some groups by name, without those that are None."""
     return {
         name: value for group in groups for name, value in vars(group).items() if value is not None
     }
@@ -235,11 +235,11 @@ def convert(
     show: bool = False,
     **arguments: Any,
 ) -> None:
-    """Convert, and print what comes of it; exit code 1 if some of several files failed.
+    """Convert and print the results; exit code 1 if some of several files failed.
 
     Args:
         show: preview each roundtrip in the terminal.
-        arguments: of `dynenc.convert`.
+        arguments: those of `dynenc.convert`.
     """
     with console.session(quiet=messages.quiet, verbose=messages.verbose):
         existing = placement.existing
@@ -253,7 +253,7 @@ def convert(
         if show and _shows_colours():
             arguments["preview"] = shutil.get_terminal_size().columns
         elif show:
-            console.tell("dynenc: --show needs a terminal with colours: nothing is shown")
+            console.tell("dynenc: no preview: --show needs a terminal with colours")
         report = None
         if placement.report and not placement.dry_run:
             report = ReportFile(placement.report, task, overwrite=placement.force)
@@ -293,12 +293,12 @@ def _refuse_terminals(task: Task, inputs: list[str], placement: Placement) -> No
         return
     if STREAM in inputs and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError(
-            "standard input is a terminal", hint="redirect a file to it, or insist with --force"
+            "standard input is a terminal", hint="redirect a file to it, or override with --force"
         )
     default = STREAM if inputs == [STREAM] and task != "roundtrip" else None
     is_stream = (placement.output or default) == STREAM
     if is_stream and sys.stdout is not None and sys.stdout.isatty():
         raise UsageError(
             "binary data is not written to a terminal",
-            hint="redirect it, name a file with -o, or insist with --force",
+            hint="redirect it, choose a file with -o, or override with --force",
         )

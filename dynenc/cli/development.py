@@ -1,4 +1,4 @@
-"""Commands for those who train networks: train, quantize-decoder, import-checkpoint."""
+"""Commands for training networks: train, quantize-decoder, import-checkpoint."""
 
 import json
 from pathlib import Path
@@ -49,14 +49,14 @@ def train(
     ] = None,
     embedded: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Embedded decoder through which the encoder is trained."),
+        typer.Option(metavar="FILE", help="Embedded decoder to train the encoder through."),
     ] = None,
     encoder: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Encoder on whose latents the decoder is trained, and which is trained with it "
-            "if joint=1; repeatable.",
+            help="Encoder whose latents the decoder is trained on; trained, too, with joint=1. "
+            "Repeatable.",
         ),
     ] = None,
     test: Annotated[
@@ -74,7 +74,7 @@ def train(
 ) -> None:
     """Train a network, or fit an entropy coder.
 
-    Run again, the same command continues from its last checkpoint.
+    The same command, run again, continues from its last checkpoint.
     """
     with console.session(quiet=quiet):
         from dynenc.networks.compat import pick_device
@@ -108,7 +108,7 @@ def train(
 )
 def quantize_decoder(
     start: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Float weights, as `dynenc train` writes them.")
+        Path, typer.Argument(metavar="FILE", help="Float weights written by `dynenc train`.")
     ],
     data: Annotated[
         list[Path], typer.Option(metavar="PATH", help="Folder or tar of images; repeatable.")
@@ -118,13 +118,13 @@ def quantize_decoder(
         Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write.")
     ],
     encoder: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="The encoder of the pictures.")
+        str, typer.Option(metavar="NAME|FILE", help="Encoder for the images.")
     ] = "base",
 ) -> None:
     """Quantise a trained embedded decoder to the integers that dynenc decodes with.
 
-    A few of the pictures show which ranges the activations have. The same arguments give the
-    same integers.
+    The ranges of the activations are calibrated on a few of the images. The same arguments give
+    the same integers.
     """
     with console.session():
         from dynenc.training.integers import convert
@@ -140,7 +140,7 @@ def import_checkpoint(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            metavar="CHECKPOINT", help="A .pt file that the author of the paper published."
+            metavar="CHECKPOINT", help="A .pt file published by the author of the paper."
         ),
     ],
     output: Annotated[
@@ -148,9 +148,9 @@ def import_checkpoint(
     ],
     force: options.Force = False,
 ) -> None:
-    """Convert a checkpoint of the paper to a file for --encoder.
+    """Convert a checkpoint published with the paper to a file for --encoder.
 
-    Nothing that is pickled in the checkpoint is executed.
+    No code pickled in the checkpoint is executed.
     """
     with console.session():
         from dynenc.interop.paper_checkpoints import import_checkpoint

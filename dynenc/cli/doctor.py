@@ -1,4 +1,4 @@
-"""What dynenc finds on this machine: versions, device, networks, caches, formats, extras."""
+"""Examine this machine: versions, device, networks, caches, formats, extras."""
 
 import importlib.util
 import os
@@ -23,7 +23,7 @@ EXTRAS |= {"heif": "pillow_heif", "jxl": "pillow_jxl", "eval": "bjontegaard"}
 
 
 def examine() -> tuple[dict[str, str], list[str]]:
-    """What there is, name: finding, and the sentences that tell what is wrong."""
+    """The findings by name, and a sentence for each problem."""
     problems: list[str] = []
 
     def tried(look: Callable[[], str]) -> str:
@@ -58,7 +58,7 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "of unknown version"
+        return "(unknown version)"
 
 
 def _device() -> str:
@@ -77,7 +77,7 @@ def _dtypes() -> str:
 
 
 def _weights() -> str:
-    """Where they are; every file is read and compared with its pinned hash."""
+    """The folder of the weights; every file is checked against its pinned hash."""
     own = [model for model in registry.MODELS.values() if model.file]
     for model in own:
         registry.read_file(model)
@@ -87,7 +87,7 @@ def _weights() -> str:
 def _decoder() -> str:
     choice = decoder_names.resolve()
     where = f", in {choice.path}" if choice.path else ""
-    return f"auto is {choice.name}{where}: {choice.note}"
+    return f"auto selects {choice.name}{where}: {choice.note}"
 
 
 def _hub_cache() -> str:

@@ -1,4 +1,4 @@
-"""Commands that look and measure: info, verify, compare, eval, doctor."""
+"""Commands that inspect and measure: info, verify, compare, eval, doctor."""
 
 import json
 import os
@@ -70,14 +70,14 @@ def info(
 def verify(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help=".lat files, and folders with all below them."),
+        typer.Argument(metavar="PATH...", help=".lat files, and folders to search for them."),
     ],
     max_pixels: options.MaxPixels = MAX_PIXELS,
     quiet: options.Quiet = False,
 ) -> None:
     """Check .lat files for damage, without decoding the images.
 
-    Prints a line for each damaged file, and ends with exit code 1 if there is one.
+    Prints one line for each damaged file; the exit code is 1 if there is any.
     """
     with console.session(quiet=quiet):
         from dynenc.batch import verify as checking
@@ -148,10 +148,10 @@ def compare(
 ) -> None:
     """Write an HTML page that shows images beside their coded versions.
 
-    One file that needs no network: a slider between any two versions, zoom, a difference map, and
-    the size, bpp, PSNR and MS-SSIM of each, with LPIPS and DISTS if their weights are given.
-    Without B, --quality or --codec, A is encoded at quality 50. Of folders, files with the same
-    name but for the suffix are compared.
+    The page is one file that works offline: a slider between any two versions, zoom, a difference
+    map, and the size, bpp, PSNR and MS-SSIM of each, with LPIPS and DISTS if their weights are
+    given. Without B, --quality or --codec, A is encoded at quality 50. In folders, files are paired
+    by their names without suffix.
     """
     with console.session(quiet=quiet):
         from dynenc.codec import Codec
@@ -176,7 +176,7 @@ def compare(
 
 
 def _free_name(stem: str, suffix: str, overwrite: bool) -> str:
-    """The first name in the current folder that no file has, with a number if need be."""
+    """The first unused name in the current folder, with a number if necessary."""
     name, number = stem + suffix, 1
     while not overwrite and os.path.lexists(name):
         number += 1
@@ -194,7 +194,7 @@ def evaluate(
     encoder: Annotated[
         list[str] | None,
         typer.Option(
-            "--encoder", "-e", metavar="ENCODER", help="As of encode; repeatable. [default: light]"
+            "--encoder", "-e", metavar="ENCODER", help="See encode; repeatable. [default: light]"
         ),
     ] = None,
     decoder: Annotated[
@@ -203,7 +203,7 @@ def evaluate(
             "--decoder",
             "-d",
             metavar="DECODER",
-            help="As of decode; repeatable. [default: embedded]",
+            help="See decode; repeatable. [default: embedded]",
         ),
     ] = None,
     quality: Annotated[
@@ -219,24 +219,24 @@ def evaluate(
     ] = None,
     effort: Annotated[
         list[int] | None,
-        typer.Option(metavar="0..9", min=0, max=9, help="As of encode; repeatable. [default: 0]"),
+        typer.Option(metavar="0..9", min=0, max=9, help="See encode; repeatable. [default: 0]"),
     ] = None,
     detail: options.Detail = "auto",
     latents_of: Annotated[
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="SD VAE or TAESD: measure it with its own latents coded by dynenc, too.",
+            help="SD VAE or TAESD: also measure its own latents, coded by dynenc.",
         ),
     ] = None,
     others: Annotated[
-        bool, typer.Option(help="Measure JPEG, WebP, AVIF and JPEG XL, where Pillow has them.")
+        bool, typer.Option(help="Also measure JPEG, WebP, AVIF and JPEG XL, if Pillow has them.")
     ] = True,
     lpips: options.LpipsWeights = None,
     vgg: options.VggWeights = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print one JSON object for each codec, as CompressAI does."),
+        typer.Option("--json", help="Print one JSON object per codec, in CompressAI's format."),
     ] = False,
     plot: Annotated[
         Path | None,
@@ -247,8 +247,8 @@ def evaluate(
 ) -> None:
     """Measure rate and distortion of dynenc and other codecs on a folder of images.
 
-    Prints the mean of each figure over all images, and by how many percent the bits of dynenc
-    differ from those of each other codec at equal quality (BD-rate).
+    Prints the mean of each metric over all images, and the BD-rate of dynenc against each other
+    codec: the difference in bits at equal quality, in percent.
     """
     with console.session(quiet=quiet):
         from dynenc.cli.terminal import bar
@@ -280,10 +280,10 @@ def evaluate(
 
 @SECTION.command("doctor", "dynenc doctor", "dynenc doctor --json > report.json")
 def doctor(as_json: options.Json = False) -> None:
-    """Show what dynenc finds on this machine.
+    """Check the installation and this machine.
 
-    Versions, device, data types, weights, caches, image formats and extras; exit code 1 if
-    something is wrong.
+    Prints versions, device, data types, weights, caches, image formats and extras; the exit code
+    is 1 if there is a problem.
     """
     with console.session():
         from dynenc.cli import doctor

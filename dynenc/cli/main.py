@@ -20,9 +20,9 @@ app = typer.Typer(
     context_settings=SETTINGS,
     epilog=examples(
         "dynenc encode photo.jpg              writes photo.lat",
-        "dynenc decode photo.lat -o back.png  rebuilds the image",
+        "dynenc decode photo.lat -o back.png  writes the rebuilt image",
         "dynenc COMMAND --help                shows the options of a command, with examples",
-        "dynenc --install-completion          completes commands and options with the Tab key",
+        "dynenc --install-completion          sets up Tab completion",
     ),
 )
 for section in (conversion.SECTION, inspection.SECTION, development.SECTION):
@@ -30,11 +30,11 @@ for section in (conversion.SECTION, inspection.SECTION, development.SECTION):
 
 
 def print_version(wanted: bool) -> None:
-    """Print the versions and model numbers that can stand in a .lat file, and exit."""
+    """Print the versions and model numbers used in .lat files, and exit."""
     if wanted:
         typer.echo(f"dynenc {__version__}")
         typer.echo(f"format   reads {VERSION}, writes {VERSION}")
-        numbers = range(256)  # all that can stand in a .lat file
+        numbers = range(256)  # all that fit into a .lat header
         encoders = [registry.latent_model(number) for number in numbers]
         coders = [registry.numbered(number, "coder") for number in numbers]
         for name, found in {"encoder": encoders, "coder": coders}.items():
@@ -50,7 +50,7 @@ def main(
             "--version",
             callback=print_version,
             is_eager=True,
-            help="Print the version, the file format's, and the numbers of encoders and coders.",
+            help="Print the versions of dynenc and of the format, and the numbers of its models.",
         ),
     ] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Groups of options that commands share as a whole; each field becomes an option of the command."""
+"""Groups of options that several commands share; each field becomes an option."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -58,7 +58,7 @@ class Encoding:
         typer.Option(
             "--strict",
             rich_help_panel=QUALITY,
-            help="Fail, with exit code 12, if a target is missed by more than 3 %.",
+            help="Fail with exit code 12 if a target is missed by more than 3 %.",
         ),
     ] = False
     detail: Annotated[
@@ -66,8 +66,8 @@ class Encoding:
         typer.Option(
             metavar="auto|on|off",
             rich_help_panel=QUALITY,
-            help="Keep text and graphics legible, in a layer of their own: where they are found, "
-            "also where in doubt, or not at all.",
+            help="Store text and graphics in a separate layer that keeps them legible: where they "
+            "are found, also where in doubt, or never.",
         ),
     ] = "auto"
     effort: Annotated[
@@ -85,7 +85,7 @@ class Encoding:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which files of folders and patterns are taken."""
+    """Which files in folders and archives are taken."""
 
     recursive: Annotated[
         bool,
@@ -93,7 +93,7 @@ class Selection:
             "--recursive",
             "-r",
             rich_help_panel=INPUT,
-            help="Include sub-folders; outputs keep this structure.",
+            help="Include sub-folders, and recreate them in the output.",
         ),
     ] = False
     include: Annotated[
@@ -101,8 +101,8 @@ class Selection:
         typer.Option(
             metavar="PATTERN",
             rich_help_panel=INPUT,
-            help="Take only names that match, such as '*.png', or 'cats/*' below the folder; "
-            "may be repeated.",
+            help="Only take names that match, such as '*.png', or 'cats/*' below the folder; "
+            "repeatable.",
         ),
     ] = None
     exclude: Annotated[
@@ -110,14 +110,14 @@ class Selection:
         typer.Option(
             metavar="PATTERN",
             rich_help_panel=INPUT,
-            help="Leave out names that match; may be repeated.",
+            help="Exclude names that match; repeatable.",
         ),
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where outputs are written, and what happens to those that exist."""
+    """Where outputs are written, and what happens if they exist."""
 
     output: Annotated[
         str | None,
@@ -126,7 +126,7 @@ class Placement:
             "-o",
             metavar="PATH",
             rich_help_panel=OUTPUT,
-            help="Output folder or URL, or for a single input the output file; '-' writes to "
+            help="Output folder or URL; for a single input also the output file. '-' writes to "
             "standard output.",
         ),
     ] = None
@@ -145,7 +145,7 @@ class Placement:
         typer.Option(
             "--skip-existing",
             rich_help_panel=OUTPUT,
-            help="Keep existing outputs; the default for more than one input.",
+            help="Keep existing outputs: the default for more than one input.",
         ),
     ] = False
     naming: Annotated[
@@ -154,7 +154,7 @@ class Placement:
             "--name",
             metavar="replace|keep",
             rich_help_panel=OUTPUT,
-            help="Replace the suffix of the input (a.lat), or keep it (a.jpg.lat).",
+            help="Replace the suffix of the input (a.lat) or keep it (a.jpg.lat).",
         ),
     ] = "replace"
     keep_mtime: Annotated[
@@ -170,7 +170,7 @@ class Placement:
         typer.Option(
             "--dry-run",
             rich_help_panel=OUTPUT,
-            help="Print which output each input would get, and write nothing.",
+            help="Print the output of each input, but write nothing.",
         ),
     ] = False
     report: Annotated[
@@ -178,14 +178,14 @@ class Placement:
         typer.Option(
             metavar="FILE",
             rich_help_panel=OUTPUT,
-            help="Write a row for each image to a .csv or .jsonl file. One that exists is "
-            "continued; --force starts afresh.",
+            help="Write one row per image to a .csv or .jsonl file. An existing report is "
+            "continued; --force starts a new one.",
         ),
     ] = None
 
     @property
     def existing(self) -> Existing | None:
-        """What to do about existing outputs; None is the library's choice. Raises UsageError."""
+        """The policy for existing outputs; None is the library's default. Raises UsageError."""
         flags: dict[Existing, bool] = {
             "force": self.force,
             "update": self.update,
@@ -194,7 +194,7 @@ class Placement:
         given = [existing for existing, flag in flags.items() if flag]
         if len(given) > 1:
             raise UsageError(
-                "--force, --update and --skip-existing exclude each other", hint="choose one"
+                "--force, --update and --skip-existing are mutually exclusive", hint="choose one"
             )
         return given[0] if given else None
 
@@ -225,7 +225,7 @@ class Execution:
 
 @dataclass(frozen=True, kw_only=True)
 class Messages:
-    """What is printed beside the results."""
+    """What is printed in addition to the results."""
 
     quiet: Quiet = False
     verbose: Annotated[
@@ -234,10 +234,10 @@ class Messages:
             "--verbose",
             "-v",
             rich_help_panel=GENERAL,
-            help="Print what is done, and tracebacks of unexpected errors.",
+            help="Print details, and tracebacks of unexpected errors.",
         ),
     ] = False
     as_json: Annotated[
         bool,
-        typer.Option("--json", rich_help_panel=GENERAL, help="Print a JSON object for each image."),
+        typer.Option("--json", rich_help_panel=GENERAL, help="Print one JSON object per image."),
     ] = False

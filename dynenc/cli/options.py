@@ -1,4 +1,4 @@
-"""Options of the commands, each declared once; `option_groups` holds those that come together.
+"""The options of the commands, each declared once; for groups of options see `option_groups`.
 
 Nothing here imports torch or Pillow, so that `--help` and Tab completion answer at once.
 """
@@ -30,7 +30,7 @@ DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps(:\d+)?")
 
 
 def completed(*choices: str) -> Callable[[str], list[str]]:
-    """What Tab offers for a value: those of the choices that start with what is typed."""
+    """Tab completion of a value: the choices that start with what has been typed."""
     return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
 
 
@@ -39,28 +39,28 @@ def _refused(value: str, choices: Sequence[str]) -> typer.BadParameter:
 
 
 def check_encoder(name: str) -> str:
-    """Refuse a value that is neither an encoder's name nor that of a weight file."""
+    """Refuse a value that is neither the name of an encoder nor a weight file."""
     if name in ENCODERS or registry.is_weight_file(name):
         return name
     raise _refused(name, (*ENCODERS, "a .safetensors file"))
 
 
 def check_device(name: str) -> str:
-    """Refuse a value that cannot name a device; whether it is there is found out when used."""
+    """Refuse a value that cannot name a device; whether the device exists is checked on use."""
     if DEVICE.fullmatch(name):
         return name
     raise _refused(name, (*DEVICES, "cuda:N"))
 
 
 def check_latent_form(name: str) -> str:
-    """Refuse a value that names no format of latents."""
+    """Refuse an unknown format of latents."""
     if name in LATENT_FORMS:
         return name
     raise _refused(name, tuple(LATENT_FORMS))
 
 
 def parse_region(text: str) -> Region:
-    """The region that an option names; whether the picture has it is found out later."""
+    """Parse a region option; whether it fits the image is checked later."""
     values = [int(part) if NUMBER.fullmatch(part) else part for part in text.split(",")]
     try:
         return view.region_of(values)
@@ -88,8 +88,8 @@ Encoder = Annotated[
         callback=check_encoder,
         autocompletion=completed(*ENCODERS),
         rich_help_panel=QUALITY,
-        help="nano is the fastest, base gives the best images; autoencoder has a latent space of "
-        "its own. FILE is a .safetensors file, trained or imported.",
+        help="nano is the fastest, base gives the best images; autoencoder has its own latent "
+        "space. FILE is a trained or imported .safetensors file.",
     ),
 ]
 Quality = Annotated[
@@ -113,8 +113,8 @@ ImportQuality = Annotated[
         min=0,
         max=100,
         rich_help_panel=QUALITY,
-        help="Higher is better and larger. [default: keep the step of latents that are already "
-        "quantised, 80 for others]",
+        help="Higher is better and larger. [default: keep the step of quantised latents, 80 for "
+        "others]",
     ),
 ]
 TuneFor = Annotated[
@@ -123,21 +123,19 @@ TuneFor = Annotated[
         metavar="DECODER",
         autocompletion=completed(*DECODERS),
         rich_help_panel=QUALITY,
-        help="Decoder that --effort and --target-psnr optimise for; takes what --decoder takes.",
+        help="Decoder that --effort and --target-psnr optimise for; values as for --decoder.",
     ),
 ]
 Detail = Annotated[
     DetailMode,
-    typer.Option(
-        metavar="auto|on|off", help="Layer of text and graphics, as of encode. [default: auto]"
-    ),
+    typer.Option(metavar="auto|on|off", help="Layer of text and graphics, see encode."),
 ]
 KeepMetadata = Annotated[
     bool,
     typer.Option(
         "--keep-metadata",
         rich_help_panel=QUALITY,
-        help="Keep EXIF, XMP, IPTC, texts, comment, resolution and the ICC profile.",
+        help="Keep EXIF, XMP, IPTC, text entries, comment, resolution and the ICC profile.",
     ),
 ]
 Decoder = Annotated[
@@ -148,8 +146,8 @@ Decoder = Annotated[
         metavar="DECODER",
         autocompletion=completed(*DECODERS),
         rich_help_panel=DECODER,
-        help="auto (an SD VAE if one is on this disk, else embedded), embedded, sd-vae, a Hugging "
-        "Face id, or a path to an SD VAE or TAESD. Files of the autoencoder use their own.",
+        help="auto (an SD VAE if there is one on this disk, else embedded), embedded, sd-vae, a "
+        "Hugging Face id, or a path to an SD VAE or TAESD. Files of the autoencoder use its own.",
     ),
 ]
 DecodedRegion = Annotated[
@@ -184,7 +182,7 @@ Truncated = Annotated[
     typer.Option(
         "--truncated",
         rich_help_panel=INPUT,
-        help="Of image files that are cut short, take the pixels that are there.",
+        help="Accept truncated image files, using the pixels that are present.",
     ),
 ]
 Scale = Annotated[
@@ -192,8 +190,8 @@ Scale = Annotated[
     typer.Option(
         metavar="1|0.18215",
         rich_help_panel=INPUT,
-        help="Scale of the latents: 1 as a VAE returns them, 0.18215 as a U-Net takes them. "
-        "[default: what the file says]",
+        help="Scale of the latents: 1 for raw VAE latents, 0.18215 for those that a U-Net takes. "
+        "[default: as the file says]",
     ),
 ]
 LatentForm = Annotated[
@@ -204,7 +202,7 @@ LatentForm = Annotated[
         callback=check_latent_form,
         autocompletion=completed(*LATENT_FORMS),
         rich_help_panel=OUTPUT,
-        help="File format: npz is that of kohya's sd-scripts, comfy is ComfyUI's .latent.",
+        help="File format: npz for kohya's sd-scripts, comfy for ComfyUI's .latent.",
     ),
 ]
 Suffix = Annotated[
@@ -218,7 +216,7 @@ ImageSuffix = Annotated[
     typer.Option(
         metavar="SUFFIX",
         rich_help_panel=OUTPUT,
-        help="Format of the images by its suffix: png, jpg, webp, avif and so on. [default: png]",
+        help="Image format, by its suffix: png, jpg, webp, avif and so on. [default: png]",
     ),
 ]
 ShardSize = Annotated[
@@ -240,7 +238,7 @@ Device = Annotated[
         callback=check_device,
         autocompletion=completed(*DEVICES),
         rich_help_panel=EXECUTION,
-        help="Where to compute; auto takes a GPU if there is one.",
+        help="Device to compute on; auto takes a GPU if there is one.",
     ),
 ]
 Jobs = Annotated[
@@ -251,7 +249,7 @@ Jobs = Annotated[
         metavar="N",
         min=1,
         rich_help_panel=EXECUTION,
-        help="Number of worker processes. [default: one for each core]",
+        help="Number of worker processes. [default: one per core]",
     ),
 ]
 BatchSize = Annotated[

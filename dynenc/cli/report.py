@@ -1,4 +1,4 @@
-"""What a run shows: results on stdout, progress and failures on stderr, a report in a file."""
+"""The output of a run: results on stdout, progress and failures on stderr, a report in a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEAD = "       size      PSNR  MS-SSIM  of file   encode      decode  image"
 
 
 class Reporter:
-    """A context; hand its `add` to `convert` as on_result, and `finish` the summary at the end."""
+    """A context; pass its `add` to `convert` as on_result, and the summary to `finish`."""
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class Reporter:
         """Set up.
 
         Args:
-            as_json: print a JSON object for each image in place of lines for people.
-            shows_quality: the quality was searched for, and is worth a word.
-            report: written to, too.
+            as_json: print one JSON object per image instead of text.
+            shows_quality: print the quality, because it was searched for.
+            report: also write the results to this file.
         """
         self.task, self.quiet, self.as_json = task, quiet, as_json
         self.shows_quality = shows_quality
@@ -51,7 +51,7 @@ class Reporter:
         self.tasks: dict[str, TaskID] = {}
         self.told = time.monotonic()
         self.rows: list[Roundtrip] = []
-        self.illegible = 0  # images whose text was left to the latents
+        self.illegible = 0  # images with text that is stored only as latents
 
     def __enter__(self) -> Reporter:
         if self.report:
@@ -66,7 +66,7 @@ class Reporter:
     ) -> None:
         if self.bar:
             self.bar.stop()
-        self.stack.close()  # an interrupted run leaves its report, too
+        self.stack.close()  # an interrupted run also leaves its report
 
     def add(self, result: Result, summary: Summary) -> None:
         """Show one result."""
@@ -87,7 +87,7 @@ class Reporter:
             self._progress(summary)
 
     def _tell_note(self, result: Result, summary: Summary) -> None:
-        """Show a note; of the same one about text in several images the first, and their count."""
+        """Show a note; of those about illegible text only the first, and count the others."""
         if not summary.single and ILLEGIBLE in result.note:
             self.illegible += 1
             if self.illegible > 1:
@@ -128,7 +128,7 @@ class Reporter:
             self._move("steps", f"step {done} of {of}", done, of)
 
     def _move(self, task: str, text: str, done: int, of: int, left: float | None = None) -> None:
-        """Move a bar on; where stderr is no terminal, print a line from time to time."""
+        """Advance a bar; if stderr is not a terminal, print a line from time to time."""
         if sys.stderr is not None and sys.stderr.isatty():
             self._show(task, text, done, of)
         elif time.monotonic() - self.told > INTERVAL:
@@ -136,7 +136,7 @@ class Reporter:
             console.tell(f"dynenc: {text}" + (f", {left:.0f} s left" if left else ""))
 
     def _show(self, task: str, text: str, done: int, of: int) -> None:
-        """Move one of the bars on."""
+        """Advance one of the bars."""
         if self.bar is None:
             from dynenc.cli import terminal
 
@@ -147,7 +147,7 @@ class Reporter:
         self.bar.update(self.tasks[task], completed=done, total=of, description=text)
 
     def finish(self, summary: Summary) -> None:
-        """Show the means of roundtrips, and what became of all files."""
+        """Show the means of roundtrips, and the counts of all files."""
         if self.quiet:
             return
         if self.rows:
@@ -156,21 +156,21 @@ class Reporter:
             self.bar.stop()
         if self.illegible > 1:
             rest = self.illegible - 1
-            console.tell(f"dynenc: the same of {rest} more: text or graphics will not be legible")
+            console.tell(f"dynenc: text or graphics will not be legible in {rest} more images")
         if not summary.single:
             console.tell(f"dynenc: {_final(summary)}")
             if summary.outdated:
                 which = f"{summary.outdated} of the skipped outputs were"
                 if summary.outdated == summary.skipped == 1:
                     which = "the skipped output was"
-                console.tell(f"dynenc: {which} made with other settings: --update makes them again")
+                console.tell(f"dynenc: {which} made with other settings: --update redoes them")
         elif summary.skipped:
             other = ", though it was made with other settings" if summary.outdated else ""
             console.tell(f"dynenc: the output exists: skipped{other}")
 
 
 def _row(rows: list[Roundtrip], name: str) -> str:
-    """The means of some pictures as one line of the table."""
+    """The means over some images as one line of the table."""
 
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
@@ -206,7 +206,7 @@ def _progress_text(summary: Summary) -> str:
 
 
 def _speed(summary: Summary) -> str:
-    """Images a second, or seconds an image for slow ones."""
+    """Images per second, or seconds per image for slow runs."""
     speed = summary.per_second
     return f"{1 / speed:.1f} s/image" if 0 < speed < 1 else f"{speed:.1f} images/s"
 

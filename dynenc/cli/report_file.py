@@ -1,4 +1,4 @@
-"""The report of a run: a row for each image in a .csv or .jsonl file."""
+"""The report of a run: one row per image in a .csv or .jsonl file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 def row_of(result: Result) -> Row:
-    """A result as a row; figures only of images that were converted."""
+    """A result as a row; measurements only for images that were converted."""
     row: Row = {name: getattr(result, name) for name in (*COLUMNS, *COUNTS)}
     if result.status != "done":  # nothing was measured
         row |= dict.fromkeys(COUNTS)
@@ -37,20 +37,20 @@ def row_of(result: Result) -> Row:
 class ReportFile:
     """A context that writes a report.
 
-    A report that exists is continued: the row of an image whose output is skipped, or that is not
-    in this run, stays as it was.
+    An existing report is continued: rows of images that are skipped, or that are not in this run,
+    are kept.
 
     Args:
-        overwrite: start afresh.
+        overwrite: start a new report.
     Raises: UsageError if the name has another suffix; OutputExists, on entry, if the file exists
-        and is no report of this task.
+        and is not a report of this task.
     """
 
     def __init__(self, path: str, task: Task, *, overwrite: bool) -> None:
         self.path, self.overwrite = path, overwrite
         self.suffix = suffix_of(path).lower()
         if self.suffix not in SUFFIXES:
-            raise UsageError(f"a report ends in .csv or .jsonl, and {path} does not")
+            raise UsageError(f"{path} cannot be a report: its name must end in .csv or .jsonl")
         self.columns = [*COLUMNS, *COUNTS, *(FIGURES if task == "roundtrip" else ())]
         self.earlier: dict[tuple[str, str], Row] = {}
         self.stack = ExitStack()
@@ -71,7 +71,7 @@ class ReportFile:
         if self.write:
             for row in self.earlier.values():
                 self.write(row)
-        self.stack.close()  # without the error: an interrupted run leaves its report, too
+        self.stack.close()  # without the error: an interrupted run also leaves its report
 
     def _writer(self, file: TextIO) -> Callable[[Row], object]:
         if self.suffix == ".csv":
@@ -88,14 +88,14 @@ class ReportFile:
                 rows = [json.loads(line) for line in text.split("\n") if line]
                 known = all({"source", "target"} <= row.keys() for row in rows)
             else:
-                reader = csv.DictReader(io.StringIO(text, newline=""))  # names hold line breaks
+                reader = csv.DictReader(io.StringIO(text, newline=""))  # names may have line breaks
                 rows, known = list(reader), reader.fieldnames in (None, self.columns)
         except (ValueError, AttributeError, csv.Error):
             known = False
         if not known:
             raise OutputExists(
-                f"{self.path} exists and is no report of this command",
-                hint="name another with --report, or overwrite it with --force",
+                f"{self.path} exists, but is not a report of this command",
+                hint="choose another with --report, or overwrite it with --force",
             )
         return rows
 

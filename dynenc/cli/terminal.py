@@ -1,4 +1,4 @@
-"""Bars and images on a terminal, by rich, which is imported for them alone."""
+"""Progress bars and images on a terminal; rich is imported only for these."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from rich.text import Text
 
 
 def bars() -> Progress:
-    """Progress bars on stderr, with a text for each."""
+    """Progress bars on stderr, each with a text."""
     return Progress(
         BarColumn(),
         TextColumn("{task.description}"),
@@ -24,7 +24,7 @@ def bars() -> Progress:
 
 @contextmanager
 def bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr, if that is a terminal; what is yielded moves it on by one."""
+    """A progress bar on stderr, if that is a terminal; yields a function that advances it."""
     if quiet or not sys.stderr.isatty():
         yield lambda: None
         return
@@ -35,17 +35,17 @@ def bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[],
 
 
 def shows_colours() -> bool:
-    """Whether stdout is a terminal that shows many colours."""
+    """Whether stdout is a terminal with 256 colours or more."""
     return Console().is_terminal and Console().color_system in ("256", "truecolor", "windows")
 
 
 def show_picture(picture: Image.Image) -> None:
-    """Print an RGB picture of even height."""
+    """Print an RGB image of even height."""
     Console().print(half_blocks(picture), end="", no_wrap=True, crop=True)
 
 
 def half_blocks(picture: Image.Image) -> Text:
-    """An RGB picture of even height as text: a character is two pixels, the upper in front."""
+    """An RGB image of even height as text: each character shows two pixels, one above the other."""
     text = Text()
     for y in range(0, picture.height, 2):
         for x in range(picture.width):

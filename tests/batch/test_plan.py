@@ -66,7 +66,7 @@ def test_tars_become_tars():
     targets = [job.target for job in plan(files, "out", ".lat")]
     assert targets == ["out/x/0.tar", "out/1.tar", "out/2.tar"]
     assert all(job.is_shard for job in plan(files, "out", ".lat"))
-    with pytest.raises(UsageError, match="is an archive, and no folder"):
+    with pytest.raises(UsageError, match="is an archive, and its output needs a folder"):
         plan(files, None, ".lat")
 
 

@@ -320,7 +320,15 @@ def test_doctor(monkeypatch, tmp_path):
     monkeypatch.delenv("DYNENC_SD_VAE", raising=False)
     result = run("doctor")
     assert result.exit_code == 0
-    for word in ("torch", "dtype", "jxl", "auto is embedded", str(tmp_path / "hub"), "WebP", "ray"):
+    for word in (
+        "torch",
+        "dtype",
+        "jxl",
+        "auto selects embedded",
+        str(tmp_path / "hub"),
+        "WebP",
+        "ray",
+    ):
         assert word in result.stdout
 
 

@@ -94,7 +94,7 @@ def test_binary_data_is_neither_read_from_a_terminal_nor_written_to_it(picture):
     assert (code, "standard input is a terminal" in shown) == (2, True)
     code, shown = on_a_terminal("encode", picture, "-o", "-")
     assert (code, "not written to a terminal" in shown) == (2, True)
-    assert "insist with --force" in shown
+    assert "override with --force" in shown
 
 
 @posix

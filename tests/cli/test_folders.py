@@ -489,7 +489,7 @@ def test_a_report_is_continued_and_nothing_else_is_overwritten(photos, tmp_path)
     assert second == first
     report.write_text("what somebody wrote")
     result = encode(photos, "-o", out, "--report", report, code=6)
-    assert "is no report of this command" in result.stderr
+    assert "is not a report of this command" in result.stderr
     assert report.read_text() == "what somebody wrote"
     encode(photos, "-o", out, "--report", report, "--force")
     with report.open(newline="") as file:

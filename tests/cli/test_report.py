@@ -66,7 +66,7 @@ def test_figures_that_nobody_measured_are_empty(pictures, tmp_path):
 def test_another_file_is_no_report(pictures, tmp_path, name, text):
     (report := tmp_path / name).write_text(text)
     result = run("encode", pictures, "-e", "nano", "-j", 1, "--report", report, code=6)
-    assert "is no report of this command" in result.stderr
+    assert "is not a report of this command" in result.stderr
     assert report.read_text() == text
     assert not (pictures / "a.lat").exists()
     run("encode", pictures, "-e", "nano", "-j", 1, "--report", report, "--force")
@@ -121,6 +121,6 @@ def test_illegible_text_is_told_once_and_stands_in_every_row(tmp_path):
     report = tmp_path / "report.jsonl"
     result = run("encode", folder, "-e", "nano", "-j", 1, "--detail", "off", "--report", report)
     assert result.stderr.count("100 % of it is text or graphics") == 1
-    assert "the same of 2 more" in result.stderr
+    assert "not be legible in 2 more images" in result.stderr
     found = rows(report)
     assert all("use --detail auto" in row["note"] for row in found)

@@ -224,7 +224,7 @@ def test_small_pictures_for_a_terminal(photo):
 def test_show_needs_a_terminal(photo):
     result = run("roundtrip", photo, "--show", "-e", "nano", "-d", "embedded")
     assert result.exit_code == 0
-    assert result.stderr == "dynenc: --show needs a terminal with colours: nothing is shown\n"
+    assert result.stderr == "dynenc: no preview: --show needs a terminal with colours\n"
     assert "\u2580" not in result.stdout
 
 

@@ -147,7 +147,7 @@ def test_orders_of_batches(mixed):
     assert list(shuffled[1]) == second
     full = SameSizeBatches(mixed, 2, drop_last=True)
     assert [len(batch) for batch in full] == [2] * len(full) == [2, 2]
-    with pytest.raises(ValueError, match="batch_size 0"):
+    with pytest.raises(ValueError, match="batch_size must be an integer"):
         SameSizeBatches(mixed, 0)
     assert SameSizeBatches(LatentDataset(mixed.places[0].file, pictures=True), 9).groups
 
