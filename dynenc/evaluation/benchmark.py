@@ -1,4 +1,4 @@
-"""Measure dynenc and other codecs over the pictures of a folder."""
+"""Measure dynenc and other codecs on the images in a folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ QUALITIES = (0.0, 20.0, 35.0, 50.0, 65.0, 80.0)  # of dynenc
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A codec at the qualities that it is measured at."""
+    """A codec, and the qualities that it is measured at."""
 
     name: str
     description: str
@@ -53,7 +53,7 @@ def ours(
     device: str,
     detail: DetailMode = "auto",
 ) -> list[Candidate]:
-    """dynenc with every encoder, decoder and effort; efforts refine for the same decoder."""
+    """dynenc with every encoder, decoder and effort; an effort refines for the decoder used."""
     found = []
     for encoder, decoder, effort in product(encoders, decoders, efforts):
         name = f"{Path(encoder).name} -> {Path(decoder).name}"
@@ -65,7 +65,7 @@ def ours(
 
 
 class _TeacherCodec(Codec):
-    """A codec with both halves of an autoencoder; its files do not name their encoder."""
+    """A codec with both halves of an external autoencoder; its files do not name their encoder."""
 
     def __init__(self, path: Path, device: str) -> None:
         super().__init__(decoder=str(path), device=device)
@@ -80,7 +80,7 @@ class _TeacherCodec(Codec):
 
 
 def latents_of(path: Path, qualities: Sequence[float], device: str) -> Candidate:
-    """The latents of an autoencoder's own encoder, coded by dynenc, through its own decoder."""
+    """An autoencoder with its own encoder and decoder, whose latents dynenc codes."""
     return _candidate(f"{path.name} -> {path.name}", _TeacherCodec(path, device), qualities)
 
 
@@ -101,12 +101,12 @@ def _candidate(
 
 
 def others() -> list[Candidate]:
-    """The codecs that Pillow has here, at qualities that give about 0.05 to 0.4 bpp."""
+    """The codecs of this Pillow, at qualities that give about 0.05 to 0.4 bpp."""
     return [of_peer(peer, peer.qualities) for peer in peers.installed()]
 
 
 def of_peer(peer: Peer, qualities: Sequence[float]) -> Candidate:
-    """A codec of Pillow's at the given qualities."""
+    """A codec of Pillow at the given qualities."""
     return Candidate(peer.label, peer.description, qualities, peer.encode, peer.decode)
 
 
@@ -118,13 +118,13 @@ def run(
     measure: Measure,
     progress: Callable[[int], AbstractContextManager[Callable[[], None]]],
 ) -> Evaluation:
-    """Measure codecs on the pictures of a folder.
+    """Measure codecs on the images in a folder.
 
     Args:
-        anchors: codecs that are also measured, and that BD-rates are against.
-        progress: takes the number of encodings, and returns a context whose value is called after
-            each of them.
-    Raises: ImageError if the folder does not exist or holds no picture that can be measured.
+        anchors: codecs that are also measured, as references of the BD-rates.
+        progress: called with the number of encodings; returns a context manager that yields a
+            function to call after each of them.
+    Raises: ImageError if the folder does not exist or has no image that can be measured.
     """
     pictures, left_out = pictures_of(folder)
     everyone = [*candidates, *anchors]
@@ -134,29 +134,29 @@ def run(
 
 
 def pictures_of(folder: Path) -> tuple[list[Path], int]:
-    """The pictures of a folder that can be measured, by name; the others are counted and logged.
+    """The images in a folder that can be measured, by name; the others are counted and logged.
 
-    Raises: ImageError if there is no such folder, or no picture is left.
+    Raises: ImageError if the folder does not exist, or no image is left.
     """
     if not folder.is_dir():
-        raise ImageError(f"{folder} is not a folder of pictures")
+        raise ImageError(f"{folder} is not a folder")
     suffixes = input_suffixes("encode")
     found, left_out = [], 0
     for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes):
         try:
             width, height = open_rgb(path).size
         except ImageError as exc:
-            logger.warning("%s: left out", exc)
+            logger.warning("%s: skipped", exc)
             left_out += 1
             continue
         if min(width, height) < metrics.MS_SSIM_SIDE:
             least = f"sides of {metrics.MS_SSIM_SIDE} px"
-            logger.warning("%s: left out, MS-SSIM needs %s, not %dx%d", path, least, width, height)
+            logger.warning("%s: skipped, MS-SSIM needs %s, not %dx%d", path, least, width, height)
             left_out += 1
             continue
         found.append(path)
     if not found:
-        raise ImageError(f"{folder} holds no picture that can be measured")
+        raise ImageError(f"{folder} has no image that can be measured")
     return found, left_out
 
 
@@ -166,7 +166,7 @@ def curves_of(
     measure: Measure,
     advance: Callable[[], None],
 ) -> list[Curve]:
-    """A curve for each candidate: means over the pictures, each of which is read once."""
+    """A curve for each candidate: means over the images, each of which is read once."""
     small = open_rgb(pictures[0]).crop((0, 0, 64, 64))
     for one in candidates:  # load networks before the clock starts
         one.decode(one.encode(small, one.qualities[0]))

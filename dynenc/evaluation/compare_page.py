@@ -1,4 +1,4 @@
-"""One HTML file, which needs no network, to look at pictures beside their coded versions."""
+"""A single HTML file that works offline and shows images beside their coded versions."""
 
 import base64
 import io
@@ -22,13 +22,13 @@ from dynenc.evaluation.measure import Measure
 from dynenc.imaging import detail, pixels
 from dynenc.imaging.sources import open_rgb
 
-PLACEHOLDER = "<!--PICTURES-->"  # where the template holds them
-MAX_PSNR = 99.99  # dB, for equal pictures: JSON has no infinity
+PLACEHOLDER = "<!--PICTURES-->"  # replaced in the template
+MAX_PSNR = 99.99  # dB, for identical images: JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a picture; compare.html reads the fields by these names."""
+    """One version of an image; compare.html reads the fields by these names."""
 
     name: str
     data: str  # URI of a PNG
@@ -36,20 +36,20 @@ class Version:
     bpp: float | None = None
     psnr_db: float | None = None
     ms_ssim: float | None = None  # None below 161 px
-    lpips: float | None = None  # this and the next two: None below 32 px, or without weights
+    lpips: float | None = None  # like the next two, None below 32 px or without weights
     lpips_vgg: float | None = None
     dists: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to show beside each original, apart from files.
+    """The versions to make of each original, besides the given files.
 
     Args:
-        qualities: of dynenc.
-        codecs: others, with their qualities, such as "jpeg:75".
-        measure: with the perceptual distances to show.
-        detail: of dynenc.
+        qualities: for dynenc.
+        codecs: other codecs with a quality, such as "jpeg:75".
+        measure: has the perceptual distances to show.
+        detail: for dynenc.
     """
 
     qualities: Sequence[float] = ()
@@ -59,37 +59,37 @@ class Request:
 
 
 class Coded(NamedTuple):
-    """A coded picture."""
+    """A coded image."""
 
     name: str
     blob: bytes
     picture: Image.Image
-    layer: Image.Image | None = None  # the same, dark where it is not of the detail layer
+    layer: Image.Image | None = None  # the same, darkened outside the detail layer
 
 
 def pair(original: str, others: Sequence[str]) -> list[tuple[Path, list[Path]]]:
-    """Each original with its versions: of files as they are named, of folders by equal stems.
+    """Each original with its versions: the given files, or in folders the files of equal stem.
 
-    Raises: UsageError if a folder is to be compared with a file or if two folders share no stem,
-        ImageError if a folder holds no picture.
+    Raises: UsageError if a folder is compared with a file or if two folders share no stem,
+        ImageError if a folder has no image.
     """
     if not Path(original).is_dir():
         if folders := [name for name in others if Path(name).is_dir()]:
-            raise UsageError(f"{folders[0]} is a folder and {original} is not: name two of a kind")
+            raise UsageError(f"{folders[0]} is a folder, and {original} is not: give two alike")
         return [(Path(original), [Path(name) for name in others])]
     if single := [name for name in others if not Path(name).is_dir()]:
-        raise UsageError(f"{single[0]} is not a folder and {original} is: name two of a kind")
+        raise UsageError(f"{single[0]} is not a folder, and {original} is: give two alike")
     suffixes = input_suffixes("encode")
     originals = sorted(p for p in Path(original).iterdir() if p.suffix.lower() in suffixes)
     if not originals:
-        raise ImageError(f"{original} holds no picture")
+        raise ImageError(f"{original} has no image")
     stems = {path.stem for path in originals}
     versions: dict[str, list[Path]] = {stem: [] for stem in stems}
     for folder in others:
         found = [p for p in sorted(Path(folder).iterdir()) if p.stem in stems]
         found = [p for p in found if p.suffix.lower() in suffixes | {".lat"}]
         if not found:
-            raise UsageError(f"no file in {folder} has the name of a picture in {original}")
+            raise UsageError(f"no file in {folder} has the name of an image in {original}")
         for path in found:
             versions[path.stem].append(path)
     return [(path, versions[path.stem]) for path in originals]
@@ -98,9 +98,9 @@ def pair(original: str, others: Sequence[str]) -> list[tuple[Path, list[Path]]]:
 def write(
     file: BinaryIO, pairs: Sequence[tuple[Path, list[Path]]], codec: Codec, request: Request
 ) -> list[DynencError]:
-    """Write the page picture by picture; return the errors of those that were left out.
+    """Write the page image by image; return the errors of those that were skipped.
 
-    Raises: UsageError, and the first error if no picture is left.
+    Raises: UsageError, and the first error if no image is left.
     """
     codecs = [peers.parse(text) for text in request.codecs]
     page = resources("dynenc.evaluation").joinpath("compare.html").read_text("utf-8")
@@ -152,7 +152,7 @@ def _encode(picture: Image.Image, codec: Codec, request: Request) -> Iterator[Co
 
 
 def _decoded(name: str, blob: bytes, codec: Codec) -> Coded:
-    """A .lat file as it is shown, and where its detail layer is."""
+    """A decoded .lat file, with its detail layer highlighted."""
     file = LatFile.parse(blob)
     picture = pixels.to_rgb(codec.decode(file))
     layer = detail.of_chunks(file.chunks, *picture.size)
@@ -182,7 +182,7 @@ def _version(coded: Coded, figures: dict[str, float]) -> Version:
 
 
 def _script(name: str, original: Image.Image, versions: Sequence[Version]) -> bytes:
-    """One picture as JSON in a script element, which a name in it must not be able to end."""
+    """One image as JSON in a script element, escaped so that no name can end the element."""
     entry = {"name": name, "width": original.width, "height": original.height}
     text = json.dumps(entry | {"versions": [asdict(version) for version in versions]})
     text = text.replace("<", "\\u003c")

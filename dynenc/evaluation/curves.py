@@ -1,4 +1,4 @@
-"""Rate-distortion curves: tables, JSON, BD-rates and plots of what `benchmark` measures."""
+"""Rate-distortion curves measured by `benchmark`: tables, JSON, BD-rates and plots."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEEDS_EXTRA = "pip install 'dynenc[eval]'"
 
 @dataclass(slots=True)
 class Curve:
-    """Means over all pictures, a value for each quality; the shape of CompressAI's result files."""
+    """Means over all images, one value per quality, structured like CompressAI's result files."""
 
     name: str
     description: str
@@ -29,14 +29,14 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The curves of dynenc, and of the codecs that BD-rates are against."""
+    """The curves of dynenc, and of the reference codecs for BD-rates."""
 
     curves: list[Curve]
     anchors: list[Curve]
-    left_out: int  # pictures that could not be measured
+    left_out: int  # images that could not be measured
 
     def bd_rates(self, curve: Curve) -> dict[str, dict[str, float]]:
-        """For each metric the BD-rate against each anchor; empty without `bjontegaard`."""
+        """The BD-rate for each metric and anchor; empty without `bjontegaard`."""
         if not self.anchors or find_spec("bjontegaard") is None:
             return {}
         return {
@@ -46,7 +46,7 @@ class Evaluation:
         }
 
     def as_json(self) -> str:
-        """One object a line for each codec, as CompressAI writes them, with BD-rates in percent."""
+        """One object and line per codec, in CompressAI's format, with BD-rates in percent."""
         rows = [{**asdict(one), "bd-rate": _or_null(self.bd_rates(one))} for one in self.curves]
         return "\n".join(json.dumps(row) for row in [*rows, *map(asdict, self.anchors)])
 
@@ -74,7 +74,7 @@ class Evaluation:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text: the first left, others right."""
+    """A Markdown table that is also aligned as plain text: the first column left, others right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -96,7 +96,7 @@ def _cell(name: str, value: float) -> str:
 
 
 def _or_null(rates: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    """The same with null for NaN, which JSON does not have."""
+    """The rates with None for NaN, which JSON does not have."""
     return {
         metric: {name: None if math.isnan(rate) else rate for name, rate in row.items()}
         for metric, row in rates.items()
@@ -104,7 +104,7 @@ def _or_null(rates: dict[str, dict[str, float]]) -> dict[str, dict[str, float | 
 
 
 def bd_rate(curve: Curve, anchor: Curve, metric: str) -> float:
-    """Bits, in percent, that a curve spends more than an anchor at equal quality; < 0: it saves.
+    """Percentage of bits that a curve needs more than an anchor at equal quality; < 0: fewer.
 
     The Bjontegaard delta rate with piecewise cubic interpolation, over the qualities that both
     curves reach; NaN if they share none. Needs the package `bjontegaard`.
@@ -115,7 +115,7 @@ def bd_rate(curve: Curve, anchor: Curve, metric: str) -> float:
     if min(len(bpp) for bpp, _ in pairs) < 2:
         return math.nan
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that curves share little or nothing
+        warnings.simplefilter("ignore")  # about little or no overlap of the curves
         rate = bjontegaard.bd_rate(
             *pairs[0], *pairs[1], method="pchip", require_matching_points=False, min_overlap=0
         )
@@ -123,7 +123,7 @@ def bd_rate(curve: Curve, anchor: Curve, metric: str) -> float:
 
 
 def _monotonic(curve: Curve, metric: str) -> tuple[list[float], list[float]]:
-    """bpp and quality, higher is better, without points that are no better than a cheaper one."""
+    """bpp and quality (higher is better), without points no better than a cheaper one."""
     sign = 1 if FIGURES[metric].higher_is_better else -1
     bpp: list[float] = []
     values: list[float] = []
@@ -136,9 +136,9 @@ def _monotonic(curve: Curve, metric: str) -> tuple[list[float], list[float]]:
 
 
 def plotter(path: Path) -> Callable[[Evaluation], None]:
-    """A function that draws rate-distortion curves, a panel for each metric; it overwrites `path`.
+    """A function that plots the curves, one panel per metric, and overwrites `path`.
 
-    Raises: UsageError at once if matplotlib is not installed, or the suffix is not known.
+    Raises: UsageError at once if matplotlib is not installed, or the suffix is unknown.
     """
     try:
         from matplotlib.figure import Figure
@@ -146,7 +146,7 @@ def plotter(path: Path) -> Callable[[Evaluation], None]:
         raise UsageError(f"plots need matplotlib: {NEEDS_EXTRA}") from exc
     if path.suffix.lower() not in PLOT_SUFFIXES:
         suffixes = ", ".join(PLOT_SUFFIXES)
-        raise UsageError(f"{path} is not the name of a plot: it must end in one of {suffixes}")
+        raise UsageError(f"{path} cannot be a plot: its name must end in one of {suffixes}")
 
     def draw(evaluation: Evaluation) -> None:
         curves = [*evaluation.curves, *evaluation.anchors]

@@ -17,12 +17,12 @@ POOLED = (1, 2)  # convolutions that follow a 3x3 max pool of stride 2
 
 
 class LPIPS(LinearHeads):
-    """LPIPS on AlexNet, the version that papers report.
+    """LPIPS on AlexNet, the version reported in papers.
 
     Args:
         path: safetensors with `AlexNet_0.Conv_{i}.kernel`, `AlexNet_0.Conv_{i}.bias` (torchvision's
             AlexNet features) and `NetLinLayer_{i}.Conv_0.kernel` (the published linear heads).
-    Raises: WeightsError if the file is missing or holds something else.
+    Raises: WeightsError if the file is missing or has other contents.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How close a rebuilt picture is to its original: every figure of merit, in one place."""
+"""All metrics between a rebuilt image and its original."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from dynenc.evaluation.vgg import DISTS, LPIPSVGG, VGG16
 from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
 
-KEPT_PIXELS = 2**20  # of an original whose features are kept: about 1 GB with the VGG metrics
+KEPT_PIXELS = 2**20  # largest original whose features are kept: about 1 GB with the VGG metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """How a figure is called in tables, its decimals, and whether higher values are better."""
+    """The title of a metric in tables, its decimals, and whether higher values are better."""
 
     label: str
     decimals: int
     higher_is_better: bool | None = None  # None: not a measure of quality
 
 
-FIGURES = {  # by their names in CompressAI's result files, as far as it has them
+FIGURES = {  # by the names in CompressAI's result files, where there are any
     "bpp": Figure("bpp", 3),
     "psnr-rgb": Figure("PSNR", 2, True),
     "ms-ssim-rgb": Figure("MS-SSIM", 4, True),
@@ -46,12 +46,12 @@ QUALITY_FIGURES = [name for name, one in FIGURES.items() if one.higher_is_better
 def load_distances(
     lpips: Path | None = None, vgg: Path | None = None
 ) -> dict[str, PerceptualDistance]:
-    """The perceptual distances whose weights are given, by their names in FIGURES.
+    """The perceptual distances for which weights are given, by their names in FIGURES.
 
     Args:
         lpips: weights of LPIPS on AlexNet, see `lpips.LPIPS`.
         vgg: weights of LPIPS on VGG-16 and of DISTS, see `vgg`.
-    Raises: WeightsError if a file is missing or holds something else.
+    Raises: WeightsError if a file is missing or has other contents.
     """
     distances: dict[str, PerceptualDistance] = {}
     if lpips:
@@ -63,13 +63,13 @@ def load_distances(
 
 
 class Measure:
-    """Measures pairs of RGB pictures of one size.
+    """Measures pairs of RGB images of equal size.
 
     Args:
-        distances: as `load_distances` gives them.
-        device: where the distances are computed.
+        distances: from `load_distances`.
+        device: computes the distances.
         bfloat16: compute their convolutions in bfloat16, several times faster on recent CPUs; on
-            Kodak the figures change by less than 0.1 %.
+            Kodak the values change by less than 0.1 %.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class Measure:
         self.bfloat16 = bfloat16
 
     def __call__(self, rebuilt: Image.Image, original: Image.Image) -> dict[str, float]:
-        """PSNR in dB, MS-SSIM and the distances, each if the sides are long enough for it."""
+        """PSNR in dB, MS-SSIM and the distances, without those that need longer sides."""
         return self.against(original)(rebuilt)
 
     def against(self, original: Image.Image) -> Callable[[Image.Image], dict[str, float]]:
-        """The same for many pictures with one original, whose features are computed once."""
+        """Measure many images against one original, whose features are computed once."""
         reference = tensors.to_tensor(original)
         distances = self.distances if min(original.size) >= MIN_SIDE else {}
         kept: dict[str, list[Tensor]] = {}
@@ -119,7 +119,7 @@ class Measure:
 
 
 def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean over all rows of each figure that all of them have."""
+    """The mean of each metric that all rows have."""
     shared = (name for name in rows[0] if all(name in row for row in rows))
     return {name: sum(row[name] for row in rows) / len(rows) for name in shared}
 
@@ -130,14 +130,14 @@ def evaluate(
     folder: Path,
     distances: Mapping[str, PerceptualDistance],
 ) -> dict[str, float]:
-    """Mean figures of reconstructed pictures.
+    """Mean metrics of reconstructed images.
 
     Args:
         reconstruct: [1, 3, H, W] in [-1, 1] -> the same shape; H and W multiples of 8.
-        folder: pictures, or a tar shard of them.
-        distances: of `load_distances`.
-    Returns: `pictures`, `psnr_db`, and the mean of each distance. Reconstructions are rounded to 8
-        bits first.
+        folder: folder or tar shard of images.
+        distances: from `load_distances`.
+    Returns: `pictures` (their number), `psnr_db`, and the mean of each distance. Reconstructions
+        are rounded to 8 bits first.
     """
     measure = Measure(distances)
     rows = []

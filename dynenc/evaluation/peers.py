@@ -1,4 +1,4 @@
-"""The codecs that dynenc is compared with: those that Pillow has."""
+"""The codecs that dynenc is compared with: those of Pillow."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from dynenc.imaging import formats
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A codec of Pillow's, at the strongest setting that is in common use."""
+    """A codec of Pillow, at the strongest setting in common use."""
 
     name: str  # on the command line
-    label: str  # for people
+    label: str  # in tables and messages
     format: str  # Pillow's name
     qualities: Sequence[int]  # that give about 0.05 to 0.4 bpp on photographs
     options: Mapping[str, object] = field(default_factory=dict)
@@ -32,14 +32,14 @@ class Peer:
         return formats.can_write(self.format)
 
     def encode(self, picture: Image.Image, quality: float, **options: object) -> bytes:
-        """Compress an RGB picture; further options of Pillow's override those of the peer."""
+        """Compress an RGB image; further Pillow options override those of the peer."""
         buffer = io.BytesIO()
         settings = {**self.options, "quality": round(quality), **options}
         picture.save(buffer, self.format, **settings)
         return buffer.getvalue()
 
     def decode(self, data: bytes) -> Image.Image:
-        """Undo `encode`: an RGB picture."""
+        """Undo `encode`: an RGB image."""
         with formats.open_file(io.BytesIO(data)) as picture:
             return picture.convert("RGB")
 
@@ -56,22 +56,22 @@ PEERS = {
 
 
 def installed() -> list[Peer]:
-    """The codecs that Pillow has here."""
+    """The codecs of this Pillow."""
     return [peer for peer in PEERS.values() if peer.is_installed()]
 
 
 def parse(text: str) -> tuple[Peer, int]:
-    """The codec and quality that a text such as "avif:40" names.
+    """Parse a codec with a quality, such as "avif:40".
 
-    Raises: UsageError if there is no such codec, if Pillow lacks it, or if the quality is not a
-    whole number from 0 to 100.
+    Raises: UsageError if the codec is unknown, if Pillow lacks it, or if the quality is not an
+    integer from 0 to 100.
     """
     name, _, quality = text.partition(":")
     if name not in PEERS:
-        raise UsageError(f"there is no codec {name!r}: choose {', '.join(PEERS)}, as in jpeg:75")
+        raise UsageError(f"unknown codec {name!r}: choose one of {', '.join(PEERS)}, as in jpeg:75")
     if not quality.isdecimal() or int(quality) > 100:
         raise UsageError(f"{text} needs a quality from 0 to 100, as in {name}:75")
     if not PEERS[name].is_installed():
         plugin = "pillow-jxl-plugin" if name == "jxl" else f"a Pillow with {PEERS[name].label}"
-        raise UsageError(f"Pillow cannot write {PEERS[name].label} here: install {plugin}")
+        raise UsageError(f"this Pillow cannot write {PEERS[name].label}: install {plugin}")
     return PEERS[name], int(quality)

@@ -1,4 +1,4 @@
-"""What perceptual distances have in common: the features of two images, compared layer by layer."""
+"""Base classes of the perceptual distances: features of two images, compared layer by layer."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -24,8 +24,8 @@ class PerceptualDistance(nn.Module):
     def features(self, image: Tensor) -> Iterator[Tensor]:
         """Features of [B, 3, H, W] in [-1, 1], sides >= 32 px: [B, C, h, w] float32 for each layer.
 
-        Each layer is computed when it is asked for, so that `forward` compares large images without
-        holding the features of all layers in memory.
+        Layers are computed lazily, so that `forward` compares large images without holding the
+        features of all layers in memory.
         """
 
     @abstractmethod
@@ -37,7 +37,7 @@ class PerceptualDistance(nn.Module):
         return self.compare(self.features(image), self.features(reference))
 
     def check(self, path: Path) -> None:
-        """Raise WeightsError if tensors that were read from `path` do not fit together."""
+        """Raise WeightsError if the shapes of tensors read from `path` do not fit together."""
         try:
             with torch.inference_mode():
                 self(*torch.zeros(2, 1, 3, MIN_SIDE, MIN_SIDE))
@@ -47,14 +47,14 @@ class PerceptualDistance(nn.Module):
 
 
 class LinearHeads(PerceptualDistance):
-    """LPIPS (Zhang et al., CVPR 2018, version 0.1), whatever the network below.
+    """LPIPS (Zhang et al., CVPR 2018, version 0.1) on any network.
 
-    The squared difference of features of unit length, weighted by channel, its mean over all
-    positions, and the sum of that over layers.
+    The squared difference of unit-length features, weighted by channel, averaged over positions and
+    summed over layers.
     """
 
     def __init__(self, heads: list[Tensor]) -> None:
-        """Take one [1, C, 1, 1] for each layer."""
+        """Take one head [1, C, 1, 1] per layer."""
         super().__init__()
         for i, head in enumerate(heads):
             self.register_buffer(f"head_{i}", head)

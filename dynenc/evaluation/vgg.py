@@ -22,11 +22,11 @@ STABILITY = 1e-6  # c1 and c2 of DISTS
 
 
 class VGG16(nn.Module):
-    """The convolutions of VGG-16; LPIPS and DISTS pool, and normalise images, in different ways.
+    """The convolutions of VGG-16; LPIPS and DISTS differ in pooling and normalisation.
 
     Args:
         path: see the module.
-    Raises: WeightsError if the file is missing or holds something else.
+    Raises: WeightsError if the file is missing or has other contents.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,7 +40,7 @@ class VGG16(nn.Module):
             self.register_buffer(f"bias_{i}", bias)
 
     def forward(self, image: Tensor, pool: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-        """Five layers [B, C, h, w] float32 of a normalised [B, 3, H, W], each when asked for."""
+        """Yield five layers [B, C, h, w] float32 of a normalised image [B, 3, H, W]."""
         dtype = self.get_buffer("weight_0").dtype
         features = image.to(dtype, memory_format=torch.channels_last)
         for i in range(CONVOLUTIONS):
@@ -56,8 +56,8 @@ class LPIPSVGG(LinearHeads):
     """LPIPS on VGG-16, the version that its authors recommend as a loss.
 
     Args:
-        network: `VGG16(path)`; its file also holds the linear heads.
-    Raises: WeightsError if the file holds no heads, or heads that do not fit.
+        network: `VGG16(path)`; its file also has the linear heads.
+    Raises: WeightsError if the file has no heads, or heads that do not fit.
     """
 
     def __init__(self, network: VGG16) -> None:
@@ -82,8 +82,8 @@ class DISTS(PerceptualDistance):
     keep their size; the authors' tables scale them down to 256 px first.
 
     Args:
-        network: `VGG16(path)`; its file also holds `alpha` and `beta`.
-    Raises: WeightsError if the file holds no channel weights, or too few of them.
+        network: `VGG16(path)`; its file also has `alpha` and `beta`.
+    Raises: WeightsError if the file has no channel weights, or too few of them.
     """
 
     def __init__(self, network: VGG16) -> None:
@@ -93,7 +93,7 @@ class DISTS(PerceptualDistance):
         total = alpha.sum() + beta.sum()
         self.register_buffer("alpha", alpha.flatten() / total)
         self.register_buffer("beta", beta.flatten() / total)
-        window = torch.outer(*2 * [torch.tensor([0.25, 0.5, 0.25])])  # Hann of 5, its ends are 0
+        window = torch.outer(*2 * [torch.tensor([0.25, 0.5, 0.25])])  # Hann of 5 without its zeros
         self.register_buffer("window", window[None, None])
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))

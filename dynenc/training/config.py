@@ -1,4 +1,4 @@
-"""Settings of training runs: every default, the presets, and where a run reads and writes."""
+"""Settings of training runs: defaults, presets, and the paths of a run."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -14,35 +14,35 @@ DECODER = "embedded"  # the preset that trains the embedded decoder
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """Settings of one training run; the metadata of the weights that it exports holds them."""
+    """Settings of one training run; they are stored in the metadata of the exported weights."""
 
     preset: str  # a name of registry.MODELS
-    steps: int = 6000  # optimiser steps in all
-    budget_s: float = 0.0  # if above 0, stop after so many seconds; the cosine follows the clock
-    distill_steps: int = 2000  # of them, the first ones, regress to the teacher's latents alone
-    batch: int = 6  # crops a step
+    steps: int = 6000  # total optimiser steps
+    budget_s: float = 0.0  # if above 0, stop after this time; the cosine follows the clock
+    distill_steps: int = 2000  # the first steps, which only regress to the teacher's latents
+    batch: int = 6  # crops per step
     crop: int = 128  # px, side of a crop
     synthetic: float = 0.15  # share of crops that are drawn: text, charts, stripes, flats, ...
     learning_rate: float = 1e-3  # of AdamW, after warm-up; falls to 0 along a cosine
     warmup_steps: int = 100
-    clip: float = 0.5  # largest norm of the gradient
+    clip: float = 0.5  # maximum gradient norm
     mse: float = 1.0  # weight of the squared error of pixels in [-1, 1]
     lpips: float = 0.06  # weight of LPIPS (AlexNet)
     lpips_vgg: float = 0.07  # weight of LPIPS (VGG-16)
     dists: float = 0.12  # weight of DISTS
-    vgg_share: float = 0.5  # of a batch's crops that LPIPS (VGG-16) or DISTS judges
+    vgg_share: float = 0.5  # share of the crops that LPIPS (VGG-16) or DISTS is computed on
     blocks: float = 0.25  # weight of the absolute error of the means of 4, 8, 16 and 32 px blocks
     pattern: float = 0.5  # weight of the absolute error of the mean of all patches of 8x8 px
-    flats: float = 0.5  # weight of the absolute error of small pictures of one colour
-    gan: float = 0.0  # size of the adversary's gradient by pixels, times that of all other terms
-    gan_warmup: int = 300  # steps in which the discriminator learns alone
+    flats: float = 0.5  # weight of the absolute error of small images of one colour
+    gan: float = 0.0  # norm of the adversary's pixel gradient, relative to that of all other terms
+    gan_warmup: int = 300  # steps in which only the discriminator learns
     tie: float = 0.03  # weight of the absolute distance to the teacher's latents
-    rate: float = 0.0  # weight of the bits of a latent, times the step squared
-    embedded_share: float = 0.6  # of the end-to-end steps that decode with the embedded decoder
-    joint: int = 0  # 1: the embedded decoder and encoders learn together, and are exported beside
-    largest_step: float = 0.5  # quantiser step whose noise is added, drawn from 0 to this
-    ema: float = 0.998  # decay of the average of the weights that is exported
-    share_of_start: float = 0.0  # in what is exported, of the weights that the run began with
+    rate: float = 0.0  # weight of the bits per latent, times the step squared
+    embedded_share: float = 0.6  # share of end-to-end steps that use the embedded decoder
+    joint: int = 0  # 1: train the embedded decoder and encoders together, and export them all
+    largest_step: float = 0.5  # noise is that of a quantiser step drawn between 0 and this
+    ema: float = 0.998  # decay of the moving average of the weights, which is exported
+    share_of_start: float = 0.0  # share of the initial weights in the exported ones
     seed: int = 0
 
 
@@ -67,20 +67,20 @@ CODERS = {  # these fit an entropy coder's tables
 class TrainPaths:
     """Where a training run reads and writes."""
 
-    data: tuple[Path, ...]  # folders or tar shards of pictures
+    data: tuple[Path, ...]  # folders or tar shards of images
     teacher: Path  # autoencoder of SD latents, in diffusers form
     lpips: Path | None  # weights of LPIPS (AlexNet); the entropy coder needs none
     run: Path  # checkpoints, log, cache of the data
     export: Path  # safetensors to write at the end
-    vgg: Path | None = None  # weights of LPIPS (VGG-16) and DISTS, if either has a weight
+    vgg: Path | None = None  # weights of LPIPS (VGG-16) and DISTS, if either is used
     fonts: Path | None = None  # folder of TrueType fonts for drawn text
     start: Path | None = None  # weights to start from instead of the linear fit
     embedded: Path | None = None  # embedded decoder to train an encoder through
     encoders: tuple[Path, ...] = ()  # to train the embedded decoder on; if joint, also trained
-    test: Path | None = None  # folder of pictures to measure on at the end, never trained on
+    test: Path | None = None  # folder of images to measure on at the end, not trained on
 
 
-# The kinds of network whose training a setting has a part in; every other setting is for all.
+# The kinds of network whose training uses a setting; settings not listed apply to all.
 USED_BY = {
     "distill_steps": ("encoder",),
     "tie": ("encoder",),
@@ -90,7 +90,7 @@ USED_BY = {
     "gan": ("decoder",),
     "gan_warmup": ("decoder",),
 }
-LEAST = {  # of settings that cannot be 0
+LEAST = {  # minimum of settings that cannot be 0
     **dict.fromkeys(("steps", "batch", "warmup_steps"), 1),
     "crop": 40,  # px; networks that judge crops of 32 px or more see all but 7
     **dict.fromkeys(("samples", "iterations", "copies", "hidden", "middle", "radius"), 1),
@@ -99,7 +99,7 @@ SHARES = ("synthetic", "vgg_share", "embedded_share", "share_of_start", "ema", "
 
 
 def configure(preset: str, settings: list[str]) -> TrainConfig | FitConfig:
-    """A preset with some fields changed, each as 'name=value'; raises UsageError."""
+    """A preset with some fields changed, each given as 'name=value'; raises UsageError."""
     changes: dict[str, int | float] = {}
     base = (PRESETS | CODERS)[preset]
     values = {f.name: getattr(base, f.name) for f in fields(base)}
@@ -111,7 +111,7 @@ def configure(preset: str, settings: list[str]) -> TrainConfig | FitConfig:
         except (KeyError, ValueError) as exc:
             choices = ", ".join(numbers)
             raise UsageError(
-                f"{setting!r} is not NAME=NUMBER", hint=f"the names for --set are {choices}"
+                f"{setting!r} is not NAME=NUMBER", hint=f"names for --set: {choices}"
             ) from exc
     config: TrainConfig | FitConfig = replace(base, **changes)  # type: ignore[arg-type]  # each value has its field's type
     check(config)
@@ -119,7 +119,7 @@ def configure(preset: str, settings: list[str]) -> TrainConfig | FitConfig:
 
 
 def check(config: TrainConfig | FitConfig) -> None:
-    """Refuse settings out of range, and those that training this network would ignore.
+    """Refuse settings that are out of range, or that training this network would ignore.
 
     Raises: UsageError.
     """
@@ -130,13 +130,13 @@ def check(config: TrainConfig | FitConfig) -> None:
         least, most = LEAST.get(name, 0), 1 if name in SHARES else math.inf
         if not (least <= value <= most and math.isfinite(value)):
             upper = f" to {most}" if name in SHARES else " or more"
-            raise UsageError(f"{name}={value} is out of range: it takes {least}{upper}")
+            raise UsageError(f"{name}={value} is out of range: use {least}{upper}")
         kinds = USED_BY.get(name, (kind,))
         if kind not in kinds and value not in (0, getattr(base, name)):
             users = ", ".join(preset for preset in PRESETS if registry.MODELS[preset].kind in kinds)
             raise UsageError(
                 f"{name}={value:g} has no effect on the training of {config.preset}: "
-                f"it is for {users}"
+                f"it applies to {users}"
             )
     if isinstance(config, TrainConfig) and config.crop % SD1.patch:
         raise UsageError(f"crop={config.crop} is not a multiple of {SD1.patch} px")
@@ -152,12 +152,12 @@ def check_paths(config: TrainConfig | FitConfig, paths: TrainPaths) -> None:
         raise UsageError("joint training needs an embedded decoder", hint="give --embedded")
     if paths.embedded and kind != "encoder":
         raise UsageError(
-            f"{config.preset} is not trained through another decoder", hint="leave out --embedded"
+            f"{config.preset} is not trained through an embedded decoder", hint="omit --embedded"
         )
     if paths.encoders and not joint and kind not in ("decoder", "coder"):
         raise UsageError(
             f"{config.preset} is not trained on latents of other encoders",
-            hint="leave out --encoder",
+            hint="omit --encoder",
         )
     if paths.start and kind == "coder":
-        raise UsageError(f"{config.preset} is fitted from scratch", hint="leave out --start")
+        raise UsageError(f"{config.preset} is fitted from scratch", hint="omit --start")

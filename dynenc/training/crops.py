@@ -1,7 +1,7 @@
-"""Training pictures: folders or tar shards, decoded once -> random crops.
+"""Training images: folders or tar shards, decoded once -> random crops.
 
-A source is decoded once and kept as one flat memory map beside an index, because decoding pictures
-anew would cost as much as a training step.
+A source is decoded once to a flat memory map with an index, because decoding the images for every
+batch would cost as much as a training step.
 """
 
 import json
@@ -23,7 +23,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Where one picture lies in the memory map."""
+    """The position of one image in the memory map."""
 
     name: str
     start: int  # index of its first pixel, in pixels
@@ -35,9 +35,9 @@ def build_cache(source: Path, cache: Path, smallest: int) -> None:
     """Decode one source to `cache`: pixels.u8 (HWC) and index.json.
 
     Args:
-        source: folder or tar shard of pictures.
-        cache: folder to make; it appears only when complete.
-        smallest: pictures with a side below this many pixels are left out.
+        source: folder or tar shard of images.
+        cache: folder to create; it appears only when complete.
+        smallest: images with a side shorter than this, in px, are skipped.
     """
     partial = cache.with_name(f"{cache.name}.{os.getpid()}")
     partial.mkdir(parents=True)
@@ -57,7 +57,7 @@ def build_cache(source: Path, cache: Path, smallest: int) -> None:
 
 
 class Crops:
-    """Random crops, mirrored or not, of every tile of some caches, drawn by area."""
+    """Random crops of the tiles in some caches, drawn by area, half of them mirrored."""
 
     def __init__(self, caches: list[Path], size: int) -> None:
         """Open caches; raises ImageError if no tile is as large as `size` px."""
@@ -76,7 +76,7 @@ class Crops:
         self._tiles = [(n, t) for n, t in self._tiles if min(t.height, t.width) >= size]
         if not self._tiles:
             raise ImageError(
-                f"no training picture has sides of {size} px: name others, or set crop"
+                f"no training image has sides of {size} px: use other data, or set crop"
             )
         area = np.array([tile.height * tile.width for _, tile in self._tiles], np.float64)
         self._chance = area / area.sum()
@@ -106,7 +106,7 @@ class Crops:
 
 
 def open_crops(sources: Sequence[Path], run: Path, size: int) -> Crops:
-    """The training pictures of folders or tar shards, decoded once and kept beside the run."""
+    """The training images of folders or tar shards, decoded once and cached in the run's folder."""
     caches = []
     for source in sources:
         cache = run / "cache" / source.stem

@@ -1,8 +1,8 @@
 """Fitting of the entropy coder: latents -> the integer tensors of weights/coder_*.safetensors.
 
-Networks are trained one after another to predict a mixture of two Gaussians, rounded to integers,
-and run as the codec runs them. The tables of frequencies are then counted with these networks on
-the training latents, so nothing differs between training and codec but the rounding of weights.
+Networks are trained one after another to predict a mixture of two Gaussians, then rounded to
+integers and run as in the codec. The frequency tables are counted with these integer networks on
+the training latents, so training and codec differ only in the rounding of weights.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,25 +35,25 @@ VALUE = 128  # values and hidden units per latent unit
 WEIGHT = 1024  # integer weights per unit
 BIAS = VALUE * WEIGHT
 LARGEST = 7.99  # where values saturate
-REACH = 4  # rows or columns to a neighbour
+REACH = 4  # largest distance of a neighbour in rows or columns
 STAGE_OF = {place: stage for stage, places in enumerate(STAGES) for place in places}
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Everything that a fit depends on besides the latents."""
+    """All settings of a fit."""
 
     preset: str  # a coder's name in registry.MODELS
     has_trellis: bool = True  # whether to fit the trellis lattice as well as the plain one
     seed: int = 0
     hidden: int = 32  # units of a network's first layer
     middle: int = 16  # units of its second layer
-    neighbours: int = 40  # at most, of a network
+    neighbours: int = 40  # maximum number of inputs of a network
     radius: int = 63  # of the tables' residuals
-    smallest_step: float = 0.06  # steps are drawn log-uniformly, one per picture and copy
+    smallest_step: float = 0.06  # steps are drawn log-uniformly, one per image and copy
     largest_step: float = 1.4
-    copies: int = 2  # of every picture, each at its own step
-    faded: float = 0.06  # share of copies that lose contrast, so that flat pictures are known too
+    copies: int = 2  # of every image, each with its own step
+    faded: float = 0.06  # share of copies with reduced contrast, to represent flat images
     samples: int = 200_000  # symbols that a network is trained on
     batch: int = 1024
     iterations: int = 2500
@@ -62,23 +62,23 @@ class FitConfig:
 
     @property
     def lattices(self) -> tuple[bool, ...]:
-        """Of the lattices to fit, whether they are the trellis."""
+        """For each lattice to fit, whether it is the trellis."""
         return (False, True) if self.has_trellis else (False,)
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture quantised with one step."""
+    """One image quantised with one step."""
 
     symbols: Ints  # [C, h, w]
-    points: Ints  # [C, h, w], where they are, in half steps
+    points: Ints  # [C, h, w], positions of the lattice points in half steps
     step_q: int
 
     @classmethod
     def on_lattice(
         cls, latents: Floats, step_q: int, coder: EntropyCoder | None, *, has_trellis: bool
     ) -> "Sample":
-        """Quantise latents by a coder's bit costs, or to the nearest points without one."""
+        """Quantise latents using the bit costs of a coder, or without one to the nearest points."""
         if coder is None:
             symbols = kernel.quantize(latents, step_q, has_trellis=has_trellis)
         else:
@@ -87,7 +87,7 @@ class Sample:
 
     @property
     def values(self) -> npt.NDArray[np.int64]:
-        """What the context networks see of the latents, in 1/128: [C, h, w]."""
+        """The latents as the context networks see them, in units of 1/128: [C, h, w]."""
         values = (self.points.astype(np.int64) * self.step_q + 8) >> 4
         return values.clip(-MAX_VALUE, MAX_VALUE)
 
@@ -100,9 +100,9 @@ def fit(
     """Fit an entropy coder; the same input gives the same output on one machine.
 
     Args:
-        latents: arrays [C, h, w] as the diffusion model takes them, unquantised.
+        latents: unquantised arrays [C, h, w] in the scale of the diffusion model.
         report: called with the number of networks done, of `n_networks(config)`.
-    Returns: integer tensors, as `EntropyCoder.of` takes them.
+    Returns: integer tensors for `EntropyCoder.of`.
     """
     thresholds = np.ceil(2 ** (np.arange(1, 257) / 16)).astype(np.int32)
     tensors: dict[str, npt.NDArray[np.generic]] = {"thresholds": thresholds}
@@ -118,7 +118,7 @@ def fit(
 
 
 def n_networks(config: FitConfig) -> int:
-    """How many networks a fit trains."""
+    """The number of networks that a fit trains."""
     return NETWORKS * len(config.lattices)
 
 
@@ -172,7 +172,7 @@ def available(stage: int, channel: int, most: int) -> list[tuple[int, int, int]]
 def _scaled(
     array: npt.NDArray[np.floating], random: np.random.Generator, config: FitConfig
 ) -> tuple[Floats, int]:
-    """One picture, perhaps faded, and a random step_q."""
+    """The latents of one image, possibly with reduced contrast, and a random step_q."""
     if random.random() < config.faded:
         array = array * 2 ** -random.uniform(1, 10) + random.normal(0, 0.5, (SD1.channels, 1, 1))
     limits = np.log([config.smallest_step, config.largest_step])
@@ -190,7 +190,7 @@ def _fit_network(
     """Train one network: its integer neighbours, hidden, middle, output and bias tensors."""
     rows = available(stage, channel, config.neighbours)
     most = max(len(available(stage, each, config.neighbours)) for each in range(SD1.channels))
-    neighbours = np.zeros((most, 3), np.int64)  # of weight 0 where there are fewer
+    neighbours = np.zeros((most, 3), np.int64)  # padded with neighbours of weight 0
     neighbours[: len(rows)] = np.array(rows, np.int64).reshape(-1, 3)
     inputs, targets, octaves = _examples(samples, stage, channel, neighbours, random, config)
     inputs[:, len(rows) :] = 0
@@ -206,7 +206,7 @@ def _examples(
     random: np.random.Generator,
     config: FitConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Symbols in random order: neighbours' latents [N, F], own [N], octaves of the step [N]."""
+    """Symbols in random order: latents of neighbours [N, F], own [N], octaves of the step [N]."""
     inputs, targets, octaves = [], [], []
     each = -(-config.samples // len(samples))
     for sample in samples:
@@ -239,7 +239,7 @@ class _Trainee(nn.Module):
         self.tail = nn.Parameter(torch.tensor([-2.0, 0.8]))  # weight and width of the mixture
         with torch.no_grad():
             self.output.weight.mul_(0.1)
-            self.output.weight[1, -1] = -1.0  # finer steps, larger residuals
+            self.output.weight[1, -1] = -1.0  # a finer step has larger residuals
             self.output.bias.copy_(torch.tensor([0.0, 4.25, 0.5]))
 
     def forward(self, neighbours: Tensor, octave: Tensor) -> Tensor:
@@ -260,7 +260,7 @@ class _Trainee(nn.Module):
                 layer.weight[:, -1].clamp_(-3, 3)
 
     def bits(self, neighbours: Tensor, target: Tensor, octave: Tensor) -> Tensor:
-        """Bits of the targets [N], under a mixture of two Gaussians."""
+        """Bits of the targets [N] under a mixture of two Gaussians."""
         step = torch.exp2(octave + (MIDDLE_LEVEL / 16 - 10))
         expected, scale = self(neighbours, octave).unbind(1)
         sigma = torch.exp2(scale.clamp(0, SCALES / 4) + SMALLEST_OCTAVE)
@@ -286,7 +286,7 @@ def _train(
         optimiser, config.learning_rate, config.iterations
     )
     for _ in range(config.iterations):
-        # neighbouring rows, of samples in no order: copying as many from all over takes longer
+        # consecutive rows, as the samples are already shuffled: gathering would take longer
         start = int(torch.randint(max(1, len(target) - config.batch), ()))
         batch = slice(start, start + config.batch)
         loss = network.bits(neighbours[batch], target[batch], octave[batch]).mean()
@@ -310,7 +310,7 @@ def _train(
 
 
 def _flat_counts(radius: int) -> npt.NDArray[np.uint16]:
-    """Tables in which everything is equally likely, until the networks are known."""
+    """Uniform tables, used until the networks are trained."""
     columns = 2 * radius + 2
     counts = np.full((SCALES * VARIANTS, columns), 2**16 // columns, np.uint16)
     counts[:, 0] += 2**16 % columns

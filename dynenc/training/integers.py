@@ -1,8 +1,8 @@
 """Quantisation of the trained embedded decoder: float weights -> the tensors of integer_decoder.py.
 
-The ranges of activations, and what an error of a weight costs, are seen while the float network
-decodes latents of training pictures. Each output's weights have their own scale, and so has each
-channel of the activations, so the weights take up what the channels differ by.
+The ranges of activations, and the cost of an error in a weight, are measured while the float
+network decodes latents of training images. The weights of each output have their own scale, and so
+has each channel of the activations: the weights absorb the differences between channels.
 """
 
 import json
@@ -38,29 +38,29 @@ from dynenc.training.crops import open_crops
 from dynenc.training.synthetic import Synthetic, flats
 from dynenc.view import Region
 
-CROPS, CROP = 64, 256  # pictures for calibration, and their side in px
-DRAWN, FLATS = 16, 256  # of crops and small pictures of one colour: photographs lack pure colours
+CROPS, CROP = 64, 256  # number of images for calibration, and their side in px
+DRAWN, FLATS = 16, 256  # drawn crops, and small images of one colour: photos lack pure colours
 STEPS = (0.1, 0.3, 0.5, 0.2)  # quantiser steps of their latents, in turn
-QUAD = 128  # largest sum of the magnitudes of four weights: times 255 it fits 16 bits
-FINEST_RESIDUAL = 11  # bits after the point of the residuals, at most
-RESIDUAL_ROOM = 3.0  # their range, in the largest magnitudes seen
-MIX_ROOM = 4.0  # range of what is added to them, likewise
-TAIL = 1e-4  # part of the activations that may saturate
-LEAST = {"spatial": 1e-3, "product": 0.05, "in": 0.05}  # range of a channel, in the largest one's
-LEAST_MULTIPLIER = 1 / 64  # of an output, in the largest one
-CLIPS = np.arange(1.0, 0.3, -0.04)  # scales that are tried, in the one that clips no weight
+QUAD = 128  # largest sum of the magnitudes of four weights: times 255 it fits into 16 bits
+FINEST_RESIDUAL = 11  # most fractional bits of the residuals
+RESIDUAL_ROOM = 3.0  # range of the residuals, relative to the largest magnitude measured
+MIX_ROOM = 4.0  # the same for the terms added to them
+TAIL = 1e-4  # share of the activations that may saturate
+LEAST = {"spatial": 1e-3, "product": 0.05, "in": 0.05}  # least channel range / largest one
+LEAST_MULTIPLIER = 1 / 64  # least multiplier of an output / largest one
+CLIPS = np.arange(1.0, 0.3, -0.04)  # scales to try, relative to the one that clips no weight
 
 
 class Ranges:
-    """What the float network was seen to compute, by channel of each of its tensors."""
+    """Statistics of the tensors of the float network, by channel."""
 
     def __init__(self) -> None:
-        self.most: dict[str, Doubles] = {}  # magnitude that all but TAIL keep
+        self.most: dict[str, Doubles] = {}  # magnitude exceeded by TAIL of the values
         self.peak: dict[str, Doubles] = {}  # largest magnitude
         self.power: dict[str, Doubles] = {}  # sum of mean squares
 
     def see(self, name: str, values: Tensor) -> None:
-        """Take values [B, C, h, w] into account."""
+        """Add values [B, C, h, w] to the statistics."""
         rows = values.abs().movedim(1, 0).flatten(1)
         count = max(1, round(rows.shape[1] * TAIL))
         largest = rows.topk(count, 1).values.double().numpy()
@@ -79,7 +79,7 @@ class Ranges:
 
 @torch.no_grad()
 def calibrate(network: EmbeddedDecoder, latents: Iterable[Tensor]) -> Ranges:
-    """Decode latents [B, 4, h, w] in floats, and note what the layers compute."""
+    """Decode latents [B, 4, h, w] in floats, and record the ranges in all layers."""
     ranges = Ranges()
     for x in latents:
         for index, layer in enumerate(network.layers):
@@ -99,7 +99,7 @@ def calibrate(network: EmbeddedDecoder, latents: Iterable[Tensor]) -> Ranges:
 
 
 def quantize(network: EmbeddedDecoder, ranges: Ranges, widths: Sizes, blocks: Sizes) -> Tensors:
-    """The integer tensors of a float decoder."""
+    """The integer tensors for a float decoder."""
     layers = _Layers(network, ranges)
     units = [2.0**bits for bits in _residual_bits(ranges, widths, blocks)]
     first = np.tile(ranges.power["layers.0.in"], 9) * UNIT**2
@@ -116,7 +116,7 @@ def quantize(network: EmbeddedDecoder, ranges: Ranges, widths: Sizes, blocks: Si
 
 
 def _residual_bits(ranges: Ranges, widths: Sizes, blocks: Sizes) -> list[int]:
-    """Bits after the point of the residuals at every size."""
+    """Fractional bits of the residuals at each resolution."""
     peaks, peak = [], 0.0
     for name, kind, _, _ in plan(widths, blocks):
         peak = max(peak, float(ranges.peak[f"{name}.in"].max()))
@@ -137,13 +137,13 @@ class _Layers:
         self.tensors: Tensors = {}
 
     def add_block(self, name: str, unit: float) -> None:
-        """A residual block, whose residuals have so many integers in 1.0."""
+        """Add a residual block; `unit` is the integer for 1.0 in its residuals."""
         scale, offset = self.floats[f"{name}.scale"].ravel(), self.floats[f"{name}.offset"].ravel()
         self.add_input(name, scale * ACTIVATION_UNIT / unit, offset * ACTIVATION_UNIT)
         hidden = 127 / self.ranges.range(f"{name}.spatial", "spatial")
         largest = self.ranges.range(f"{name}.product", "product")
         limit = np.rint(GATE_BOUND * np.sqrt(127.0 * ONE / largest)).clip(1, 32767)
-        gated = (limit / GATE_BOUND) ** 2 / ONE  # integers of a product of 1.0
+        gated = (limit / GATE_BOUND) ** 2 / ONE  # integer for a product of 1.0
         seen, one = self.ranges, np.ones(len(scale))
         self.add(
             f"{name}.spatial",
@@ -169,7 +169,7 @@ class _Layers:
         )
 
     def add_conv(self, name: str, unit: float, following: float | None) -> None:
-        """A convolution before a shuffle; `following` is the unit of its outputs if not pixels."""
+        """Add a convolution before a shuffle; `following` is the unit of its outputs, None: px."""
         inputs = 127 / self.ranges.range(f"{name}.in", "in")
         self.add_input(name, inputs / unit, np.zeros(len(inputs)))
         power = self.ranges.power[f"{name}.in"] * inputs**2
@@ -181,7 +181,7 @@ class _Layers:
             self.add(name, 1 / inputs, following, power=power)
 
     def add_input(self, name: str, scale: Doubles, offset: Doubles) -> None:
-        """Activations: integers of 8 bits from residuals, in integers of either."""
+        """Add the conversion of residuals to 8-bit activations."""
         bits = 7
         while bits and np.abs(scale).max() * 2.0**bits * ONE > 32767:
             bits -= 1
@@ -202,10 +202,10 @@ class _Layers:
         power: Doubles,
         most: Doubles | None = None,
     ) -> None:
-        """A product: inputs [C], what an integer stands for; unit, integers of an output of 1.0.
+        """Add a product: inputs [C] are the values of an integer 1; unit, the integer for 1.0.
 
-        `power` [K] are the mean squares of the integers that it reads, `most` [N] the magnitudes
-        that its outputs must reach, else they come from what was seen.
+        `power` [K] are the mean squares of its input integers; `most` [N] are the magnitudes that
+        its outputs must be able to reach, by default those measured.
         """
         weight, bias = self.floats[f"{name}.weight"], self.floats[f"{name}.bias"]
         if most is None:
@@ -232,7 +232,7 @@ class _Layers:
 
 
 def _scales(rows: Doubles, power: Doubles) -> Doubles:
-    """The scale of each row of weights [N, K] that makes the least error."""
+    """The scale with the least error for each row of weights [N, K]."""
     widest = np.abs(rows).max(1) / 127
     if rows.shape[1] % 8 == 0:
         widest = np.maximum(widest, np.abs(_fours(rows)).sum(-1).max(1) / QUAD)
@@ -248,7 +248,7 @@ def _scales(rows: Doubles, power: Doubles) -> Doubles:
 
 
 def _limited(rows: Doubles) -> Doubles:
-    """Whole weights near [N, K], within 127 and, but for the first layer's, QUAD."""
+    """Integer weights near [N, K], within 127 and (except in the first layer) QUAD."""
     whole: Doubles = np.rint(rows).clip(-127, 127)
     if rows.shape[1] % 8:
         return whole
@@ -260,13 +260,13 @@ def _limited(rows: Doubles) -> Doubles:
 
 
 def _fours(rows: npt.NDArray[np.float64]) -> Doubles:
-    """Weights [N, K] whose products share a sum of 16 bits: k, k + 1, k + 4, k + 5 of eight."""
+    """Weights [N, K] in groups whose products share a 16-bit sum: k, k+1, k+4, k+5 of eight."""
     return rows.reshape(len(rows), -1, 2, 2, 2).swapaxes(2, 3).reshape(len(rows), -1, 4)
 
 
 @torch.no_grad()
 def centre(tensors: Tensors, network: EmbeddedDecoder, latents: Sequence[Tensor]) -> None:
-    """Change the last biases so that the mean pixels of some latents are those in floats."""
+    """Adjust the last biases so that the mean pixels equal those of the float decoder."""
     name = list(plan(*network.sizes))[-1][0]
     decoder = load(tensors, *network.sizes)
     errors = []
@@ -282,16 +282,16 @@ def centre(tensors: Tensors, network: EmbeddedDecoder, latents: Sequence[Tensor]
 
 
 def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder: str) -> int:
-    """Quantise the float decoder in a file, and write its integers; returns their bytes.
+    """Quantise the float decoder in a file and write the integers; return the size in bytes.
 
     Args:
-        paths: folders or tar shards of pictures for calibration, decoded once to the folder `run`.
-        encoder: name or file of the encoder that makes their latents.
+        paths: folders or tar shards of images for calibration, decoded once to the folder `run`.
+        encoder: name or file of the encoder for their latents.
     The same arguments give the same integers. Raises: WeightsError.
     """
     network = loading.load_path(start)
     if not isinstance(network, EmbeddedDecoder):
-        raise WeightsError(f"{start} holds no embedded decoder: name another file")
+        raise WeightsError(f"{start} has no embedded decoder: use another file")
     encode = loading.load_encoder(encoder)
     crops = open_crops(paths, run, CROP)
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What a decoded picture is judged by: pixels, means of blocks and patches, networks."""
+"""Training losses on decoded images: pixels, means of blocks and patches, perceptual networks."""
 
 import numpy as np
 import torch
@@ -12,20 +12,20 @@ from dynenc.evaluation.vgg import DISTS, LPIPSVGG, VGG16
 from dynenc.latent_space import SD1
 from dynenc.training.config import TrainConfig, TrainPaths
 
-SHIFT = 8  # px; both pictures are cut by less than this before a network judges them
-BLOCKS = (4, 8, 16, 32)  # px, sides of the blocks whose means are compared
+SHIFT = 8  # px; both images are cropped by less than this before a network compares them
+BLOCKS = (4, 8, 16, 32)  # px; sides of the blocks whose means are compared
 
 
 class Distortion(nn.Module):
-    """The weighted distances of decoded pictures to their originals, by name.
+    """The weighted distances between decoded images and originals, by name.
 
-    LPIPS on VGG-16 and DISTS take turns, each with twice its weight, and judge a share of the
-    crops, as one of them costs more than all the rest. Networks see both pictures cut at the top
-    and left by the same 0 to 7 px, so that nothing can hide on the grids of their strides.
+    LPIPS on VGG-16 and DISTS alternate, each with twice its weight, on a share of the crops, as one
+    of them costs more than everything else. Both images are cropped at the top and left by the same
+    0 to 7 px for the networks, so that no error can hide in the grids of their strides.
     """
 
     def __init__(self, config: TrainConfig, paths: TrainPaths) -> None:
-        """Load the networks; raises UsageError if their weights are not named."""
+        """Load the networks; raises UsageError if their weights are not given."""
         super().__init__()
         if paths.lpips is None:
             raise UsageError(
@@ -44,10 +44,10 @@ class Distortion(nn.Module):
     def forward(
         self, decoded: Tensor, image: Tensor, random: np.random.Generator
     ) -> dict[str, Tensor]:
-        """Terms of the loss of [B, 3, H, W] in about [-1, 1], weighted.
+        """The weighted terms of the loss, for images [B, 3, H, W] roughly in [-1, 1].
 
         Args:
-            random: draws the shift, and what is judged by which of the two networks on VGG-16.
+            random: draws the shift, the crops for the VGG-16 networks, and which of these is used.
         """
         config = self.config
         terms = {
@@ -71,9 +71,9 @@ class Distortion(nn.Module):
 
 
 def _block_error(decoded: Tensor, image: Tensor) -> Tensor:
-    """Mean absolute error of the means of blocks, over all their sizes.
+    """Mean absolute error of the block means, over all block sizes.
 
-    Perceptual networks hardly see a colour cast or a blotch; this does.
+    It penalises colour casts and blotches, which perceptual networks hardly see.
     """
     difference = decoded - image
     errors = [F.avg_pool2d(difference, side).abs().mean() for side in BLOCKS]
@@ -83,14 +83,14 @@ def _block_error(decoded: Tensor, image: Tensor) -> Tensor:
 def _pattern_error(decoded: Tensor, image: Tensor) -> Tensor:
     """Mean absolute error of the mean of all patches of 8x8 px, the grid of the latents.
 
-    In it, a faint texture that the decoder repeats in every patch stands out from other errors.
+    It penalises a faint texture that the decoder repeats in every patch.
     """
     patches = F.pixel_unshuffle(decoded - image, SD1.patch)
     return patches.mean((2, 3)).abs().mean()
 
 
 class Discriminator(nn.Module):
-    """Says of every patch of a picture whether it is an original, given the latents.
+    """Scores each patch of an image as original or decoded, given the latents.
 
     A patch discriminator with spectral norms, conditioned on the latents at 1/8 of the size (HiFiC,
     Mentzer et al. 2020). Shapes: image [B, 3, H, W], latents [B, 4, H/8, W/8] -> [B, 1, H/8, W/8].
@@ -118,5 +118,5 @@ class Discriminator(nn.Module):
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of the scores of originals and of decoded pictures."""
+    """Hinge loss of the scores of originals and of decoded images."""
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()

@@ -1,4 +1,4 @@
-"""Bits of latents, for the rate term of training alone."""
+"""Estimated bits of latents, for the rate term in training."""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,10 @@ from dynenc.latent_space import SD1
 
 
 class Prior(nn.Module):
-    """Bits of latents; in training, a small network stands in for the entropy coder.
+    """Estimates the bits of latents; a small network that replaces the entropy coder in training.
 
-    It sees the latents above and to the left of each position, and expects a logistic distribution.
+    It sees the latents above and to the left of each position, and predicts a logistic
+    distribution.
     """
 
     RADIUS = 2  # positions
@@ -25,7 +26,7 @@ class Prior(nn.Module):
         self.register_buffer("before", before.float())
 
     def forward(self, latents: Tensor, step: Tensor) -> Tensor:
-        """Bits of each latent: [B, 4, h, w] in steps of [B, 1, 1, 1] -> [B, 4, h, w]."""
+        """Latents [B, 4, h, w] and quantiser steps [B, 1, 1, 1] -> bits [B, 4, h, w]."""
         inputs = torch.cat([latents, step.expand_as(latents[:, :1])], dim=1)
         weight = self.context.weight * self.get_buffer("before")
         features = F.conv2d(inputs, weight, self.context.bias, padding=self.RADIUS)

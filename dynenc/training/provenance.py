@@ -1,4 +1,4 @@
-"""How weights were made, for the metadata of their files."""
+"""Provenance of weights, for the metadata of their files."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from dynenc.training.fit_coder import FitConfig
 def origin(
     config: TrainConfig | FitConfig, paths: TrainPaths, tiles: int, figures: dict[str, float]
 ) -> dict[str, str]:
-    """Settings, data, teacher, commit and figures of a run that used so many tiles."""
+    """Settings, data, teacher, commit and figures of a run."""
     return {
         "config": json.dumps(asdict(config)),
         "data": ", ".join(source.name for source in paths.data),

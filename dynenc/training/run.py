@@ -1,4 +1,4 @@
-"""Running a training to its end: resuming, checkpoints, the log, progress."""
+"""Running a training: resuming, checkpoints, log, progress."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -35,10 +35,10 @@ def train(
     report: Callable[[int, float, dict[str, float]], None],
     save_every: int = 200,
 ) -> dict[str, float]:
-    """Run or resume a training run to its end, export it and return its figures.
+    """Run or resume training to its end, export the result and return its figures.
 
-    `report` gets every step, the progress of the run from 0 to 1, and the terms of the loss. A
-    checkpoint is written every `save_every` steps, at the end, and when interrupted.
+    `report` is called with every step, the progress of the run from 0 to 1, and the terms of the
+    loss. A checkpoint is written every `save_every` steps, at the end, and when interrupted.
     """
     paths.run.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(config, paths, device)
@@ -59,8 +59,8 @@ def train_coder(
 ) -> dict[str, float]:
     """Fit the entropy coder to latents of the teacher and of the encoders in turn, and export it.
 
-    Returns: `pictures` and the mean `bpp` of the test pictures' payloads, their latents made by the
-    last of the encoders (else by the teacher) and rounded to TEST_STEP; nothing without them.
+    Returns: `pictures` (their number) and the mean `bpp` of the payloads of the test images, with
+    latents of the last encoder (without one, of the teacher) at TEST_STEP; empty without images.
     """
     check(config)
     check_paths(config, paths)

@@ -1,8 +1,8 @@
 """Drawn training crops: flats, gradients, text, charts, user interfaces, stripes, bricks, lines.
 
-Photographs hold too little of what a codec of latents loses first: regular structure, lettering,
-hard edges on flat ground. Every kind is drawn with Pillow from a few random numbers; most are then
-rotated a little and lit unevenly, as a camera would see them.
+Photographs have too little of what latents lose first: regular structure, lettering, hard edges on
+flat backgrounds. Each kind is drawn with Pillow from a few random numbers; most are then rotated
+slightly and lit unevenly, as in a photograph.
 """
 
 import string
@@ -19,8 +19,8 @@ Random = np.random.Generator
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 GLYPHS = string.ascii_lowercase * 4 + string.ascii_uppercase * 2 + string.digits * 2 + ".,:;-()%$&?"
-FLAT_SIDE = 16  # px, of pictures of one colour: as borders repeat, larger ones decode the same
-LARGE = 1.5  # side of what is drawn before it is rotated and cropped, in sides of the crop
+FLAT_SIDE = 16  # px, of images of one colour; larger ones decode the same, as padding replicates
+LARGE = 1.5  # side of a drawing before rotation and cropping, in sides of the crop
 
 
 class Synthetic:
@@ -28,7 +28,7 @@ class Synthetic:
 
     Args:
         size: px, side of a crop.
-        fonts: folder of TrueType or OpenType fonts; without, Pillow's own font draws all text.
+        fonts: folder of TrueType or OpenType fonts; None uses Pillow's built-in font.
     """
 
     def __init__(self, size: int, fonts: Path | None = None) -> None:
@@ -70,7 +70,7 @@ class Synthetic:
         return _lit(picture, random) if random.random() < 0.4 else picture
 
     def flat(self, random: Random, side: int) -> Image.Image:
-        """One colour, or two with a straight border between them."""
+        """One colour, or two with a straight edge between them."""
         picture = Image.new("RGB", (side, side), _colour(random))
         if random.random() < 0.4:
             edge = int(random.integers(8, side - 8))
@@ -78,7 +78,7 @@ class Synthetic:
         return picture
 
     def gradient(self, random: Random, side: int) -> Image.Image:
-        """Smooth ramps between colours, straight or round, as of skies and studio backgrounds."""
+        """Linear or radial colour gradients, as in skies and studio backgrounds."""
         y, x = np.mgrid[:side, :side] / side
         angle = random.uniform(0, 2 * np.pi)
         ramp = x * np.cos(angle) + y * np.sin(angle)
@@ -94,7 +94,7 @@ class Synthetic:
         return _picture(mixed + random.normal(0, random.choice([0, 0.4, 1.5]), mixed.shape))
 
     def text(self, random: Random, side: int) -> Image.Image:
-        """Lines of text of one font, with larger headings, dark on light or light on dark."""
+        """Lines of text in one font, with larger headings, dark on light or light on dark."""
         paper, ink = _pair(random)
         picture = Image.new("RGB", (side, side), paper)
         draw = ImageDraw.Draw(picture)
@@ -136,7 +136,7 @@ class Synthetic:
         return picture
 
     def interface(self, random: Random, side: int) -> Image.Image:
-        """Panels, buttons and labels on flat ground."""
+        """Panels, buttons and labels on a flat background."""
         paper, ink = _pair(random)
         picture = Image.new("RGB", (side, side), paper)
         draw = ImageDraw.Draw(picture)
@@ -155,7 +155,7 @@ class Synthetic:
         return picture
 
     def stripes(self, random: Random, side: int) -> Image.Image:
-        """Parallel stripes of a constant or slowly changing period, hard or soft."""
+        """Parallel stripes of constant or slowly changing period, with hard or soft edges."""
         y, x = np.mgrid[:side, :side].astype(np.float64)
         angle = random.choice([0, np.pi / 2, random.uniform(0, np.pi)])
         phase = x * np.cos(angle) + y * np.sin(angle)
@@ -201,7 +201,7 @@ class Synthetic:
         return picture
 
     def lines(self, random: Random, side: int) -> Image.Image:
-        """Thin lines on smooth ground: strings, rails, masts, branches."""
+        """Thin lines on a smooth background: strings, rails, masts, branches."""
         picture = self.gradient(random, side)
         draw = ImageDraw.Draw(picture)
         for _ in range(int(random.integers(2, 10))):
@@ -212,7 +212,7 @@ class Synthetic:
         return picture
 
     def product(self, random: Random, side: int) -> Image.Image:
-        """Shapes with soft shading on white or another flat ground, as logos and product photos."""
+        """Softly shaded shapes on a flat, often white background, as in product photos."""
         ground = (255, 255, 255) if random.random() < 0.6 else _colour(random)
         picture = Image.new("RGB", (side, side), ground)
         shaded = self.gradient(random, side)
@@ -235,19 +235,19 @@ class Synthetic:
 
 
 def flats(count: int, random: Random) -> Tensor:
-    """Pictures of one colour each: [count, 3, FLAT_SIDE, FLAT_SIDE] uint8."""
+    """Images of one colour each: [count, 3, FLAT_SIDE, FLAT_SIDE] uint8."""
     colours = torch.tensor([_colour(random) for _ in range(count)], dtype=torch.uint8)
     return colours[:, :, None, None].expand(-1, -1, FLAT_SIDE, FLAT_SIDE)
 
 
 def _has_latin_letters(font: Path) -> bool:
-    """Whether two letters look different; where a font lacks them, both are its empty box."""
+    """Whether two letters look different; a font that lacks them draws the same box for both."""
     loaded = ImageFont.truetype(font, 16)
     return bytes(loaded.getmask("A")) != bytes(loaded.getmask("e"))
 
 
 def _colour(random: Random) -> Colour:
-    """White, black, a grey, a saturated or any colour."""
+    """White, black, a grey, a saturated colour, or any colour."""
     kind = random.random()
     if kind < 0.15:
         return (255, 255, 255)
@@ -262,7 +262,7 @@ def _colour(random: Random) -> Colour:
 
 
 def _contrasting(random: Random, ground: Colour) -> Colour:
-    """A colour whose brightness differs from that of the ground by 60 levels or more."""
+    """A colour whose brightness differs from the background by 60 levels or more."""
     while True:
         colour = _colour(random)
         if abs(sum(colour) - sum(ground)) > 180:
@@ -270,13 +270,13 @@ def _contrasting(random: Random, ground: Colour) -> Colour:
 
 
 def _pair(random: Random) -> tuple[Colour, Colour]:
-    """Two colours that can be told apart, the first one often white."""
+    """Two distinguishable colours, the first one often white."""
     ground: Colour = (255, 255, 255) if random.random() < 0.3 else _colour(random)
     return ground, _contrasting(random, ground)
 
 
 def _mixed(one: Colour, two: Colour, share: float) -> Colour:
-    """The first colour with a share of the second."""
+    """The first colour mixed with a share of the second."""
     return _clipped(np.array(one) * (1 - share) + np.array(two) * share)
 
 
@@ -290,7 +290,7 @@ def _picture(values: npt.NDArray[np.float64]) -> Image.Image:
 
 
 def _lit(picture: Image.Image, random: Random) -> Image.Image:
-    """The picture under uneven light."""
+    """The image under uneven light."""
     side = picture.width
     y, x = np.mgrid[:side, :side] / side
     light = 1 + random.normal(0, 0.3) * (x - 0.5) + random.normal(0, 0.3) * (y - 0.5)

@@ -1,11 +1,11 @@
 """The training loop that made the shipped weights.
 
-An encoder is first fitted to the teacher's latents (closed-form linear start, then regression), and
-then trained end to end: its latents, with the noise of a random quantiser step, go through decoders
-of SD latents, and the decoded picture is compared with the original. With `rate`, the bits of its
-latents are in the loss. The autoencoder is trained whole, in the same way; so are, if `joint`, the
-embedded decoder and one or more encoders, which take turns. Alone, the embedded decoder is trained
-on latents of the teacher and of the encoders, with the same noise, and, if `gan`, against a
+An encoder is first fitted to the teacher's latents (closed-form linear start, then regression). It
+is then trained end to end: its latents, with the noise of a random quantiser step, are decoded by
+decoders of SD latents, and the result is compared with the original. With `rate`, the loss includes
+the bits of the latents. The autoencoder is trained as a whole in the same way, and with `joint` the
+embedded decoder together with one or more encoders, which take turns. By itself, the embedded
+decoder is trained on noisy latents of the teacher and of the encoders, and with `gan` against a
 discriminator.
 """
 
@@ -40,10 +40,10 @@ from dynenc.training.prior import Prior
 from dynenc.training.provenance import origin
 from dynenc.training.synthetic import Synthetic, flats
 
-TEST_STEP = 0.3  # of the quantiser, for figures
-FLATS = 16  # pictures of one colour in a step
-FLAT_STEP = 0.15  # largest quantiser step for them, which files round more finely
-ADVERSARY_RATE = 2.0  # learning rate of the discriminator, in those of the decoder
+TEST_STEP = 0.3  # quantiser step for figures
+FLATS = 16  # images of one colour per step
+FLAT_STEP = 0.15  # their largest quantiser step: files quantise them more finely
+ADVERSARY_RATE = 2.0  # learning rate of the discriminator, relative to that of the decoder
 
 
 class Trainer:
@@ -53,7 +53,7 @@ class Trainer:
         check(config)
         check_paths(config, paths)
         self.config, self.paths, self.device = config, paths, device
-        # not for trained encoders, which stay exact; and the autoencoder is too small to gain by it
+        # not for encoders in training, which stay exact, or the autoencoder, which is too small
         self.half = fast_dtype(device) != torch.float32 and config.preset != "autoencoder"
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True  # all batches have the same few shapes
@@ -76,15 +76,15 @@ class Trainer:
         elif isinstance(encoder := getattr(model, "encoder", model), Encoder):
             encoder.start_linear(*self._linear_start())
         self.model = nn.ModuleDict({config.preset: self._placed(model)})
-        self.starts = {config.preset: paths.start}  # weights that the networks began with
+        self.starts = {config.preset: paths.start}  # initial weights of the networks
         if config.joint:
             for path in paths.encoders:
                 name = loading.model_name(path)
                 if name in self.model:
-                    raise UsageError(f"{path} holds {name}, which is trained already")
+                    raise UsageError(f"{path} is another {name}: each network can be trained once")
                 self.model[name] = self._placed(loading.load_path(path).requires_grad_(True))
                 self.starts[name] = path
-        self.in_turn = list(self.model)  # encoders, one of which is trained in a step
+        self.in_turn = list(self.model)  # encoders, one of which is trained per step
         if config.joint:
             self.model[DECODER] = self.decoders[1].requires_grad_(True)
             self.starts[DECODER] = paths.embedded
@@ -97,10 +97,10 @@ class Trainer:
         self.adversary = torch.optim.AdamW(adversary, config.learning_rate, (0.5, 0.9))
         self.step, self.spent_s, self.begun_s = 0, 0.0, time.monotonic()
         self.ahead = ThreadPoolExecutor(1)  # draws the next batch while the device computes
-        self.batches: dict[int, Future[Tensor]] = {}  # by the step they are for
+        self.batches: dict[int, Future[Tensor]] = {}  # by step
 
     def _random(self, step: int, purpose: int) -> np.random.Generator:
-        """What is drawn for a step depends on nothing before it, so a run can go on anywhere."""
+        """A generator that depends only on step and purpose, so that a run can resume anywhere."""
         return np.random.default_rng((self.config.seed, step, purpose))
 
     def _draw(self, step: int) -> Tensor:
@@ -112,7 +112,7 @@ class Trainer:
         return torch.cat(parts)
 
     def _batch(self) -> Tensor:
-        """Images [B, 3, S, S] in [-1, 1] of this step, on the device; the next are being drawn."""
+        """Images [B, 3, S, S] in [-1, 1] of this step, on the device; prefetches the next."""
         for step in (self.step, self.step + 1):
             if step not in self.batches:
                 self.batches[step] = self.ahead.submit(self._draw, step)
@@ -144,7 +144,7 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Of the run, 0 to 1: by steps, or by the clock if there is a budget of time."""
+        """Progress of the run, 0 to 1: by steps, or by the clock if there is a time budget."""
         if self.config.budget_s:
             now = self.spent_s + time.monotonic() - self.begun_s
             return min(1.0, now / self.config.budget_s)
@@ -152,11 +152,11 @@ class Trainer:
 
     @property
     def turn(self) -> str:
-        """The name of the network, or of those trained in turn, that this step trains."""
+        """The name of the network, or of the encoder in turn, that this step trains."""
         return self.in_turn[self.step % len(self.in_turn)]
 
     def learning_rate(self) -> float:
-        """Learning rate of the present step: linear warm-up, then a cosine to 0."""
+        """Learning rate of the current step: linear warm-up, then a cosine to 0."""
         config = self.config
         rise = min(1.0, (self.step + 1) / config.warmup_steps)
         return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * self.progress))
@@ -173,7 +173,7 @@ class Trainer:
 
     @torch.no_grad()
     def _others(self, image: Tensor, random: np.random.Generator) -> Tensor:
-        """Latents of the image by one of the encoders that are not trained, or by the teacher."""
+        """Latents of the image from a frozen encoder or the teacher."""
         encoders = self.encoders or [self.model[name] for name in self.in_turn if name != self.turn]
         pick = int(random.integers(len(encoders) + 1))
         return encoders[pick - 1](image) if pick else self._target(image)
@@ -194,7 +194,7 @@ class Trainer:
             decoder = self.decoders[0]
             if len(self.decoders) > 1 and random.random() < config.embedded_share:
                 decoder = self.decoders[1]
-                if config.joint:  # it must not forget latents of others
+                if config.joint:  # keep it able to decode latents of other encoders
                     some = slice(config.batch // 4)
                     latents = torch.cat([latents, self._others(image[some], random)])
                     image = torch.cat([image, image[some]])
@@ -210,19 +210,19 @@ class Trainer:
             terms |= self.distortion(judged, image, random)
         if config.gan:
             terms |= self._against_adversary(judged, decoded, image, noisy, terms)
-        if config.rate:  # as fine steps are for pictures that may cost more
+        if config.rate:  # a fine step is chosen where more bits are acceptable
             own, step = noisy[: config.batch], width[: config.batch]
-            if self.step < config.warmup_steps:  # the prior knows nothing yet
+            if self.step < config.warmup_steps:  # the prior is still untrained
                 own = own.detach()
             terms["rate"] = config.rate * (step**2 * self.prior(own, step)).mean()
         if config.flats:
             terms["flats"] = config.flats * self._error_of_flats(decoder, random)
-            if config.gan:  # whose gradient is through already
+            if config.gan:  # its gradient has been applied already
                 terms["flats"].backward()
         return terms
 
     def _encoded(self, image: Tensor, random: np.random.Generator) -> Tensor:
-        """Latents of the image for what is trained: its own, or those that it is to decode."""
+        """Latents for the trained network: its own, or for a decoder those that it must decode."""
         model = self.model[self.turn]
         if isinstance(model, Autoencoder):
             model = model.encoder
@@ -232,7 +232,7 @@ class Trainer:
         return latents
 
     def _error_of_flats(self, decoder: nn.Module, random: np.random.Generator) -> Tensor:
-        """Mean absolute error of pictures of one colour, whose noise is that of fine steps."""
+        """Mean absolute error of images of one colour, with the noise of fine steps."""
         image = to_floats(flats(FLATS, random).to(self.device))
         noisy, _ = self._with_noise(self._encoded(image, random), random, FLAT_STEP)
         with self._autocast():
@@ -242,7 +242,7 @@ class Trainer:
     def _with_noise(
         self, latents: Tensor, random: np.random.Generator, largest_step: float
     ) -> tuple[Tensor, Tensor]:
-        """Latents with the noise of quantisers, and the steps of these, [B, 1, 1, 1]."""
+        """Latents with quantisation noise, and the quantiser steps [B, 1, 1, 1]."""
         drawn = largest_step * random.random((len(latents), 1, 1, 1), np.float32)
         width = torch.from_numpy(drawn).to(self.device)
         noise = torch.from_numpy(random.random(latents.shape, np.float32) - 0.5)
@@ -257,10 +257,10 @@ class Trainer:
         latents: Tensor,
         terms: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Train the discriminator one step, and give the decoder what it is to learn from it.
+        """Train the discriminator for one step, and backpropagate its gradient to the decoder.
 
-        The adversary's gradient by the pixels is scaled to a constant share of all other terms'
-        (as in VQGAN, Esser et al. 2021, there by the last layer).
+        The adversary's pixel gradient is scaled to a constant share of that of all other terms (as
+        in VQGAN, Esser et al. 2021, which does so at the last layer).
         """
         with self._autocast():
             real = self.discriminator(image, latents)
@@ -281,7 +281,7 @@ class Trainer:
         return {"discriminator": loss.detach()}
 
     def train_step(self) -> dict[str, float]:
-        """Run one optimiser step, skipped if its gradient is not finite; return the loss terms."""
+        """Run one optimiser step, or skip it if its gradient is not finite; return the terms."""
         for optimizer, share in ((self.optimizer, 1.0), (self.adversary, ADVERSARY_RATE)):
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate() * share
@@ -298,16 +298,16 @@ class Trainer:
 
     @property
     def checkpoint(self) -> Path:
-        """Where the state of the run is kept."""
+        """The file that holds the state of the run."""
         return self.paths.run / f"{self.config.preset}.checkpoint"
 
     def _parts(self) -> dict[str, Any]:
-        """What a checkpoint keeps besides numbers."""
+        """The modules and optimisers in a checkpoint."""
         names = ("model", "prior", "average", "optimizer", "discriminator", "adversary")
         return {name: getattr(self, name) for name in names}
 
     def save(self) -> None:
-        """Write the state of the run, so that `resume` goes on exactly as if never stopped."""
+        """Write the state of the run, so that `resume` continues exactly as without a stop."""
         state = {
             "config": asdict(self.config),
             "step": self.step,
@@ -319,13 +319,13 @@ class Trainer:
         beside.replace(self.checkpoint)
 
     def resume(self) -> bool:
-        """Take up the checkpoint if there is one; say whether there was."""
+        """Load the checkpoint; return whether there was one."""
         if not self.checkpoint.exists():
             return False
         state: dict[str, Any] = torch.load(self.checkpoint, self.device, weights_only=True)
         if TrainConfig(**state["config"]) != self.config:
             raise OutputExists(
-                f"{self.checkpoint} is of a run with other settings", hint="name another --run"
+                f"{self.checkpoint} is from a run with other settings", hint="choose another --run"
             )
         self.step, self.spent_s = state["step"], state["spent_s"]
         for name, part in self._parts().items():
@@ -333,10 +333,10 @@ class Trainer:
         return True
 
     def averaged(self) -> dict[str, nn.Module]:
-        """The networks to export, by the name of their preset.
+        """The networks to export, by preset.
 
-        Their weights are averaged over the steps, and then, if asked for, with those that the run
-        began with: the mean of both ends is often better than either (WiSE-FT, Wortsman et al.).
+        Their weights are averaged over the steps, and with `share_of_start` also with the initial
+        ones, which is often better than either (WiSE-FT, Wortsman et al.).
         """
         networks = copy.deepcopy(self.average.module).eval()
         with torch.no_grad():
@@ -345,11 +345,11 @@ class Trainer:
         return dict(networks.named_children())
 
     def figures(self, name: str, trained: dict[str, Any]) -> dict[str, float]:
-        """Mean PSNR, LPIPS and DISTS of one of the networks to export on the test pictures, if any.
+        """Mean PSNR, LPIPS and DISTS of an exported network on the test images, if there are any.
 
-        An encoder is measured through the teacher's decoder, the embedded decoder on latents of the
-        encoder it is trained with, else the last of its encoders, else the teacher, rounded to
-        TEST_STEP; an autoencoder on its own latents, rounded so, too.
+        An encoder is measured with the teacher's decoder. The embedded decoder is measured on
+        latents of the encoder it is trained with, else of the last of its encoders, else of the
+        teacher; an autoencoder on its own. Latents are quantised with TEST_STEP.
         """
         if not self.paths.test or not self.paths.lpips:
             return {}
@@ -372,7 +372,7 @@ class Trainer:
         )
 
     def export(self) -> dict[str, float]:
-        """Measure, and write the averaged weights with how they were made; return the figures."""
+        """Measure and write the averaged weights with their provenance; return the figures."""
         networks = self.averaged()
         figures = {name: self.figures(name, networks) for name in networks}
         for name, model in networks.items():

@@ -369,7 +369,7 @@ def test_compare_takes_a_free_name_and_wants_common_names(picture, lat, tmp_path
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x.png").write_bytes(picture.read_bytes())
     result = run("compare", tmp_path, tmp_path / "other")
-    assert "has the name of a picture in" in sentence(result, 2)
+    assert "has the name of an image in" in sentence(result, 2)
 
 
 @pytest.mark.parametrize("arguments", [["decode", ""], ["encode", "x.png", "-o", ""]])

@@ -74,13 +74,13 @@ def test_bad_pictures_are_left_out_with_a_message(folder, tmp_path):
     result = run(tmp_path, "-e", "nano", "-Q", 50, "--no-others")
     assert result.exit_code == 1
     assert "broken.png cannot be read as an image" in result.stderr
-    assert "tiny.png: left out, MS-SSIM needs sides of 161 px, not 20x30" in result.stderr
+    assert "tiny.png: skipped, MS-SSIM needs sides of 161 px, not 20x30" in result.stderr
     assert "nano -> embedded" in result.stdout
 
 
 def test_folders_without_pictures(folder, tmp_path):
     for path, words in (
-        (tmp_path, "holds no picture"),
+        (tmp_path, "has no image"),
         (tmp_path / "none", "is not a folder"),
         (folder / "tiny.png", "is not a folder"),
     ):

@@ -87,7 +87,7 @@ def test_folders_without_common_names(photo, tmp_path):
         shutil.copy(photo, tmp_path / name / f"{name}.png")
     result = run("compare", tmp_path / "one", tmp_path / "two", "-o", tmp_path / "page.html")
     assert result.exit_code == 2
-    assert "two has the name of a picture in" in result.stderr
+    assert "two has the name of an image in" in result.stderr
     assert not (tmp_path / "page.html").exists()
 
 
@@ -130,11 +130,15 @@ def test_folders_make_a_gallery(photo, tmp_path):
     ("arguments", "code", "words"),
     [
         (["none.png"], 3, "does not exist"),
-        (["."], 3, "holds no picture"),
+        (["."], 3, "has no image"),
         (["photo.png", "small.png"], 3, "9x9 and 75x50 px"),
-        (["photo.png", "."], 2, "name two of a kind"),
+        (["photo.png", "."], 2, "give two alike"),
         (["photo.png", "none.lat"], 4, "cannot be read"),
-        (["photo.png", "--codec", "gif:3"], 2, "no codec 'gif': choose jpeg, webp, avif, jxl"),
+        (
+            ["photo.png", "--codec", "gif:3"],
+            2,
+            "unknown codec 'gif': choose one of jpeg, webp, avif, jxl",
+        ),
         (["photo.png", "--codec", "jpeg:300"], 2, "jpeg:300 needs a quality from 0 to 100"),
         (["photo.png", "--codec", "jpeg"], 2, "jpeg needs a quality from 0 to 100"),
         (["photo.png", "--lpips", "none.safetensors"], 5, "LPIPS"),

@@ -80,5 +80,5 @@ def test_a_file_of_floats_becomes_one_of_integers(tmp_path, photo_path, monkeypa
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
     assert isinstance(loading.load_path(made), EmbeddedDecoder)
     nano = registry.folder() / "nano.safetensors"
-    with pytest.raises(WeightsError, match="holds no embedded decoder"):
+    with pytest.raises(WeightsError, match="has no embedded decoder"):
         integers.convert(nano, [folder], tmp_path, again, "nano")

@@ -235,7 +235,7 @@ def test_encoder_and_decoder_learn_together(folder, tmp_path):
     }.items():
         assert model_name(file) == name
     twice = replace(where, run=tmp_path / "twice", encoders=(other.export, other.export))
-    with pytest.raises(UsageError, match="trained already"):
+    with pytest.raises(UsageError, match="each network can be trained once"):
         train(config, twice, CPU, nothing)
     with pytest.raises(UsageError, match="embedded decoder"):
         train(config, paths(folder, tmp_path / "alone"), CPU, nothing)
