@@ -90,4 +90,4 @@ if __name__ == "__main__":
     try:
         build(parser.parse_args().folder)
     except DynencError as exc:
-        sys.exit(f"{exc}")
+        sys.exit(exc.sentence)

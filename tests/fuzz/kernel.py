@@ -1,9 +1,10 @@
 """Fuzz the native kernel with libFuzzer, under the sanitizers of addresses and undefined behaviour.
 
-python tests/fuzz/kernel.py FOLDER [OPTION OF LIBFUZZER]...
+python tests/fuzz/kernel.py TARGET FOLDER [OPTION OF LIBFUZZER]...
 
-needs clang. FOLDER keeps the inputs that were found; the golden files are the first ones. An
-option such as -max_total_time=60 or -runs=10000000 ends it.
+needs clang. TARGET is kernel, or pixels for the integer decoder of pictures alone. FOLDER
+keeps the inputs that were found; those of the kernel begin with the golden files. An option such as
+-max_total_time=60 or -runs=10000000 ends it.
 """
 
 import os
@@ -21,6 +22,7 @@ from dynenc.native.kernel import Ints
 
 NAMES = ("neighbours", "hidden", "middle", "output", "bias")
 INPUTS, UNITS = 7, 9  # of the coder's networks, each hidden layer's
+PIXELS = ("cpu", "decoder", "pixels", "products")  # sources of the integer decoder of pictures
 HERE = Path(__file__).parent
 FLAGS = ["-std=c11", "-g", "-O2", "-ffp-contract=off", "-fno-sanitize-recover=all"]
 SANITIZERS = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-coverage=trace-cmp"]
@@ -56,30 +58,40 @@ def _small(
     )
 
 
-def main() -> None:
-    """Compile, write the first inputs, and run."""
-    folder = Path(sys.argv[1])
-    corpus = folder / "corpus"
-    corpus.mkdir(parents=True, exist_ok=True)
-    (folder / "tensors").write_bytes(tensors())
-    program = folder / "fuzz_kernel"
-    files = [str(path) for path in (HERE / "kernel.c", *compile.sources())]
-    include = f"-I{compile.FOLDER}"
-    command = ["clang", *FLAGS, *SANITIZERS, include, *files, "-o", str(program)]
-    subprocess.run(command, check=True)
+def first_inputs(target: str) -> dict[str, bytes]:
+    """What fuzzing begins with, by name."""
+    if target == "pixels":
+        random = np.random.default_rng(0)
+        return {f"random_{mode}": bytes([mode]) + random.bytes(99) for mode in range(64)}
+    found = {}
     for file in (HERE.parent / "golden").glob("*.lat"):
         header, payload, _ = bitstream.read(file.read_bytes())
         size = -(-header.height // 8), -(-header.width // 8)
         if max(size) < 20:
+            step = divmod(header.step_q, 256)[::-1]
             for mode in (0, 5, 7, 8):
-                start = bytes(
-                    [mode, 3, header.has_trellis, *size, *divmod(header.step_q, 256)[::-1]]
-                )
-                (corpus / f"{file.stem}_{mode}").write_bytes(start + payload)
-    call = [str(program), str(corpus), *sys.argv[2:]]
-    sys.exit(
-        subprocess.run(call, env={**os.environ, "TENSORS": str(folder / "tensors")}).returncode
-    )
+                start = bytes([mode, 3, header.has_trellis, *size, *step])
+                found[f"{file.stem}_{mode}"] = start + payload
+    return found
+
+
+def main() -> None:
+    """Compile, write the first inputs, and run."""
+    target, folder = sys.argv[1], Path(sys.argv[2])
+    corpus = folder / "corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
+    (folder / "tensors").write_bytes(tensors())
+    program = folder / f"fuzz_{target}"
+    sources = [each for each in compile.sources() if target == "kernel" or each.stem in PIXELS]
+    files = [str(path) for path in (HERE / f"{target}.c", *sources)]
+    include = f"-I{compile.FOLDER}"
+    command = ["clang", *FLAGS, *SANITIZERS, include, *files, "-o", str(program)]
+    subprocess.run(command, check=True)
+    for name, start in first_inputs(target).items():
+        (corpus / name).write_bytes(start)
+    call = [str(program), str(corpus), *sys.argv[3:]]
+    environment = os.environ | {"TENSORS": str(folder / "tensors")}
+    sys.exit(subprocess.run(call, env=environment).returncode)
 
 
 if __name__ == "__main__":

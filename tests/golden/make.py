@@ -26,7 +26,10 @@ from dynenc.coding.bitstream import HAS_CHUNKS
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.latent_space import SD1
+from dynenc.native.decoder import to_integers
+from dynenc.networks import integer_decoder
 from dynenc.networks.compat import CPU_DTYPE
+from dynenc.view import Region
 
 HERE = Path(__file__).parent
 PHOTO = HERE.parent / "images" / "chelsea.png"
@@ -188,19 +191,20 @@ def write_pixels(path: Path, decoder: Codec, file: LatFile) -> None:
         picture.save(output, "PNG", optimize=True, pnginfo=info, exif=exif)
 
 
-def pixels_sha256(decoder: Codec, file: LatFile) -> str:
-    """The sha256 of the decoded colours of a file: RGB, row by row, before alpha and grey."""
-    [picture] = decoder.decode_batch([file])
-    return hashlib.sha256(picture.tobytes()).hexdigest()
+def pixels_sha256(file: LatFile, threads: int = 1) -> str:
+    """The sha256 of the colours of a file's latents: RGB, row by row, before alpha and layers."""
+    region = Region(0, 0, file.header.width, file.header.height)
+    pixels = integer_decoder.embedded().decode(to_integers(file.latents), region, threads)
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
-def write_sums(folder: Path, decoder: Codec) -> None:
+def write_sums(folder: Path) -> None:
     """Write what the pixels of the folder's files of SD latents are, on every machine."""
     lines = []
     for lat in sorted(folder.glob("*.lat")):
         file = LatFile.parse(lat.read_bytes())
         if file.model.space is SD1:
-            lines.append(f"{pixels_sha256(decoder, file)}  {lat.stem}\n")
+            lines.append(f"{pixels_sha256(file)}  {lat.stem}\n")
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -224,7 +228,7 @@ def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
         with (folder / "README.md").open("a", encoding="utf-8") as output:
             output.write(f"| `{name}` | {how} | `{hashlib.sha256(blob).hexdigest()}` |\n")
         added.append(name)
-    write_sums(folder, decoder)
+    write_sums(folder)
     return added
 
 

@@ -15,7 +15,6 @@ from safetensors.numpy import load
 from dynenc import registry
 from dynenc.coding import entropy
 from dynenc.coding.lat_file import LatFile
-from dynenc.imaging.detail import has_layer
 from dynenc.latent_space import SD1
 from dynenc.native import compile, kernel
 from dynenc.networks import integer_decoder
@@ -26,12 +25,12 @@ PROCESSORS = {"portable": "max", "neon": "cortex-a53", "neondot": "max"}  # for 
 
 
 def files_of_coders(most_pixels):
-    """Name, header and payload of golden files of SD latents alone, by coder and lattice."""
+    """Name, header and payload of golden files of SD latents, by coder and lattice."""
     found = defaultdict(list)
     for path in sorted(GOLDEN.glob("*.lat")):
         file = LatFile.parse(path.read_bytes())
         n_pixels = file.header.width * file.header.height
-        if file.model.space is SD1 and not has_layer(file) and n_pixels <= most_pixels:
+        if file.model.space is SD1 and n_pixels <= most_pixels:
             key = registry.numbered(file.header.coder_id, "coder").name, file.header.has_trellis
             found[key].append((path.stem, file.header, file.payload))
     return found
