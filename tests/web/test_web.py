@@ -79,6 +79,13 @@ def test_what_a_page_loads_is_small(reader):
     assert sum(path.stat().st_size for path in reader.iterdir()) <= MOST_BYTES
 
 
+def test_the_program_imports_nothing(reader):
+    code = "const file = require('fs').readFileSync(process.argv[1]);"
+    code += "console.log(WebAssembly.Module.imports(new WebAssembly.Module(file)).length)"
+    call = ["node", "-e", code, reader / build.PROGRAM]
+    assert subprocess.run(call, stdout=subprocess.PIPE, check=True).stdout == b"0\n"
+
+
 def test_pixels_with_opacity_and_the_limit(reader, tmp_path):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 20, 3), np.uint8))
     blob = Codec("nano", device="cpu").encode(picture, detail="off")
