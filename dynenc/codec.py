@@ -6,9 +6,7 @@ torch is imported only for the networks: see `backend`.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +17,13 @@ from PIL import Image
 
 from dynenc import registry, runtime
 from dynenc.arguments import file_name, integer
-from dynenc.coding import bitstream, quantize, rate_control
-from dynenc.coding.bitstream import Chunk
+from dynenc.coding import bitstream, rate_control
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import MAX_EFFORT, DetailMode, Goal
+from dynenc.encoding import Encoded, Encoding
 from dynenc.imaging import arrays, extras, image, layering, notes, pixels
 from dynenc.imaging import detail as detail_layer
 from dynenc.imaging.arrays import Checked, Picture
-from dynenc.imaging.layering import Layering
 from dynenc.native import encoder as native
 from dynenc.native.kernel import Floats
 from dynenc.networks import integer_decoder
@@ -46,26 +43,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_ENCODER = "light"
-ALL_LAYER = "the detail layer covers the whole image, which takes fewer bytes"
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """An encoded image."""
-
-    file: LatFile
-    note: str = ""  # for the user: a missed target, or what the detail layer covers
-    warning: str = ""  # for the user: text that will not be legible
-
-    @cached_property
-    def blob(self) -> bytes:
-        """The bytes of the .lat file."""
-        return self.file.to_bytes()
-
-    @property
-    def quality(self) -> float:
-        """The quality of the file, 0..100; with a target, the quality that was chosen."""
-        return detail_layer.file_quality(self.file)
 
 
 class Codec:
@@ -225,8 +202,11 @@ class Codec:
         ]
         checked = [arrays.checked(picture) for picture in pictures]
         layers = [layering.of(picture, detail) for picture in checked]
-        given = zip(self.latents([each.beneath for each in layers]), layers, chunks, strict=True)
-        todo = [_Encoding(self, *each, effort, on_step) for each in given]
+        found = self.latents([each.beneath for each in layers])
+        patch = self.model.space.patch
+        kept = [each.without_hidden(one, patch) for one, each in zip(found, layers, strict=True)]
+        given = zip(kept, layers, chunks, strict=True)
+        todo = [Encoding(self, *each, effort, on_step) for each in given]
         run = map if effort or goal.kind == "dB" else runtime.in_threads  # torch has its own
         return list(run(lambda each: each.for_goal(goal), todo))
 
@@ -280,7 +260,9 @@ class Codec:
             sizes = [view.scaled((f.header.width, f.header.height))[2:] for f in files]
             return [Image.new("RGB", size) for size in sizes]
         if self._decodes_integers(files[0].model):
-            return [integer_decoder.picture(file, view) for file in files]
+            return [
+                integer_decoder.picture(file, view, detail_layer.visible(file)) for file in files
+            ]
         return self.backend.pictures(files, view)
 
     def _decodes_integers(self, model: registry.Model) -> bool:
@@ -306,95 +288,11 @@ class Codec:
         """
         parsed = LatFile.of(file, max_pixels=max_pixels)
         if detail_layer.has_layer(parsed) or self._decodes_integers(parsed.model):
-            return self.backend.tensor_of(self._complete(parsed))
+            return self.backend.tensor_of(self.complete(parsed))
         return self.backend.tensor(parsed)
 
-    def _complete(self, file: LatFile) -> Image.Image:
+    def complete(self, file: LatFile) -> Image.Image:
         """Decode a file with its detail layer: RGB."""
         layer = detail_layer.of_chunks(file.chunks, file.header.width, file.header.height)
         [picture] = self.decode_batch([file])
         return layer.over(picture) if layer else picture
-
-
-@dataclass(frozen=True, eq=False)
-class _Encoding:
-    """An image being encoded: latents that can be quantised with any step."""
-
-    codec: Codec
-    latents: Floats  # [C, h, w], of the image beneath the detail layer
-    layer: Layering
-    chunks: list[Chunk]  # without that of the layer
-    effort: int
-    on_step: OnStep | None
-    files: dict[int, LatFile] = field(init=False, default_factory=dict)  # cache, by step
-
-    def for_goal(self, goal: Goal) -> Encoded:
-        """The file that comes closest to a goal."""
-        step_q = rate_control.START
-        if goal.kind == "quality":
-            has_trellis = self.codec.model.has_trellis
-            step_q = quantize.quality_to_step(goal.value, has_trellis=has_trellis)
-        chosen = self._cheaper(step_q)
-        if goal.kind == "quality":
-            encoded = Encoded(chosen._refined(chosen._file(step_q)), warning=self.layer.warning)
-        elif goal.kind == "dB":
-            encoded = chosen._for_psnr(goal)
-        else:
-            encoded = chosen._for_size(goal)
-        is_whole = chosen is not self and detail_layer.has_layer(encoded.file)
-        return replace(encoded, note=notes.joined(encoded.note, ALL_LAYER if is_whole else ""))
-
-    def _cheaper(self, step_q: int) -> _Encoding:
-        """This, or the same with a layer covering the whole image if that takes fewer bytes."""
-        if not self.layer.may_be_whole:
-            return self
-        other = replace(self, layer=self.layer.whole())
-        return min(self, other, key=lambda each: len(each._file(step_q).to_bytes()))
-
-    def _for_size(self, goal: Goal) -> Encoded:
-        height, width = arrays.size_of(self.layer.picture)
-        max_bytes = goal.value * (height * width / 8 if goal.kind == "bpp" else 1)
-
-        def measure(step_q: int) -> float:
-            n_bytes = len(self._file(step_q).to_bytes())
-            return bitstream.bpp(n_bytes, width, height) if goal.kind == "bpp" else n_bytes
-
-        step_q, reached = rate_control.search(measure, goal.value, at_most=True)
-        if reached > goal.value and self.layer.mask is not None:  # the layer alone is too large
-            [latents] = self.codec.latents([self.layer.picture])
-            return replace(self, latents=latents, layer=self.layer.dropped())._for_size(goal)
-        refined = self._refined(self._file(step_q), max_bytes)
-        miss = rate_control.MISS if self.layer.mask is None else rate_control.LAYER_MISS
-        return Encoded(refined, goal.note(reached, miss), self.layer.warning)
-
-    def _for_psnr(self, goal: Goal) -> Encoded:
-        files: dict[int, LatFile] = {}
-
-        def measure(step_q: int) -> float:
-            files[step_q] = self._refined(self._file(step_q))
-            decoded = self.codec._complete(files[step_q])
-            return self.codec.backend.psnr_db(decoded, self.layer.picture)
-
-        step_q, reached = rate_control.search(measure, goal.value, at_most=False)
-        return Encoded(files[step_q], goal.note(reached), self.layer.warning)
-
-    def _file(self, step_q: int) -> LatFile:
-        if step_q not in self.files:
-            self.files[step_q] = self._made(step_q)
-        return self.files[step_q]
-
-    def _made(self, step_q: int) -> LatFile:
-        height, width = arrays.size_of(self.layer.picture)
-        size, model = (width, height), self.codec.model
-        quality = quantize.step_to_quality(step_q, has_trellis=model.has_trellis)
-        chunks = [*self.chunks, *self.layer.chunk(quality)]
-        if self.layer.is_whole:
-            return detail_layer.without_latents(size, model, chunks)
-        return LatFile.of_latents(self.latents, size, step_q, model, chunks)
-
-    def _refined(self, file: LatFile, max_bytes: float = math.inf) -> LatFile:
-        """The refined file, of at most max_bytes or its present size, whichever is larger."""
-        if not self.effort or self.layer.is_whole:
-            return file
-        given = self.latents, self.layer.beneath, self.effort, self.on_step
-        return self.codec.backend.refined(file, *given, max_bytes)

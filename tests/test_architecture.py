@@ -10,7 +10,7 @@ PACKAGE = Path(dynenc.__file__).parent
 ORDER = (  # packages and top-level modules; each may import those before it, and itself
     *("errors", "arguments", "latent_space", "metrics", "registry", "runtime", "view", "native"),
     *("io", "coding", "networks", "imaging"),
-    *("distortion", "refine", "backend", "codec", "pillow"),
+    *("distortion", "refine", "backend", "encoding", "codec", "pillow"),
     *("interop", "batch", "evaluation", "training", "web"),
     *("__init__", "cli", "__main__"),
 )

@@ -27,9 +27,9 @@ from dynenc.batch.task import (
     load_image,
     load_lat,
 )
-from dynenc.codec import Encoded
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.lat_file import LatFile, require_sd
+from dynenc.encoding import Encoded
 from dynenc.errors import LatentsError
 from dynenc.imaging import formats, notes, pixels, preview, save
 from dynenc.imaging.extras import Extras

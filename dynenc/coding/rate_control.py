@@ -12,7 +12,7 @@ from dynenc.errors import TargetMissed, UsageError
 START, FINEST, COARSEST = 307, 16, 65_535  # step_q; finer ones cost bits and change no pixel
 TOLERANCE = 0.005  # of the target: the search ends when it is this close
 MISS = 0.03  # of the target: a larger deviation is reported
-LAYER_MISS = 0.08  # the same with a detail layer, whose quality has coarser steps
+LAYER_MISS = 0.08  # the same where a layer is all of the image: its quality has coarser steps
 UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEFAULT_QUALITY = 50.0
 DetailMode = Literal["auto", "on", "off"]  # how text and graphics are kept: imaging.layering

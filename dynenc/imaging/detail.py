@@ -27,7 +27,7 @@ from dynenc.coding.lat_file import LatFile
 from dynenc.errors import Corrupt, MissingFormat, UnknownModel
 from dynenc.imaging import avif
 from dynenc.imaging.fill import filled
-from dynenc.imaging.graphics import Mask
+from dynenc.imaging.graphics import Mask, dilated
 from dynenc.imaging.packing import pack, unpack
 from dynenc.native.kernel import TILE, Bytes
 from dynenc.registry import Model
@@ -163,6 +163,28 @@ def beneath(picture: Image.Image, mask: Mask) -> Image.Image:
     if not outside.any():
         return Image.new("RGB", picture.size, (128, 128, 128))
     return filled(picture, Image.fromarray(outside))
+
+
+def hidden(mask: Mask, size: tuple[int, int], patch: int) -> Mask:
+    """The latents of `beneath` that no visible pixel needs, [h, w], of patch x patch px each."""
+    covered = weights(mask, size, KEPT) > KEPT
+    missing = [(0, -side % patch) for side in covered.shape]
+    covered = np.pad(covered, missing, mode="edge")
+    height, width = covered.shape[0] // patch, covered.shape[1] // patch
+    return np.asarray(covered.reshape(height, patch, width, patch).all((1, 3)), np.bool_)
+
+
+def visible(file: LatFile) -> Region:
+    """The part of a file's decoded image outside of which the layer hides it; raises Corrupt."""
+    size = file.header.width, file.header.height
+    found = [data for tag, data in file.chunks if tag == DETAIL]
+    if not found:
+        return Region(0, 0, *size)
+    mask = _split(found[0], *size)[2]
+    if mask.all():
+        return Region(0, 0, 0, 0)
+    left, top, right, bottom = box_of(dilated(~mask), size)  # wider than the feather
+    return Region(left, top, right - left, bottom - top)
 
 
 def writable(mask: Mask, size: tuple[int, int]) -> str:

@@ -15,8 +15,12 @@ from dynenc.imaging import arrays, detail, graphics
 from dynenc.imaging.arrays import Checked
 from dynenc.imaging.graphics import Mask
 from dynenc.imaging.notes import ILLEGIBLE
+from dynenc.native.kernel import TILE, Floats
 
 NEARLY = 0.5  # share of tiles from which on a layer of the whole image is tried
+LIKE = 17.0  # quality that photographs need more in a layer to look as they do from latents
+CONTRAST = 6.0  # levels; the standard deviation of brightness in tiles of a photograph is larger
+PHOTOGRAPHIC = 0.25  # share of such tiles among those outside the mask that make a photograph
 NO_FORM = "this Pillow writes no AVIF or WebP image of its size"
 
 
@@ -28,11 +32,18 @@ class Layering:
     mask: Mask | None = None  # None: no layer
     warning: str = ""  # that text will not be legible
     chunks: dict[int, Chunk] = field(default_factory=dict)  # made before, by the layer's quality
+    gain: float = 0.0  # quality that the layer has more than the file
+    held: float | None = None  # the file's quality that the layer is made for, whatever that is
 
     @property
     def is_whole(self) -> bool:
         """Whether the layer is all of the image."""
         return self.mask is not None and bool(self.mask.all())
+
+    @property
+    def may_be_held(self) -> bool:
+        """Whether the file's size can be changed by the latents alone."""
+        return self.mask is not None and not self.is_whole and self.held is None
 
     @property
     def may_be_whole(self) -> bool:
@@ -49,12 +60,37 @@ class Layering:
         """The picture to take latents of."""
         return self.picture if self.mask is None else detail.beneath(self.rgb, self.mask)
 
+    @property
+    def has_photograph(self) -> bool:
+        """Whether most tiles outside the mask are not those of paper, flats or gradients."""
+        assert self.mask is not None
+        rows, columns = self.rgb.height // TILE, self.rgb.width // TILE  # whole ones alone
+        levels = np.asarray(self.rgb.convert("L"))[: rows * TILE, : columns * TILE]
+        contrast = levels.reshape(rows, TILE, columns, TILE).std((1, 3), dtype=np.float32)
+        outside = contrast[~self.mask[:rows, :columns]]
+        return bool(outside.size) and float((outside > CONTRAST).mean()) >= PHOTOGRAPHIC
+
+    def without_hidden(self, latents: Floats, patch: int) -> Floats:
+        """Latents [C, h, w] of `beneath`, 0 where the layer hides them, which costs fewest bits."""
+        if self.mask is None:
+            return latents
+        return np.where(detail.hidden(self.mask, self.rgb.size, patch), np.float32(0), latents)
+
+    def with_hidden(self, decoded: Image.Image) -> Image.Image:
+        """`beneath`, and where the layer hides it a decoded image, to which nothing need come."""
+        assert self.mask is not None
+        outside = detail.weights(self.mask, self.rgb.size, detail.KEPT) <= detail.KEPT
+        return Image.composite(
+            detail.beneath(self.rgb, self.mask), decoded, Image.fromarray(outside)
+        )
+
     def whole(self) -> Layering:
-        """The same with a layer of the whole image."""
+        """The same with a layer of the whole image, where photographs look as from latents."""
         mask = np.ones(graphics.shape_of(self.rgb), np.bool_)
         if not detail.writable(mask, self.rgb.size):
             return self
-        return replace(self, mask=mask, chunks={})
+        gain = LIKE if self.has_photograph else 0.0
+        return replace(self, mask=mask, chunks={}, gain=gain)
 
     def dropped(self) -> Layering:
         """The same without a layer."""
@@ -65,9 +101,10 @@ class Layering:
         """The chunk of the layer for a quality of the file, if there is a layer."""
         if self.mask is None:
             return []
-        level = detail.layer_quality(quality)
+        wanted = (quality if self.held is None else self.held) + self.gain
+        level = detail.layer_quality(wanted)
         if level not in self.chunks:
-            self.chunks[level] = detail.to_chunk(self.rgb, self.mask, quality)
+            self.chunks[level] = detail.to_chunk(self.rgb, self.mask, wanted)
         return [detail.with_quality(self.chunks[level], quality)]
 
 

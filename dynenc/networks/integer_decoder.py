@@ -20,7 +20,7 @@ from dynenc.errors import WeightsError
 from dynenc.latent_space import SD1
 from dynenc.native.decoder import UNIT, Packed, PixelDecoder, to_integers
 from dynenc.registry import Model
-from dynenc.view import WHOLE, View
+from dynenc.view import WHOLE, Region, View
 
 logger = logging.getLogger(__name__)
 
@@ -139,12 +139,28 @@ def read(model: Model) -> Tensors:
         raise WeightsError(f"{model.file} cannot be read as safetensors: {exc}") from exc
 
 
-def picture(file: LatFile, view: View = WHOLE) -> Image.Image:
-    """The colours of a file of SD latents, decoded by the embedded decoder: RGB."""
-    region = view.covered((file.header.width, file.header.height))
-    threads = runtime.native_threads(region.width * region.height)
-    pixels = embedded().decode(to_integers(file.latents), region, threads)
-    return view.reduced(Image.fromarray(pixels))
+def picture(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> Image.Image:
+    """The colours of a file of SD latents, decoded by the embedded decoder: RGB.
+
+    Args:
+        needed: the part of the whole picture that is decoded; the rest is black. None: all of it.
+    """
+    size = file.header.width, file.header.height
+    covered = view.covered(size)
+    left, top, right, bottom = (needed or covered).box
+    left, top = max(left, covered.left), max(top, covered.top)
+    right = min(right, covered.left + covered.width)
+    bottom = min(bottom, covered.top + covered.height)
+    part = Region(left, top, right - left, bottom - top)
+    if part.width <= 0 or part.height <= 0:
+        return view.reduced(Image.new("RGB", covered[2:]))
+    threads = runtime.native_threads(part.width * part.height)
+    decoded = Image.fromarray(embedded().decode(to_integers(file.latents), part, threads))
+    if part == covered:
+        return view.reduced(decoded)
+    whole = Image.new("RGB", covered[2:])
+    whole.paste(decoded, (left - covered.left, top - covered.top))
+    return view.reduced(whole)
 
 
 def to_floats(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Floats:

@@ -1,16 +1,18 @@
 """Legibility of text in screens, documents and captioned photographs.
 
-    python tests/bench text [PHOTOGRAPH ...] [--ocr FOLDER]
+    python tests/bench text [PHOTOGRAPH ...] [--ocr FOLDER] [--vgg FILE]
 
 Renders pages, a chat, forms and slides (HTML in headless Chromium), charts (matplotlib), a
 terminal, a desktop with small type, a scan and captioned photographs (Pillow), and reads them with
 an OCR, once as they are and once decoded. Legibility is the share of characters that are read as in
-the original. Needs matplotlib, chromium and `rapidocr-onnxruntime`; --ocr names a folder that holds
-the latter, as `pip install --target FOLDER` leaves it.
+the original. With --vgg also DISTS of photographs within the pictures. Needs matplotlib, chromium
+and `rapidocr-onnxruntime`; --ocr names a folder that holds the latter, as `pip install --target
+FOLDER` leaves it.
 """
 
 import argparse
 import html
+import math
 import random
 import shutil
 import subprocess
@@ -34,6 +36,7 @@ from dynenc.imaging.sources import open_rgb
 SIZE = 1024, 768  # px, of a screen
 ZOOM = 2  # in which the OCR sees pictures; it was made for larger type than that of screens
 READABLE = 0.97  # legibility
+MARKER = 255, 0, 255  # a colour that no page has
 PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
 FONTS = Path("/usr/share/fonts/truetype")
 TEXT = """account added after against amount archive balance before between branch browser budget
@@ -63,6 +66,7 @@ class Screen:
     kind: str  # screen, document or mixed
     name: str
     picture: Image.Image
+    photograph: tuple[int, int, int, int] | None = None  # left, top, right, bottom of one in it
 
 
 class Prose:
@@ -291,14 +295,28 @@ def captioned(seed: int, photograph: Image.Image) -> Image.Image:
     return picture
 
 
+def illustrated(seed: int, image: str) -> str:
+    return web_page(20 + seed, dark=seed % 2 == 1, typeface="Lato", image=image)
+
+
+def mixed(name: str, page: str, marked: str) -> Screen:
+    """A page as it is shown; its photograph is where the other page has a marker."""
+    found = (np.asarray(rendered(marked)) == MARKER).all(-1)
+    rows, columns = np.flatnonzero(found.any(1)), np.flatnonzero(found.any(0))
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    return Screen("mixed", name, rendered(page), box)
+
+
 def screens(photographs: Sequence[Image.Image]) -> Iterator[Screen]:
     """Everything that is measured; the same at each call."""
     with tempfile.TemporaryDirectory() as folder:
-        images = []
+        images, markers = [], []
         for i, photograph in enumerate(photographs):
-            path = Path(folder) / f"{i}.png"
+            path, marker = Path(folder) / f"{i}.png", Path(folder) / f"{i}_marker.png"
             photograph.save(path)
+            Image.new("RGB", photograph.size, MARKER).save(marker)
             images.append(path.as_uri())
+            markers.append(marker.as_uri())
         yield Screen(
             "screen", "page, light", rendered(web_page(1, dark=False, typeface="Open Sans"))
         )
@@ -315,11 +333,16 @@ def screens(photographs: Sequence[Image.Image]) -> Iterator[Screen]:
         yield Screen("document", "print", document(10, "LiberationSerif-Regular", scanned=False))
         yield Screen("document", "scan", document(11, "LiberationSerif-Regular", scanned=True))
         yield Screen("document", "receipt", receipt(12))
-        for i, (image, photograph) in enumerate(zip(images, photographs, strict=True)):
-            page = web_page(20 + i, dark=i % 2 == 1, typeface="Lato", image=image)
-            yield Screen("mixed", f"page with photograph {i + 1}", rendered(page))
-            yield Screen("mixed", f"slide {i + 1}", rendered(slide(30 + i, image)))
-            yield Screen("mixed", f"caption {i + 1}", captioned(40 + i, photograph))
+        for i, photograph in enumerate(photographs):
+            pages, slides = (
+                [draw(i, image) for image in (images[i], markers[i])]
+                for draw in (illustrated, lambda i, image: slide(30 + i, image))
+            )
+            yield mixed(f"page with photograph {i + 1}", *pages)
+            yield mixed(f"slide {i + 1}", *slides)
+            below_words = 0, 70, *photograph.size
+            picture = captioned(40 + i, photograph)
+            yield Screen("mixed", f"caption {i + 1}", picture, below_words)
 
 
 @cache
@@ -376,8 +399,31 @@ def smallest(
     return data, text.legibility(peer.decode(data))
 
 
-def row(screen: Screen, codec: Codec, quality: float) -> list[float]:
-    """Bits per pixel and legibility with the layer, without it, and of AVIF and WebP."""
+Distance = Callable[[Image.Image, Image.Image], float]
+
+
+def dists(weights: Path) -> Distance:
+    """DISTS of two images, with the weights of `evaluation.vgg`."""
+    import torch
+
+    from dynenc.evaluation.vgg import DISTS, VGG16
+    from dynenc.imaging.tensors import to_tensor
+
+    network = DISTS(VGG16(weights))
+
+    def distance(one: Image.Image, two: Image.Image) -> float:
+        with torch.no_grad():
+            return float(network(*(to_tensor(each) for each in (one, two))))
+
+    return distance
+
+
+def row(screen: Screen, codec: Codec, quality: float, distance: Distance | None) -> list[float]:
+    """Bits per pixel and legibility with the layer, without it, and of AVIF and WebP.
+
+    Then the bits per pixel of the AVIF that can be read, and DISTS of a photograph in the picture,
+    of dynenc and of the AVIF with no fewer bytes.
+    """
     picture, text = screen.picture, Text(screen.picture)
     peers = [PEERS[name] for name in ("avif", "webp")]
 
@@ -388,19 +434,25 @@ def row(screen: Screen, codec: Codec, quality: float) -> list[float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PictureWarning)
         without = codec.encode(picture, quality=quality, detail="off")
-    found = []
+    found, decoded = [], [codec.decode(ours).convert("RGB")]
     for blob in (ours, without):
         found += [bpp(blob), text.legibility(codec.decode(blob).convert("RGB"))]
     for peer in peers:  # the first file that has no fewer bytes
         data, legibility = smallest(text, picture, peer, lambda data: len(data) >= len(ours))
         found += [bpp(data), legibility]
+        decoded.append(peer.decode(data))
     reads = smallest(
         text,
         picture,
         peers[0],
         lambda data: text.legibility(peers[0].decode(data)) >= READABLE,
     )
-    return [*found, bpp(reads[0])]
+    found.append(bpp(reads[0]))
+    for each in decoded[:2]:
+        box = screen.photograph
+        is_measured = distance is not None and box is not None
+        found.append(distance(picture.crop(box), each.crop(box)) if is_measured else math.nan)
+    return found
 
 
 def main() -> None:
@@ -410,6 +462,7 @@ def main() -> None:
     )
     parser.add_argument("photographs", nargs="*", type=Path, default=[PHOTO])
     parser.add_argument("--ocr", help="folder that holds rapidocr-onnxruntime")
+    parser.add_argument("--vgg", type=Path, help="weights of DISTS; see dynenc/evaluation/vgg.py")
     parser.add_argument("--encoder", default="light")
     parser.add_argument("--quality", type=float, default=50)
     parser.add_argument("--only", default="", help="pictures whose kind or name contains this")
@@ -420,14 +473,15 @@ def main() -> None:
     photographs = [open_rgb(path) for path in arguments.photographs]
     print(
         "| | dynenc bpp | legibility | no layer bpp | legibility | AVIF bpp | legibility "
-        f"| WebP bpp | legibility | AVIF that reads {READABLE}, bpp |"
+        f"| WebP bpp | legibility | AVIF that reads {READABLE}, bpp | photograph: DISTS | AVIF |"
     )
-    print("|---" * 10 + "|")
+    print("|---" * 12 + "|")
+    distance = dists(arguments.vgg) if arguments.vgg else None
     rows = []
     for screen in screens(photographs):
         if arguments.only in f"{screen.kind} {screen.name}":
-            rows.append(row(screen, codec, arguments.quality))
+            rows.append(row(screen, codec, arguments.quality, distance))
             print(
                 f"| {screen.name} | " + " | ".join(f"{v:.3f}" for v in rows[-1]) + " |", flush=True
             )
-    print("| mean | " + " | ".join(f"{v:.3f}" for v in np.mean(rows, 0)) + " |")
+    print("| mean | " + " | ".join(f"{v:.3f}" for v in np.nanmean(rows, 0)) + " |")

@@ -1,0 +1,157 @@
+"""One image on its way to a file: from latents and detail layer to what a goal asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+from dynenc.coding import bitstream, quantize, rate_control
+from dynenc.coding.bitstream import Chunk
+from dynenc.coding.lat_file import LatFile
+from dynenc.coding.rate_control import Goal
+from dynenc.imaging import arrays, notes
+from dynenc.imaging import detail as detail_layer
+from dynenc.imaging.arrays import Checked
+from dynenc.imaging.layering import Layering
+from dynenc.native.kernel import Floats
+from dynenc.registry import Model
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dynenc.backend import Backend
+    from dynenc.refine import OnStep
+
+ALL_LAYER = "the detail layer covers the whole image, which takes fewer bytes"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An encoded image."""
+
+    file: LatFile
+    note: str = ""  # for the user: a missed target, or what the detail layer covers
+    warning: str = ""  # for the user: text that will not be legible
+
+    @cached_property
+    def blob(self) -> bytes:
+        """The bytes of the .lat file."""
+        return self.file.to_bytes()
+
+    @property
+    def quality(self) -> float:
+        """The quality of the file, 0..100; with a target, the quality that was chosen."""
+        return detail_layer.file_quality(self.file)
+
+
+class Networks(Protocol):
+    """What of a codec is needed here."""
+
+    model: Model
+
+    @property
+    def backend(self) -> Backend:
+        """The networks in torch."""
+
+    def latents(self, pictures: Sequence[Checked]) -> Floats:
+        """Latents [B, C, h, w] of equally large pictures."""
+
+    def complete(self, file: LatFile) -> Image.Image:
+        """The colours of a file, with its detail layer: RGB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """An image being encoded: latents that can be quantised with any step."""
+
+    codec: Networks
+    latents: Floats  # [C, h, w], of the image beneath the detail layer
+    layer: Layering
+    chunks: list[Chunk]  # without that of the layer
+    effort: int
+    on_step: OnStep | None
+    files: dict[int, LatFile] = field(init=False, default_factory=dict)  # cache, by step
+
+    def for_goal(self, goal: Goal) -> Encoded:
+        """The file that comes closest to a goal."""
+        step_q = rate_control.START
+        if goal.kind == "quality":
+            has_trellis = self.codec.model.has_trellis
+            step_q = quantize.quality_to_step(goal.value, has_trellis=has_trellis)
+        chosen = self._cheaper(step_q)
+        if goal.kind == "quality":
+            encoded = Encoded(chosen._refined(chosen._file(step_q)), warning=self.layer.warning)
+        elif goal.kind == "dB":
+            encoded = chosen._for_psnr(goal)
+        else:
+            encoded = chosen._for_size(goal)
+        is_whole = chosen is not self and detail_layer.has_layer(encoded.file)
+        return replace(encoded, note=notes.joined(encoded.note, ALL_LAYER if is_whole else ""))
+
+    def _cheaper(self, step_q: int) -> Encoding:
+        """This, or the same with a layer covering the whole image if that takes fewer bytes."""
+        if not self.layer.may_be_whole:
+            return self
+        other = replace(self, layer=self.layer.whole())
+        return min(self, other, key=lambda each: len(each._file(step_q).to_bytes()))
+
+    def _for_size(self, goal: Goal) -> Encoded:
+        height, width = arrays.size_of(self.layer.picture)
+        max_bytes = goal.value * (height * width / 8 if goal.kind == "bpp" else 1)
+
+        def measure(step_q: int) -> float:
+            n_bytes = len(self._file(step_q).to_bytes())
+            return bitstream.bpp(n_bytes, width, height) if goal.kind == "bpp" else n_bytes
+
+        step_q, reached = rate_control.search(measure, goal.value, at_most=True)
+        if reached > goal.value and self.layer.mask is not None:  # the layer alone is too large
+            [latents] = self.codec.latents([self.layer.picture])
+            return replace(self, latents=latents, layer=self.layer.dropped())._for_size(goal)
+        is_close = reached >= (1 - rate_control.TOLERANCE) * goal.value
+        if self.layer.may_be_held and not is_close:  # the layer's quality has coarse steps
+            has_trellis = self.codec.model.has_trellis
+            quality = quantize.step_to_quality(step_q, has_trellis=has_trellis)
+            held = replace(self, layer=replace(self.layer, held=quality))
+            return held._for_size(goal)
+        refined = self._refined(self._file(step_q), max_bytes)
+        miss = rate_control.LAYER_MISS if self.layer.is_whole else rate_control.MISS
+        return Encoded(refined, goal.note(reached, miss), self.layer.warning)
+
+    def _for_psnr(self, goal: Goal) -> Encoded:
+        files: dict[int, LatFile] = {}
+
+        def measure(step_q: int) -> float:
+            files[step_q] = self._refined(self._file(step_q))
+            decoded = self.codec.complete(files[step_q])
+            return self.codec.backend.psnr_db(decoded, self.layer.picture)
+
+        step_q, reached = rate_control.search(measure, goal.value, at_most=False)
+        return Encoded(files[step_q], goal.note(reached), self.layer.warning)
+
+    def _file(self, step_q: int) -> LatFile:
+        if step_q not in self.files:
+            self.files[step_q] = self._made(step_q)
+        return self.files[step_q]
+
+    def _made(self, step_q: int) -> LatFile:
+        height, width = arrays.size_of(self.layer.picture)
+        size, model = (width, height), self.codec.model
+        quality = quantize.step_to_quality(step_q, has_trellis=model.has_trellis)
+        chunks = [*self.chunks, *self.layer.chunk(quality)]
+        if self.layer.is_whole:
+            return detail_layer.without_latents(size, model, chunks)
+        return LatFile.of_latents(self.latents, size, step_q, model, chunks)
+
+    def _refined(self, file: LatFile, max_bytes: float = math.inf) -> LatFile:
+        """The refined file, of at most max_bytes or its present size, whichever is larger."""
+        if not self.effort or self.layer.is_whole:
+            return file
+        picture = self.layer.picture
+        if self.layer.mask is not None:
+            [decoded] = self.codec.backend.pictures([file])
+            picture = self.layer.with_hidden(decoded)
+        given = self.latents, picture, self.effort, self.on_step
+        return self.codec.backend.refined(file, *given, max_bytes)
