@@ -1,1 +1,1 @@
-"""Pictures to tensors and back: pixel formats, colour management and metadata."""
+"""Images to arrays and back: file formats, pixels, colour management and metadata."""

@@ -1,4 +1,4 @@
-"""Pictures as arrays of 8 bits: checked, and in parts. Never imports torch."""
+"""Images as 8-bit arrays: checks and tiles. Never imports torch."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 Floats = npt.NDArray[np.float32]
 Picture: TypeAlias = "Image.Image | Pixels | Tensor"  # any mode; [H, W, 3]; [1, 3, H, W]
 Checked: TypeAlias = "Image.Image | Pixels | Tensor"  # RGB; [H, W, 3]; [1, 3, H, W]
-TILE = 176  # patches; larger tiles need more memory and, as it is mapped anew, more time
+TILE = 176  # patches; larger tiles need more memory, and more time to map it
 
 
 def checked(picture: Picture) -> Checked:
     """The colours alone as Pillow RGB, uint8 [H, W, 3] or [1, 3, H, W] of any dtype, not copied.
 
     Args:
-        picture: array, tensor, or Pillow image as `to_plain` gives it.
-    Raises: ImageError if it is of another shape or type, holds NaN or infinity, or a side is 0 or
-        above 65,535 px.
+        picture: array, tensor, or Pillow image from `to_plain`.
+    Raises: ImageError if it has another shape or type, has NaN or infinite values, or if a side is
+        0 or above 65,535 px.
     """
     if isinstance(picture, Image.Image):
         picture = picture if picture.mode == "RGB" else picture.convert("RGB")
@@ -52,7 +52,7 @@ def checked(picture: Picture) -> Checked:
 
 
 def size_of(picture: Checked) -> tuple[int, int]:
-    """Height and width of what `checked` gave, in px."""
+    """Height and width of an image from `checked`, in px."""
     if isinstance(picture, Image.Image):
         return picture.height, picture.width
     if isinstance(picture, np.ndarray):
@@ -61,7 +61,7 @@ def size_of(picture: Checked) -> tuple[int, int]:
 
 
 def part_of(picture: Image.Image | Pixels, left: int, top: int, right: int, bottom: int) -> Pixels:
-    """A part of a picture, in px: [h, w, 3]; what lies beyond the picture is left out."""
+    """A part of an image, in px: [h, w, 3], clipped to the image."""
     if isinstance(picture, np.ndarray):
         return picture[top:bottom, left:right]
     box = left, top, min(right, picture.width), min(bottom, picture.height)
@@ -72,19 +72,19 @@ def part_of(picture: Image.Image | Pixels, left: int, top: int, right: int, bott
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A part of a picture, which is encoded by itself."""
+    """A part of an image that is encoded separately."""
 
-    box: tuple[int, int, int, int]  # left, top, right and bottom, px; may reach beyond the picture
-    latents: tuple[slice, slice]  # of all latents, rows and columns that come of it
-    inner: tuple[slice, slice]  # of the tile's latents, these
+    box: tuple[int, int, int, int]  # left, top, right and bottom, px; may exceed the image
+    latents: tuple[slice, slice]  # rows and columns of the image's latents that it yields
+    inner: tuple[slice, slice]  # the same within the latents of the tile
 
 
 def tiles(height: int, width: int, reach: int) -> Iterator[Tile]:
-    """The tiles of a picture, row by row.
+    """The tiles of an image, row by row.
 
     Args:
         height, width: of the picture in px.
-        reach: patches to each side that a latent depends on, beside its own.
+        reach: patches to each side that a latent depends on.
     """
     rows, columns = SD1.size(height, width)
     for top, left in product(range(0, rows, TILE), range(0, columns, TILE)):
@@ -100,12 +100,12 @@ def tiles(height: int, width: int, reach: int) -> Iterator[Tile]:
 def in_tiles(
     size: tuple[int, int], count: int, reach: int, encode: Callable[[Tile], Floats]
 ) -> Floats:
-    """Latents [count, C, h, w] of equally large pictures, encoded tile by tile.
+    """Latents [count, C, h, w] of images of equal size, encoded tile by tile.
 
     Args:
         size: height and width in px.
-        reach: as of `tiles`; with it the result equals that of the whole.
-        encode: returns the latents of all of a tile's box, for each picture.
+        reach: see `tiles`; it makes the result equal to that of encoding the whole image.
+        encode: returns the latents of the box of a tile for each image.
     """
     latents = np.empty((count, SD1.channels, *SD1.size(*size)), np.float32)
     for tile in tiles(*size, reach):

@@ -1,4 +1,4 @@
-"""What an AVIF file declares, read before a decoder allocates anything.
+"""The declarations of an AVIF file, checked before a decoder allocates anything.
 
 Boxes: ISO/IEC 14496-12 and 23008-12; sequence header: AV1 Bitstream Specification, 5.5.
 """
@@ -14,13 +14,13 @@ MOST_SEQUENCE = 64  # bytes of its sequence header; a dozen suffice
 
 
 def fault(data: bytes, size: tuple[int, int]) -> str:
-    """What keeps a file from being one opaque image of 8 bits and that width and height, or ""."""
+    """Why a file is not a single opaque 8-bit image of that width and height; "" if it is."""
     boxes = list(_boxes(data))
     if [kind for kind, _ in boxes] != PARTS:
         return "is no AVIF file of one image"
     (_, brands), (_, meta), (_, coded) = boxes
     if brands[:4] != b"avif":
-        return "is an AVIF sequence, or of another kind"
+        return "is an AVIF sequence, or not AVIF"
     if len(meta) > MOST_META:
         return "has an AVIF header that is too long"
     properties = [
@@ -38,12 +38,12 @@ def fault(data: bytes, size: tuple[int, int]) -> str:
         return "is no AVIF file of one image"
     sides = dict(properties)[b"ispe"][4:]
     if sides != struct.pack(">II", *size) or _declared(coded) != (*size, False):
-        return f"is not of {size[0]}x{size[1]} px and 8 bits"
+        return f"does not have {size[0]}x{size[1]} px and 8 bits"
     return ""
 
 
 def _declared(coded: bytes) -> tuple[int, int, bool] | None:
-    """Width, height and whether there are more than 8 bits, of a still picture; else None."""
+    """Width, height, and whether there are more than 8 bits, of a still image; else None."""
     if coded[:3] != bytes([TEMPORAL_DELIMITER, 0, SEQUENCE_HEADER]) or len(coded) < 4:
         return None
     length = coded[3]
@@ -69,7 +69,7 @@ def _declared(coded: bytes) -> tuple[int, int, bool] | None:
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The boxes that data consist of; one that does not fit ends them as kind b""."""
+    """The boxes in some data; one that does not fit is yielded last, with kind b""."""
     position = 0
     while position < len(data):
         if position + BOX.size > len(data):

@@ -8,7 +8,7 @@ DEEP_AV1 = {0x40: 10, 0x60: 12}  # bits high_bitdepth and twelve_bit of av1C
 
 
 def description(file: BinaryIO) -> bytes:
-    """The content of a file's meta box, at most MOST_BYTES of it; b"" if there is none."""
+    """The first MOST_BYTES of a file's meta box; b"" if there is none."""
     position = 0
     while True:
         file.seek(position)
@@ -25,7 +25,7 @@ def description(file: BinaryIO) -> bytes:
 
 
 def depth(described: bytes) -> int:
-    """Bits of a sample, the most that any image of a description has; 8 if it does not tell."""
+    """Bits per sample, the maximum over all images of a description; 8 if it does not say."""
     return max((8, *_depths(described)))
 
 
@@ -42,7 +42,7 @@ def _depths(described: bytes) -> Iterator[int]:
 
 
 def _contents(described: bytes, kind: bytes) -> Iterator[bytes]:
-    """What follows each box of a kind, to the end of the box."""
+    """The content of each box of a kind."""
     position = described.find(kind)
     while position >= 4:
         length = int.from_bytes(described[position - 4 : position], "big")

@@ -7,15 +7,15 @@ import numpy as np
 from PIL import Image, ImageCms
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-LEAST_CONTRAST = 64  # levels between a profile's black and its white, below which it is nonsense
-MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # colour space of a profile: Pillow's mode
+LEAST_CONTRAST = 64  # minimum levels between black and white of a valid profile
+MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # colour space of a profile -> Pillow's mode
 
 
 def to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
     """Convert an L, RGB or CMYK image from the space of an ICC profile to an RGB one in sRGB.
 
-    Grey pixels may have a profile for colours. Pixels of a profile that says sRGB in other words
-    stay as they are. Raises: ValueError if the profile is damaged or not one for these pixels.
+    Grey pixels may have an RGB profile. Pixels are unchanged if the profile is equivalent to sRGB.
+    Raises: ValueError if the profile is damaged, or not for these pixels.
     """
     mode, transform = _way_to_srgb(profile)
     if picture.mode == "L" and mode == "RGB":
@@ -26,14 +26,14 @@ def to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
 
 
 def is_srgb(profile: bytes) -> bool:
-    """Whether a profile, for which `to_srgb` works, says sRGB in its words."""
+    """Whether a profile that `to_srgb` accepts is equivalent to sRGB."""
     mode, transform = _way_to_srgb(profile)
     return mode == "RGB" and transform is None
 
 
 @lru_cache(maxsize=8)  # pictures of one camera share theirs
 def _way_to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """The mode of a profile's pixels and their conversion, None if they are in sRGB already."""
+    """The mode of a profile's pixels and their conversion; None if they are already in sRGB."""
     opened, mode = _open(profile)
     transform = _transform(opened, SRGB, mode, "RGB")
     probe = _probe(mode)
@@ -45,9 +45,9 @@ def _way_to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None
 
 
 def from_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
-    """Undo `to_srgb` but for rounding and colours outside sRGB: L or RGB image to the same mode.
+    """Undo `to_srgb`, except for rounding and colours outside sRGB: L or RGB to the same mode.
 
-    Raises: ValueError if the profile is damaged, for CMYK, or knows only the way to sRGB.
+    Raises: ValueError if the profile is damaged, for CMYK, or cannot convert from sRGB.
     """
     opened, mode = _open(profile)
     if mode == "CMYK" or (mode == "L" and picture.mode == "RGB"):
@@ -79,7 +79,7 @@ def _transform(
     try:
         return ImageCms.buildTransform(source, target, mode, target_mode)
     except ImageCms.PyCMSError as exc:
-        raise ValueError("it holds no such conversion") from exc
+        raise ValueError("it lacks this conversion") from exc
 
 
 def _apply(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
@@ -92,7 +92,7 @@ def _apply(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image
 
 
 def _probe(mode: str) -> Image.Image:
-    """A row of colours all over the space, from black to white."""
+    """A row of colours that samples the space, from black to white."""
     if mode == "CMYK":
         return Image.fromarray(np.array([[[0, 0, 0, 255], [0, 0, 0, 0]]], np.uint8), "CMYK")
     levels = np.linspace(0, 255, 9).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""EXIF: read, cleaned and written without interpreting it, so that its bytes come back.
+"""EXIF: read, cleaned and written without interpretation, so that its bytes are preserved.
 
-A block of EXIF is edited in place: what stays keeps its offset. So text in any encoding, private
-tags, and the notes of camera makers, which hold offsets of their own, survive.
+A block of EXIF is edited in place, so that kept values keep their offsets. Thus text in any
+encoding, private tags, and maker notes, which contain offsets, survive.
 """
 
 import struct
@@ -18,8 +18,8 @@ ORIENTATION, SOFTWARE = 0x0112, 0x0131
 PIXEL_WIDTH, PIXEL_HEIGHT = 0xA002, 0xA003  # of the EXIF directory
 THUMBNAIL_OFFSET, THUMBNAIL_LENGTH = 0x0201, 0x0202
 XMP, IPTC, ICC_PROFILE = 0x02BC, 0x83BB, 0x8773  # in TIFF files; kept apart from EXIF
-# Tags of the first directory that say how the pixels lie in their file, which is another file now,
-# and how they become colours. All other tags are kept.
+# Tags of the first directory that describe the storage of the pixels in the original file and their
+# conversion to colours. All other tags are kept.
 GONE = {
     *(0x00FE, 0x00FF, 0x0100, 0x0101, 0x0102, 0x0103, 0x0106, 0x0107, 0x0108, 0x0109, 0x010A),
     *(0x0111, 0x0115, 0x0116, 0x0117, 0x0118, 0x0119, 0x011C, 0x0120, 0x0121, 0x0122, 0x0123),
@@ -45,15 +45,15 @@ def orientation(block: bytes) -> int:
 
 
 def cleaned(block: bytes, width: int, height: int, *, is_upright: bool) -> tuple[bytes, list[int]]:
-    """EXIF that fits width x height pixels without their file.
+    """EXIF for width x height pixels, independent of their original file.
 
-    The thumbnail, the tags of `GONE` and, if the pixels are upright, the orientation are taken out
-    and their values zeroed; the tags of width and height tell those of the pixels. All else keeps
-    its bytes and its offset.
+    The thumbnail, the tags in `GONE` and, if the pixels are upright, the orientation are removed
+    and their values zeroed; width and height are set to those of the pixels. Everything else keeps
+    its bytes and offsets.
 
-    Returns: the block without its prefix, b"" if nothing is left, and the tags that are damaged
-        and left out.
-    Raises: ValueError if it is no EXIF.
+    Returns: the block without its prefix, b"" if nothing is left, and the damaged tags that were
+        dropped.
+    Raises: ValueError if it is not EXIF.
     """
     data = bytearray(block.removeprefix(PREFIX))
     gone = GONE | {ORIENTATION} if is_upright else GONE
@@ -73,7 +73,7 @@ class _Cleaner:
         self.gone: list[tuple[int, int]] = []
         self.damaged: list[int] = []
         self.tables: list[tuple[int, int]] = []  # spans of directories, and of the header
-        self.unreadable: set[int] = set()  # positions of entries that point to no directory
+        self.unreadable: set[int] = set()  # positions of entries that do not point to a directory
         self.n_kept = 0
 
     def run(self, width: int, height: int) -> tuple[bytes, list[int]]:
@@ -105,7 +105,7 @@ class _Cleaner:
             self.gone.append((start[0], start[0] + length[0]))
 
     def _survey(self, start: int, depth: int) -> None:
-        """Find the directories, this one and those below it; raises ValueError if they overlap."""
+        """Find this directory and those below it; raises ValueError if they overlap."""
         entries, damaged, _ = self.structure.directory(_reader(self.data), start)
         span = start, start + 2 + 12 * (len(entries) + len(damaged)) + 4
         if self._overlaps_a_table(span):
@@ -123,7 +123,7 @@ class _Cleaner:
         return any(span[0] < stop and start < span[1] for start, stop in self.tables)
 
     def _is_damaged(self, entry: Entry) -> bool:
-        """Whether it points to no directory, or its values are in the midst of one."""
+        """Whether it does not point to a directory, or its values overlap one."""
         if entry.position in self.unreadable:
             return True
         return not entry.is_inline and self._overlaps_a_table(entry.span)
@@ -166,9 +166,9 @@ class _Cleaner:
 
 
 def with_software(block: bytes, software: str) -> bytes:
-    """A block as `cleaned` gives it, or b"", that says by which software the file was written.
+    """A block from `cleaned`, or b"", with the name of the software that wrote the file.
 
-    All but the first directory keeps its offset.
+    All directories except the first keep their offsets.
     """
     text = software.encode() + b"\0"
     node = Node(SOFTWARE, ifd.ASCII, len(text), text)
@@ -190,7 +190,7 @@ def with_software(block: bytes, software: str) -> bytes:
 def of_tiff(
     structure: Structure, read_at: ifd.ReadAt, start: int, most_bytes: int
 ) -> tuple[bytes, list[int]]:
-    """The EXIF of a directory of a TIFF file as a block, and the tags that it leaves out."""
+    """The EXIF of a directory of a TIFF file as a block, and the tags that were dropped."""
     reader = ifd.Reader(structure, read_at, most_bytes)
     nodes = reader.tree(start, GONE)
     order = structure.order
@@ -199,9 +199,9 @@ def of_tiff(
 
 
 def into_tiff(file: bytes, block: bytes, more: list[Node]) -> bytes:
-    """A TIFF file of one image with the entries of a block of EXIF, and more, in its directory.
+    """Add the entries of a block of EXIF, and more, to the directory of a TIFF file of one image.
 
-    Where both have a tag, the file's own stays.
+    If both have a tag, that of the file is kept.
     """
     structure = Structure.of(file[:16])
     nodes = more

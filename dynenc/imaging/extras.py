@@ -1,17 +1,17 @@
-"""What an image has beside its colours, and the chunks of a .lat file that hold it.
+"""The extras of an image (alpha, metadata, detail layer), and their chunks in a .lat file.
 
     grey   no data: the image is grey
-    alph   opacity, one byte a pixel, row by row, packed
+    alph   opacity, one byte per pixel, row by row, packed
     exif   EXIF as a TIFF structure, packed
     xmpp   the XMP packet, packed
-    iccp   the ICC profile that the pixels had before they became sRGB, packed
+    iccp   the ICC profile of the pixels before their conversion to sRGB, packed
     iptc   IPTC as IIM records, packed
     cmnt   the comment of a JPEG or GIF file, in its encoding, packed
-    text   texts of a PNG file, UTF-8: keyword, NUL, text, NUL for each; packed
+    text   text entries of a PNG file, UTF-8: keyword, NUL, text, NUL for each; packed
     resl   pixels per metre, across and down: two unsigned integers of 4 bytes, little-endian
 
-"Packed" is what `packing` says; the chunk of the detail layer stands in `detail`. An opaque RGB
-image without metadata or text has no chunk at all.
+For "packed" see `packing`; for the chunk of the detail layer see `detail`. An opaque RGB image
+without metadata or text has no chunks.
 """
 
 import struct
@@ -39,16 +39,16 @@ PER_METRE = struct.Struct("<II")
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What an image has beside its colours."""
+    """Alpha, metadata and detail layer of an image."""
 
     is_grey: bool = False
-    alpha: Image.Image | None = None  # mode L, 255 is opaque; None: all of it is opaque
+    alpha: Image.Image | None = None  # mode L, 255 is opaque; None: the image is opaque
     metadata: Metadata = Metadata()  # noqa: RUF009  # frozen
-    detail: Detail | None = None  # the layer of text and graphics, which `to_chunks` leaves out
+    detail: Detail | None = None  # layer of text and graphics; ignored by `to_chunks`
 
 
 def of(image: Image.Image, *, keep_metadata: bool) -> Extras:
-    """The extras of an image that `pixels.to_plain` gave; its metadata only if asked for."""
+    """The extras of an image from `pixels.to_plain`; metadata only with `keep_metadata`."""
     return Extras(
         is_grey=image.mode in ("L", "LA"),
         alpha=image.getchannel("A") if image.mode in ("LA", "RGBA") else None,
@@ -59,11 +59,11 @@ def of(image: Image.Image, *, keep_metadata: bool) -> Extras:
 def restore(image: Image.Image, extras: Extras, view: View = WHOLE) -> Image.Image:
     """The decoded RGB image with its extras: L, LA, RGB or RGBA, metadata in `info`.
 
-    The detail layer is laid over what the decoder made. Of a part or a smaller image, `view` tells
+    The detail layer is laid over the decoded image. Of a part or a smaller image, `view` tells
     which it is.
 
-    As Pillow has it, `info` holds `exif`, `xmp`, texts by their keyword, `comment`, `dpi`,
-    `photoshop` (IPTC) and the `icc_profile` of the very pixels.
+    As in Pillow, `info` has `exif`, `xmp`, texts by keyword, `comment`, `dpi`, `photoshop` (IPTC)
+    and the `icc_profile` of the returned pixels.
     """
     if extras.detail:
         image = extras.detail.over(image, view)
@@ -75,7 +75,7 @@ def restore(image: Image.Image, extras: Extras, view: View = WHOLE) -> Image.Ima
             image = colour.from_srgb(image, profile)
             info["icc_profile"] = profile
         except ValueError as exc:
-            note(f"the colour profile is left out, and the pixels stay sRGB: {exc}")
+            note(f"the colour profile is dropped, and the pixels stay in sRGB: {exc}")
     if extras.alpha:
         image.putalpha(view.cut(extras.alpha))
     image.info |= info

@@ -1,4 +1,4 @@
-"""Colours for pixels that cannot be seen."""
+"""Colours for transparent pixels."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Array = npt.NDArray[Any]
 
 
 def filled(picture: Image.Image, alpha: Image.Image) -> Image.Image:
-    """An L or RGB image that goes on smoothly where it is transparent, which costs fewest bits."""
+    """An L or RGB image with transparent pixels filled smoothly, which costs the fewest bits."""
     seen = np.asarray(alpha) > 0
     colours = np.asarray(picture.convert("RGB"))
     coarse = _spread(*_reduced(colours * seen[..., None], seen, SD1.patch))
@@ -22,7 +22,7 @@ def filled(picture: Image.Image, alpha: Image.Image) -> Image.Image:
 
 
 def _spread(colours: Array, seen: Array) -> Array:
-    """Fill what is not seen with the mean colour of what is near, from coarse to fine.
+    """Fill unseen pixels with the mean colour of seen ones nearby, from coarse to fine.
 
     [h, w, 3] float, 0 where not seen, and [h, w] bool -> [h, w, 3] (the push-pull of Gortler et
     al., The Lumigraph, 1996).
@@ -36,7 +36,7 @@ def _spread(colours: Array, seen: Array) -> Array:
 
 
 def _reduced(colours: Array, seen: Array, by: int) -> tuple[Array, Array]:
-    """The mean of what is seen in every square of by x by pixels, and whether there is any."""
+    """The mean of the seen pixels in each square of by x by pixels, and whether there are any."""
 
     def total(values: Array) -> Array:
         for axis in (0, 1):

@@ -1,8 +1,8 @@
-"""The image file formats that are opened: an explicit list, whatever the suffix of a file.
+"""The image file formats that are opened: an explicit list, independent of suffixes.
 
-No file starts a program. Pillow's plugins that do (EPS runs Ghostscript), that open what is inside
-a file with any plugin (IPTC), or that hand files to what a host program registered (BUFR, GRIB,
-HDF5, WMF) are not on the list. Formats of plugin packages are opened if the package is installed.
+No file can start a program. Pillow plugins that do so (EPS runs Ghostscript), that open embedded
+files with any plugin (IPTC), or that pass files to handlers of the host program (BUFR, GRIB, HDF5,
+WMF) are not on the list. Formats of plugin packages are opened if the package is installed.
 """
 
 import struct
@@ -37,7 +37,7 @@ class Plugin:
 
     @property
     def is_installed(self) -> bool:
-        """Whether the package is there; it is not imported."""
+        """Whether the package is installed; it is not imported."""
         return find_spec(self.module) is not None
 
     def load(self) -> bool:
@@ -72,26 +72,26 @@ SIGNATURES = {  # of files that are not opened: what they are, and why not
     b"IIRO": "holds raw sensor data: develop it first",
     b"II\x1a\0\0\0HEAPCCDR": "holds raw sensor data: develop it first",
     b"II\xbc\x01": "is JPEG XR, which cannot be read: convert it to PNG first",
-    b"\x89LAT": "is a .lat file already: decode it",
+    b"\x89LAT": "is already a .lat file: decode it",
 }
 RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw")
 OTHERS = (".eps", ".ps", ".pdf", ".svg", ".ai", ".exr", ".hdr", ".xcf", ".kra", ".psb", ".jxr")
 
 
 class UnknownFormat(ImageError):
-    """No format that is opened fits the file."""
+    """The file is in none of the supported formats."""
 
 
 def open_file(file: BinaryIO, name: str = "the input") -> ImageFile.ImageFile:
     """Open an image file, without decoding pixels.
 
-    Unlike `Image.open`, it opens no format but those listed here, and reads no limit of Pillow's:
-    the caller checks the size.
+    Unlike `Image.open`, it only opens the formats listed here, and ignores Pillow's size limit: the
+    caller checks the size.
 
     Args:
         file: seekable; it must stay open until the pixels are loaded.
         name: of the file, for messages.
-    Raises: ImageError if the format is none of these; what Pillow raises if the file is damaged.
+    Raises: ImageError if the format is not supported; Pillow's exceptions if the file is damaged.
     """
     file.seek(0)
     head = file.read(64)
@@ -99,7 +99,7 @@ def open_file(file: BinaryIO, name: str = "the input") -> ImageFile.ImageFile:
         factory, accepts = Image.OPEN[form]
         try:
             accepted = accepts is None or accepts(head[:16])
-            if accepted and not isinstance(accepted, str):  # a str says what Pillow lacks for it
+            if accepted and not isinstance(accepted, str):  # a str says what Pillow is missing
                 file.seek(0)
                 return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
@@ -108,7 +108,7 @@ def open_file(file: BinaryIO, name: str = "the input") -> ImageFile.ImageFile:
 
 
 def _candidates(head: bytes, name: str) -> Iterator[str]:
-    """The formats to try for a file that begins like this; plugins by what the file says."""
+    """The formats to try for a file that starts with `head`; plugins by its signature."""
     plugin = _plugin_for(head)
     if plugin is not None:
         if not plugin.load():
@@ -142,14 +142,14 @@ def _reason(head: bytes) -> str:
 
 @cache
 def suffixes() -> frozenset[str]:
-    """The suffixes of all files that can be opened, in small letters, with the dot."""
+    """The suffixes of all files that can be opened, in lower case, with the dot."""
     Image.init()
     known = {s for s, form in Image.registered_extensions().items() if form in FORMATS}
     return frozenset(known.union(*(each.suffixes for each in PLUGINS if each.is_installed)))
 
 
 def why_ignored(suffix: str) -> str | None:
-    """Why files of a suffix are not opened though they look like images; None for all others."""
+    """Why image-like files with this suffix are not opened; None for all other suffixes."""
     suffix = suffix.lower()
     if suffix in suffixes():
         return None

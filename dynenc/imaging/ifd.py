@@ -1,6 +1,6 @@
-"""Directories of the TIFF structure (TIFF 6.0, section 2), which EXIF shares: read and written.
+"""Reading and writing directories of the TIFF structure (TIFF 6.0, section 2), also used by EXIF.
 
-Values are never interpreted: their bytes are passed on as they are.
+Values are never interpreted: their bytes are passed on unchanged.
 """
 
 import struct
@@ -36,18 +36,18 @@ class Entry:
 
     @property
     def is_inline(self) -> bool:
-        """Whether its values stand in the entry itself."""
+        """Whether its values are in the entry itself."""
         return self.n_bytes <= (8 if len(self.raw) == 20 else 4)
 
     @property
     def span(self) -> tuple[int, int]:
-        """Where its values are: start and stop."""
+        """Start and stop of its values."""
         return self.start, self.start + self.n_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """The byte order and the flavour of a TIFF structure, and how its numbers are packed."""
+    """Byte order and variant of a TIFF structure, and the packing of its numbers."""
 
     order: str  # "<" or ">", as `struct` has it
     is_big: bool  # BigTIFF: offsets of 8 bytes
@@ -59,7 +59,7 @@ class Structure:
 
     @classmethod
     def of(cls, head: bytes) -> "Structure":
-        """The structure that the first 16 bytes announce; raises ValueError if they do not."""
+        """The structure declared by the first 16 bytes; raises ValueError if they are invalid."""
         order = {b"II": "<", b"MM": ">"}.get(head[:2])
         if order is None or len(head) < 8:
             raise ValueError("it is damaged")
@@ -73,7 +73,7 @@ class Structure:
     def directory(self, read_at: ReadAt, start: int) -> tuple[list[Entry], list[int], int]:
         """A directory: its entries, the tags of damaged ones, and the offset of the next (or 0).
 
-        Raises: ValueError if it is not there.
+        Raises: ValueError if it is missing.
         """
         count_format, entry_format, offset_format = (
             ("Q", "HHQ8s", "Q") if self.is_big else ("H", "HHI4s", "I")
@@ -108,7 +108,7 @@ class Structure:
         return entries, damaged, offset.unpack(end)[0] if len(end) == offset.size else 0
 
     def integers(self, read_at: ReadAt, entry: Entry, most: int = 64) -> list[int]:
-        """The values of an entry of integers, at most so many; none if it holds others."""
+        """The values of an entry of integers, at most `most`; none if it has other values."""
         letters = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
         if entry.kind not in letters:
             return []
@@ -119,7 +119,7 @@ class Structure:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An entry that is taken out of its file: its values, or the directory it points to."""
+    """An entry detached from its file: its values, or the directory it points to."""
 
     tag: int
     kind: int
@@ -130,7 +130,7 @@ class Node:
 
 @dataclass(slots=True)
 class Reader:
-    """Takes directories with their values out of a file, in at most so many bytes."""
+    """Reads directories with their values from a file, up to a number of bytes."""
 
     structure: Structure
     read_at: ReadAt
@@ -138,7 +138,7 @@ class Reader:
     dropped: list[int] = field(default_factory=list)  # tags that are damaged or too large
 
     def tree(self, start: int, unwanted: Container[int] = (), depth: int = 0) -> tuple[Node, ...]:
-        """A directory and those it points to; raises ValueError if it is not there."""
+        """A directory and those it points to; raises ValueError if it is missing."""
         nodes = []
         entries, damaged, _ = self.structure.directory(self.read_at, start)
         self.dropped += [tag for tag in damaged if tag not in unwanted]
@@ -172,7 +172,7 @@ def swapped(node: Node) -> Node:
 
 
 def written(nodes: Iterable[Node], base: int, order: str) -> bytes:
-    """A directory, its values and those it points to, to stand at the offset `base` of a file."""
+    """A directory, its values and those it points to, for the offset `base` of a file."""
     nodes = sorted(nodes, key=lambda node: node.tag)
     start = base + 2 + 12 * len(nodes) + 4
     table, values = struct.pack(f"{order}H", len(nodes)), b""

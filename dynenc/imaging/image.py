@@ -1,4 +1,4 @@
-"""Pictures: file, Pillow image or array <-> tensor, and the padding to whole patches."""
+"""Reading image files: upright, in sRGB, with notes on everything that is lost."""
 
 import io
 import re
@@ -22,7 +22,7 @@ from dynenc.imaging.pixels import to_plain
 from dynenc.imaging.samples import reduced
 
 Transpose = Image.Transpose
-TURNS = {  # EXIF orientation: what turns the image upright
+TURNS = {  # EXIF orientation -> the operation that turns the image upright
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -31,7 +31,7 @@ TURNS = {  # EXIF orientation: what turns the image upright
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-UNDERSTOOD_SEGMENTS = (  # of JPEG: how those begin that are used or kept
+UNDERSTOOD_SEGMENTS = (  # of JPEG: prefixes of those that are used or kept
     *(b"JFIF", b"JFXX", b"Exif", b"http://ns.adobe.com/xap/1.0/", b"ICC_PROFILE", b"MPF"),
     *(b"Photoshop 3.0", b"Adobe"),
 )
@@ -50,7 +50,7 @@ SIZ = b"\xff\x51"  # marker of JPEG 2000; 40 bytes from it stands the depth of t
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """Those of `open_image`."""
+    """The options of `open_image`."""
 
     max_pixels: int
     keep_metadata: bool
@@ -65,15 +65,15 @@ def open_image(
     keep_metadata: bool = False,
     truncated: bool = False,
 ) -> Image.Image:
-    """Read an image file, upright, as `to_plain` gives it: the one way images are read.
+    """Read an image file, upright, in the form of `to_plain`: all images are read here.
 
     Args:
         source: path, content, or seekable file.
         name: of the file, for messages; without it the path.
         max_pixels: refuse images that declare more pixels.
-        truncated: of a file that is cut short, take the pixels that are there, with a note.
-        keep_metadata: keep in `info` what `metadata.of` can keep, and nothing else.
-    Raises: ImageError if the file is missing, of no format that is opened, damaged, or too large.
+        truncated: accept a truncated file: use the pixels that are present, with a note.
+        keep_metadata: keep in `info` only what `metadata.of` can keep.
+    Raises: ImageError if the file is missing, not of a supported format, damaged, or too large.
     """
     if isinstance(source, str | Path):
         name = name or str(source)
@@ -98,13 +98,13 @@ def open_image(
         if str(exc).startswith(name):
             raise
         raise ImageError(f"{name}: {exc}", hint=exc.hint) from exc
-    except Exception as exc:  # Pillow's plugins raise whatever a damaged file makes them trip over
+    except Exception as exc:  # a damaged file can make Pillow's plugins raise anything
         reason = str(exc) or type(exc).__name__
         raise ImageError(f"{name} cannot be read as an image: {reason}") from exc
 
 
 def _read(file: BinaryIO, name: str, options: _Options) -> Image.Image:
-    """Read an open file, a PNG file again without its metadata if that is what Pillow refuses."""
+    """Read an open file; a PNG file whose metadata Pillow refuses is read again without it."""
     try:
         return _decoded(file, name, options)
     except Exception as exc:
@@ -113,12 +113,12 @@ def _read(file: BinaryIO, name: str, options: _Options) -> Image.Image:
             raise
         plain_file, profile = png.without_metadata(file)
         image = _decoded(plain_file, name, options, profile)
-        note("texts of the PNG file are left out: they, or its profile, are too large or damaged")
+        note("texts of the PNG file are dropped: they, or its profile, are too large or damaged")
         return image
 
 
 def _decoded(file: BinaryIO, name: str, options: _Options, profile: bytes = b"") -> Image.Image:
-    """An image as `open_image` gives it; its file may be cut short if the options allow that."""
+    """The image for `open_image`; the file may be truncated if the options allow that."""
     head = _head(file)
     if size := jxl.declared_size(head):
         _check_size(*size, name, options.max_pixels)
@@ -131,7 +131,7 @@ def _decoded(file: BinaryIO, name: str, options: _Options, profile: bytes = b"")
         else:
             _note_other_images(picture, head)
         if _depth(picture, head) > 8:
-            note("more than 8 bits a channel are reduced to 8")
+            note("more than 8 bits per channel are reduced to 8")
         _correct_png(picture)
         _load(picture, options.truncated)
         if profile:
@@ -165,7 +165,7 @@ def _head(file: BinaryIO) -> bytes:
 
 
 def _depth(picture: ImageFile, head: bytes) -> int:
-    """Bits of a sample in the file, where Pillow reduces them to 8 without telling; else 8."""
+    """Bits per sample in the file, if Pillow silently reduces them to 8; else 8."""
     if picture.format in BOXED:
         return boxes.depth(head)
     if picture.format == "JXL":
@@ -177,19 +177,19 @@ def _depth(picture: ImageFile, head: bytes) -> int:
 
 
 def _load(picture: ImageFile, truncated: bool) -> None:
-    """Decode the pixels; of a file that is cut short what is there, if that is wanted."""
+    """Decode the pixels; with `truncated`, those that are present in a truncated file."""
     try:
         picture.load()
     except (OSError, SyntaxError, EOFError) as exc:
         if not truncated:
             raise
-        picture.tile = []  # what was decoded before the end is there
-        note(f"the file is cut short or damaged, and only a part of its pixels is there: {exc}")
+        picture.tile = []  # keep the pixels decoded so far
+        note(f"the file is truncated or damaged, and has only a part of its pixels: {exc}")
         picture.load()
 
 
 def _prepare_tiff(picture: TiffImageFile, file: BinaryIO, name: str, options: _Options) -> None:
-    """Turn to the right page of a TIFF file, refuse what Pillow misreads, and read its EXIF."""
+    """Select the page of a TIFF file, refuse what Pillow misreads, and read its EXIF."""
     reader = tiff.Tiff(file)
     tiff.choose_page(picture, reader)
     _check_size(*picture.size, name, options.max_pixels)
@@ -197,7 +197,7 @@ def _prepare_tiff(picture: TiffImageFile, file: BinaryIO, name: str, options: _O
     with suppress(ValueError):
         picture.info["exif"], dropped = reader.exif(picture.tag_v2.offset, MAX_METADATA)
         for tag in dropped if options.keep_metadata else ():
-            note(f"tag {metadata.tag_name(tag)} is left out: it is damaged or too large")
+            note(f"tag {metadata.tag_name(tag)} is dropped: it is damaged or too large")
 
 
 def _note_other_images(picture: ImageFile, head: bytes) -> None:
@@ -205,16 +205,16 @@ def _note_other_images(picture: ImageFile, head: bytes) -> None:
     marks = (*GAIN_MAPS, GAIN_MAP_ITEM) if picture.format in BOXED else GAIN_MAPS
     has_gain_map = any(mark in head for mark in marks)
     if has_gain_map:
-        note("an HDR gain map is left out")
+        note("an HDR gain map is dropped")
     if picture.format != "PSD" and getattr(picture, "is_animated", False):
         if picture.format == "MPO" and has_gain_map and getattr(picture, "n_frames", 0) == 2:
             return
         what = "further images" if picture.format in ("MPO", "HEIF", "DCX") else "frames"
-        note(f"{what} are left out: all but the first")
+        note(f"{what} after the first are dropped")
 
 
 def _note_what_is_not_kept(picture: ImageFile, file: BinaryIO) -> None:
-    """Note parts of JPEG and PNG files that are neither pixels nor metadata that is kept."""
+    """Note parts of JPEG and PNG files that are neither pixels nor kept metadata."""
     unknown: dict[str, None] = {}
     if picture.format == "PNG":
         for kind, _, _ in png.chunks(file):
@@ -228,7 +228,7 @@ def _note_what_is_not_kept(picture: ImageFile, file: BinaryIO) -> None:
         if resource != metadata.IPTC:
             unknown["Photoshop's resources"] = None
     if unknown:
-        note(f"what cannot be kept is left out: {', '.join(unknown)}")
+        note(f"dropped, as it cannot be kept: {', '.join(unknown)}")
 
 
 def _correct_png(picture: ImageFile) -> None:
@@ -239,7 +239,7 @@ def _correct_png(picture: ImageFile) -> None:
 
 
 def _apply_signals(picture: ImageFile, file: BinaryIO, head: bytes) -> bool:
-    """Give an image the profile of colours that its file tells by numbers; whether it has one."""
+    """Attach a profile for colours that the file describes by numbers; return whether it does."""
     info, profile = picture.info, b""
     has_profile = isinstance(info.get("icc_profile"), bytes) and info["icc_profile"]
     if picture.format == "PNG":
@@ -259,7 +259,7 @@ def _apply_signals(picture: ImageFile, file: BinaryIO, head: bytes) -> bool:
 
 
 def _narrowed(picture: ImageFile) -> Image.Image:
-    """An image of 8 bits a sample, as its file tells what the samples mean."""
+    """The image with 8 bits per sample, interpreted as its file says."""
     if isinstance(picture, TiffImageFile):
         return tiff.to_grey(picture)
     if picture.format in ("PPM", "JPEG2000") and picture.mode == "I":
@@ -270,7 +270,7 @@ def _narrowed(picture: ImageFile) -> Image.Image:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """The image turned as its EXIF or XMP says, whatever else they hold."""
+    """The image turned upright as its EXIF or XMP says, even if these are damaged otherwise."""
     turn = exif.orientation(metadata.exif_of(picture.info))
     if turn == 1 and (found := ORIENTATION_IN_XMP.search(_xmp(picture.info))):
         turn = int(found[1])

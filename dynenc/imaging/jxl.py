@@ -1,6 +1,6 @@
 """The size and depth that a JPEG XL file declares (ISO/IEC 18181-1, SizeHeader, ImageMetadata).
 
-The plugin for Pillow decodes all pixels when it opens a file, so the size is read here before.
+The Pillow plugin decodes all pixels when it opens a file, so the size is read here first.
 """
 
 CODESTREAM = b"\xff\x0a"
@@ -21,13 +21,13 @@ class _Bits:
 
 
 def declared_size(head: bytes) -> tuple[int, int] | None:
-    """Width and height in px of a JPEG XL file that begins like this; None if it does not tell."""
+    """Width and height in px of a JPEG XL file that starts with `head`; None if unknown."""
     bits = _header(head)
     return _size(bits) if bits else None
 
 
 def depth(head: bytes) -> int:
-    """Bits of a sample of a JPEG XL file that begins like this; 8 if it does not tell."""
+    """Bits per sample of a JPEG XL file that starts with `head`; 8 if unknown."""
     bits = _header(head)
     if bits is None:
         return 8
@@ -39,7 +39,7 @@ def depth(head: bytes) -> int:
         if bits.take(1):
             _size(bits)  # for display
         if bits.take(1):
-            return 8  # a preview, whose header is longer than it is worth reading
+            return 8  # a preview, whose header is too long to be worth reading
         if bits.take(1):  # an animation: ticks a second, their divisor, loops, time codes
             for lengths in ((0, 0, 10, 30), (0, 0, 8, 10), (0, 3, 16, 32)):
                 bits.take(lengths[bits.take(2)])
@@ -51,7 +51,7 @@ def depth(head: bytes) -> int:
 
 
 def _header(head: bytes) -> _Bits | None:
-    """The header of the codestream; None if there is not enough of it for a size."""
+    """The header of the codestream; None if it is too short for a size."""
     if not head.startswith(CODESTREAM):
         head = _codestream(head)
     if not head.startswith(CODESTREAM) or len(head) < 12:
@@ -76,7 +76,7 @@ def _side(bits: _Bits, is_small: bool) -> int:
 
 
 def _codestream(head: bytes) -> bytes:
-    """What a file in boxes holds of its codestream, b"" if that begins later."""
+    """The codestream in a file of boxes, as far as it is in `head`; b"" if it starts later."""
     position = 0
     while position + 16 <= len(head):
         length, kind = (

@@ -1,4 +1,4 @@
-"""What becomes of text and graphics in an image that is encoded: a detail layer, or a warning."""
+"""Text and graphics in an image to encode: a detail layer, or a warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metadata of an image: what Pillow's `info` says of it -> what is kept, and back."""
+"""Metadata of an image: Pillow's `info` -> the kept fields, and back."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -34,11 +34,11 @@ NAMES = {  # field of Metadata: what users call it
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What is known of an image beside its pixels; what is empty is not there."""
+    """Metadata of an image; an empty field is absent."""
 
     exif: bytes = b""  # a TIFF structure, without the prefix "Exif\\0\\0"
     xmp: bytes = b""
-    profile: bytes = b""  # ICC; of the pixels before they became sRGB
+    profile: bytes = b""  # ICC, of the pixels before their conversion to sRGB
     iptc: bytes = b""  # IIM records
     comment: bytes = b""  # of JPEG or GIF, in no known encoding
     text: Mapping[str, str] = field(default_factory=dict)  # of PNG: keyword -> text
@@ -51,10 +51,10 @@ class Metadata:
 
 
 def of(image: Image.Image, *, is_upright: bool = False) -> Metadata:
-    """What can be kept of the `info` of an image in sRGB; notes what cannot, and why.
+    """The metadata to keep from the `info` of an image in sRGB; notes what cannot be kept and why.
 
     Args:
-        is_upright: the orientation that EXIF tells was applied and is not kept.
+        is_upright: the EXIF orientation has been applied, and is not kept.
     """
     info = image.info
     found: dict[str, Callable[[], Any]] = {
@@ -75,14 +75,14 @@ def of(image: Image.Image, *, is_upright: bool = False) -> Metadata:
             if size > MAX_METADATA:
                 raise ValueError(f"its {size} bytes are more than {MAX_METADATA}")
         except ValueError as exc:
-            note(f"the {NAMES[kind]} is left out: {exc}")
+            note(f"the {NAMES[kind]} is dropped: {exc}")
         else:
             kept[kind] = value
     return Metadata(**kept)
 
 
 def to_info(metadata: Metadata) -> dict[Any, Any]:
-    """The `info` that Pillow would have for an image with that metadata, pixels in sRGB."""
+    """The `info` that Pillow would have for an sRGB image with that metadata."""
     info: dict[Any, Any] = dict(metadata.text)
     if metadata.exif:
         info["exif"] = exif.PREFIX + metadata.exif
@@ -100,7 +100,7 @@ def to_info(metadata: Metadata) -> dict[Any, Any]:
 
 
 def _bytes(value: Any) -> bytes:
-    """Bytes as such; a text of a PNG file may stand under any name."""
+    """The value if it is bytes; a text of a PNG file can have any name."""
     return bytes(value) if isinstance(value, bytes | bytearray | memoryview) else b""
 
 
@@ -113,11 +113,11 @@ def _exif(info: Mapping[Any, Any], width: int, height: int, is_upright: bool) ->
     block = exif_of(info)
     if not block:
         return b""
-    if len(block) > MAX_METADATA + 2**16:  # a thumbnail in it may yet fall off
+    if len(block) > MAX_METADATA + 2**16:  # removing a thumbnail may make it fit
         raise ValueError(f"its {len(block)} bytes are more than {MAX_METADATA}")
     cleaned, damaged = exif.cleaned(block, width, height, is_upright=is_upright)
     for tag in dict.fromkeys(damaged):
-        note(f"EXIF tag {tag_name(tag)} is left out: it is damaged")
+        note(f"EXIF tag {tag_name(tag)} is dropped: it is damaged")
     return cleaned
 
 
@@ -137,7 +137,7 @@ def exif_of(info: Mapping[Any, Any]) -> bytes:
 
 
 def tag_name(tag: int) -> str:
-    """What users call a tag of EXIF."""
+    """The usual name of an EXIF tag."""
     return ExifTags.TAGS.get(tag, f"0x{tag:04x}")
 
 
@@ -155,7 +155,7 @@ def _iptc(photoshop: Any) -> bytes:
 
 
 def texts(info: Mapping[Any, Any]) -> dict[str, str]:
-    """The texts of a PNG file in an `info`, by their keyword."""
+    """The texts of a PNG file in an `info`, by keyword."""
     return {
         key: str(value).replace("\0", "")
         for key, value in info.items()

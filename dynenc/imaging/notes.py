@@ -1,8 +1,8 @@
-"""Notes: what of a picture is lost or changed without failing.
+"""Notes on what is lost or changed in an image without an error.
 
-A note is a `PictureWarning` to a caller of the library. Within `collected()` it goes into a list
-instead. The list belongs to the running thread or task, so the filters of `warnings`, which are
-shared by all threads of the host process, stay as they are.
+For a caller of the library, a note is a `PictureWarning`. Within `collected()` it is added to a
+list instead. The list belongs to the running thread or task, so the warning filters, which all
+threads of the host process share, are not changed.
 """
 
 import warnings
@@ -18,7 +18,7 @@ _current: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 
 def note(message: str) -> None:
-    """Tell that something of a picture is lost or changed; the rest is done."""
+    """Note that something in an image is lost or changed."""
     notes = _current.get()
     if notes is None:
         warnings.warn(message, PictureWarning, stacklevel=2)
@@ -38,5 +38,5 @@ def collected() -> Iterator[list[str]]:
 
 
 def joined(*notes: str) -> str:
-    """Several notes as one; empty ones are left out."""
+    """Join notes to one; empty ones are skipped."""
     return "; ".join(filter(None, notes))

@@ -1,4 +1,4 @@
-"""Packing of the data of chunks: a raw LZMA stream with an end marker. See docs/format.md."""
+"""Packing of chunk data: a raw LZMA stream with an end marker. See docs/format.md."""
 
 import lzma
 
@@ -14,9 +14,9 @@ def pack(data: bytes) -> bytes:
 
 
 def unpack(tag: str, data: bytes, most: int) -> bytes:
-    """Undo `pack`; memory grows with what comes out, and no further than `most` bytes.
+    """Undo `pack`; uses memory for the actual output, at most `most` bytes.
 
-    Raises: Corrupt, which names the chunk, if the data are damaged or unpack to more.
+    Raises: Corrupt, naming the chunk, if the data is damaged or unpacks to more.
     """
     unpacker = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[LZMA])
     try:

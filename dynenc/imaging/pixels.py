@@ -1,4 +1,4 @@
-"""Pixels of any Pillow mode -> 8 bits, sRGB, grey or RGB, with alpha where it is needed."""
+"""Pixels of any Pillow mode -> 8-bit sRGB, grey or RGB, with alpha if needed."""
 
 from PIL import Image, ImageChops
 
@@ -11,19 +11,19 @@ from dynenc.imaging.notes import note
 GREY_MODES = {"1", "L", "LA", "La"}
 COLOUR_MODES = {"P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"}
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-PROBES = 16  # pixels looked at before all are
+PROBES = 16  # pixels to check before checking all
 
 
 def to_plain(picture: Image.Image) -> Image.Image:
-    """Convert a Pillow image of any mode to one in sRGB of mode L, LA, RGB or RGBA.
+    """Convert a Pillow image of any mode to sRGB, in mode L, LA, RGB or RGBA.
 
-    An image whose channels are equal becomes grey, and alpha is there if a pixel is not opaque;
-    pixels that cannot be seen get the colours around them. More than 8 bits are scaled to 8, with a
-    note. The pixels of an ICC profile become sRGB, and it goes from `info["icc_profile"]` to
-    `info[SOURCE_PROFILE]` unless it is sRGB's own; of one that is damaged or lies about the pixels
-    a note says that they are taken as sRGB.
+    An image with equal channels becomes grey. Alpha is kept only if a pixel is not opaque;
+    transparent pixels get the colours around them. More than 8 bits are scaled to 8, with a note.
+    Pixels with an ICC profile are converted to sRGB, and the profile is moved from
+    `info["icc_profile"]` to `info[SOURCE_PROFILE]`, unless it is sRGB. If it is damaged or does not
+    fit the pixels, they are taken as sRGB, with a note.
 
-    Raises: ImageError if the mode is not known, or the range of the samples is not clear.
+    Raises: ImageError if the mode is unknown, or the range of the samples is unclear.
     """
     given, info = picture, dict(picture.info)
     if picture.mode in samples.MODES:
@@ -36,7 +36,7 @@ def to_plain(picture: Image.Image) -> Image.Image:
         picture = _unpremultiplied(picture).convert("RGBA")
         alpha = picture.getchannel("A")
         picture = picture.convert("RGB").convert(mode)
-    profile = info.get("icc_profile") if picture.mode != "LAB" else None  # which needs none
+    profile = info.get("icc_profile") if picture.mode != "LAB" else None  # LAB needs none
     if picture.mode == "RGB" and _is_grey(picture, alpha):
         picture, mode = picture.getchannel("R"), "L"
     if isinstance(profile, bytes) and profile:
@@ -57,15 +57,15 @@ def to_plain(picture: Image.Image) -> Image.Image:
 
 
 def _unpremultiplied(picture: Image.Image) -> Image.Image:
-    """An image whose colours are not multiplied by its alpha."""
-    if picture.mode == "La":  # which Pillow only converts band by band
+    """The image with colours that are not premultiplied by alpha."""
+    if picture.mode == "La":  # Pillow converts it only band by band
         colours = Image.merge("RGBa", [picture.getchannel("L")] * 3 + [picture.getchannel("a")])
         return colours.convert("RGBA")
     return picture
 
 
 def _is_grey(picture: Image.Image, alpha: Image.Image | None) -> bool:
-    """Whether all channels of an RGB image are equal where it can be seen."""
+    """Whether all channels of an RGB image are equal where it is not transparent."""
     if alpha is None:
         steps = (max(1, side // PROBES) for side in picture.size)
         across, down = (
@@ -86,28 +86,28 @@ def _is_grey(picture: Image.Image, alpha: Image.Image | None) -> bool:
 def _managed(picture: Image.Image, profile: bytes) -> tuple[Image.Image, bytes]:
     """An image in sRGB and the profile to keep, b"" if it is sRGB's.
 
-    The image comes back as it is if its profile is of no use.
+    The image is returned unchanged if its profile is invalid.
     """
     if picture.mode not in ("L", "RGB", "CMYK"):
         picture = picture.convert("RGB")
     try:
         return colour.to_srgb(picture, profile), b"" if colour.is_srgb(profile) else profile
     except ValueError as exc:
-        note(f"the colour profile is of no use, and the pixels are taken as sRGB: {exc}")
+        note(f"the colour profile is invalid, and the pixels are taken as sRGB: {exc}")
         return picture, b""
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """A Pillow image of any mode in sRGB, mode RGB, over white where it is transparent.
 
-    One that is that already comes back as it is, not copied.
+    An image that already is in this form is returned without a copy.
     """
     picture = over_white(to_plain(picture))
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def over_white(picture: Image.Image) -> Image.Image:
-    """An image as `to_plain` gives it, over white where it is transparent: L or RGB."""
+    """An image from `to_plain`, over white where it is transparent: L or RGB."""
     if picture.mode not in ("LA", "RGBA"):
         return picture
     white = Image.new("RGBA", picture.size, "white")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-NEEDED = {b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"pHYs", b"eXIf"}  # beside critical ones
+NEEDED = {b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"pHYs", b"eXIf"}  # and critical chunks
 UNDERSTOOD = NEEDED | {
     b"iCCP",
     b"tEXt",
@@ -22,7 +22,7 @@ GREY_BITS = {"L;2": 2, "L;4": 4}  # raw modes whose transparent value Pillow doe
 
 
 def chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Type, offset and length of every chunk of a PNG file, as far as it reaches."""
+    """Type, offset and length of each chunk of a PNG file, up to its end."""
     position = len(SIGNATURE)
     while True:
         file.seek(position)
@@ -35,7 +35,7 @@ def chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
 
 
 def is_png(file: BinaryIO) -> bool:
-    """Whether a file begins like one."""
+    """Whether a file starts like a PNG file."""
     file.seek(0)
     return file.read(len(SIGNATURE)) == SIGNATURE
 
@@ -52,9 +52,9 @@ def data_of(file: BinaryIO, wanted: bytes) -> bytes:
 
 
 def without_metadata(file: BinaryIO) -> tuple[BinaryIO, bytes]:
-    """A PNG file without its texts, profile and unknown chunks, and the profile by itself.
+    """A PNG file without its texts, profile and unknown chunks, and the profile separately.
 
-    Pillow refuses a file if one of them is damaged or larger than a limit of its own.
+    Pillow refuses a file if one of these is damaged or exceeds a limit.
     """
     out = io.BytesIO()
     out.write(SIGNATURE)
@@ -75,7 +75,7 @@ def without_metadata(file: BinaryIO) -> tuple[BinaryIO, bytes]:
 def transparent_value(value: object, rawmode: str) -> object:
     """The transparent value of a file in the scale of Pillow's pixels.
 
-    Of 16 bits a channel Pillow gives the higher 8, so colours that share those are transparent.
+    Pillow keeps the upper 8 of 16 bits, so all colours that share these become transparent.
     """
     if isinstance(value, int) and rawmode in GREY_BITS:
         return value * 255 // (2 ** GREY_BITS[rawmode] - 1)

@@ -1,4 +1,4 @@
-"""Two pictures side by side, small enough for a terminal."""
+"""Two images side by side, small enough for a terminal."""
 
 from PIL import Image
 
@@ -8,7 +8,7 @@ MAX_LINES = 40  # of the terminal
 
 
 def side_by_side(original: Image.Image, decoded: Image.Image, columns: int) -> Image.Image:
-    """Both pictures in RGB, scaled so that a column is 1 px wide and a line 2 px high."""
+    """Both images in RGB, scaled so that a column is 1 px wide and a line 2 px high."""
     most = max(1, columns // 2 - 1), 2 * MAX_LINES
     scale = min(1, most[0] / original.width, most[1] / original.height)
     width = max(1, round(scale * original.width))

@@ -21,8 +21,8 @@ Samples = npt.NDArray[Any]
 def to_grey(image: Image.Image) -> Image.Image:
     """An image of one of the `MODES` as L, or LA if a value is transparent.
 
-    16 bits are scaled from 0..65535; other types by what range their values need.
-    Raises: ImageError if the range is not clear, or values are not finite.
+    16 bits are scaled from 0..65535; other types from the range that their values need.
+    Raises: ImageError if the range is unclear, or values are not finite.
     """
     top = 65_535 if image.mode.startswith("I;16") else None
     return reduced(values(image), top, transparent=image.info.get("transparency"))
@@ -30,7 +30,7 @@ def to_grey(image: Image.Image) -> Image.Image:
 
 def values(image: Image.Image) -> Samples:
     """The samples [height, width] of an image of one of the `MODES`."""
-    if image.mode == "I;16N":  # which numpy cannot look at
+    if image.mode == "I;16N":  # not supported by numpy
         image = image.convert("I")
     return np.asarray(image)
 
@@ -38,12 +38,12 @@ def values(image: Image.Image) -> Samples:
 def reduced(
     samples: Samples, top: float | Sequence[float] | None, transparent: Any = None
 ) -> Image.Image:
-    """Samples [height, width] as an L image, or an LA one if a value of them is transparent.
+    """Samples [height, width] as an L image, or as LA if one of their values is transparent.
 
     Args:
         samples: integers or floats, 0 is black.
-        top: the value of white; of several, or the usual ones (None), the smallest that the samples
-            do not exceed.
+        top: the value of white; of several, or of the usual ones (None), the smallest one that is
+            not exceeded.
         transparent: the value that is transparent.
     Raises: ImageError.
     """
@@ -52,7 +52,7 @@ def reduced(
         told = "0 to 1" if top == 1 else f"0 to {top:.0f}"
         note(f"samples are scaled to 8 bits from a range of {told}, as their values suggest")
     else:
-        note("more than 8 bits a channel are reduced to 8")
+        note("more than 8 bits per channel are reduced to 8")
     scaled = samples.astype(np.float64) * (255 / top)
     grey = Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8))
     if isinstance(transparent, int):
@@ -64,7 +64,7 @@ def top_of(samples: Samples, tops: Sequence[float] = ()) -> float:
     """The smallest usual value of white that samples do not exceed; raises ImageError."""
     is_float = samples.dtype.kind == "f"
     if is_float and not np.isfinite(samples).all():
-        raise ImageError("the samples are not finite: NaN or infinite values stand for no colour")
+        raise ImageError("the samples are not finite: NaN and infinite values are not colours")
     low, high = float(samples.min()), float(samples.max())
     slack = OVERSHOOT if is_float else 0
     for top in tops or (FLOAT_TOPS if is_float else INTEGER_TOPS):
@@ -73,6 +73,6 @@ def top_of(samples: Samples, tops: Sequence[float] = ()) -> float:
                 break
             return top
     raise ImageError(
-        f"the samples reach from {low:g} to {high:g}, which is no usual range: scale them to "
+        f"the samples range from {low:g} to {high:g}, which is not a usual range: scale them to "
         f"{'0..1' if is_float else '0..65535'} first"
     )

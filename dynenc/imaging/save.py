@@ -1,4 +1,4 @@
-"""Decoded images as the bytes of image files, with their metadata and what decoded them."""
+"""Decoded images as the bytes of image files, with metadata and the name of the decoder."""
 
 import io
 import struct
@@ -18,13 +18,13 @@ from dynenc.imaging.notes import note
 from dynenc.io.names import STREAM
 from dynenc.view import WHOLE, View
 
-SOFTWARE = exif.SOFTWARE  # which decoder made an image
+SOFTWARE = exif.SOFTWARE  # names the decoder of an image
 LOSSY, LOSSY_QUALITY = (
     ("JPEG", "WEBP", "AVIF", "HEIF", "JXL"),
     95,
-)  # Pillow's default loses too much again
+)  # Pillow's defaults lose too much
 WEB = ("exif", "xmp", "profile")
-HOLDS = {  # format: fields of Metadata that it has a place for
+HOLDS = {  # format -> fields of Metadata that it can store
     "JPEG": (*WEB, "iptc", "comment", "resolution"),
     "PNG": (*WEB, "comment", "text", "resolution"),
     "TIFF": (*WEB, "iptc", "resolution"),
@@ -44,16 +44,16 @@ XMP_OF_PNG = "XML:com.adobe.xmp"  # keyword of a text
 
 
 def picture_format(target: str) -> str:
-    """Pillow's name of the format that a file's suffix stands for; PNG for stdout.
+    """Pillow's name of the format for the suffix of a file; PNG for stdout.
 
-    Raises: OutputError if the suffix is of no picture format that can be written.
+    Raises: OutputError if it is not the suffix of an image format that can be written.
     """
     if target == STREAM:
         return "PNG"
     suffix = PurePosixPath(target.rpartition("/")[2]).suffix.lower()
     form = formats.writer_of(suffix)
     if form is None:
-        raise OutputError(f"{target} has no suffix of a picture format that can be written")
+        raise OutputError(f"{target} has no suffix of an image format that can be written")
     return form
 
 
@@ -62,19 +62,19 @@ def picture_bytes(
 ) -> bytes:
     """A decoded RGB image, or a view of one, with its extras as a file of the name's format.
 
-    Notes what the format has no place for. Raises: OutputError if it cannot be written.
+    Notes what the format cannot store. Raises: OutputError if it cannot be written.
     """
     form = picture_format(name)
     homeless = [kind for kind in extras.metadata.kinds if kind not in HOLDS.get(form, ())]
     if homeless:
         kinds = ", ".join(NAMES[kind] for kind in homeless)
-        note(f"{form} has no place for metadata of this kind, which is left out: {kinds}")
+        note(f"{form} cannot store this metadata, which is dropped: {kinds}")
         empty = Metadata()
         left = replace(extras.metadata, **{kind: getattr(empty, kind) for kind in homeless})
         extras = replace(extras, metadata=left)
     picture = restore(picture, extras, view)
     if picture.mode in ("LA", "RGBA") and form not in WITH_ALPHA:
-        note(f"{form} has no alpha: what is transparent became white")
+        note(f"{form} has no alpha: transparent pixels become white")
         info = picture.info
         picture = pixels.over_white(picture)
         picture.info = info
@@ -90,23 +90,23 @@ def software(decoder_name: str, view: View = WHOLE) -> str:
 
 
 def save(picture: Image.Image, form: str, made_by: str) -> bytes:
-    """An image as a file of that format, with the metadata in its `info` and what made it.
+    """An image as a file of that format, with the metadata in its `info` and its software.
 
-    Notes metadata that does not fit in. Raises: OSError or ValueError if it cannot be written.
+    Notes metadata that does not fit. Raises: OSError or ValueError if it cannot be written.
     """
     kept = {kind: data for kind in HOLDS.get(form, ()) if (data := _data(picture, kind))}
     for kind, most in MOST_BYTES.get(form, {}).items():
         if len(kept.get(kind, b"")) > most:
-            note(f"the {NAMES[kind]} is left out: {form} has no place for {len(kept[kind])} bytes")
+            note(f"the {NAMES[kind]} is dropped: {form} cannot store {len(kept[kind])} bytes")
             del kept[kind]
     try:
         return _save(picture, form, made_by, kept)
     except (OSError, ValueError, TypeError, struct.error) as exc:
-        needed = {kind: kept[kind] for kind in kept if kind == "profile"}  # the pixels mean it
+        needed = {kind: kept[kind] for kind in kept if kind == "profile"}  # the pixels depend on it
         if kept == needed:
             raise
         kinds = ", ".join(NAMES[kind] for kind in kept.keys() - needed.keys())
-        note(f"metadata that {form} does not take is left out ({exc}): {kinds}")
+        note(f"metadata that {form} does not accept is dropped ({exc}): {kinds}")
         return _save(picture, form, made_by, needed)
 
 
@@ -139,7 +139,7 @@ def _save(picture: Image.Image, form: str, made_by: str, kept: dict[str, Any]) -
     if "iptc" in kept:
         options["extra"] = _app13(kept["iptc"])
     picture = picture.copy()
-    picture.info = {}  # Pillow's writers would take what was left out from there
+    picture.info = {}  # or Pillow's writers would store dropped metadata from it
     picture.save(buffer := io.BytesIO(), form, **options)
     return buffer.getvalue()
 
@@ -167,7 +167,7 @@ def _app13(iptc: bytes) -> bytes:
 def _tiff(
     picture: Image.Image, options: dict[str, Any], kept: dict[str, Any], made_by: str
 ) -> bytes:
-    """A TIFF file, with the entries of EXIF as they are in its own directory."""
+    """A TIFF file, with the EXIF entries unchanged in its directory."""
     plain = picture.copy()
     plain.info = {}
     plain.save(buffer := io.BytesIO(), "TIFF", **options)

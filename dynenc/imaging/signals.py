@@ -1,4 +1,4 @@
-"""Colours that a file describes by numbers instead of an ICC profile: CICP, gAMA and cHRM.
+"""Colours described by numbers instead of an ICC profile: CICP, gAMA and cHRM.
 
 The numbers become an ICC profile of three curves and a matrix, which LittleCMS applies.
 Sources: ITU-T H.273 (code points), PNG third edition, ITU-R BT.2100 (PQ, HLG), BT.2408 (white of
@@ -58,35 +58,35 @@ def _power(exponent: float) -> Callable[[Floats], Floats]:
     return lambda v: v**exponent
 
 
-# BT.709 and its kin are shown as sRGB, as viewers do
+# BT.709 and related curves are treated as sRGB, as in viewers
 TRANSFERS: dict[int, Callable[[Floats], Floats]] = dict.fromkeys((1, 2, 6, 13, 14, 15), _srgb)
 TRANSFERS |= {4: _power(2.2), 5: _power(2.8), 8: _power(1.0), 16: _pq, 18: _hlg}
 HDR = {16: "PQ", 18: "HLG"}
 
 
 def of_cicp(primaries: int, transfer: int) -> bytes:
-    """The profile of code points of ITU-T H.273, b"" if it is sRGB's; notes what is not known."""
+    """The profile for code points of ITU-T H.273, b"" for sRGB; notes unknown ones."""
     if primaries == UNSPECIFIED:
         primaries = 1
     if primaries not in PRIMARIES or transfer not in TRANSFERS:
-        note(f"colours of CICP {primaries}/{transfer} are not known and are taken as sRGB")
+        note(f"colours of CICP {primaries}/{transfer} are unknown, and taken as sRGB")
         return b""
     if transfer in HDR:
-        note(f"HDR ({HDR[transfer]}) is reduced to standard range, and what is brighter is clipped")
+        note(f"HDR ({HDR[transfer]}) is reduced to standard range, and highlights are clipped")
     if primaries == 1 and TRANSFERS[transfer] is _srgb:
         return b""
     return _profile(PRIMARIES[primaries], TRANSFERS[transfer])
 
 
 def of_png(gamma: Any, chromaticity: Any) -> bytes:
-    """The profile of a PNG file's gAMA and cHRM, as Pillow gives them, b"" if it is sRGB's."""
+    """The profile for gAMA and cHRM of a PNG file, as returned by Pillow; b"" for sRGB."""
     points = chromaticity if isinstance(chromaticity, tuple) else SRGB
     is_srgb = max(abs(a - b) for a, b in zip(points, SRGB, strict=True)) < 0.002
     transfer: Callable[[Floats], Floats] = _srgb
     if not isinstance(gamma, float):
         pass
     elif not 0.05 <= gamma <= 5:
-        note(f"a gamma of {gamma:g} makes no sense and is left out")
+        note(f"a gamma of {gamma:g} is invalid, and ignored")
         return b""
     elif abs(gamma - 1 / 2.2) >= 0.01:
         transfer = _power(1 / gamma)
@@ -95,7 +95,7 @@ def of_png(gamma: Any, chromaticity: Any) -> bytes:
     try:
         return _profile(points, transfer)
     except (ValueError, np.linalg.LinAlgError, ZeroDivisionError, FloatingPointError):
-        note("the chromaticities make no sense and are left out")
+        note("the chromaticities are invalid, and ignored")
         return b""
 
 

@@ -1,4 +1,4 @@
-"""Images from files, folders and tar shards, as every measurement and training run sees them."""
+"""Images from files, folders and tar shards, for measurements and training."""
 
 import tarfile
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from dynenc.imaging import formats, image, pixels
 def open_rgb(source: Path | bytes | BinaryIO, name: str = "") -> Image.Image:
     """Read an image as upright sRGB pixels without metadata, over white where it is transparent.
 
-    Raises: ImageError as `image.open_image`.
+    Raises: ImageError like `image.open_image`.
     """
     picture = pixels.to_rgb(image.open_image(source, name=name))
     picture.info.clear()
@@ -24,7 +24,7 @@ def open_rgb(source: Path | bytes | BinaryIO, name: str = "") -> Image.Image:
 def iter_images(source: Path) -> Iterator[tuple[str, Image.Image]]:
     """Yield (name, RGB image) of every image in a folder or a tar shard, sorted by name.
 
-    Raises: ImageError if the source is neither, or holds an image that cannot be read.
+    Raises: ImageError if the source is neither, or has an image that cannot be read.
     """
     if source.is_dir():
         for path in sorted(p for p in source.rglob("*") if _is_image(p.name)):

@@ -1,4 +1,4 @@
-"""Images as tensors and back, in parts and batches, and the padding to whole patches."""
+"""Images as tensors and back: parts, batches, and padding to whole patches."""
 
 import math
 
@@ -19,14 +19,14 @@ MAX_FLOAT = 2.0  # of tensors; decoders overshoot [-1, 1] by less
 def to_tensor(picture: Checked) -> Tensor:
     """RGB Pillow image, or uint8 [H, W, 3] or tensor -> [1, 3, H, W] float32 in [-1, 1].
 
-    Floats stay. What comes of a Pillow image or an array has the channels last in memory.
+    Floats are unchanged. From a Pillow image or array, the tensor has channels last in memory.
     """
     return to_floats(picture if isinstance(picture, Tensor) else _of_pixels(np.asarray(picture)))
 
 
 def _of_pixels(pixels: Pixels) -> Tensor:
     """Pixels [H, W, 3] as uint8 [1, 3, H, W]."""
-    if not (pixels.flags.c_contiguous and pixels.flags.writeable):  # else torch cannot look at it
+    if not (pixels.flags.c_contiguous and pixels.flags.writeable):  # torch cannot view it
         pixels = pixels.copy()
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
@@ -34,20 +34,20 @@ def _of_pixels(pixels: Pixels) -> Tensor:
 def checked(picture: object) -> Tensor:
     """A tensor as [1, 3, H, W], uint8 or float32; see `arrays.checked`.
 
-    Raises: ImageError if it is no tensor, of another shape or type, or holds NaN or infinity.
+    Raises: ImageError if it is not a tensor, has another shape or type, or NaN or infinite values.
     """
     if not isinstance(picture, Tensor):
         raise ImageError(
-            f"a {type(picture).__name__} is not a picture: give a path, a Pillow image, an "
+            f"a {type(picture).__name__} is not an image: give a path, a Pillow image, an "
             "array or a tensor"
         )
     if picture.layout != torch.strided or picture.is_meta:
-        raise ImageError("a sparse tensor, or one without data, is not a picture")
+        raise ImageError("a sparse tensor, or one without data, is not an image")
     if picture.dim() == 3:
         picture = picture[None]
     if picture.dim() != 4 or picture.shape[:2] != (1, 3):
         raise ImageError(
-            f"a tensor of shape {list(picture.shape)} is not one RGB picture [1, 3, H, W]"
+            f"a tensor of shape {list(picture.shape)} is not one RGB image [1, 3, H, W]"
         )
     return picture if picture.dtype == torch.uint8 else _checked_floats(picture)
 
@@ -56,24 +56,24 @@ def _checked_floats(picture: Tensor) -> Tensor:
     """A tensor as float32; raises ImageError unless its values are finite floats in [-1, 1]."""
     if not picture.is_floating_point():
         raise ImageError(
-            f"a tensor of {picture.dtype} is not a picture: give uint8 in 0..255 or float in -1..1"
+            f"a tensor of {picture.dtype} is not an image: give uint8 in 0..255 or float in -1..1"
         )
     picture = picture.float()
     low, high = (float(each) for each in picture.aminmax()) if picture.numel() else (0.0, 0.0)
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ImageError("the tensor holds pixels that are NaN or infinite")
+        raise ImageError("the tensor has pixels that are NaN or infinite")
     if max(-low, high) > MAX_FLOAT:
         raise ImageError(
-            f"the tensor's values reach from {low:g} to {high:g}: give them in [-1, 1]"
+            f"the tensor's values range from {low:g} to {high:g}: scale them to [-1, 1]"
         )
     return picture
 
 
 def part_of(picture: Checked, left: int, top: int, right: int, bottom: int) -> Tensor:
-    """A part of what `arrays.checked` gave, in px: [1, 3, h, w] uint8 or float32.
+    """A part of an image from `arrays.checked`, in px: [1, 3, h, w] uint8 or float32.
 
-    What lies beyond the picture is left out, and its edge repeated up to whole patches. Channels
-    are last in memory, unless a tensor of the user's has them elsewhere.
+    It is clipped to the image, whose edges are repeated up to whole patches. Channels are last in
+    memory, except for a user's tensor that has them elsewhere.
     """
     if isinstance(picture, Tensor):
         return pad(picture[..., top:bottom, left:right])
@@ -81,7 +81,7 @@ def part_of(picture: Checked, left: int, top: int, right: int, bottom: int) -> T
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """[1, 3, H, W] float, about [-1, 1] -> RGB Pillow image, rounded and clamped."""
+    """[1, 3, H, W] float, roughly in [-1, 1] -> RGB Pillow image, rounded and clamped."""
     pixels = image[0].float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
 
@@ -89,7 +89,7 @@ def to_picture(image: Tensor) -> Image.Image:
 def pad(image: Tensor) -> Tensor:
     """Repeat the last row and column until both sides are multiples of 8; any dtype.
 
-    What is padded has the channels last in memory.
+    A padded result has channels last in memory.
     """
     pixels = image.permute(0, 2, 3, 1)
     for side in (1, 2):
@@ -100,7 +100,7 @@ def pad(image: Tensor) -> Tensor:
 
 
 def batch(images: list[Tensor]) -> Tensor:
-    """Images [1, 3, H, W] of one size as [B, 3, H, W], channels last in memory; one as it is."""
+    """Images [1, 3, H, W] of equal size as [B, 3, H, W], channels last; a single one unchanged."""
     if len(images) == 1:
         return images[0]
     return torch.cat([image.permute(0, 2, 3, 1) for image in images]).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""What TIFF files say that Pillow's TIFF plugin overlooks."""
+"""Properties of TIFF files that Pillow's TIFF plugin ignores."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ PHOTOMETRIC, PLANAR, SUB_IFDS, SAMPLE_FORMAT, SUBSAMPLING = 262, 284, 330, 339, 
 WHITE_IS_ZERO, YCBCR, SEPARATE_PLANES = 0, 6, 2  # values
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # sample formats
 REDUCED, MASK = 1, 4  # bits of the subfile type
-MAX_PAGES = 1000  # looked at
+MAX_PAGES = 1000  # that are examined
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A directory of a TIFF file: an image of its own."""
+    """A directory of a TIFF file, which describes one image."""
 
     offset: int
     kind: int  # subfile type
@@ -54,7 +54,7 @@ class Tiff:
         return self.file.read(n_bytes)
 
     def pages(self) -> Iterator[Page]:
-        """The pages in their order; those that cannot be read end it."""
+        """The pages in order, up to the first one that cannot be read."""
         offset, seen = self.structure.first, set[int]()
         while offset and offset not in seen and len(seen) < MAX_PAGES:
             seen.add(offset)
@@ -76,11 +76,11 @@ class Tiff:
         return largest if largest.n_pixels > page.n_pixels else None
 
     def exif(self, offset: int, most_bytes: int) -> tuple[bytes, list[int]]:
-        """The EXIF of a page as a block of its own, and the tags that are left out."""
+        """The EXIF of a page as a separate block, and the tags that are dropped."""
         return exif.of_tiff(self.structure, self._read_at, offset, most_bytes)
 
     def _page(self, offset: int) -> tuple[Page, int]:
-        """A page and where the next is, or 0; raises ValueError."""
+        """A page and the offset of the next, or 0; raises ValueError."""
         entries, _, following = self.structure.directory(self._read_at, offset)
         tags = {entry.tag: entry for entry in entries}
 
@@ -96,9 +96,9 @@ class Tiff:
 
 
 def choose_page(image: TiffImageFile, tiff: Tiff) -> None:
-    """Turn to the page that is the image: not a reduced copy. Notes pages that are left out.
+    """Select the page with the image, not a reduced copy. Notes other pages, which are dropped.
 
-    Raises: ImageError if the image is one that Pillow cannot turn to.
+    Raises: ImageError if Pillow cannot select that page.
     """
     pages = list(tiff.pages())
     if not pages:
@@ -106,19 +106,19 @@ def choose_page(image: TiffImageFile, tiff: Tiff) -> None:
     number = next((i for i, page in enumerate(pages) if page.is_whole), 0)
     if larger := tiff.larger_below(pages[0]):
         raise ImageError(
-            f"it holds a larger image of {larger.width}x{larger.height} px that cannot be read "
-            f"here, beside this one of {pages[0].width}x{pages[0].height}: develop or export it "
+            f"it has a larger image of {larger.width}x{larger.height} px that cannot be read, "
+            f"besides this one of {pages[0].width}x{pages[0].height}: develop it or export it "
             "as PNG first"
         )
     if number:
         image.seek(number)
     n_others = sum(page.is_whole for page in pages) - 1
     if n_others > 0:
-        note(f"pages that are left out: {n_others}, all but the first")
+        note(f"pages after the first are dropped: {n_others}")
 
 
 def refuse_unreadable(image: TiffImageFile) -> None:
-    """Raise ImageError if Pillow would take the samples of a page for others."""
+    """Raise ImageError if Pillow would misread the samples of a page."""
     tags = image.tag_v2
     bits, is_raw = max(_all(tags.get(BITS, 1))), image.info.get("compression") == "raw"
     photometric = tags.get(PHOTOMETRIC)
@@ -131,14 +131,14 @@ def refuse_unreadable(image: TiffImageFile) -> None:
 
 
 def to_grey(image: TiffImageFile) -> Image.Image:
-    """A loaded page of more than 8 bits a sample as L, as its tags say; others as they are."""
+    """A loaded page of more than 8 bits per sample as L, following its tags; others unchanged."""
     if image.mode not in samples.MODES:
         return image
     tags = image.tag_v2
     bits, form = max(_all(tags.get(BITS, 1))), _all(tags.get(SAMPLE_FORMAT, UNSIGNED))[0]
     data = samples.values(image)
     if tags.prefix == b"MM" and image.info.get("compression") != "raw":
-        if image.mode == "I" and bits == 16:  # libtiff has swapped them already
+        if image.mode == "I" and bits == 16:  # libtiff has already swapped them
             data = data.astype(np.int16).byteswap()
         elif image.mode in ("I", "F"):
             data = data.byteswap()

@@ -1,1 +1,1 @@
-"""The networks: layers, encoders, decoders, and how their weights are loaded."""
+"""The networks: layers, encoders, decoders, and loading of their weights."""

@@ -1,4 +1,4 @@
-"""The paper's autoencoder: both halves of dynamic convolutions, with latents of their own."""
+"""The paper's autoencoder: encoder and decoder of dynamic convolutions, with its own latents."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from dynenc.networks.layers import DynamicBlock, DynamicConv
 
 
 class Autoencoder(nn.Module):
-    """Image -> latents -> image; the latents are its own, not those of Stable Diffusion.
+    """Image -> latents -> image, in its own latent space, not that of Stable Diffusion.
 
     The decoder shuffles the features of dynamic convolutions at 1/8, 1/4 and 1/2 of the size into
     pixels. Shapes: [B, 3, H, W] in [-1, 1] -> the same, about [-1, 1]; H and W multiples of 8.

@@ -1,4 +1,4 @@
-"""Checks of the tensors and sizes that networks are given, which raise UsageError."""
+"""Checks of the tensors and sizes passed to networks; they raise UsageError."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from dynenc.errors import UsageError
 
 
 def check_batch(what: str, tensor: Any, channels: int, multiple: int = 1) -> None:
-    """Refuse what is not a tensor [B, channels, H, W] of floats, or of bytes.
+    """Refuse anything but a tensor [B, channels, H, W] of floats or bytes.
 
     Args:
-        what: it is, for the message.
-        multiple: of H and W. They may not be 0 either.
-    Nothing is checked while a network is traced or compiled, where sizes may be symbols.
+        what: what the tensor is, for the message.
+        multiple: H and W must be positive multiples of this.
+    Nothing is checked while a network is traced or compiled, as sizes may be symbolic then.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return
@@ -31,7 +31,7 @@ def check_batch(what: str, tensor: Any, channels: int, multiple: int = 1) -> Non
 
 
 def pair(name: str, value: Any, least: int) -> Any:
-    """A whole number, or two of them, as layers of torch take them."""
+    """An integer or a pair of integers, as torch layers take them."""
     for number in value if isinstance(value, tuple | list) and len(value) == 2 else (value,):
         arguments.integer(name, number, least)
     return value

@@ -1,7 +1,6 @@
-"""What depends on the machine and on torch's version: devices, bfloat16, products of integers.
+"""Code that depends on the machine and on torch's version: devices, bfloat16, integer products.
 
-The private functions of torch that are used stand here and nowhere else, each with what replaces
-it where it is missing.
+Private functions of torch are used only here, each with a fallback for when it is missing.
 """
 
 import functools
@@ -22,13 +21,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def pick_device(device: str | torch.device = "auto") -> torch.device:
     """The torch device of 'cpu', 'cuda', 'cuda:1', 'mps', or 'auto': a GPU if there is one.
 
-    Raises: DeviceError if there is no such device; UsageError if DYNENC_CPU_DTYPE has no valid
-        value.
+    Raises: DeviceError if the device does not exist; UsageError if DYNENC_CPU_DTYPE is invalid.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     counts = {"cuda": max(1, torch.cuda.device_count()) if cuda else 0, "mps": int(mps), "cpu": 1}
     if not isinstance(device, str | torch.device):
-        raise DeviceError(f"there is no device {device!r}", hint="use --device cpu or auto")
+        raise DeviceError(f"no device {device!r}", hint="use --device cpu or auto")
     if device == "auto":
         device = next(kind for kind, count in counts.items() if count)
     try:
@@ -36,14 +34,14 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     except (RuntimeError, TypeError):
         chosen = None
     if chosen is None or (chosen.index or 0) >= counts.get(chosen.type, 0):
-        raise DeviceError(f"there is no device {str(device)!r}", hint="use --device cpu or auto")
+        raise DeviceError(f"no device {str(device)!r}", hint="use --device cpu or auto")
     if chosen.type == "cpu":
-        cpu_dtype()  # so that a wrong setting is noticed before any work
+        cpu_dtype()  # reports an invalid setting before any work
     return chosen
 
 
 def cpu_dtype() -> torch.dtype:
-    """The dtype of the matrix products of large networks on the CPU.
+    """The dtype for matrix products of large networks on the CPU.
 
     bfloat16 if the CPU has units for it, else float32, which is then faster. DYNENC_CPU_DTYPE
     forces one or the other; bfloat16 without units is emulated, exactly but slowly.
@@ -64,10 +62,10 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 
 def in_bfloat16(inputs: Tensor) -> AbstractContextManager[Any]:
-    """A context whose products are in bfloat16 if `inputs` are on the CPU and `cpu_dtype` says so.
+    """A context with products in bfloat16 if `inputs` are on the CPU and `cpu_dtype` says so.
 
-    Only for float32 inputs without gradient, and not in programs that torch exports. Sums of
-    residual blocks that begin in float32 stay in float32.
+    It applies only to float32 inputs without gradient, and not while torch exports a program. Sums
+    of residual blocks that start in float32 stay in float32.
     """
     plain = inputs.is_cpu and inputs.dtype == torch.float32 and not torch.is_grad_enabled()
     if plain and not torch.compiler.is_compiling() and cpu_dtype() == torch.bfloat16:
@@ -87,7 +85,7 @@ def has_bfloat16_units() -> bool:
 
 @functools.cache
 def has_exact_int_mm() -> bool:
-    """Whether torch multiplies int8 matrices on this CPU, and none of its sums saturates."""
+    """Whether torch can multiply int8 matrices on this CPU without saturating sums."""
     ones = torch.ones(32, 192, dtype=torch.int8, device="cpu")
     extremes = [(i, j) for i in (-128, 127) for j in (-127, 127)]
     try:

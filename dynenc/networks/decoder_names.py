@@ -1,9 +1,9 @@
-"""Names of decoders: what each stands for, on this machine and now. Never imports torch.
+"""Decoder names, and which decoder each selects on this machine. Never imports torch.
 
 A name of a decoder is one of
 
     auto       an SD VAE that is already on this disk, else the embedded decoder; never downloads
-    embedded   the small decoder that travels with dynenc
+    embedded   the small decoder that is shipped with dynenc
     autoencoder   that of the autoencoder, for its own latents only
     sd-vae     the SD VAE; downloaded from the Hugging Face hub if it is not on this disk
     anything else: a folder in diffusers form (or with one in `vae/`), a .safetensors file in
@@ -19,7 +19,7 @@ from dynenc.errors import WeightsError
 from dynenc.networks.vae_files import from_hub, on_disk
 
 VARIABLE = "DYNENC_SD_VAE"  # environment: path or hub id of the SD VAE to use
-SD_VAES = (  # the first is downloaded if asked for; all are looked for in the hub cache
+SD_VAES = (  # all are looked up in the hub cache; only the first is downloaded
     "stabilityai/sd-vae-ft-mse",
     "stabilityai/sd-vae-ft-ema",
     "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -29,7 +29,7 @@ SD_VAES = (  # the first is downloaded if asked for; all are looked for in the h
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which decoder a name stands for, on this machine and now."""
+    """The decoder that a name selects on this machine."""
 
     name: str  # for messages and reports: "embedded", a hub id or a path
     note: str  # why this one, and how to get the other
@@ -37,16 +37,16 @@ class Choice:
 
 
 def resolve(name: str = "auto") -> Choice:
-    """Say which decoder a name stands for, without loading or downloading anything.
+    """Find the decoder that a name selects, without loading or downloading anything.
 
     Raises: WeightsError if the name, or the one in DYNENC_SD_VAE, cannot be a decoder.
     """
     if name in registry.names("autoencoder"):
-        return Choice(name, "as asked")
+        return Choice(name, "as requested")
     if name == "embedded":
-        return Choice(name, "as asked")
+        return Choice(name, "as requested")
     if name not in ("auto", "sd-vae"):
-        return Choice(name, "as asked", on_disk(name))
+        return Choice(name, "as requested", on_disk(name))
     if own := os.environ.get(VARIABLE):
         try:
             path = on_disk(own)
@@ -54,10 +54,10 @@ def resolve(name: str = "auto") -> Choice:
             raise WeightsError(f"{VARIABLE} is set, but {exc}") from exc
         if path is None and name == "auto":
             raise WeightsError(
-                f"{own}, named by {VARIABLE}, is not on this disk",
+                f"{own}, set by {VARIABLE}, is not on this disk",
                 hint=f"download it once with --decoder {own}, or unset {VARIABLE}",
             )
-        return Choice(own, f"named by {VARIABLE}; the embedded decoder is faster", path)
+        return Choice(own, f"set by {VARIABLE}; the embedded decoder is faster", path)
     for repository in SD_VAES:
         if path := from_hub(repository, download=False):
             note = "found in the hub cache; the embedded decoder is faster"

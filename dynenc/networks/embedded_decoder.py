@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from dynenc.networks.integer_decoder import BOUND, GATE_BOUND
 
-Cut = tuple[int, int, int, int]  # latents to leave off at the left, right, top and bottom
-EdgeConv = partial(nn.Conv2d, padding_mode="replicate")  # a flat picture stays flat at its borders
+Cut = tuple[int, int, int, int]  # latents to cut off at the left, right, top and bottom
+EdgeConv = partial(nn.Conv2d, padding_mode="replicate")  # a flat image stays flat at its borders
 
 
 class DecoderBlock(nn.Module):
     """Residual block: bounded activations, a 3x3 convolution, a gated 1x1 convolution, a 1x1 mix.
 
-    There is no normalisation. Every activation that a product reads is clamped to a constant
-    range, as 8-bit integers saturate, which also keeps the products of gates from growing.
+    There is no normalisation. Activations before a product are clamped to a constant range, like
+    saturating 8-bit integers, which also bounds the products of the gates.
     Shapes: [B, channels, h, w] -> the same.
     """
 
@@ -35,7 +35,7 @@ class DecoderBlock(nn.Module):
         return features + self.steps(features)[-1]
 
     def steps(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the block computes, one from the other: bounded, spatial, gated, mixed."""
+        """The intermediate results of the block: bounded, spatial, gated, mixed."""
         bounded = (features * self.scale + self.offset).clamp(-BOUND, BOUND)
         spatial = self.spatial(bounded)
         gates, values = self.gate(spatial).chunk(2, 1)
@@ -44,10 +44,10 @@ class DecoderBlock(nn.Module):
 
 
 class EmbeddedDecoder(nn.Module):
-    """Latents -> image: residual blocks at 1/8, 1/4 and 1/2 of the image's size.
+    """Latents -> image: residual blocks at 1/8, 1/4 and 1/2 of the image size.
 
-    `block` makes a block of its number of channels; `conv` makes the layers between them, from the
-    arguments of `nn.Conv2d`.
+    `block` is called with the number of channels to make a block; `conv` makes the layers between
+    blocks, with the arguments of `nn.Conv2d`.
     Shapes: [B, 4, h, w] in SD scale -> [B, 3, 8h, 8w], about [-1, 1], not clamped; smaller by what
     is to be cut off.
     """
@@ -77,8 +77,8 @@ class EmbeddedDecoder(nn.Module):
         """Decode: [B, 4, h, w] in SD scale -> [B, 3, 8h, 8w], about [-1, 1].
 
         Args:
-            cut: latents at each side of a tile whose pixels nobody needs. They are cut off as soon
-                as no other pixel depends on them, which changes no pixel that is left.
+            cut: latents at each side of a tile whose pixels are not needed. They are cut off as
+                soon as no other pixel depends on them, which does not change the other pixels.
         """
         features, excess, reaches = latents, list(cut), iter(self.reaches)
         for layer in self.layers:

@@ -24,33 +24,33 @@ from dynenc.networks.layers import (
 )
 
 WIDE = 64  # channels; narrower blocks are no faster in bfloat16
-CHUNK = 8192  # patches of a strip of the picture; more need memory, fewer more time
+CHUNK = 8192  # patches per strip of the image; more take more memory, fewer take more time
 
 
 def to_floats(image: Tensor) -> Tensor:
-    """Pixels of 8 bits, 0..255, as float32 in [-1, 1]; floats stay."""
+    """8-bit pixels, 0..255, as float32 in [-1, 1]; floats are unchanged."""
     return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
 
 
 class Encoder(nn.Module):
     """Image -> latents: a dynamic convolution of 8x8 patches, then blocks of context at 1/8 size.
 
-    The dynamic convolution gives `width` features to `blocks` residual blocks, and the latents are
-    a linear map of theirs, added to a linear map of the patch, the one a closed-form fit starts
-    from. `hidden` is the number of units that predict each kernel; with 0 the convolution is a
-    `GatedConv`, the cheapest. The weights that meet pixels are rounded to 8 bits: their products
-    with pixels of 8 bits are integers, fast, and the same on every machine.
+    The dynamic convolution computes `width` features, which pass through `blocks` residual blocks.
+    The latents are a linear map of the result, plus a linear map of the patch, which training
+    starts from (closed-form fit). `hidden` is the number of units that predict each kernel; with 0
+    the convolution is a `GatedConv`, the cheapest. Weights applied to pixels are rounded to 8 bits:
+    their products with 8-bit pixels are integers, fast, and identical on every machine.
 
     Shapes: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale; H and W
     multiples of 8. It is fastest with the channels last in memory.
 
-    Without hidden units the native kernel encodes uint8 images on the CPU, with the weights of the
-    moment: inference alone, as nothing passes gradients there.
+    Without hidden units, the native kernel encodes uint8 images on the CPU with the current
+    weights. This is only for inference, as gradients cannot pass through it.
     """
 
     def __init__(self, hidden: int, width: int, blocks: int) -> None:
         super().__init__()
-        self.reach = blocks  # patches to each side that a latent depends on, beside its own
+        self.reach = blocks  # patches to each side that a latent depends on
         self.stem = (
             DynamicConv(3, width, SD1.patch, SD1.patch, hidden=hidden, batch_norm=False)
             if hidden
@@ -60,7 +60,7 @@ class Encoder(nn.Module):
         self.linear = nn.Conv2d(3, SD1.channels, SD1.patch, SD1.patch)
         self.head = nn.Conv2d(width, SD1.channels, 1)
         self._has_native = native.has(hidden, width, blocks)
-        self._native: native.Encoder | None = None  # of the weights when it was last needed
+        self._native: native.Encoder | None = None  # with the weights of its last use
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale."""
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
         return latents.permute(0, 3, 1, 2)
 
     def _is_inference_of_bytes(self, image: Tensor) -> bool:
-        """Whether the kernel can take an image: uint8 on the CPU, and nothing learns or exports."""
+        """Whether the kernel can be used: uint8 on the CPU, and no training or export."""
         weight = self.head.weight
         return (
             (image.dtype == torch.uint8 and image.is_cpu and weight.is_cpu)
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
         )
 
     def _native_latents(self, image: Tensor) -> Tensor:
-        """As `forward`, in the native kernel. The weights are compared, so they are never stale."""
+        """`forward` in the native kernel; weights are compared at each call, so never stale."""
         tensors = {name: t.detach().float().numpy() for name, t in self.named_parameters()}
         weights = native.flattened(tensors, len(self.context))
         if self._native is None or not np.array_equal(self._native.tensors, weights):
@@ -94,11 +94,11 @@ class Encoder(nn.Module):
         return torch.stack(found).to(self.head.weight.dtype)
 
     def features(self, image: Tensor) -> Tensor:
-        """What the dynamic convolution and each block make of an image, at every patch of length 1.
+        """Outputs of the dynamic convolution and each block, normalised to length 1 per patch.
 
-        Distances between them tell of texture and structure, as those of deeper networks do (LPIPS,
+        Distances between them measure texture and structure, like those of deeper networks (LPIPS,
         Zhang et al. 2018).
-        Shapes: as of `forward` -> [B, (1 + blocks) * width, H/8, W/8].
+        Shapes: like `forward` -> [B, (1 + blocks) * width, H/8, W/8].
         """
         layers = [self._products(image)[0].permute(0, 3, 1, 2)]
         for block in self.context:
@@ -140,14 +140,14 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def start_linear(self, weight: Tensor, bias: Tensor) -> None:
-        """Begin training from a linear map: weight [4, 3, 8, 8], bias [4]; the rest adds ~0."""
+        """Start training from a linear map: weight [4, 3, 8, 8], bias [4]; the rest adds ~0."""
         self.linear.load_state_dict({"weight": weight, "bias": bias})
         for parameter in self.head.parameters():
             parameter.mul_(0.1)
 
 
 def _strips(image: Tensor) -> Sequence[Tensor]:
-    """The image in strips of rows, whole patches each; an exported program takes it in one."""
+    """The image in strips of whole patches; in an exported program, as one strip."""
     if torch.compiler.is_compiling():
         return [image]
     rows_at_once = max(1, CHUNK * SD1.patch // image.shape[-1])

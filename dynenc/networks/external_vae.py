@@ -1,6 +1,6 @@
-"""Decoders of SD 1.x latents: the embedded one, and the autoencoders that others trained.
+"""Decoders of SD 1.x latents: the embedded one, and external autoencoders.
 
-`decoder_names` tells which a name stands for.
+`decoder_names` resolves their names.
 """
 
 import logging
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 
 def load_decoder(name: str | Path | Choice = "auto", device: torch.device | str = "cpu") -> Decoder:
-    """Load a decoder by name (see `decoder_names`) or as `resolve` chose it.
+    """Load a decoder by name (see `decoder_names`) or as chosen by `resolve`.
 
-    Foreign decoders run in float16 on an accelerator, in bfloat16 on a CPU made for it, else in
-    float32; the embedded one keeps float32 weights, and computes as `layers.in_bfloat16` says.
+    External decoders run in float16 on an accelerator, in bfloat16 on a CPU with units for it, else
+    in float32. The embedded one keeps float32 weights; for its products see `compat.in_bfloat16`.
 
-    Raises: WeightsError if there is no such decoder, it cannot be read, or is not for SD latents;
-        DeviceError if there is no such device; UsageError if the name is no text.
+    Raises: WeightsError if the decoder is missing, cannot be read, or is not for SD latents;
+        DeviceError if the device does not exist; UsageError if the name is not a string.
     """
     choice = name if isinstance(name, Choice) else resolve(file_name("a decoder", name))
     device = pick_device(device)
@@ -48,18 +48,18 @@ def load_decoder(name: str | Path | Choice = "auto", device: torch.device | str 
     path = choice.path or from_hub(choice.name, download=True)
     if path is None:
         raise WeightsError(
-            f"{choice.name} on the Hugging Face hub holds no {WEIGHTS[0]}, neither at its top nor "
-            "in vae/: name another decoder"
+            f"{choice.name} on the Hugging Face hub has no {WEIGHTS[0]}, neither at the top nor "
+            "in vae/: choose another decoder"
         )
     decoder = _decoder(choice.name, load_vae(path, choice.name, PARTS[2:]))
     return decoder.to(device, fast_dtype(device))
 
 
 def load_teacher(path: Path | str) -> tuple[nn.Module, Decoder]:
-    """Load both halves of an autoencoder of SD latents that is on this disk, frozen, in float32.
+    """Load both halves of a local autoencoder of SD latents, frozen, in float32.
 
     Returns: encoder, [B, 3, H, W] in [-1, 1] -> [B, 4, H/8, W/8] in SD scale, and `Decoder`.
-    Raises: WeightsError as `load_decoder`.
+    Raises: WeightsError like `load_decoder`.
     """
     found = on_disk(str(path))
     if found is None:
@@ -95,5 +95,5 @@ def _decoder(name: str, vae: Any) -> Decoder:
 
 
 def _has_posterior(vae: Any) -> bool:
-    """Whether it is an AutoencoderKL, with convolutions around a posterior; the other is tiny."""
+    """Whether it is an AutoencoderKL, which has a posterior, and not an AutoencoderTiny."""
     return isinstance(vae, import_diffusers("the autoencoder").AutoencoderKL)

@@ -1,4 +1,4 @@
-"""The embedded decoder in integers: its tensors, the same pixels everywhere, its float equivalent.
+"""The embedded decoder in integer arithmetic: its tensors, and its float equivalent.
 
 Weights are int8, and what else the arithmetic of docs/decoder.md needs is int16 or int32. Never
 imports torch.
@@ -95,7 +95,7 @@ def check(tensors: Tensors, widths: Sizes, blocks: Sizes) -> None:
 
 
 def load(tensors: Tensors, widths: Sizes, blocks: Sizes) -> PixelDecoder:
-    """The decoder that integer tensors make; raises WeightsError."""
+    """The decoder with these integer tensors; raises WeightsError."""
     return PixelDecoder(packed(tensors, widths, blocks))
 
 
@@ -117,7 +117,7 @@ def packed(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Packed:
 
 
 def decodes(model: Model, decoder: str, device: object) -> bool:
-    """Whether latents of a model are decoded in integers by a decoder of that name on a device."""
+    """Whether a decoder of that name on a device decodes latents of a model in integers."""
     if model.space is not SD1 or decoder != "embedded":
         return False
     return str(device) == "cpu" or (str(device) == "auto" and not runtime.has_gpu())
@@ -125,7 +125,7 @@ def decodes(model: Model, decoder: str, device: object) -> bool:
 
 @cache
 def embedded() -> PixelDecoder:
-    """The decoder that travels with dynenc; raises WeightsError."""
+    """The decoder that is shipped with dynenc; raises WeightsError."""
     model = registry.named("embedded", "decoder")
     logger.debug("decoder: embedded, in integers on the CPU")
     return load(read(model), model.arguments["widths"], model.arguments["blocks"])
@@ -164,7 +164,7 @@ def picture(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> 
 
 
 def to_floats(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Floats:
-    """The state dict of the `EmbeddedDecoder` that computes the same but for rounding."""
+    """The state dict of the `EmbeddedDecoder` that computes the same, except for rounding."""
     check(tensors, widths, blocks)
     found: Floats = {}
 

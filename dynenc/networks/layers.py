@@ -1,6 +1,6 @@
 """Dynamic convolution, after "Mind Your Own Kernels", in its factorised form.
 
-For every patch p a small dense net h predicts the kernel that is then applied to that same patch:
+For each patch p a small dense net h predicts the kernel that is applied to that patch:
 
     out = mean(K(p) * p) + b . p + c        with  K(p) = W h(p)
 
@@ -8,9 +8,9 @@ Because <W h, p> = <h, W^T p>, the kernel never has to exist:
 
     out = h(p) . (V p) + b . p + c          with  V = W^T / size of p
 
-So one product of the patches with the stacked rows [U; V; b], where U is the first layer of h, a
-small dense layer for every output channel, and a gated sum give exactly the paper's function. A
-constant part of K(p) and the paper's `similar_conv` are the same thing, the static kernel b.
+So the paper's function is exactly one product of the patches with the stacked rows [U; V; b], where
+U is the first layer of h, followed by a small dense layer and a gated sum per output channel. The
+static kernel b covers both a constant part of K(p) and the paper's `similar_conv`.
 """
 
 import torch
@@ -24,14 +24,14 @@ from dynenc.networks.compat import int8_linear
 
 Pair = int | tuple[int, int]  # one number for both, or (down, right)
 EPSILON = 1e-8  # the paper's code adds it before the power
-IN_CACHE = 2**18  # numbers of a tensor that a processor's cache holds together with others
+IN_CACHE = 2**18  # values of a tensor that fit into the cache together with others
 
 
 class HybridDense(nn.Module):
     """Dense layer with a learned power: y = copysign(scale * (relu(z) + 1e-8) ** power, z).
 
-    Here z = W x + bias; `power` and `scale` are learned, one of each for every output feature, and
-    start at 1 (a ReLU). With groups, the features fall into equal groups that do not mix.
+    Here z = W x + bias; `power` and `scale` are learned per output feature and start at 1 (a ReLU).
+    With groups, the features are split into equal groups that do not mix.
 
     Shapes: [..., in_features] -> [..., out_features].
     """
@@ -72,22 +72,22 @@ class HybridDense(nn.Module):
     def activate(self, z: Tensor) -> Tensor:
         """Raise z = W x + bias, [B, out_features, N], to the learned power; NaN becomes 0."""
         wide = z.float() if z.dtype.itemsize < 4 else z  # float16 has no 1e-8
-        # exp(power * log(.)) is three times as fast as pow on a CPU, and a product than copysign
+        # exp(power * log(.)) is three times as fast as pow on a CPU; so is a product vs. copysign
         logarithm = (F.relu(wide) + EPSILON).log() * self.power[:, None]
         signs = wide.sign() * self.scale.abs()[:, None]
         return (logarithm.exp() * signs).nan_to_num(nan=0.0).to(z.dtype)
 
 
 class DynamicConv(nn.Module):
-    """Convolution whose kernel is predicted from the very patch it is applied to.
+    """Convolution whose kernel is predicted from the patch it is applied to.
 
-    Every output channel has a predictor of its own: two `HybridDense` layers of `hidden` features,
-    each followed by batch normalisation if asked for, and a linear map to the kernel. As [U; V; b]
-    are rows that meet every patch, they are one plain convolution: neither kernels nor patches are
-    ever in memory, only 2 * hidden + 1 numbers for every value of the output.
+    Every output channel has its own predictor: two `HybridDense` layers of `hidden` features, each
+    optionally followed by batch normalisation, and a linear map to the kernel. [U; V; b] multiply
+    every patch, so they are one plain convolution: neither kernels nor patches are ever in memory,
+    only 2 * hidden + 1 numbers per output value.
 
-    The other arguments are those of `nn.Conv2d`: a number or a pair each, 'same' or 'valid' for
-    the padding, which is with zeros.
+    The other arguments are those of `nn.Conv2d`: each a number or a pair; the padding, with zeros,
+    can also be 'same' or 'valid'.
 
     Shapes: [B, in_channels, H, W] -> [B, out_channels, H', W'], H' and W' as for `nn.Conv2d`.
     Raises: UsageError, a ValueError, where `nn.Conv2d` raises one.
@@ -116,7 +116,7 @@ class DynamicConv(nn.Module):
             pair(name, value, 1)
         if not isinstance(padding, str):
             pair("padding", padding, 0)
-        try:  # says what else is wrong, and what a plain convolution of these would do
+        try:  # checks the other arguments, and defines the shapes
             like = nn.Conv2d(
                 *(in_channels, out_channels, kernel_size, stride, padding, dilation, groups),
                 device="meta",
@@ -155,9 +155,9 @@ class DynamicConv(nn.Module):
         return out
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """The rows [U; V; b] that every patch is multiplied by, and their biases: [R, size], [R].
+        """The rows [U; V; b] to multiply each patch by, and their biases: [R, size], [R].
 
-        With groups, R falls into as many equal parts, each with the rows of one group.
+        With groups, R consists of equal parts, each with the rows of one group.
         """
         bias = torch.zeros_like(self.static[:, 0]) if self.bias is None else self.bias
         weights = [self.predict.weight[0], self.dynamic, self.static]
@@ -169,7 +169,7 @@ class DynamicConv(nn.Module):
         return next(stacked), next(stacked)
 
     def gated(self, products: Tensor) -> Tensor:
-        """What comes of the products of patches and `rows`: [B, N, R] -> [B, N, out_channels]."""
+        """Outputs from the products of patches and `rows`: [B, N, R] -> [B, N, out_channels]."""
         counts = [len(self.dynamic) // self.groups] * 2 + [len(self.static) // self.groups]
         split = products.transpose(1, 2).unflatten(1, (self.groups, -1)).split(counts, dim=2)
         z, values, static = (part.flatten(1, 2) for part in split)
@@ -211,19 +211,19 @@ class GatedConv(nn.Conv2d):
         return self.gated(super().forward(image).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """The rows [U; V] that every patch is multiplied by, and their biases: [R, size], [R]."""
+        """The rows [U; V] to multiply each patch by, and their biases: [R, size], [R]."""
         return self.weight.flatten(1), self.get_parameter("bias")
 
     def gated(self, products: Tensor) -> Tensor:
-        """What comes of the products of patches and `rows`: [..., R] -> [..., out_channels]."""
+        """Outputs from the products of patches and `rows`: [..., R] -> [..., out_channels]."""
         gates, values = products.chunk(2, dim=-1)
         return F.relu(gates) * values
 
 
 def patches(image: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Image [B, C, H, W] -> its patches [B, N, size of one * C], in the order y, x, channel.
+    """Image [B, C, H, W] -> patches [B, N, patch area * C], in the order y, x, channel.
 
-    With channels last in memory a patch is a few runs of it, so this is a fast copy.
+    With channels last in memory, a patch is a few contiguous runs, so this is a fast copy.
     """
     height, width = (side // part * part for side, part in zip(image.shape[-2:], size, strict=True))
     rows = image[..., :height, :width].permute(0, 2, 3, 1).flatten(2)
@@ -239,18 +239,18 @@ def patches(image: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def joined(parts: list[Tensor], dim: int) -> Tensor:
-    """Parts put together along a dimension; one alone is not copied, as `torch.cat` would."""
+    """Like `torch.cat`, but a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 class ByteRows:
-    """Rows of weights rounded to 8 bits, for pixels of 8 bits: the sums of products are exact.
+    """Rows of weights rounded to 8 bits, for 8-bit pixels: the sums of products are exact.
 
-    They are the same on all machines, and several times as fast as in float32 on many a CPU.
+    They are identical on all machines, and several times as fast as in float32 on many CPUs.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        """Of rows [R, K], K below 1000, as `in_bytes` rounds them, and biases [R]."""
+        """Round rows [R, K], K < 1000, like `in_bytes`; biases [R]."""
         wide = torch.promote_types(weight.dtype, torch.float32)  # sums are too large for float16
         rows, step = _bytes_and_step(weight.to(wide))
         self.dtype, self.rows, self.scale = weight.dtype, rows.to(torch.int8), step[:, 0] / 127.5
@@ -265,9 +265,9 @@ class ByteRows:
 
 
 def in_bytes(weight: Tensor) -> Tensor:
-    """Rows [R, K] of weights rounded to 8 bits, each in steps of its own.
+    """Rows [R, K] of weights rounded to 8 bits, each with its own step.
 
-    The gradient passes as if they were not rounded.
+    The gradient ignores the rounding.
     """
     rows, step = _bytes_and_step(weight.detach())
     return weight + (rows * step - weight).detach()
@@ -279,7 +279,7 @@ def _bytes_and_step(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_position(weight: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Rows [R, C * size] of weights, in a convolution's order, in that of `patches`."""
+    """Rows [R, C * size] of weights, reordered from a convolution's order to that of `patches`."""
     rows: Tensor = weight.unflatten(1, (-1, size[0] * size[1])).transpose(1, 2).flatten(1)
     return rows
 

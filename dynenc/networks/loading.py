@@ -1,6 +1,6 @@
 """Networks and their weight files: safetensors only, float32 in memory.
 
-On disk weights are float16, or integers where a decoder in integers uses the file as well.
+On disk, weights are float16, or integers for the integer decoder.
 """
 
 from pathlib import Path
@@ -37,9 +37,9 @@ def load_named(name: str, kind: Literal["encoder"]) -> Encoder: ...
 @overload
 def load_named(name: str, kind: Literal["decoder"]) -> EmbeddedDecoder: ...
 def load_named(name: str, kind: registry.Network) -> nn.Module:
-    """A network with the weights that travel with dynenc, ready to run; half an autoencoder.
+    """A network with the shipped weights, ready to run; of an autoencoder, the half asked for.
 
-    Raises: WeightsError if there is no such model, or its file is missing or altered.
+    Raises: WeightsError if the model is unknown, or its file is missing or altered.
     """
     model = registry.named(name, kind)
     network = _filled(build(model), registry.read_file(model), model.file)
@@ -50,8 +50,8 @@ def load_encoder(name: str | Path = "light") -> Encoder | published.PublishedEnc
     """An encoder: image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale.
 
     Args:
-        name: of `models.names("encoder")`, or a .safetensors file as of `load_path`. The latents of
-            "autoencoder" are its own.
+        name: one of `registry.names("encoder")`, or a .safetensors file for `load_path`.
+            "autoencoder" has its own latent space.
     H and W must be multiples of 8. Raises: WeightsError, UsageError.
     """
     name = file_name("an encoder", name)
@@ -59,12 +59,12 @@ def load_encoder(name: str | Path = "light") -> Encoder | published.PublishedEnc
         return load_named(name, "encoder")
     network = load_path(Path(name))
     if not isinstance(network, Encoder | published.PublishedEncoder):
-        raise WeightsError(f"{name} holds no encoder of SD latents: name another file")
+        raise WeightsError(f"{name} has no encoder of SD latents: use another file")
     return network
 
 
 def load_path(path: Path) -> nn.Module:
-    """A network from a file that `save_weights` or `dynenc import-checkpoint` wrote.
+    """A network from a file written by `save_weights` or `dynenc import-checkpoint`.
 
     Raises: WeightsError.
     """
@@ -76,7 +76,7 @@ def load_path(path: Path) -> nn.Module:
     if name == published.MODEL:
         return published.load_imported(data, metadata, str(path))
     if name not in [*registry.names("encoder"), *registry.names("decoder")]:
-        raise WeightsError(f"{path} does not name a model of this dynenc: train it anew")
+        raise WeightsError(f"{path} does not name a model of this dynenc: train it again")
     return _filled(build(registry.MODELS[name]), data, str(path))
 
 
@@ -104,13 +104,13 @@ def _filled(module: N, data: bytes, name: str) -> N:
             }
         module.load_state_dict({key: value.float() for key, value in state.items()})
     except (SafetensorError, RuntimeError) as exc:
-        raise WeightsError(f"{name} does not hold this network's weights: {exc}") from exc
+        raise WeightsError(f"{name} does not have the weights of this network: {exc}") from exc
     module = module.eval().requires_grad_(False)
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it
 
 
 def save_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a state dict as float16 safetensors, with text that says how it was made."""
+    """Write a state dict as float16 safetensors, with its provenance as metadata."""
     half = {name: t.detach().cpu().to(torch.float16).contiguous() for name, t in state.items()}
     with writing(str(path), overwrite=True) as file:
         file.write(save(half, metadata))

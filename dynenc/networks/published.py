@@ -1,13 +1,13 @@
-"""The networks that the author of "Mind Your Own Kernels" published, computed as the author does.
+"""The networks published by the author of "Mind Your Own Kernels", computed in the same way.
 
-What sets them apart from `layers.DynamicConv`:
+Differences from `layers.DynamicConv`:
 
 - one row of `view(-1, size)` holds neighbouring patches of one channel, not a patch of all channels
-- batch normalisation uses the statistics of the image at hand, as the files were saved
+- batch normalisation uses the statistics of the current image, as in the saved files
 - padding "same" adds a row above and a column to the left for the patches, torch's for the rest
 
-A patch meets only its own part of the kernel that its row predicts, so no kernel is built here
-either: mean((W h + b) * p) = (h . W^T p + b . p) / size of p.
+A patch is multiplied only by its own part of the kernel that its row predicts, so no kernel is
+built here either: mean((W h + b) * p) = (h . W^T p + b . p) / size of p.
 """
 
 import json
@@ -26,12 +26,12 @@ from dynenc.networks.encoder import to_floats
 from dynenc.networks.layers import EPSILON
 
 MODEL = "imported"  # in the metadata of a converted file
-LARGEST = 2**20  # of any number that describes a layer
+LARGEST = 2**20  # maximum of any number that describes a layer
 NORM_EPSILON = 1e-5
 
 
 class PublishedConv(nn.Module):
-    """The author's DynamicConv, whose arguments these are; without `static`, no `similar_conv`.
+    """The author's DynamicConv, with its arguments; `static` adds the `similar_conv`.
 
     Shapes: [1, in_channels, H, W] -> [1, out_channels, H', W'].
     """
@@ -99,30 +99,30 @@ def _dense(rows: Tensor, weights: dict[str, Tensor], layer: str) -> Tensor:
 
 
 class PublishedEncoder(nn.Module):
-    """One of the author's encoders: its layers see the features before them and the pooled picture.
+    """One of the author's encoders: each layer sees the previous features and the pooled image.
 
-    The code of the deeper one was never published; that its layers are joined so is what the
-    statistics kept in its file fit best. They were trained on pictures in [0, 1], and one of them
-    gives better latents of pictures in [-1, 1].
+    The code of the deeper one was never published; these connections fit the statistics in its file
+    best. The encoders were trained on images in [0, 1], and one of them gives better latents for
+    images in [-1, 1].
 
     Shapes: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale; H and W
     multiples of 8.
     """
 
-    reach = 2**16  # patches that a latent depends on: all, by their statistics
+    reach = 2**16  # patches that a latent depends on: all, through the statistics
 
     def __init__(self, layers: list[dict[str, Any]]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(PublishedConv(**layer) for layer in layers)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encode each picture by its own statistics, whatever stands beside it in the batch."""
+        """Encode each image with its own statistics, independently of the rest of the batch."""
         check_batch("images", image, 3, SD1.patch)
         pictures = to_floats(image)
         return SD1.scale * torch.cat([self.latents(one[None]) for one in pictures])
 
     def latents(self, image: Tensor) -> Tensor:
-        """One picture [1, 3, H, W] of any range -> [1, 4, H/8, W/8], in the scale of the author."""
+        """One image [1, 3, H, W] of any range -> [1, 4, H/8, W/8], in the author's scale."""
         features = image
         for number, layer in enumerate(self.layers):
             if number:
@@ -133,7 +133,7 @@ class PublishedEncoder(nn.Module):
 
 
 class PublishedAutoencoder(nn.Module):
-    """The author's autoencoder, trained on pictures in [0, 1]; its latents are its own.
+    """The author's autoencoder, trained on images in [0, 1]; it has its own latent space.
 
     Shapes: [B, 3, H, W] in [-1, 1] -> the same; H and W multiples of 8.
     """
@@ -158,14 +158,14 @@ Published: TypeAlias = PublishedEncoder | PublishedAutoencoder
 
 
 def load_imported(data: bytes, metadata: dict[str, str], name: str) -> Published:
-    """The network of a file that `import_checkpoint` wrote; raises WeightsError."""
+    """The network in a file written by `import_checkpoint`; raises WeightsError."""
     try:
         described = json.loads(metadata["network"])
         for layer in [*described["layers"], *described.get("decoder", [])]:
             numbers = [value for value in layer.values() if isinstance(value, int)]
             if any(value < 0 or value > LARGEST for value in numbers):
                 raise ValueError("a number of a layer is out of range")
-        with torch.device("meta"):  # nothing is allocated before the shapes are known to be right
+        with torch.device("meta"):  # allocate nothing before the shapes are checked
             kind = PublishedAutoencoder if "decoder" in described else PublishedEncoder
             network: Published = kind(**described)
         network.load_state_dict(load(data), assign=True)
@@ -175,5 +175,5 @@ def load_imported(data: bytes, metadata: dict[str, str], name: str) -> Published
         if shapes[0] != (1, SD1.channels, 4, 5) or shapes[1] not in (shapes[0], (1, 3, 32, 40)):
             raise ValueError("its latents are not 4 of 8x8 pixels")
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise WeightsError(f"{name} does not hold a network of the author's: {exc}") from exc
+        raise WeightsError(f"{name} is not a network of the author: {exc}") from exc
     return network

@@ -1,4 +1,4 @@
-"""A decoder in tiles: large latents are decoded part by part, and blended without seams."""
+"""Tiled decoding: large latents are decoded in parts and blended without seams."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder
 from dynenc.view import Region
 
 OVERLAP = 24  # latents that neighbouring tiles share
-MARGIN = 4  # of them, at each tile's edge, not used: padding spoils them
+MARGIN = 4  # of these, not used at each edge of a tile, because padding affects them
 EMBEDDED_TILES = {  # equal the whole: of its reach of 13 latents the outer 7 change no 8 bits
     "tile": 116,  # larger ones are slower: glibc maps tensors of over 32 MB anew every time
     "margin": 6,
@@ -31,23 +31,23 @@ LARGE_TILE, SMALL_TILE = 256, 96  # latents, side of a tile of a small and of a 
 
 
 class Decoder(nn.Module):
-    """A decoder of SD latents, whatever its own scale, in tiles if the latents are large.
+    """A decoder of SD latents, whatever its own scale; large latents are decoded in tiles.
 
-    Latents are first clamped to -LIMIT..LIMIT, far beyond what encoders write: what networks make
-    of larger ones depends on the last bit of the arithmetic, hence on the machine.
+    Latents are first clamped to -LIMIT..LIMIT, far beyond what encoders produce: for larger ones
+    the output of networks depends on the last bit of the arithmetic, hence on the machine.
 
     Shapes: [B, 4, h, w] in SD scale, any device and dtype -> [B, 3, 8h, 8w] float32, about [-1, 1],
     on the network's device. Gradient flows through it.
 
     Args:
         name: for messages and reports.
-        network: what decodes a tile, [B, 4, h, w] -> [B, 3, 8h, 8w].
-        scale, shift: of its own latents, times SD's.
+        network: decodes a tile, [B, 4, h, w] -> [B, 3, 8h, 8w].
+        scale, shift: of its own latents, relative to SD's.
         tile: side of a tile, in latents, more than 2 * margin + 1.
-        margin: latents at a tile's inner edges that are not used, as padding spoils them: tiles
-            equal the whole if no pixel depends on latents farther away.
-        overlap: latents that neighbouring tiles share, more than 2 * margin; they blend linearly
-            over the rest.
+        margin: latents at a tile's inner edges that are not used, as padding affects them. The
+            result equals that without tiles if no pixel depends on latents farther away.
+        overlap: latents that neighbouring tiles share, more than 2 * margin; tiles are blended
+            linearly over the rest.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Decoder(nn.Module):
         Of a region, in px of the image, the bands have its columns and together its rows. Only
         the tiles that it touches are decoded, so its pixels are those of the whole.
 
-        Tiles are equally large, overlap, and are blended linearly: diffusers' own tiling leaves a
-        narrow strip as the last tile, whose statistics are its own.
+        Tiles have equal size, overlap, and are blended linearly; in diffusers' tiling the last tile
+        is a narrow strip with different statistics.
         """
         check_batch("latents", latents, SD1.channels)
         latents = latents.clamp(-LIMIT, LIMIT)
@@ -116,7 +116,7 @@ class Decoder(nn.Module):
         """Decode one tile, and cut off the pixels of some latents at its edges.
 
         With `precise`, the embedded decoder computes in float32 everywhere.
-        If the result is not finite in half precision, the network stays in float32 from then on.
+        If the result is not finite in half precision, the network is switched to float32 for good.
         """
         like = next(self.network.parameters())
         inputs = latents.to(like.device, torch.float32) / self.scale + self.shift
@@ -128,7 +128,7 @@ class Decoder(nn.Module):
         else:
             image = F.pad(self.network(inputs).float(), [-SD1.patch * count for count in cut])
         if like.dtype != torch.float32 and not image.isfinite().all():
-            with torch.inference_mode(False):  # else no gradient could ever flow through it again
+            with torch.inference_mode(False):  # otherwise it could never propagate gradients again
                 self.network.float()
             return self._decode(latents, precise, cut)
         return image
@@ -148,10 +148,10 @@ def _suit_bfloat16(latents: Tensor) -> bool:
 class Span:
     """A tile along one side of the latents."""
 
-    latents: slice  # what the network sees
-    cut: tuple[int, int]  # of them at both ends, what is not used
-    pixels: slice  # of the image, what the rest stands for
-    weight: Tensor  # of each of these pixels; those of all tiles sum to 1
+    latents: slice  # input of the network
+    cut: tuple[int, int]  # number of these at both ends that are not used
+    pixels: slice  # part of the image that the rest covers
+    weight: Tensor  # of each of these pixels; the weights of all tiles sum to 1
 
 
 def _touched(spans: Sequence[Span], side: slice) -> list[Span]:
@@ -161,9 +161,9 @@ def _touched(spans: Sequence[Span], side: slice) -> list[Span]:
 
 
 def spans(length: int, tile: int, margin: int = MARGIN, overlap: int = OVERLAP) -> list[Span]:
-    """Tiles along one side, equally long and at most `tile`.
+    """Tiles along one side, of equal length of at most `tile`.
 
-    The weight of a tile is its own ramp less that of the next tile.
+    The weight of a tile is its own ramp minus that of the next tile.
     """
     count = max(1, -(-(length - overlap) // (tile - overlap)))
     size = -(-(length + (count - 1) * overlap) // count)

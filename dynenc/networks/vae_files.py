@@ -1,6 +1,6 @@
-"""Files of Stable Diffusion's autoencoders: found on disk or on the hub, checked, and read.
+"""Files of Stable Diffusion's autoencoders: finding them on disk or the hub, checks, reading.
 
-`huggingface_hub` is imported when a file is looked for, `diffusers` and torch when it is read.
+`huggingface_hub` is imported to look for a file, `diffusers` and torch to read it.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 
 
 def on_disk(name: str) -> Path | None:
-    """Where a named decoder lies on this disk; None for a hub id that is not in the hub cache."""
+    """The local path of a named decoder; None for a hub id that is not in the hub cache."""
     path = Path(name).expanduser()
     if path.suffix.lower() in PICKLES:
         raise WeightsError(
             f"{name} is a pickle, which can run any code when it is read: convert it to "
-            ".safetensors and name that file"
+            ".safetensors and use that file"
         )
     if path.exists():
         return path
     if registry.is_weight_file(name) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        raise WeightsError(f"{name} does not exist: name a folder, a .safetensors file or a hub id")
+        raise WeightsError(f"{name} does not exist: give a folder, a .safetensors file or a hub id")
     return from_hub(name, download=False)
 
 
 def from_hub(repository: str, *, download: bool) -> Path | None:
-    """Folder of the hub cache with a repository's autoencoder, first filled if allowed, or None."""
+    """Folder of a repository's autoencoder in the hub cache, downloaded if allowed, or None."""
     for folder in ("vae/", ""):
         if config := _hub_file(repository, folder + "config.json", download):
             _check(_read_config(config), repository)  # before a large download
@@ -54,7 +54,7 @@ def from_hub(repository: str, *, download: bool) -> Path | None:
 
 
 def _hub_file(repository: str, name: str, download: bool) -> Path | None:
-    """A repository's file in the hub cache, first put there if allowed; None if there is none."""
+    """A repository's file in the hub cache, downloaded if allowed; None if there is none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
@@ -62,7 +62,7 @@ def _hub_file(repository: str, name: str, download: bool) -> Path | None:
     try:
         with _silenced(logging):
             return Path(hf_hub_download(repository, name, local_files_only=not download))
-    except Exception as exc:  # of huggingface_hub, or of its HTTP library, by version
+    except Exception as exc:  # of huggingface_hub or its HTTP library, depending on the version
         unreachable = isinstance(exc, LocalEntryNotFoundError)
         if not download or (isinstance(exc, EntryNotFoundError) and not unreachable):
             return None
@@ -74,7 +74,7 @@ def _hub_file(repository: str, name: str, download: bool) -> Path | None:
 
 
 def load_vae(path: Path, name: str, parts: tuple[str, ...]) -> Any:
-    """Load some parts of a diffusers autoencoder from a folder or a file; the rest has no data."""
+    """Load parts of a diffusers autoencoder from a folder or file; the rest stays without data."""
     diffusers = import_diffusers(name)
     import torch
 
@@ -82,7 +82,7 @@ def load_vae(path: Path, name: str, parts: tuple[str, ...]) -> Any:
     try:
         state = _read(file)
     except (OSError, SafetensorError) as exc:
-        raise WeightsError(f"{file} cannot be read as safetensors ({exc}): get it anew") from exc
+        raise WeightsError(f"{file} is not valid safetensors ({exc}): download it again") from exc
     config = config or _architecture(state, file)
     _check(config, name)
     try:
@@ -91,13 +91,13 @@ def load_vae(path: Path, name: str, parts: tuple[str, ...]) -> Any:
     except (TypeError, ValueError, RuntimeError) as exc:
         raise WeightsError(f"the config of {name} is not valid: {_first_line(exc)}") from exc
     if len(vae.config.block_out_channels) != 4:
-        raise WeightsError(f"{name} does not enlarge by 8: name a decoder of SD 1.x latents")
+        raise WeightsError(f"{name} does not upscale by 8: use a decoder of SD 1.x latents")
     expected = {key: t.shape for key, t in vae.state_dict().items() if key.startswith(parts)}
     shapes = {key: tensor.shape for key, tensor in state.items() if key.startswith(parts)}
     if wrong := sorted(key for key, _ in expected.items() ^ shapes.items()):
         raise WeightsError(
             f"{file} does not fit its architecture: {len(set(wrong))} tensors are missing, "
-            f"of another shape or unknown, {wrong[0]} among them"
+            f"unknown or of another shape, including {wrong[0]}"
         )
     filled = {key: state[key].float() for key in expected}
     vae.load_state_dict(filled, strict=False, assign=True)
@@ -127,7 +127,7 @@ def _find(path: Path) -> tuple[dict[str, Any], Path]:
     if not files:
         pickles = [file.name for file in folder.iterdir() if file.suffix in PICKLES]
         why = f", only {pickles[0]}, a pickle, which can run any code" if pickles else ""
-        raise WeightsError(f"{folder} holds no {WEIGHTS[0]}{why}: convert or download it")
+        raise WeightsError(f"{folder} has no {WEIGHTS[0]}{why}: convert or download it")
     return config, files[0]
 
 
@@ -136,16 +136,16 @@ def _read_config(file: Path) -> dict[str, Any]:
         return dict(json.loads(file.read_text("utf-8")))
     except (OSError, ValueError, TypeError) as exc:
         raise WeightsError(
-            f"{file} is missing or not JSON: name a folder of an autoencoder in diffusers form"
+            f"{file} is missing or not JSON: use the folder of an autoencoder in diffusers form"
         ) from exc
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """Read the autoencoder of a .safetensors file, under the names that diffusers uses now."""
+    """Read the autoencoder in a .safetensors file, with the current names of diffusers."""
     with safe_open(file, "pt") as tensors:
         keys = list(tensors.keys())
         if any(key.startswith("conditioner.") for key in keys):
-            raise WeightsError(f"{file} is for SDXL latents: name a decoder of SD 1.x latents")
+            raise WeightsError(f"{file} is for SDXL latents: use a decoder of SD 1.x latents")
         prefixes = ("first_stage_model.", "vae.", "")  # of a whole checkpoint
         prefix = next(
             (p for p in prefixes if any(key.startswith(p + "decoder.") for key in keys)), ""
@@ -166,7 +166,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _architecture(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
-    """The config of a file without one, from the shapes of its tensors."""
+    """The config for a file without one, inferred from the shapes of its tensors."""
     try:
         if (first := state.get("decoder.layers.0.weight")) is not None:
             return {"_class_name": "AutoencoderTiny", "latent_channels": first.shape[1]}
@@ -192,22 +192,22 @@ def _check(config: dict[str, Any], name: str) -> None:
     """Raise WeightsError unless a config is of a decoder of SD 1.x latents."""
     kind = config.get("_class_name")
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
-        raise WeightsError(f"{name} is of class {kind}: name an AutoencoderKL or AutoencoderTiny")
+        raise WeightsError(f"{name} is of class {kind}: use an AutoencoderKL or AutoencoderTiny")
     right = 1.0 if kind == "AutoencoderTiny" else SD1.scale
     scale, channels = (
         config.get("scaling_factor", right),
         config.get("latent_channels", SD1.channels),
     )
-    names = f"{Path(name).name} {config.get('_name_or_path')}"  # taesdxl has no other mark
+    names = f"{Path(name).name} {config.get('_name_or_path')}"  # nothing else identifies taesdxl
     why = None
     if scale == SDXL.scale or SDXL_NAME.search(names):
         why = "is for SDXL latents"
     elif channels != SD1.channels:
         why = f"is for latents of {channels} channels, not {SD1.channels}"
     elif scale != right:
-        why = f"is for latents times {scale}, not {right}"
+        why = f"is for latents with scale {scale}, not {right}"
     if why:
-        raise WeightsError(f"{name} {why}: name a decoder of SD 1.x latents")
+        raise WeightsError(f"{name} {why}: use a decoder of SD 1.x latents")
 
 
 def _first_line(exc: Exception) -> str:
@@ -216,7 +216,7 @@ def _first_line(exc: Exception) -> str:
 
 @contextmanager
 def _silenced(logging: Any) -> Iterator[None]:
-    """Let a library log errors only, for a while."""
+    """A context in which a library only logs errors."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

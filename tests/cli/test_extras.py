@@ -66,7 +66,7 @@ def test_formats_without_alpha_get_white_and_a_word(picture, tmp_path, suffix):
     result = run("decode", tmp_path / "photo.lat", "-o", back, "-d", "embedded")
     assert result.exit_code == 0
     assert "no alpha" in result.stderr
-    assert ("no place for metadata" in result.stderr) == (suffix == "bmp")
+    assert ("cannot store this metadata" in result.stderr) == (suffix == "bmp")
     with Image.open(back) as decoded:
         assert decoded.mode == "RGB"
         assert min(decoded.getpixel((37, 25))) > 240  # where it is transparent
@@ -78,11 +78,11 @@ def test_each_word_names_its_file(photo, tmp_path):
     result = run("encode", tmp_path, "-e", "nano", "--report", tmp_path / "report.csv")
     words = [line for line in result.stderr.splitlines() if "reduced" in line]
     assert words == [
-        f"dynenc: {tmp_path / 'deep.png'}: more than 8 bits a channel are reduced to 8"
+        f"dynenc: {tmp_path / 'deep.png'}: more than 8 bits per channel are reduced to 8"
     ]
     with (tmp_path / "report.csv").open(newline="") as file:
         notes = {row["source"].rpartition("/")[2]: row["note"] for row in csv.DictReader(file)}
-    assert notes == {"deep.png": "more than 8 bits a channel are reduced to 8", "plain.png": ""}
+    assert notes == {"deep.png": "more than 8 bits per channel are reduced to 8", "plain.png": ""}
     assert run("encode", tmp_path, "-e", "nano", "-fq").stderr == ""
 
 

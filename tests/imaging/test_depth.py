@@ -10,7 +10,7 @@ from PIL import Image
 
 from dynenc.imaging import boxes, formats, image, jxl, notes
 
-NOTE = ["more than 8 bits a channel are reduced to 8"]
+NOTE = ["more than 8 bits per channel are reduced to 8"]
 FILES = {  # of 4x4 px, written by libavif and OpenJPEG, compressed by zlib
     "AVIF, 10 bits": (
         "eNpjYGBQSCupLEgsy0xjAAIQnZuZZpibmZjm62joCBR6nZtaksgAAYoZKTlFUDZDQWZyCQMa4CvILMkFsxiBWC4zJz8Z"

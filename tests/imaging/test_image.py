@@ -225,10 +225,10 @@ def test_tensor_round_trip_is_exact(photo):
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "int64 is not a picture"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "int64 is not an image"),
         (torch.full((1, 3, 8, 8), torch.nan), "NaN or infinite"),
         (torch.full((1, 3, 8, 8), -torch.inf), "NaN or infinite"),
-        (torch.full((1, 3, 8, 8), 255.0), "reach from 255 to 255"),
+        (torch.full((1, 3, 8, 8), 255.0), "range from 255 to 255"),
     ],
 )
 def test_tensors_that_are_no_images(tensor, message):
@@ -276,6 +276,6 @@ def test_reading_leaves_the_process_as_it_was(photo):
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(read, range(40)))
-    assert found == [[], ["more than 8 bits a channel are reduced to 8"]] * 20
+    assert found == [[], ["more than 8 bits per channel are reduced to 8"]] * 20
     after = warnings.filters[:], Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     assert after == before

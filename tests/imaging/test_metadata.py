@@ -185,7 +185,7 @@ def test_what_a_format_has_no_place_for_is_named(nano, photo):
     photo.save(file := io.BytesIO(), "PNG", pnginfo=texts, dpi=(300, 300))
     opened = image.open_image(file.getvalue(), keep_metadata=True)
     found = extras.of(opened, keep_metadata=True)
-    with pytest.warns(PictureWarning, match="WEBP has no place .*: text, resolution"):
+    with pytest.warns(PictureWarning, match="WEBP cannot store .*: text, resolution"):
         save.picture_bytes(photo, found, "a.webp", "a test")
 
 
@@ -193,11 +193,11 @@ def test_what_cannot_be_kept_is_named(photo):
     texts = PngInfo()
     texts.add(b"caBX", b"a manifest")
     photo.save(file := io.BytesIO(), "PNG", pnginfo=texts)
-    with pytest.warns(PictureWarning, match="left out: chunk caBX"):
+    with pytest.warns(PictureWarning, match="cannot be kept: chunk caBX"):
         image.open_image(file.getvalue(), keep_metadata=True)
     segment = b"\xff\xeb" + struct.pack(">H", 2 + 12) + b"JP\0manifest!"
     photo.save(file := io.BytesIO(), "JPEG", extra=segment)
-    with pytest.warns(PictureWarning, match="left out: segment APP11 JP"):
+    with pytest.warns(PictureWarning, match="cannot be kept: segment APP11 JP"):
         image.open_image(file.getvalue(), keep_metadata=True)
     image.open_image(file.getvalue())  # nobody asked
 
@@ -271,7 +271,7 @@ def test_profiles_that_lie_are_told_and_not_used(photo, name):
             with_metadata(photo, "WEBP", lossless=True, icc_profile=LIES[name])
         )
     assert opened.tobytes() == photo.tobytes()
-    with pytest.warns(PictureWarning, match="stay sRGB"):
+    with pytest.warns(PictureWarning, match="stay in sRGB"):
         back = extras.restore(photo, Extras(metadata=Metadata(profile=LIES[name])))
     assert back.tobytes() == photo.tobytes()
     assert "icc_profile" not in back.info
@@ -310,7 +310,7 @@ def test_damaged_exif_is_left_out(nano, photo, data):
 
 def test_formats_that_hold_less(photo):
     photo.info |= {"exif": exif().tobytes(), "xmp": bytes(70_000), "icc_profile": SRGB}
-    with pytest.warns(PictureWarning, match="XMP is left out: JPEG has no place for 70000 bytes"):
+    with pytest.warns(PictureWarning, match="XMP is dropped: JPEG cannot store 70000 bytes"):
         saved = save.save(photo, "JPEG", "a test")
     with Image.open(io.BytesIO(saved)) as read:
         assert (read.getexif()[0x0131], read.getexif()[0x010F]) == ("a test", CAMERA)
@@ -319,7 +319,7 @@ def test_formats_that_hold_less(photo):
 
 def test_metadata_that_cannot_be_written_is_named(photo):
     photo.info |= {"exif": b"Exif\0\0no exif", "icc_profile": SRGB}
-    with pytest.warns(PictureWarning, match="does not take is left out.*EXIF"):
+    with pytest.warns(PictureWarning, match="does not accept is dropped.*EXIF"):
         saved = save.save(photo, "JPEG", "a test")
     with Image.open(io.BytesIO(saved)) as read:
         assert dict(read.getexif()) == {0x0131: "a test"}

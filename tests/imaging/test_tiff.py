@@ -133,7 +133,7 @@ def test_a_reduced_copy_is_not_taken_for_the_image():
     read = image.open_image(pages((16, 12), (64, 48), kinds=(1, 0)))
     assert read.size == (64, 48)
     assert read.getpixel((0, 0)) == 80
-    with pytest.raises(ImageError, match=r"x\.dng: it holds a larger image of 64x48 px"):
+    with pytest.raises(ImageError, match=r"x\.dng: it has a larger image of 64x48 px"):
         image.open_image(pages((16, 12), kinds=(1,), below=[(64, 48)]), name="x.dng")
     with pytest.raises(ImageError, match="the limit is 200"):
         image.open_image(pages((16, 12), (64, 48), kinds=(1, 0)), max_pixels=200)
@@ -142,7 +142,7 @@ def test_a_reduced_copy_is_not_taken_for_the_image():
 
 @pytest.mark.filterwarnings("error")
 def test_pages_that_are_left_out_are_told():
-    with pytest.warns(PictureWarning, match="pages that are left out: 2"):
+    with pytest.warns(PictureWarning, match="pages after the first are dropped: 2"):
         assert image.open_image(pages((16, 12), (16, 12), (8, 6))).size == (16, 12)
     image.open_image(pages((64, 48), (32, 24), kinds=(0, 1)))  # a pyramid
 
