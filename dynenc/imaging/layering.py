@@ -47,7 +47,7 @@ class Layering:
 
     @property
     def may_be_whole(self) -> bool:
-        """Whether a layer of the whole image may be smaller than latents and layer."""
+        """Whether a layer of the whole image may be smaller than latents plus layer."""
         return self.mask is not None and NEARLY <= self.mask.mean() < 1
 
     @cached_property
@@ -109,15 +109,15 @@ class Layering:
 
 
 def of(picture: Checked, mode: DetailMode) -> Layering:
-    """The layer for a picture that `arrays.checked` gave.
+    """The layer for an image from `arrays.checked`.
 
     Args:
-        mode: 'auto' looks for text and graphics; 'on' takes for that what resembles it less, too;
-            'off' makes no layer.
-    Raises: UsageError if there is no such mode.
+        mode: 'auto' looks for text and graphics; 'on' also accepts less certain tiles; 'off' makes
+            no layer.
+    Raises: UsageError if the mode is unknown.
     """
     if mode not in DETAIL_MODES:
-        raise UsageError(f"there is no detail {mode!r}: choose one of {', '.join(DETAIL_MODES)}")
+        raise UsageError(f"unknown detail {mode!r}: choose one of {', '.join(DETAIL_MODES)}")
     seen = picture if isinstance(picture, Image.Image | np.ndarray) else _rgb(picture)
     mask = graphics.find(seen, eager=mode == "on")
     if not mask.any():
