@@ -259,7 +259,7 @@ def refused(name: str) -> str:
     [
         ({"scaling_factor": 0.13025}, "SDXL"),
         ({"_name_or_path": "stabilityai/sdxl-vae"}, "SDXL"),
-        ({"scaling_factor": 0.5}, r"times 0\.5, not 0\.18215"),
+        ({"scaling_factor": 0.5}, r"scale 0\.5, not 0\.18215"),
         ({"latent_channels": 16}, "16 channels, not 4"),
         ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
         ({"_class_name": "AutoencoderTiny", "scaling_factor": 2}, r"times 2, not 1\.0"),
@@ -376,7 +376,7 @@ def test_a_repository_without_weights_is_refused(monkeypatch):
         raise EntryNotFoundError(name)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert "holds no diffusion_pytorch_model.safetensors" in refused("some/vae")
+    assert "has no diffusion_pytorch_model.safetensors" in refused("some/vae")
 
 
 def test_loading_says_nothing(folder, capfd, caplog):
