@@ -20,6 +20,7 @@ from dynenc.coding import bitstream
 from dynenc.errors import BitstreamError
 from dynenc.imaging import extras
 from dynenc.io.storage import read_at_most
+from dynenc.view import DIVISORS, WHOLE, View
 
 if TYPE_CHECKING:
     from dynenc.codec import Codec
@@ -39,6 +40,7 @@ class LatImageFile(ImageFile.ImageFile):
     def _open(self) -> None:
         """Read the size; raises UnidentifiedImageError, an OSError, if the file is damaged."""
         self._blob: bytes | None = b""
+        self._view = WHOLE
         try:
             if self.fp:  # at most the largest valid file is read
                 self._blob = read_at_most(self.fp, bitstream.MAX_BYTES, "the file")
@@ -52,12 +54,30 @@ class LatImageFile(ImageFile.ImageFile):
         if extras.ALPHA in tags:
             self._mode += "A"
 
+    def draft(
+        self, mode: str | None, size: tuple[int, int] | None
+    ) -> tuple[str, tuple[int, int, float, float]] | None:
+        """Decode at 1/2, 1/4 or 1/8 of the size, the smallest no smaller than `size`.
+
+        `thumbnail` calls it. Returns: mode and the box of the image in the smaller one; None if
+        nothing changes, or pixels have been decoded. The mode stays.
+        """
+        if self._blob is None or self._view != WHOLE or not size or min(size) < 1:
+            return None
+        width, height = self.size
+        most = min(width // size[0], height // size[1])
+        view = View(divisor=max(divisor for divisor in DIVISORS if divisor <= max(1, most)))
+        if view == WHOLE:
+            return None
+        self._view, self._size = view, view.scaled(self.size)[2:]
+        return self.mode, (0, 0, width / view.divisor, height / view.divisor)
+
     def load(self) -> Any:
         """Decode; raises OSError if the payload is damaged, WeightsError like `load_decoder`."""
         if self._blob is not None:
             try:
                 picture = _codec(decoder=file_name("a decoder", decoder)).decode(
-                    self._blob, max_pixels=sys.maxsize
+                    self._blob, scale=1 / self._view.divisor, max_pixels=sys.maxsize
                 )
             except BitstreamError as exc:
                 raise OSError(str(exc)) from exc

@@ -79,7 +79,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "42b8722c2c573178a5f7bf7a0876874848f2dec8789319d89116542adc96fccf",
+            "0e46d7d99554191d7e14f3f5f4fef06175fdcf7538ac21a22623bf04af8f8052",
             {"widths": (128, 64, 32), "blocks": (8, 4, 2)},
         ),
         Model(

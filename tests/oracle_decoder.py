@@ -55,15 +55,28 @@ def shuffle(values):
     return parts.transpose(0, 3, 1, 4, 2).reshape(count // 4, 2 * height, 2 * width)
 
 
-def decode(tensors, widths, blocks, latents):
-    """Latents int16 [4, h, w] in 1/2048 -> pixels uint8 [8h, 8w, 3]."""
+def pixels(values):
+    return values.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+
+
+def head(tensors, name, residual):
+    values = product(tensors, name, activations(tensors, name, residual))
+    return pixels(shuffle(values) if len(values) > 3 else values)
+
+
+def decode(tensors, widths, blocks, latents, divisor=1):
+    """Latents int16 [4, h, w] in 1/2048 -> pixels uint8 [8h / divisor, 8w / divisor, 3]."""
     residual = product(tensors, "layers.0", latents.astype(np.int64))
     index = 1
-    for count in blocks:
-        for _ in range(count):
+    for stage, count in enumerate(blocks):
+        for done in range(count + 1):
+            if divisor > 1 and stage == (divisor == 2) and done == min(2, count):
+                return head(tensors, f"heads.{divisor}", residual)
+            if done == count:
+                break
             residual = block(tensors, f"layers.{index}", residual)
             index += 1
         name = f"layers.{index}"
         residual = shuffle(product(tensors, name, activations(tensors, name, residual)))
         index += 2
-    return residual.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+    return pixels(residual)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageStat, UnidentifiedImageError
 
 import dynenc.pillow
 from dynenc import Codec
@@ -36,6 +36,40 @@ def test_open_gives_what_the_codec_decodes():
         expected = Codec(decoder="embedded").decode(GOLDEN.read_bytes())
         assert ImageChops.difference(picture, expected).getbbox() is None
         assert picture.resize((8, 8)).size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("size", "divisor"), [((40, 30), 8), ((90, 30), 4), ((225, 150), 2), ((226, 1), 1)]
+)
+def test_draft_decodes_a_smaller_picture(photo_path, size, divisor):
+    blob = saved(Image.open(photo_path).convert("RGB"))
+    opened = Image.open(io.BytesIO(blob))
+    found = opened.draft("L", size)
+    if divisor == 1:
+        assert found is None
+    else:
+        assert found == ("RGB", (0, 0, 451 / divisor, 300 / divisor))
+    assert opened.size == (-(-451 // divisor), -(-300 // divisor))
+    assert opened.draft(None, (1, 1)) is None or divisor == 1
+    expected = Codec(decoder="embedded").decode(blob, scale=1 / divisor)
+    if divisor > 1:
+        assert opened.tobytes() == expected.tobytes()
+        assert opened.draft(None, (1, 1)) is None
+
+
+def test_thumbnails_are_decoded_at_a_smaller_size(photo_path, monkeypatch):
+    opened = Image.open(io.BytesIO(saved(Image.open(photo_path).convert("RGB"))))
+    scales = []
+    decode = Codec.decode
+    monkeypatch.setattr(
+        Codec, "decode", lambda *a, **k: scales.append(k["scale"]) or decode(*a, **k)
+    )
+    whole = Image.open(photo_path).convert("RGB")
+    for picture in (opened, whole):
+        picture.thumbnail((100, 100))
+    assert scales == [1 / 2]  # Pillow asks for twice the size
+    assert opened.size == whole.size == (100, 67)
+    assert ImageStat.Stat(ImageChops.difference(opened, whole)).mean < [12] * 3
 
 
 def test_save_by_suffix(picture, tmp_path):

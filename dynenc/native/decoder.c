@@ -147,7 +147,7 @@ static int64_t read_all(Reading *r) {
         const int32_t width = header[i], last = i + 1 == STAGES_OF_SIZE;
         for (int32_t block = 0; block < header[STAGES_OF_SIZE + i]; block++) {
             Layer *layer = &decoder->layers[decoder->count++];
-            *layer = (Layer){.kind = BLOCK, .channels = width};
+            *layer = (Layer){.kind = BLOCK, .channels = width, .factor = 1};
             layer->input = take_input(r, width);
             layer->spatial = take_product(r, width, MAX_TAPS, width);
             layer->gate = take_product(r, 2 * width, 1, width);
@@ -155,10 +155,26 @@ static int64_t read_all(Reading *r) {
             layer->mix = take_product(r, width, 1, width);
         }
         Layer *layer = &decoder->layers[decoder->count++];
-        *layer = (Layer){.kind = last ? PIXELS : ENLARGE, .channels = width};
+        *layer = (Layer){.kind = last ? PIXELS : ENLARGE, .channels = width, .factor = 2};
         layer->input = take_input(r, width);
         layer->spatial = last ? take_product(r, 12, MAX_TAPS, width)
                               : take_product(r, 4 * header[i + 1], 1, width);
+    }
+    for (int32_t i = 0; i < HEADS; i++) {
+        const int32_t exit = header[2 * STAGES_OF_SIZE + i];
+        if (exit < 0 || exit >= decoder->count)
+            return DYNENC_BAD_SHAPE;
+        int32_t enlarged = 1; /* the size there, in that of the latents */
+        for (int32_t j = 0; j < exit; j++)
+            enlarged *= decoder->layers[j].kind == ENLARGE ? 2 : 1;
+        const int32_t factor = (1 << i) / enlarged, width = decoder->layers[exit].channels;
+        if (factor != 1 && factor != 2)
+            return DYNENC_BAD_SHAPE;
+        Layer *head = &decoder->heads[i];
+        *head = (Layer){.kind = PIXELS, .channels = width, .factor = factor};
+        head->input = take_input(r, width);
+        head->spatial = take_product(r, 3 * factor * factor, MAX_TAPS, width);
+        decoder->exits[i] = exit;
     }
     const int32_t whole = r->numbers == r->numbers_end && r->weights == r->weights_end;
     return r->error ? r->error : whole ? (int64_t)decoder->size : DYNENC_BAD_SHAPE;

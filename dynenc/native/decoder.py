@@ -24,7 +24,7 @@ from dynenc.view import Region
 UNIT = 2048  # integers of a latent of 1.0
 LIMIT = 32767  # their largest magnitude
 LARGEST_WIDTH = 8192  # pixels that are decoded side by side, which bounds the memory
-FEWEST_ROWS = 64  # pixels that a thread takes
+FEWEST_ROWS = 64  # that a thread takes, in pixels of the full size
 FAULTS = {  # what an error code of the decoder's functions means: dynenc.h
     -5: WeightsError("the decoder's tensors do not fit each other"),
     -6: WeightsError("the decoder's weights exceed exact arithmetic"),
@@ -45,6 +45,7 @@ class Call(ctypes.Structure):
         ("left", ctypes.c_int32),
         ("rows", ctypes.c_int32),
         ("columns", ctypes.c_int32),
+        ("halvings", ctypes.c_int32),
         ("latents", ctypes.c_void_p),
         ("pixels", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
@@ -70,7 +71,7 @@ class Packed:
         """Join tensors.
 
         Args:
-            sizes: widths and blocks at 1/8, 1/4 and 1/2 of the size of the picture.
+            sizes: the header of `dynenc_decoder_size`.
             numbers: what is no weight, layer by layer; see `dynenc_decoder_size`.
             weights: int8, [outputs, taps, channels] of each product.
         """
@@ -93,30 +94,34 @@ class PixelDecoder:
         init = library().dynenc_decoder_init
         checked(init(pointer(self._memory), ctypes.c_int64(size), *tensors), FAULTS)
 
-    def decode(self, latents: Latents, region: Region, threads: int = 1) -> Bytes:
+    def decode(self, latents: Latents, region: Region, threads: int = 1, divisor: int = 1) -> Bytes:
         """The pixels of a region: latents [4, h, w] in 1/2048 -> uint8 [height, width, 3].
 
         They are those of the whole picture, and the same with any number of threads.
+
+        Args:
+            region: of the picture whose sides are 8h and 8w divided by the divisor.
+            divisor: 1, 2, 4 or 8.
         """
         latents = np.ascontiguousarray(latents)
         pixels = np.empty((region.height, region.width, 3), np.uint8)
         parts = [
             Region(left, top, right - left, bottom - top)
-            for top, bottom in _split(region.height, _bands(region.height, threads))
-            for left, right in _split(region.width, -(-region.width // LARGEST_WIDTH))
+            for top, bottom in _split(region.height, _bands(region.height * divisor, threads))
+            for left, right in _split(region.width, -(-region.width * divisor // LARGEST_WIDTH))
         ]
 
         def run(part: Region) -> None:
             rows = slice(part.top, part.top + part.height)
             to = pixels[rows, part.left : part.left + part.width]
-            self._decode_part(latents, region, part, to)
+            place = region.top + part.top, region.left + part.left, part.height, part.width
+            self._run(latents, (*place, divisor.bit_length() - 1), to)
 
         runtime.in_threads(run, parts, threads)
         return pixels
 
-    def _decode_part(self, latents: Latents, region: Region, part: Region, to: Bytes) -> None:
-        top, left = region.top + part.top, region.left + part.left
-        place = top, left, part.height, part.width
+    def _run(self, latents: Latents, place: tuple[int, ...], to: Bytes) -> None:
+        """Decode a part: top, left, height, width and halvings of `dynenc_pixels_call`."""
         size = chosen_path(), *latents.shape[1:], *place
         arrays = latents.ctypes.data, to.ctypes.data, to.strides[0]
         call = Call(self._memory.ctypes.data, *size, *arrays)

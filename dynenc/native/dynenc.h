@@ -122,8 +122,10 @@ DYNENC_API int64_t dynenc_gradient(const dynenc_call *call, const int32_t *symbo
 
 /* The decoder of pictures: latents to pixels by integers; docs/decoder.md says what is computed. */
 
-/* Numbers before the others of a decoder: widths and blocks at 1/8, 1/4 and 1/2 of the size. */
-#define DYNENC_DECODER_HEADER 6
+/* Numbers before the others of a decoder: widths and blocks at 1/8, 1/4 and 1/2 of the size; and of
+ * the heads for pictures of these sizes the number of the layer, after layers.0, whose input each
+ * reads. */
+#define DYNENC_DECODER_HEADER 9
 
 /* Bytes of the decoder that these tensors make.
  *
@@ -142,7 +144,8 @@ typedef struct {
     const void *decoder;
     int32_t path;
     int32_t height, width;             /* of the latents, 1..8192 */
-    int32_t top, left, rows, columns;  /* in pixels, inside 8 * height and 8 * width */
+    int32_t top, left, rows, columns;  /* in pixels, inside the picture */
+    int32_t halvings;                  /* 0..3: the picture has 8 >> halvings pixels for a latent */
     const int16_t *latents;            /* [4, height, width] in 1/2048 */
     uint8_t *pixels;                   /* [rows, columns, 3] */
     int64_t stride;                    /* bytes from a row of pixels to the next */

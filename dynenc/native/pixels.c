@@ -24,7 +24,7 @@ typedef struct {
     const dynenc_pixels_call *call;
     const PixelDecoder *decoder;
     PixelKernels kernels;
-    int32_t count;
+    int32_t count, side;        /* layers; pixels for a latent, in one dimension */
     Rows rows[MAX_LAYERS];
     Side latent_rows, latent_columns;
     int32_t first_large, first_small;
@@ -66,15 +66,16 @@ static void cover(const PixelKernels *kernels, int32_t pixels, int32_t *large, i
 }
 
 /* Latents around some, in one dimension, that the pixels of these depend on. */
-static int32_t reach(const PixelDecoder *decoder) {
+static int32_t reach(const Picture *picture) {
     int32_t needed = 0;
-    for (int32_t i = decoder->count - 1; i >= 0; i--)
-        needed = decoder->layers[i].kind == ENLARGE ? (needed + 1) / 2 : needed + 1;
+    for (int32_t i = picture->count - 1; i >= 0; i--)
+        needed = picture->rows[i].layer->kind == ENLARGE ? (needed + 1) / 2 : needed + 1;
     return needed + 1;
 }
 
-static Side window(int32_t start, int32_t count, int32_t around, int32_t length) {
-    const int32_t first = start / 8 - around, end = (start + count + 7) / 8 + around;
+static Side window(int32_t start, int32_t count, int32_t patch, int32_t around, int32_t length) {
+    const int32_t first = start / patch - around;
+    const int32_t end = (start + count + patch - 1) / patch + around;
     Side side = {first < 0 ? 0 : first, end > length ? length : end, first <= 0, end >= length};
     side.count -= side.start;
     return side;
@@ -89,21 +90,19 @@ static void *take(Picture *picture, char *memory, uint64_t bytes) {
 /* Sizes of all rows, and the rows themselves if there is memory. */
 static void plan(Picture *picture, char *memory) {
     const dynenc_pixels_call *call = picture->call;
-    const PixelDecoder *decoder = picture->decoder;
-    const int32_t around = reach(decoder);
-    Side rows = window(call->top, call->rows, around, call->height);
-    Side columns = window(call->left, call->columns, around, call->width);
+    const int32_t around = reach(picture), patch = picture->side;
+    Side rows = window(call->top, call->rows, patch, around, call->height);
+    Side columns = window(call->left, call->columns, patch, around, call->width);
     picture->latent_rows = rows;
     picture->latent_columns = columns;
     picture->size = 0;
-    picture->count = decoder->count;
     picture->latents = take(picture, memory, 2ULL * 3 * LATENTS * (uint64_t)(columns.count + SPARE));
     rows = convolved(rows);
     columns = convolved(columns);
     uint64_t most = 0;
-    for (int32_t i = 0; i < decoder->count; i++) {
-        const Layer *layer = &decoder->layers[i];
+    for (int32_t i = 0; i < picture->count; i++) {
         Rows *own = &picture->rows[i];
+        const Layer *layer = own->layer;
         *own = (Rows){.layer = layer, .rows = rows, .columns = columns};
         own->stride = (int64_t)(columns.count + SPARE) * layer->channels;
         own->residuals = take(picture, memory, 2ULL * RESIDUAL_ROWS * (uint64_t)own->stride);
@@ -114,14 +113,14 @@ static void plan(Picture *picture, char *memory) {
             columns = convolved(columns);
         }
         cover(&picture->kernels, columns.count, &own->large, &own->small);
-        if (layer->kind != BLOCK) {
+        if (layer->kind == ENLARGE) {
             rows = doubled(rows);
             columns = doubled(columns);
         }
     }
     picture->hidden = take(picture, memory, most);
     picture->gated = take(picture, memory, most);
-    picture->pixels = take(picture, memory, 12ULL * (uint64_t)(columns.count / 2 + SPARE));
+    picture->pixels = take(picture, memory, 12ULL * (uint64_t)(columns.count + SPARE));
 }
 
 static void push(Picture *picture, int32_t index, int32_t row);
@@ -192,7 +191,7 @@ static void enlarge(Picture *picture, int32_t index, int32_t row) {
     }
 }
 
-/* Two rows of pixels; those that are wanted go to the caller. */
+/* A row of pixels, or two; those that are wanted go to the caller. */
 static void write_pixels(Picture *picture, int32_t index, int32_t row) {
     const Rows *rows = &picture->rows[index];
     const dynenc_pixels_call *call = picture->call;
@@ -200,15 +199,17 @@ static void write_pixels(Picture *picture, int32_t index, int32_t row) {
         product_call(picture, rows, &rows->layer->spatial, TO_PIXELS, picture->pixels);
     name_taps(rows, row, product.taps);
     picture->kernels.multiply(&product);
-    const int32_t first = 2 * convolved(rows->columns).start;
-    for (int32_t down = 0; down < 2; down++) {
-        const int32_t y = 2 * (rows->rows.start + row) + down - call->top;
+    const int32_t factor = rows->layer->factor;
+    const int32_t first = factor * convolved(rows->columns).start;
+    for (int32_t down = 0; down < factor; down++) {
+        const int32_t y = factor * (rows->rows.start + row) + down - call->top;
         if (y < 0 || y >= call->rows)
             continue;
         uint8_t *to = call->pixels + y * call->stride;
         for (int32_t x = 0; x < call->columns; x++) {
             const int32_t from = call->left + x - first;
-            memcpy(to + 3 * x, picture->pixels + 12 * (from / 2) + 6 * down + 3 * (from % 2), 3);
+            const int32_t place = 12 * (from / factor) + 3 * (factor * down + from % factor);
+            memcpy(to + 3 * x, picture->pixels + place, 3);
         }
     }
 }
@@ -279,15 +280,32 @@ static void run(Picture *picture) {
         }
 }
 
+/* The layers that make pixels of the wanted size: all, or the first and a head. */
+static void choose_layers(Picture *picture) {
+    const PixelDecoder *decoder = picture->decoder;
+    const int32_t halvings = picture->call->halvings;
+    const int32_t last = halvings ? decoder->exits[HEADS - halvings] : decoder->count - 1;
+    for (int32_t i = 0; i <= last; i++)
+        picture->rows[i].layer = &decoder->layers[i];
+    if (halvings)
+        picture->rows[last].layer = &decoder->heads[HEADS - halvings];
+    picture->count = last + 1;
+    picture->side = 8 >> halvings;
+}
+
 static int64_t start(const dynenc_pixels_call *call, Picture *picture) {
-    if (!call || !call->decoder || call->height < 1 || call->height > MAX_SIDE || call->width < 1 ||
-        call->width > MAX_SIDE || call->top < 0 || call->left < 0 || call->rows < 1 ||
-        call->columns < 1 || call->rows > 8 * call->height - call->top ||
-        call->columns > 8 * call->width - call->left)
+    if (!call || !call->decoder || call->halvings < 0 || call->halvings > HEADS)
+        return DYNENC_BAD_ARGUMENT;
+    const int32_t side = 8 >> call->halvings;
+    if (call->height < 1 || call->height > MAX_SIDE || call->width < 1 || call->width > MAX_SIDE ||
+        call->top < 0 || call->left < 0 || call->rows < 1 || call->columns < 1 ||
+        call->rows > side * call->height - call->top ||
+        call->columns > side * call->width - call->left)
         return DYNENC_BAD_ARGUMENT;
     memset(picture, 0, sizeof *picture);
     picture->call = call;
     picture->decoder = call->decoder;
+    choose_layers(picture);
     picture->kernels = dynenc_pixel_kernels(call->path);
     if (!picture->kernels.multiply)
         return DYNENC_BAD_ARGUMENT;

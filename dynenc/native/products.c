@@ -6,6 +6,10 @@
 #define EACH_OF_8(DO) EACH_OF_4(DO) DO(4) DO(5) DO(6) DO(7)
 #define EACH_OF_12(DO) EACH_OF_8(DO) DO(8) DO(9) DO(10) DO(11)
 
+/* sums and weights of the first convolution, in vectors of the compiler */
+typedef int32_t Sums8 __attribute__((vector_size(32)));
+typedef int16_t Shorts8 __attribute__((vector_size(16)));
+
 static ALWAYS_INLINE int32_t four(const uint8_t *p) {
     int32_t bytes;
     memcpy(&bytes, p, 4);

@@ -163,20 +163,34 @@ TARGET static void PATH(first)(const PixelDecoder *decoder, int32_t pixels,
     const int16_t *weights = PART(decoder, int16_t, product->weights_at);
     const int32_t *bias = PART(decoder, int32_t, product->bias_at);
     const int16_t *multiplier = PART(decoder, int16_t, product->multiplier_at);
-    for (int32_t pixel = 0; pixel < pixels; pixel++) {
-        int32_t sums[MAX_WIDTH];
-        for (int32_t output = 0; output < outputs; output++)
-            sums[output] = bias[output];
-        for (int32_t i = 0; i < MAX_TAPS * LATENTS; i++) {
-            const int32_t x = taps[i / LATENTS][LATENTS * pixel + i % LATENTS];
-            for (int32_t output = 0; output < outputs; output++)
-                sums[output] += x * weights[i * outputs + output];
+    for (int32_t pixel = 0; pixel < pixels; pixel++)
+        for (int32_t first = 0; first < outputs; first += GROUP) {
+            int32_t sums[GROUP];
+            Sums8 a, b, c, d;
+            memcpy(&a, bias + first, sizeof a);
+            memcpy(&b, bias + first + 8, sizeof b);
+            memcpy(&c, bias + first + 16, sizeof c);
+            memcpy(&d, bias + first + 24, sizeof d);
+            for (int32_t i = 0; i < MAX_TAPS * LATENTS; i++) {
+                const int32_t x = taps[i / LATENTS][LATENTS * pixel + i % LATENTS];
+                const int16_t *row = weights + i * outputs + first;
+                Shorts8 w[4];
+                memcpy(w, row, sizeof w);
+                a += x * __builtin_convertvector(w[0], Sums8);
+                b += x * __builtin_convertvector(w[1], Sums8);
+                c += x * __builtin_convertvector(w[2], Sums8);
+                d += x * __builtin_convertvector(w[3], Sums8);
+            }
+            memcpy(sums, &a, sizeof a);
+            memcpy(sums + 8, &b, sizeof b);
+            memcpy(sums + 16, &c, sizeof c);
+            memcpy(sums + 24, &d, sizeof d);
+            for (int32_t i = 0; i < GROUP; i++) {
+                const int32_t t = clamp32(sums[i] >> shift, INT16_MIN, INT16_MAX);
+                to[pixel * outputs + first + i] =
+                    (int16_t)((t * multiplier[first + i] + (1 << 14)) >> 15);
+            }
         }
-        for (int32_t output = 0; output < outputs; output++) {
-            const int32_t t = clamp32(sums[output] >> shift, INT16_MIN, INT16_MAX);
-            to[pixel * outputs + output] = (int16_t)((t * multiplier[output] + (1 << 14)) >> 15);
-        }
-    }
 }
 
 #undef SUMS_NAME

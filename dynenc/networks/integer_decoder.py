@@ -31,6 +31,7 @@ Sizes = tuple[int, ...]
 
 BOUND = 2.0  # largest magnitude of the activations that a 3x3 convolution reads
 GATE_BOUND = 4.0  # largest gate, and largest magnitude of the value that it multiplies
+HEAD_BLOCKS = 2  # of a size, before a head reads the residuals
 ACTIVATION_UNIT = 127 / BOUND  # integers of such an activation of 1.0
 ONE = 1 << 15  # integers of a multiplier of 1.0
 RESIDUAL_UNIT = 2048.0  # integers of a residual of 1.0, in the float equivalent
@@ -50,9 +51,26 @@ def plan(widths: Sizes, blocks: Sizes) -> Iterator[tuple[str, str, int, int]]:
         index += 2
 
 
+def heads(widths: Sizes, blocks: Sizes) -> Iterator[tuple[str, int, int, int]]:
+    """The heads for pictures at 1/8, 1/4 and 1/2 of the size, each a layer of kind "pixels".
+
+    Yields: name, the number of the layer in `plan` whose input it reads, channels, outputs.
+    """
+    early, late = (min(HEAD_BLOCKS, count) for count in blocks[:2])
+    late += blocks[0] + 1
+    yield "heads.8", early, widths[0], 3
+    yield "heads.4", early, widths[0], 4 * 3
+    yield "heads.2", late, widths[1], 4 * 3
+
+
 def shapes(widths: Sizes, blocks: Sizes) -> dict[str, tuple[str, Sizes]]:
     """Type and shape of every tensor of a decoder, in the order of the layers."""
     found: dict[str, tuple[str, Sizes]] = {}
+
+    def inputs(name: str, channels: int) -> None:
+        found[f"{name}.input.scale"] = "int16", (channels,)
+        found[f"{name}.input.offset"] = "int16", (channels,)
+        found[f"{name}.input.shift"] = "int32", (1,)
 
     def product(name: str, outputs: int, channels: int, side: int) -> None:
         found[f"{name}.weight"] = "int8", (outputs, channels, side, side)
@@ -62,9 +80,7 @@ def shapes(widths: Sizes, blocks: Sizes) -> dict[str, tuple[str, Sizes]]:
 
     product("layers.0", widths[0], 4, 3)
     for name, kind, channels, outputs in plan(widths, blocks):
-        found[f"{name}.input.scale"] = "int16", (channels,)
-        found[f"{name}.input.offset"] = "int16", (channels,)
-        found[f"{name}.input.shift"] = "int32", (1,)
+        inputs(name, channels)
         if kind == "block":
             product(f"{name}.spatial", channels, channels, 3)
             product(f"{name}.gate", 2 * channels, channels, 1)
@@ -72,6 +88,9 @@ def shapes(widths: Sizes, blocks: Sizes) -> dict[str, tuple[str, Sizes]]:
             product(f"{name}.mix", channels, channels, 1)
         else:
             product(name, outputs, channels, 3 if kind == "pixels" else 1)
+    for name, _, channels, outputs in heads(widths, blocks):
+        inputs(name, channels)
+        product(name, outputs, channels, 3)
     return found
 
 
@@ -103,6 +122,8 @@ def packed(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Packed:
     """The tensors of a decoder as the native kernel takes them; raises WeightsError."""
     check(tensors, widths, blocks)
     shuffled = {name for name, kind, _, _ in plan(widths, blocks) if kind != "block"}
+    shuffled |= {name for name, _, _, outputs in heads(widths, blocks) if outputs > 3}
+    exits = [exit for _, exit, _, _ in heads(widths, blocks)]
     numbers, weights = [], []
     for name in shapes(widths, blocks):
         tensor = tensors[name]
@@ -113,7 +134,7 @@ def packed(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Packed:
             weights.append(tensor.transpose(0, 2, 3, 1))
         else:
             numbers.append(tensor)
-    return Packed.of((*widths, *blocks), numbers, weights)
+    return Packed.of((*widths, *blocks, *exits), numbers, weights)
 
 
 def decodes(model: Model, decoder: str, device: object) -> bool:
@@ -145,26 +166,30 @@ def picture(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> 
     Args:
         needed: the part of the whole picture that is decoded; the rest is black. None: all of it.
     """
-    size = file.header.width, file.header.height
-    covered = view.covered(size)
-    left, top, right, bottom = (needed or covered).box
-    left, top = max(left, covered.left), max(top, covered.top)
-    right = min(right, covered.left + covered.width)
-    bottom = min(bottom, covered.top + covered.height)
+    size, divisor = (file.header.width, file.header.height), view.divisor
+    wanted = view.scaled(size)
+    left, top, right, bottom = View(needed, divisor).scaled(size).box if needed else wanted.box
+    left, top = max(left, wanted.left), max(top, wanted.top)
+    right = min(right, wanted.left + wanted.width)
+    bottom = min(bottom, wanted.top + wanted.height)
     part = Region(left, top, right - left, bottom - top)
     if part.width <= 0 or part.height <= 0:
-        return view.reduced(Image.new("RGB", covered[2:]))
-    threads = runtime.native_threads(part.width * part.height)
-    decoded = Image.fromarray(embedded().decode(to_integers(file.latents), part, threads))
-    if part == covered:
-        return view.reduced(decoded)
-    whole = Image.new("RGB", covered[2:])
-    whole.paste(decoded, (left - covered.left, top - covered.top))
-    return view.reduced(whole)
+        return Image.new("RGB", wanted[2:])
+    threads = runtime.native_threads(part.width * part.height * divisor**2)
+    pixels = embedded().decode(to_integers(file.latents), part, threads, divisor)
+    decoded = Image.fromarray(pixels)
+    if part == wanted:
+        return decoded
+    whole = Image.new("RGB", wanted[2:])
+    whole.paste(decoded, (left - wanted.left, top - wanted.top))
+    return whole
 
 
 def to_floats(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Floats:
-    """The state dict of the `EmbeddedDecoder` that computes the same, except for rounding."""
+    """The state dict of the `EmbeddedDecoder` that computes the same, except for rounding.
+
+    It has no heads.
+    """
     check(tensors, widths, blocks)
     found: Floats = {}
 

@@ -34,6 +34,8 @@ from dynenc.networks.integer_decoder import (
     load,
     plan,
 )
+from dynenc.networks.integer_decoder import heads as head_shapes
+from dynenc.training import heads
 from dynenc.training.crops import open_crops
 from dynenc.training.synthetic import Synthetic, flats
 from dynenc.view import Region
@@ -41,6 +43,7 @@ from dynenc.view import Region
 CROPS, CROP = 64, 256  # number of images for calibration, and their side in px
 DRAWN, FLATS = 16, 256  # drawn crops, and small images of one colour: photos lack pure colours
 STEPS = (0.1, 0.3, 0.5, 0.2)  # quantiser steps of their latents, in turn
+Example = tuple[Tensor, Tensor]  # latents, image
 QUAD = 128  # largest sum of the magnitudes of four weights: times 255 it fits into 16 bits
 FINEST_RESIDUAL = 11  # most fractional bits of the residuals
 RESIDUAL_ROOM = 3.0  # range of the residuals, relative to the largest magnitude measured
@@ -98,9 +101,14 @@ def calibrate(network: EmbeddedDecoder, latents: Iterable[Tensor]) -> Ranges:
     return ranges
 
 
-def quantize(network: EmbeddedDecoder, ranges: Ranges, widths: Sizes, blocks: Sizes) -> Tensors:
-    """The integer tensors for a float decoder."""
+def quantize(network: EmbeddedDecoder, ranges: Ranges, examples: Sequence[Example]) -> Tensors:
+    """The integer tensors of a float decoder.
+
+    Args:
+        examples: latents [B, 4, h, w] and pictures [B, 3, 8h, 8w], which the heads are fitted to.
+    """
     layers = _Layers(network, ranges)
+    widths, blocks = network.sizes
     units = [2.0**bits for bits in _residual_bits(ranges, widths, blocks)]
     first = np.tile(ranges.power["layers.0.in"], 9) * UNIT**2
     layers.add("layers.0", 1 / np.full(4, UNIT), units[0], power=first)
@@ -111,6 +119,7 @@ def quantize(network: EmbeddedDecoder, ranges: Ranges, widths: Sizes, blocks: Si
             continue
         stage += 1
         layers.add_conv(name, units[stage - 1], units[stage] if stage < len(units) else None)
+    layers.add_heads(network, units, examples)
     check(layers.tensors, widths, blocks)
     return layers.tensors
 
@@ -179,6 +188,20 @@ class _Layers:
             self.add(name, 1 / inputs, 127.5, power=np.tile(power, 9), most=most)
         else:
             self.add(name, 1 / inputs, following, power=power)
+
+    def add_heads(
+        self, network: EmbeddedDecoder, units: Sequence[float], examples: Sequence[Example]
+    ) -> None:
+        """The heads, whose inputs are seen as those of other layers."""
+        seen = self.ranges
+        for layer, names in heads.exits(network).items():
+            for name in names:
+                for kind in (seen.most, seen.peak, seen.power):
+                    kind[f"{name}.in"] = kind[f"{layer}.in"]
+        limits = {name: seen.range(f"{name}.in", "in") for name, *_ in head_shapes(*network.sizes)}
+        for name, (weight, bias) in heads.fit(network, limits, examples).items():
+            self.floats |= {f"{name}.weight": weight, f"{name}.bias": bias}
+            self.add_conv(name, units[name == "heads.2"], None)
 
     def add_input(self, name: str, scale: Doubles, offset: Doubles) -> None:
         """Add the conversion of residuals to 8-bit activations."""
@@ -302,7 +325,9 @@ def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder
         extremes = [encode(to_floats(picture)) for picture in drawn]
     steps = [STEPS[i % len(STEPS)] for i in range(CROPS)]
     rounded = [(z / step).round() * step for z, step in zip(latents, steps, strict=True)]
-    tensors = quantize(network, calibrate(network, [*rounded, *extremes]), *network.sizes)
+    seen, shown = [*rounded, *extremes], [*pictures[:, None], *drawn]
+    examples = [(z, to_floats(picture)) for z, picture in zip(seen, shown, strict=True)]
+    tensors = quantize(network, calibrate(network, seen), examples)
     centre(tensors, network, rounded)
     with safe_open(start, "np") as file:
         metadata = dict(file.metadata())

@@ -8,7 +8,7 @@ from dynenc.errors import WeightsError
 from dynenc.native import kernel
 from dynenc.native.decoder import LIMIT, UNIT, to_integers
 from dynenc.networks import integer_decoder
-from dynenc.view import Region
+from dynenc.view import DIVISORS, Region
 
 HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
 SIZES = [((32, 32, 32), (1, 1, 1)), ((128, 64, 32), (1, 0, 2)), ((64, 128, 64), (0, 2, 1))]
@@ -47,8 +47,9 @@ def some_latents(shape, scale, seed=0):
     return to_integers(values.astype(np.float32))
 
 
-def whole(latents):
-    return Region(0, 0, 8 * latents.shape[2], 8 * latents.shape[1])
+def whole(latents, divisor=1):
+    height, width = (8 * side // divisor for side in latents.shape[1:])
+    return Region(0, 0, width, height)
 
 
 @pytest.fixture(params=HERE)
@@ -64,8 +65,10 @@ def test_pixels_are_those_of_the_numpy_decoder(sizes, scale):
     decoder = integer_decoder.load(tensors, *sizes)
     for shape in SHAPES:
         latents = some_latents(shape, scale)
-        expected = oracle_decoder.decode(tensors, *sizes, latents)
-        assert np.array_equal(decoder.decode(latents, whole(latents)), expected)
+        for divisor in reversed(DIVISORS):
+            expected = oracle_decoder.decode(tensors, *sizes, latents, divisor)
+            found = decoder.decode(latents, whole(latents, divisor), divisor=divisor)
+            assert np.array_equal(found, expected)
     assert len(np.unique(expected)) > (20 if scale == 1 else 2)
 
 
@@ -73,15 +76,19 @@ def test_parts_and_threads_give_the_pixels_of_the_whole():
     tensors = made_up(SIZES[1])
     decoder = integer_decoder.load(tensors, *SIZES[1])
     latents = some_latents((40, 21), 1)
-    expected = decoder.decode(latents, whole(latents))
-    for threads in (2, 3, 9):
-        assert np.array_equal(decoder.decode(latents, whole(latents), threads), expected)
     random = np.random.default_rng(0)
-    for _ in range(30):
-        top, left = random.integers(0, 320), random.integers(0, 168)
-        height, width = random.integers(1, 321 - top), random.integers(1, 169 - left)
-        found = decoder.decode(latents, Region(left, top, width, height), random.integers(1, 4))
-        assert np.array_equal(found, expected[top : top + height, left : left + width])
+    for divisor in DIVISORS:
+        everything = whole(latents, divisor)
+        expected = decoder.decode(latents, everything, divisor=divisor)
+        for threads in (2, 3, 9):
+            found = decoder.decode(latents, everything, threads, divisor)
+            assert np.array_equal(found, expected)
+        for _ in range(30):
+            left, top = random.integers(0, everything[2:])
+            width, height = random.integers(1, np.array(everything[2:]) - (left, top) + 1)
+            region = Region(*map(int, (left, top, width, height)))
+            found = decoder.decode(latents, region, random.integers(1, 4), divisor)
+            assert np.array_equal(found, expected[region.slices])
 
 
 def test_wide_pictures_are_decoded_in_parts(monkeypatch):
