@@ -262,7 +262,7 @@ def refused(name: str) -> str:
         ({"scaling_factor": 0.5}, r"scale 0\.5, not 0\.18215"),
         ({"latent_channels": 16}, "16 channels, not 4"),
         ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
-        ({"_class_name": "AutoencoderTiny", "scaling_factor": 2}, r"times 2, not 1\.0"),
+        ({"_class_name": "AutoencoderTiny", "scaling_factor": 2}, r"scale 2, not 1\.0"),
         ({"layers_per_block": 1}, "does not fit"),
         ({"block_out_channels": [64] * 4}, "does not fit"),
         ({"norm_num_groups": 7}, "config .* is not valid"),
