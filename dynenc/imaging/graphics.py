@@ -26,6 +26,7 @@ RENDERED_PEERS, SCANNED_PEERS = 6, 9  # ... so many of the 25
 RENDERED_LEVELS, SCANNED_LEVELS = 6, 10  # differences of backgrounds that count as the same
 EDGE, SMOOTH = 1, 90  # around what is found: sharp and calm pixels
 DITHERED = 32  # still pixels in drawn gradients, which are calm everywhere
+ACROSS, FRAMED = 12, 212  # at the frames of photographs: pixels along one edge; calm beside it
 CLOSINGS, ENCLOSED = 2, 5  # rounds in which tiles are added that have so many neighbours
 LEAST = 6  # tiles, of what is taken for text
 STRIP = 2**20  # px that are looked at at once
@@ -83,6 +84,7 @@ def find(picture: Image.Image | Pixels, *, eager: bool = False) -> Mask:
     drawn = (tiles.still >= STILL) | (tiles.still >= DITHERED) & (tiles.calm == TILE**2)
     found = _grown(found, parts | drawn, most=2)
     found = _grown(found, drawn, most=sum(found.shape))
+    found |= dilated(found) & (tiles.sharp >= ACROSS) & (tiles.calm >= FRAMED)
     for _ in range(CLOSINGS):
         found |= _set_around(found) >= ENCLOSED
     return found
