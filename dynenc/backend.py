@@ -19,7 +19,7 @@ from dynenc.coding.lat_file import LatFile
 from dynenc.errors import OtherLatents
 from dynenc.imaging import arrays, tensors
 from dynenc.imaging.arrays import Checked
-from dynenc.latent_space import SD1
+from dynenc.latent_space import AUTOENCODER, SD1, LatentSpace
 from dynenc.native.kernel import Floats
 from dynenc.networks import loading
 from dynenc.networks.compat import pick_device
@@ -44,7 +44,7 @@ class Backend:
     def __init__(self, encoder: str, decoder: str, device: str | torch.device) -> None:
         self.encoder_name, self.decoder_name = encoder, decoder
         self.device = pick_device(device)
-        self._own_decoders: dict[str, Decoder] = {}
+        self._other_decoders: dict[str, Decoder] = {}
 
     @cached_property
     @torch.inference_mode(False)  # parameters must not become inference tensors
@@ -66,29 +66,36 @@ class Backend:
         return load_decoder(self.decoder_name, self.device)
 
     @torch.inference_mode(False)
-    def _own_decoder(self, model: registry.Model) -> Decoder:
-        """The decoder of a model with its own latent space; loaded once."""
-        if model.name not in self._own_decoders:
-            self._own_decoders[model.name] = load_decoder(model.name, self.device)
-        return self._own_decoders[model.name]
+    def _other_decoder(self, name: str, space: LatentSpace) -> Decoder:
+        """A decoder of latents that are not those of SD 1.x; loaded once."""
+        if space.name not in self._other_decoders:
+            self._other_decoders[space.name] = load_decoder(name, self.device, space)
+        return self._other_decoders[space.name]
 
     def decoder_of(self, model: registry.Model) -> Decoder:
-        """The decoder for the latents of a model; raises OtherLatents if the chosen one is not."""
-        name = self.decoder_name
-        if model.space is not SD1:
-            if name not in ("auto", "embedded", model.name):
-                raise OtherLatents(
-                    f"the latents are those of {model.space.title}, which decoder {name} cannot "
-                    "read",
-                    hint="leave out --decoder",
-                )
-            return self._own_decoder(model)
-        if name in registry.names("autoencoder"):
+        """The decoder for the latents of a model; raises OtherLatents if another one is chosen."""
+        name, space = self.decoder_name, model.space
+        title = "Stable Diffusion" if space is SD1 else space.title
+        if name in registry.names("autoencoder") and space is not AUTOENCODER:
             raise OtherLatents(
-                f"the latents are those of Stable Diffusion, which the {name} cannot read",
+                f"the latents are those of {title}, which the {name} cannot read",
                 hint="leave out --decoder",
             )
-        return self.decoder
+        if space is SD1:
+            return self.decoder
+        if space is AUTOENCODER:
+            if name not in ("auto", "embedded", model.name):
+                raise OtherLatents(
+                    f"the latents are those of {title}, which decoder {name} cannot read",
+                    hint="leave out --decoder",
+                )
+            return self._other_decoder(model.name, space)
+        if name in ("auto", "embedded", "sd-vae"):
+            raise OtherLatents(
+                f"the latents are those of {title}, for which dynenc has no decoder",
+                hint=f"name a VAE of {title} with --decoder",
+            )
+        return self._other_decoder(name, space)
 
     @torch.inference_mode()
     def latents(self, pictures: Sequence[Checked]) -> Floats:

@@ -1,7 +1,7 @@
 """Latent spaces: channels, patch size, and the scale and shift of the VAE's output.
 
-dynenc codes latents of `SD1`, and those of its own autoencoder. The others in `SPACES` are known so
-that their decoders and files are recognised and refused by name.
+dynenc codes latents of all of `SPACES`, and those of its own autoencoder. Its encoders and its
+embedded decoder are of `SD1`; latents of the others come from other programs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,16 @@ class LatentSpace:
     patch: int  # px; side of the square of pixels that one latent position covers
     scale: float  # `scaling_factor` of the VAE's config
     shift: float = 0.0  # `shift_factor` of the VAE's config
+    mark: str = "$^"  # pattern of names of models and files that are of this space
 
     @property
     def patch_values(self) -> int:
         """Number of values in a patch of RGB pixels."""
         return 3 * self.patch**2
+
+    def is_named_in(self, text: str) -> bool:
+        """Whether a name of a model or file says that it is of this space."""
+        return re.search(self.mark, text, re.IGNORECASE) is not None
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """h and w of the latents of a height x width px image, padded to whole patches."""
@@ -45,9 +50,8 @@ class LatentSpace:
 
 # scaling_factor and shift_factor from the published vae/config.json of each model
 SD1 = LatentSpace("sd1", "SD 1.x", channels=4, patch=8, scale=0.18215)
-SDXL = LatentSpace("sdxl", "SDXL", channels=4, patch=8, scale=0.13025)
-FLUX1 = LatentSpace("flux1", "FLUX.1", channels=16, patch=8, scale=0.3611, shift=0.1159)
-SD3 = LatentSpace("sd3", "SD 3", channels=16, patch=8, scale=1.5305, shift=0.0609)
+SDXL = LatentSpace("sdxl", "SDXL", 4, 8, 0.13025, mark="sd[-_]?xl|diffusion-xl")
+FLUX1 = LatentSpace("flux1", "FLUX.1", 16, 8, 0.3611, 0.1159, mark="flux(?![-_. ]?2)|taef1")
+SD3 = LatentSpace("sd3", "SD 3", 16, 8, 1.5305, 0.0609, mark="sd[-_]?3|diffusion-3")
 AUTOENCODER = LatentSpace("autoencoder", "the autoencoder", channels=4, patch=8, scale=1.0)
-SDXL_NAME = re.compile("sd[-_]?xl|diffusion-xl", re.IGNORECASE)  # in names of files and models
 SPACES = {space.name: space for space in (SD1, SDXL, FLUX1, SD3)}

@@ -1,7 +1,8 @@
 """The append-only table of models: their numbers in .lat files, and their weight files.
 
-Numbers are literals and never change meaning. A retrained encoder keeps its number, because
-decoding does not need the encoder; a retrained entropy coder gets a new one.
+Numbers are literals and never change meaning; coders of different spaces may have the same one. A
+retrained encoder keeps its number, because decoding does not need the encoder; a retrained entropy
+coder gets a new one.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 from dynenc.arguments import file_name
 from dynenc.errors import WeightsError
-from dynenc.latent_space import AUTOENCODER, SD1, LatentSpace
+from dynenc.latent_space import AUTOENCODER, FLUX1, SD1, SD3, SDXL, LatentSpace
 
 Network = Literal["encoder", "decoder"]  # an autoencoder's file holds both
 Kind = Literal["encoder", "decoder", "autoencoder", "coder", "foreign"]  # foreign: imported
@@ -97,13 +98,46 @@ MODELS = {
             "coder_full.safetensors",
             "723f00d5a92b9439687f6117c688b724ec036025ddd9f411553b289dbc2de847",
         ),
+        Model(
+            "full-sdxl",
+            2,
+            "coder",
+            "coder_sdxl.safetensors",
+            "9cfb2ef968864cbb2fee9ddef11c6d89ab22c23dc57652782ae7719cad63b2b8",
+            space=SDXL,
+        ),
+        Model(
+            "full-flux1",
+            2,
+            "coder",
+            "coder_flux1.safetensors",
+            "a500450a775ce5fbc2c452dba9f47cf48bb7c3d73060d694a62abb9c1d42dcb9",
+            space=FLUX1,
+        ),
+        Model(
+            "full-sd3",
+            2,
+            "coder",
+            "coder_sd3.safetensors",
+            "39d084eb05e42f44a31e8f623ac60df1bf839a8a296a2cdf48964f0647ff3a09",
+            space=SD3,
+        ),
     )
 }
 
 IMPORTED = Model("imported", 4, "foreign")  # latents of any other encoder of SD 1.x
+FOREIGN = {  # latents of other encoders, by the name of their space
+    model.space.name: model
+    for model in (
+        IMPORTED,
+        Model("imported-sdxl", 6, "foreign", space=SDXL, coder="full-sdxl"),
+        Model("imported-flux1", 7, "foreign", space=FLUX1, coder="full-flux1"),
+        Model("imported-sd3", 8, "foreign", space=SD3, coder="full-sd3"),
+    )
+}
 LATENT_MODELS = (  # models that a file can name for its latents; their numbers are unique
     *(m for m in MODELS.values() if m.kind in ("encoder", "autoencoder")),
-    IMPORTED,
+    *FOREIGN.values(),
 )
 
 
@@ -126,10 +160,15 @@ def sd_encoders() -> list[str]:
     return [model.name for model in MODELS.values() if model.kind == "encoder"]
 
 
-def numbered(number: int, kind: Kind) -> Model | None:
-    """The model with that number in a .lat file; None if this dynenc does not have it."""
-    found = (m for m in MODELS.values() if m.kind == kind and m.number == number)
-    return next(found, None)
+def coders(space: LatentSpace) -> list[Model]:
+    """The entropy coders of a space's latents; those of SD 1.x serve the autoencoder, too."""
+    space = SD1 if space is AUTOENCODER else space
+    return [m for m in MODELS.values() if m.kind == "coder" and m.space is space]
+
+
+def coder(number: int, space: LatentSpace) -> Model | None:
+    """The coder that a number in a .lat file of a space stands for; None if it is unknown here."""
+    return next((m for m in coders(space) if m.number == number), None)
 
 
 def encoder_model(encoder: str) -> Model:

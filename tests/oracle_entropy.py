@@ -78,11 +78,12 @@ def decode(
     *,
     has_trellis: bool,
 ) -> list[list[list[int]]]:
-    """Symbols [4][height][width] of a payload."""
+    """Symbols [channels][height][width] of a payload."""
     coder = RangeDecoder(payload)
     lattice = "trellis" if has_trellis else "plain"
     states = {(y, x): 0 for y in range(-(-height // 4)) for x in range(-(-width // 4))}
     (tables, columns), counts = tensors[f"{lattice}.counts"]
+    channels = tensors[f"{lattice}.0.neighbours"][0][0]
     radius = columns // 2 - 1
 
     def level_of(number: int) -> int:
@@ -90,15 +91,15 @@ def decode(
 
     level = level_of(step_q)
     known = min(max(level, 96), 168)
-    symbols = [[[0] * width for _ in range(height)] for _ in range(4)]
-    values = [[[0] * width for _ in range(height)] for _ in range(4)]
+    symbols = [[[0] * width for _ in range(height)] for _ in range(channels)]
+    values = [[[0] * width for _ in range(height)] for _ in range(channels)]
 
     def value(channel: int, y: int, x: int) -> int:
         return values[channel][y][x] if 0 <= y < height and 0 <= x < width else 0
 
-    for number in range(9):
+    for number in range(channels + 5):
         contexts = []
-        for channel in range(4):
+        for channel in range(channels):
             stage = number - channel
             if not 0 <= stage < 6:
                 continue
@@ -140,7 +141,7 @@ def decode(
                         scale = (scale + (activity - level + known) * 8192) >> 15
                         scale = min(max(scale, 0), tables // 5 - 1)
                         contexts.append((channel, (row, column), y, x, eighths, scale))
-        planes = [(c, place) for c in range(4) for place in stages_of(number - c)]
+        planes = [(c, place) for c in range(channels) for place in stages_of(number - c)]
         shifts_of = {}
         for plane in planes:
             part = []

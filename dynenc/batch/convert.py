@@ -32,8 +32,10 @@ from dynenc.coding import rate_control
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.rate_control import DETAIL_MODES, DetailMode
 from dynenc.errors import UnexpectedError, UsageError, with_name
+from dynenc.interop.forms import LATENT_FORMS
 from dynenc.io import names, storage
 from dynenc.io.writing import make_folder, sweep
+from dynenc.latent_space import SPACES
 from dynenc.view import WHOLE, View
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ def convert(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     suffix: str | None = None,
+    form: str | None = None,
     naming: Naming = "replace",
     shard_size: int | None = None,
     existing: Existing | None = None,
@@ -70,6 +73,7 @@ def convert(
     keep_metadata: bool = False,
     scale: float | None = None,
     view: View = WHOLE,
+    space: str | None = None,
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
     truncated: bool = False,
@@ -99,6 +103,7 @@ def convert(
         suffix: suffix of the outputs, which decides their format. None takes that of the output
             file, else ".lat" (encode, import), ".png" (decode, roundtrip) or ".safetensors"
             (export). For the formats of latents see `interop.latent_files`.
+        form: format of files of latents, one of `interop.forms`; None takes that of the suffix.
         naming: "replace" the suffix of the input, or "keep" it: a.jpg becomes a.jpg.lat.
         shard_size: pack the outputs into tar shards of this many images.
         existing: what to do if an output exists: "skip" it, "update" it if the input has changed
@@ -112,8 +117,10 @@ def convert(
         decoder: see `Codec`.
         tune_for: decoder that `effort` and `target_psnr` optimise for when encoding; a roundtrip
             tunes for `decoder`.
-        scale: factor that imported latents were multiplied by: 0.18215, or 1 for raw VAE latents.
-            None takes what each file declares.
+        scale: factor that imported latents were multiplied by: that of their space, or 1 for raw
+            VAE latents. None takes what each file declares.
+        space: of imported latents: "sd1", "sdxl", "flux1" or "sd3". None takes what each file
+            declares, else "sd1" for 4 channels.
         view: region and scale of the decoded images, from `View.of`; a region applies to one file.
         device: "auto", "cpu", "cuda" or "mps".
         max_pixels: refuse files that declare more.
@@ -151,6 +158,7 @@ def convert(
             tune_for=file_name("a decoder", tune_for),
             keep_metadata=keep_metadata,
             scale=scale,
+            space=space or "",
             keep_step=quality is None,
         ),
         decode=DecodeOptions(decoder=file_name("a decoder", decoder), view=view),
@@ -162,7 +170,8 @@ def convert(
             truncated=truncated,
         ),
         output=OutputOptions(
-            suffix=_suffix(suffix),
+            suffix=_suffix(LATENT_FORMS.get(form) if suffix is None and form else suffix),
+            form=form or "",
             naming=naming,
             shard_size=None if shard_size is None else integer("shard_size", shard_size, 1),
             existing=existing,
@@ -274,6 +283,13 @@ def _check_encoding(settings: Settings) -> None:
     options = settings.encode
     if settings.task == "import" and options.goal.kind != "quality":
         raise UsageError("imported latents take a quality, not a target")
+    if options.space and options.space not in SPACES:
+        raise UsageError(f"there is no space {options.space!r}: choose one of {', '.join(SPACES)}")
+    if settings.output.form and settings.output.form not in LATENT_FORMS:
+        raise UsageError(
+            f"there is no form {settings.output.form!r} of latents: choose one of "
+            f"{', '.join(LATENT_FORMS)}"
+        )
     if options.scale is not None and not 0 < number("scale", options.scale) < math.inf:
         raise UsageError(f"scale must be positive and finite, not {options.scale:g}")
 

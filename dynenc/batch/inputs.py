@@ -6,7 +6,7 @@ No more is read than the largest valid file could hold, however long the source 
 import os
 
 from dynenc.errors import ImageError, LatentsError
-from dynenc.interop import latent_files
+from dynenc.interop import containers
 from dynenc.io import storage
 
 MAX_IMAGE_BYTES = 2**30  # of an image file that is not seekable
@@ -25,7 +25,7 @@ def read_foreign(source: str) -> bytes:
     """The bytes of another program's file of latents; raises LatentsError."""
     try:
         with storage.reading(source) as file:
-            return storage.read_at_most(file, latent_files.MAX_BYTES, source, LatentsError)
+            return storage.read_at_most(file, containers.MAX_BYTES, source, LatentsError)
     except OSError as exc:
         raise LatentsError(f"{source} cannot be read: {exc.strerror}") from exc
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from dynenc.batch.records import Naming, Task
 from dynenc.errors import UsageError
 from dynenc.imaging import formats
-from dynenc.interop.forms import LATENT_FORMS
+from dynenc.interop.forms import LATENT_SUFFIXES
 from dynenc.io.names import (
     STREAM,
     base,
@@ -197,5 +197,5 @@ def input_suffixes(task: Task) -> frozenset[str]:
     if task in ("decode", "export"):
         return frozenset({".lat"})
     if task == "import":
-        return frozenset(LATENT_FORMS.values())
+        return frozenset(LATENT_SUFFIXES)
     return formats.suffixes()

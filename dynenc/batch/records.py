@@ -28,6 +28,7 @@ class EncodeOptions:
     detail: DetailMode = "auto"  # see imaging.layering
     keep_metadata: bool = False  # see imaging.metadata
     scale: float | None = None  # of imported latents; None: as their file declares
+    space: str = ""  # of imported latents, of latent_space.SPACES; "": as their file declares
     keep_step: bool = False  # of imported latents that are already quantised
 
 
@@ -55,6 +56,7 @@ class OutputOptions:
     """Where outputs go, and what to do if they exist."""
 
     suffix: str = ""  # decides the format; "": the output file's, or the task's default
+    form: str = ""  # of files of latents, of interop.forms; "": that of the suffix
     naming: Naming = "replace"  # the suffix of the input, or keep it: a.jpg.lat
     shard_size: int | None = None  # outputs packed into each tar
     existing: Existing | None = None  # None: "refuse" for a single file, else "skip"

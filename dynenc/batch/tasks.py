@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 from PIL import Image
@@ -28,16 +29,19 @@ from dynenc.batch.task import (
     load_lat,
 )
 from dynenc.coding import bitstream, quantize
-from dynenc.coding.lat_file import LatFile, require_sd
+from dynenc.coding.lat_file import LatFile, model_of
 from dynenc.encoding import Encoded
-from dynenc.errors import LatentsError
+from dynenc.errors import LatentsError, OtherLatents
 from dynenc.imaging import formats, notes, pixels, preview, save
 from dynenc.imaging.extras import Extras
 from dynenc.interop import latent_files, whole_latents
+from dynenc.interop.forms import LATENT_FORMS, LATENT_SUFFIXES
 from dynenc.interop.latent_files import ImportedLatents
 from dynenc.io import storage
 from dynenc.io.names import suffix_of
 from dynenc.io.storage import Readable
+from dynenc.latent_space import SPACES
+from dynenc.native.kernel import Floats
 from dynenc.networks import decoder_names
 
 
@@ -256,13 +260,27 @@ class Export(Task[ParsedLat]):
         made = []
         for one in group:
             file = one.value.file
-            require_sd(file)
-            header = file.header
-            data = latent_files.write(self.settings.output.suffix, header, whole_latents.of(file))
-            note = "alpha is dropped" if one.value.extras.alpha else ""
-            n_bytes = one.n_bytes
+            if file.model.space.name not in SPACES:
+                raise OtherLatents(
+                    f"the latents are those of {file.model.space.title}: decode the file"
+                )
+            header, n_bytes = file.header, one.n_bytes
+            data, note = latent_files.write(self.form, file, whole_latents.of(file))
+            if one.value.extras.alpha:
+                note = notes.joined(note, "alpha is dropped")
             made.append(Made(data, header.width, header.height, n_bytes, n_bytes, note=note))
         return made
+
+    @property
+    def form(self) -> str:
+        """The form of the outputs; raises LatentsError if their suffix stands for none."""
+        output = self.settings.output
+        found = (form for form, suffix in LATENT_FORMS.items() if suffix == output.suffix.lower())
+        if not (form := output.form or next(found, "")):
+            raise LatentsError(
+                f"no file of latents ends in {output.suffix!r}: use {', '.join(LATENT_SUFFIXES)}"
+            )
+        return form
 
     @staticmethod
     def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
@@ -280,32 +298,44 @@ class Import(Task[ImportedLatents]):
         """See `Task`."""
         self.prepare(item)
         blob = inputs.read_foreign(item.source) if item.data is None else item.data
-        foreign = latent_files.read(blob, item.source, self.settings.encode.scale)
+        options = self.settings.encode
+        space = SPACES.get(options.space)
+        foreign = latent_files.read(blob, item.source, options.scale, space)
         return Loaded(foreign, len(blob), tuple(foreign.latents.shape[-2:]), foreign.note)
 
     def make(self, items: Sequence[Input], group: Sequence[Loaded[ImportedLatents]]) -> list[Made]:
         """See `Task`."""
         made = []
         for one in group:
-            foreign, options = one.value, self.settings.encode
-            known = foreign.step_q if options.keep_step else None
-            model, latents = foreign.model, foreign.latents
+            foreign = one.value
             size = foreign.width, foreign.height
-            if known is not None:
-                file = LatFile.of_quantized(latents, size, known, model)
-            else:
-                trellis = model.has_trellis
-                step_q = quantize.quality_to_step(options.goal.value, has_trellis=trellis)
-                file = LatFile.of_latents(latents, size, step_q, model)
+            file = self.file(foreign, foreign.latents, size)
+            file = replace(file, chunks=foreign.chunks(partial(self.nested, foreign)))
             blob = file.to_bytes()
             n_bytes = one.n_bytes
             made.append(Made(blob, *size, n_bytes, len(blob), quality=file.quality, note=one.note))
         return made
 
+    def file(self, foreign: ImportedLatents, latents: Floats, size: tuple[int, int]) -> LatFile:
+        """The .lat file of some of the latents of a foreign file, of an image of this size."""
+        options, model = self.settings.encode, foreign.model
+        if options.keep_step and foreign.step_q is not None:
+            return LatFile.of_quantized(latents, size, foreign.step_q, model)
+        step_q = quantize.quality_to_step(options.goal.value, has_trellis=model.has_trellis)
+        return LatFile.of_latents(latents, size, step_q, model)
+
+    def nested(self, foreign: ImportedLatents, latents: Floats) -> bytes:
+        """The .lat file of further latents of a foreign file."""
+        patch = foreign.model.space.patch
+        height, width = (min(patch * side, bitstream.MAX_SIDE) for side in latents.shape[-2:])
+        return self.file(foreign, latents, (width, height)).to_bytes()
+
     @staticmethod
     def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
         """See `Task`."""
         lat, options = ExistingLat.open(file, n_bytes, whole=whole), settings.encode
+        if options.space and model_of(lat.header).space.name != options.space:
+            return False
         return options.keep_step or lat.meets(options.goal)
 
 

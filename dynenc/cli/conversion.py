@@ -14,7 +14,7 @@ from dynenc.cli.option_groups import Encoding, Execution, Messages, Placement, S
 from dynenc.cli.options import SOURCES
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.errors import DynencError, UsageError
-from dynenc.interop.forms import LATENT_FORMS
+from dynenc.interop.forms import LATENT_SUFFIXES
 from dynenc.io.names import STREAM
 from dynenc.view import View
 
@@ -178,7 +178,7 @@ def export_latents(
         placement,
         messages,
         **_arguments(selection),
-        suffix=LATENT_FORMS[to],
+        form=to,
         max_pixels=max_pixels,
         jobs=jobs,
     )
@@ -188,24 +188,25 @@ def export_latents(
     "import",
     "dynenc import cache/ -r -o lats/",
     "dynenc import vae.pt --scale 1 -Q 90",
+    "dynenc import onetrainer/ -r --space sdxl -o lats/",
 )
 def import_latents(
     files: Annotated[
         list[str],
-        typer.Argument(
-            metavar="FILE...", help=f"{', '.join(LATENT_FORMS.values())} files, {SOURCES}"
-        ),
+        typer.Argument(metavar="FILE...", help=f"{', '.join(LATENT_SUFFIXES)} files, {SOURCES}"),
     ],
     selection: Selection,
     placement: Placement,
     messages: Messages,
     quality: options.ImportQuality = None,
     scale: options.Scale = None,
+    space: options.Space = None,
     jobs: options.Jobs = None,
 ) -> None:
     """Compress latents made by another program or encoder to .lat files.
 
-    Takes latents of Stable Diffusion 1.x in the formats that `dynenc export` writes.
+    Takes latents of SD 1.x, SDXL, FLUX.1 and SD 3 in the formats that `dynenc export` writes, and
+    the caches of OneTrainer and SimpleTuner.
     """
     convert(
         "import",
@@ -215,6 +216,7 @@ def import_latents(
         **_arguments(selection),
         quality=quality,
         scale=scale,
+        space=space,
         jobs=jobs,
     )
 

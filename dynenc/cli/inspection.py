@@ -34,12 +34,13 @@ def info(
         from dynenc.imaging import detail
 
         file, layer, n_bytes = verify.info_file(lat, max_pixels=max_pixels)
-        header, coder = file.header, registry.numbered(file.header.coder_id, "coder")
+        header, coder = file.header, registry.coder(file.header.coder_id, file.model.space)
         fields: dict[str, Any] = {
             "version": bitstream.VERSION,
             "width": header.width,
             "height": header.height,
             "encoder": file.model.name,
+            "space": file.model.space.name,
             "coder": coder.name if coder else "",
             "lattice": "trellis" if header.has_trellis else "plain",
             "quality": detail.file_quality(file),

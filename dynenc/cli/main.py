@@ -9,6 +9,7 @@ from dynenc import __version__, registry
 from dynenc.cli import conversion, development, inspection
 from dynenc.cli.commands import Program, examples
 from dynenc.coding.bitstream import VERSION
+from dynenc.latent_space import AUTOENCODER, SPACES
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -34,11 +35,13 @@ def print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"dynenc {__version__}")
         typer.echo(f"format   reads {VERSION}, writes {VERSION}")
-        numbers = range(256)  # all that fit into a .lat header
-        encoders = [registry.latent_model(number) for number in numbers]
-        coders = [registry.numbered(number, "coder") for number in numbers]
-        for name, found in {"encoder": encoders, "coder": coders}.items():
-            typer.echo(f"{name:8} " + ", ".join(f"{m.name} {m.number}" for m in found if m))
+        for space in (*SPACES.values(), AUTOENCODER):
+            models = sorted(
+                (m for m in registry.LATENT_MODELS if m.space is space), key=lambda m: m.number
+            )
+            named = [f"{each.name} {each.number}" for each in models]
+            coders = [f"{each.name} {each.number}" for each in registry.coders(space)]
+            typer.echo(f"space    {space.name}: {', '.join(named)}; coded by {', '.join(coders)}")
         raise typer.Exit
 
 

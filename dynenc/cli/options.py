@@ -16,6 +16,7 @@ from dynenc.cli.commands import GENERAL
 from dynenc.coding.rate_control import DetailMode
 from dynenc.errors import UsageError
 from dynenc.interop.forms import LATENT_FORMS
+from dynenc.latent_space import SPACES
 from dynenc.view import DIVISORS, Region
 
 INPUT, OUTPUT, QUALITY, DECODER = "Input", "Output", "Quality", "Decoder"  # sections of the help
@@ -50,6 +51,13 @@ def check_device(name: str) -> str:
     if DEVICE.fullmatch(name):
         return name
     raise _refused(name, (*DEVICES, "cuda:N"))
+
+
+def check_space(name: str | None) -> str | None:
+    """Refuse a value that names no space of latents."""
+    if name is None or name in SPACES:
+        return name
+    raise _refused(name, tuple(SPACES))
 
 
 def check_latent_form(name: str) -> str:
@@ -188,10 +196,20 @@ Truncated = Annotated[
 Scale = Annotated[
     float | None,
     typer.Option(
-        metavar="1|0.18215",
+        metavar="1|NUMBER",
         rich_help_panel=INPUT,
-        help="Scale of the latents: 1 for raw VAE latents, 0.18215 for those that a U-Net takes. "
-        "[default: as the file says]",
+        help="Scale of the latents: 1 for raw VAE latents, that of their space (SD 1.x: 0.18215) "
+        "for those that a diffusion model takes. [default: as the file says]",
+    ),
+]
+Space = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(SPACES),
+        callback=check_space,
+        autocompletion=completed(*SPACES),
+        rich_help_panel=INPUT,
+        help="Space of the latents. [default: as the file says, else sd1 for 4 channels]",
     ),
 ]
 LatentForm = Annotated[
@@ -202,7 +220,8 @@ LatentForm = Annotated[
         callback=check_latent_form,
         autocompletion=completed(*LATENT_FORMS),
         rich_help_panel=OUTPUT,
-        help="File format: npz for kohya's sd-scripts, comfy for ComfyUI's .latent.",
+        help="File format: npz is that of kohya's sd-scripts, comfy is ComfyUI's .latent; musubi "
+        "and ai-toolkit are for latents that were imported from these.",
     ),
 ]
 Suffix = Annotated[

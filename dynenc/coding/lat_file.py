@@ -140,7 +140,7 @@ class LatFile:
 
         They keep their values: the lattice is the one they are on. Ties go to the model's default.
         """
-        full = (load_coder("full", has_trellis=which) for which in (True, False))
+        full = (load_coder(_full(model), has_trellis=which) for which in (True, False))
         choices = [
             (quantize.to_nearest(latents, step_q, coder), coder)
             for coder in dict.fromkeys((default_coder(model), *full))
@@ -196,9 +196,14 @@ def default_coder(model: registry.Model) -> EntropyCoder:
     return load_coder(model.coder, has_trellis=model.has_trellis)
 
 
+def _full(model: registry.Model) -> str:
+    """The name of the coder of a model's space that has both lattices."""
+    return next(coder.name for coder in registry.coders(model.space) if coder.has_trellis)
+
+
 def coder_of(header: Header) -> EntropyCoder:
     """The entropy coder of a file; raises UnknownModel."""
-    coder = registry.numbered(header.coder_id, "coder")
+    coder = registry.coder(header.coder_id, model_of(header).space)
     if coder is None or header.has_trellis > coder.has_trellis:
         which = f"{header.coder_id}{' with a trellis' if header.has_trellis else ''}"
         raise UnknownModel(

@@ -5,4 +5,7 @@ LATENT_FORMS = {  # by the name that --to takes: suffix
     "npz": ".npz",
     "comfy": ".latent",
     "pt": ".pt",
+    "musubi": ".safetensors",
+    "ai-toolkit": ".safetensors",
 }
+LATENT_SUFFIXES = tuple(dict.fromkeys(LATENT_FORMS.values()))

@@ -1,137 +1,133 @@
 """Latents in the files of other programs, read and written. Bytes only: no paths here.
 
-| written as | tensor | scale | metadata |
+| written as | tensor | scale | beside it |
 |---|---|---|---|
-| .safetensors | `latents` [4, h, w] | SD | metadata: scale, width, height, encoder, step |
-| .pt | `latents` [4, h, w] | SD | the same, in the dict beside it |
-| .npz, of sd-scripts | `latents_{h}x{w}` [4, h, w] | raw | `original_size_*`, `crop_ltrb_*` |
-| .latent, of ComfyUI | `latent_tensor` [1, 4, h, w] | raw | as .safetensors |
+| .safetensors | `latents` [C, h, w] | scaled | space, scale, width, height, encoder, step |
+| .pt | `latents` [C, h, w] | scaled | the same, in the dict beside it |
+| .npz, of sd-scripts | `latents_{h}x{w}` [C, h, w] | raw; FLUX.1: scaled | sizes and crop |
+| .latent, of ComfyUI | `latent_tensor` [1, C, h, w] | raw | as .safetensors |
 
-All are float32. The U-Net takes latents in SD scale, the VAE returns raw ones: SD scale is raw
-times 0.18215. A file is recognised by its content, not its name. As ComfyUI's loader does
-(`nodes.py`, LoadLatent), files without `latent_format_version_0` are taken to be in SD scale. Older
-versions of sd-scripts wrote `latents` without the size.
+All are float32. Diffusion models take scaled latents, a VAE returns raw ones; `caches` tells which
+a file that is read holds. What the cache of a trainer holds beside the latents is kept in a chunk
+of the .lat file (see `beside`), and the file that is written for the same trainer has it again.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import re
-import zipfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import safetensors
-import safetensors.numpy
 
 from dynenc import registry
 from dynenc.coding import quantize
-from dynenc.coding.bitstream import MAX_SIDE, Header
+from dynenc.coding.bitstream import MAX_SIDE, Chunk, Header
+from dynenc.coding.lat_file import LatFile
 from dynenc.errors import LatentsError, UsageError
+from dynenc.interop import beside, caches, containers
+from dynenc.interop.beside import Beside, Part
+from dynenc.interop.caches import RAW, Layout, Recognised, Scaling
+from dynenc.interop.containers import FLOATS, Container, Tensor
 from dynenc.interop.forms import LATENT_FORMS
-from dynenc.latent_space import SD1, SDXL, SDXL_NAME
+from dynenc.latent_space import FLUX1, SD1, SPACES, LatentSpace
 from dynenc.native.kernel import Floats
 
-Array = npt.NDArray[Any]
-
-RAW = 1.0  # scale of latents as the VAE returns them
-MAX_BYTES = 2**28  # of a file of one image's latents; those of the largest image take 45 MB
-USUAL_RMS = (0.4, 2.3)  # in SD scale; flat images have 0.5 to 1.9
-COMFY, MARKER = "latent_tensor", "latent_format_version_0"
-LATENTS = re.compile(r"latents(_\d+x\d+)?|latent_tensor")  # names of tensors
-NEEDED = re.compile(rf"{LATENTS.pattern}|original_size(_\d+x\d+)?|{MARKER}")
-DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8"}  # of safetensors
-MODEL_FILE = re.compile(r'"([^"\n]*)\.(safetensors|ckpt|pt|sft)"')  # in ComfyUI's workflows
-SCALE_HINT = "give --scale 0.18215 if a U-Net takes them as they are, 1 if a VAE returned them"
+USUAL_RMS = {"sd1": (0.4, 2.3), "sdxl": (0.3, 2.3), "flux1": (0.3, 2.5), "sd3": (0.5, 2.5)}
 
 
 @dataclass(frozen=True, slots=True)
 class ImportedLatents:
-    """Latents read from a file, and its metadata."""
+    """Latents read from a file, and what else it holds."""
 
-    latents: Floats  # [4, h, w] in SD scale
+    latents: Floats  # [C, h, w], scaled
     width: int  # px
     height: int  # px
     model: registry.Model = registry.IMPORTED
     step_q: int | None = None  # in 1/1024; None: never quantised, as far as the file says
+    layout: Layout = caches.PLAIN
+    scaling: Scaling = RAW  # of the file's latents
+    key: str = ""  # of the latents among the tensors
+    container: Container = Container({})  # noqa: RUF009  # the whole file
 
     @property
     def note(self) -> str:
         """A warning for the user if their magnitude is unusual, else ""."""
         rms = math.sqrt(np.square(self.latents, dtype=np.float64).mean())
-        if USUAL_RMS[0] <= rms <= USUAL_RMS[1]:
+        least, most = USUAL_RMS[self.model.space.name]
+        if least <= rms <= most:
             return ""
         return (
-            f"the latents' root mean square is {rms:.2f}, outside the usual {USUAL_RMS[0]} to "
-            f"{USUAL_RMS[1]}: their scale may be another"
+            f"the latents' root mean square is {rms:.2f}, outside the usual {least} to {most} of "
+            f"{self.model.space.title}: their scale may be another"
         )
 
+    def chunks(self, to_lat: Callable[[Floats], bytes]) -> list[Chunk]:
+        """The chunk of what the file holds beside these latents; none if it is as `write` makes it.
 
-def write(suffix: str, header: Header, latents: Floats) -> bytes:
-    """The bytes of a file of one of the LATENT_FORMS.
+        Args:
+            to_lat: encodes other latents of the file as a .lat file.
+        """
+        space, facts = self.model.space, self.container.facts
+        parts = []
+        for key, tensor in self.container.tensors.items():
+            if key == self.key:
+                parts.append(Part(key, tensor.dtype, tensor.shape, "payload"))
+            elif self.layout.latents.fullmatch(key):
+                latents = _scaled(_checked(tensor, space, key), self.scaling, space)
+                parts.append(Part(key, tensor.dtype, tensor.shape, "lat", to_lat(latents)))
+            else:
+                parts.append(Part(key, tensor.dtype, tensor.shape, "data", tensor.data))
+        form = self.layout.form or self.container.form
+        if form in CANONICAL and facts.keys() <= set(OWN_FACTS):
+            ours = CANONICAL[form](self.latents, (self.width, self.height), space).tensors
+            own = {
+                Part(key, t.dtype, t.shape, "payload")
+                if key == self.key
+                else Part(key, t.dtype, t.shape, "data", t.data)
+                for key, t in ours.items()
+            }
+            if own == set(parts):
+                return []
+        return [beside.to_chunk(Beside(form, self.scaling, facts, tuple(parts)))]
+
+
+def write(form: str, file: LatFile, latents: Floats) -> tuple[bytes, str]:
+    """A file of one of the LATENT_FORMS, and a note on what it leaves out, or "".
+
+    If the .lat file was imported from that form, the file is that which was imported, but for what
+    its latents have lost.
 
     Args:
-        latents: [C, h, w], those of the header's file.
-    Raises: LatentsError if no form has this suffix.
+        latents: [C, h, w], those of the file's whole image.
+    Raises: LatentsError if there is no such form, or the file was not imported from the cache that
+        it is; BitstreamError.
     """
-    writer = WRITERS.get(suffix.lower())
-    if writer is None:
-        raise LatentsError(f"no file of latents ends in {suffix!r}: use {', '.join(WRITERS)}")
-    return writer(header, np.ascontiguousarray(latents))
+    kept = beside.of_chunks(file.chunks)
+    if form not in LATENT_FORMS:
+        raise LatentsError(f"there is no form {form!r} of latents: use {', '.join(LATENT_FORMS)}")
+    if kept and kept.form == form:
+        return WRITERS[form](_restored(kept, file, latents)), ""
+    if form not in CANONICAL:
+        raise LatentsError(
+            f"latents that were not imported from {form} lack what its cache holds beside them",
+            hint="choose another --to",
+        )
+    header, space = file.header, file.model.space
+    container = CANONICAL[form](latents, (header.width, header.height), space)
+    if form != "npz":
+        scale = RAW[0] if form == "comfy" else space.scale
+        container = replace(container, facts=_facts(header, space, scale))
+    note = f"what the {kept.form} file held beside the latents is left out" if kept else ""
+    return WRITERS[form](container), note
 
 
-def _write_safetensors(header: Header, latents: Floats) -> bytes:
-    return safetensors.numpy.save({"latents": latents}, _facts(header, SD1.scale))
-
-
-def _write_comfy(header: Header, latents: Floats) -> bytes:
-    arrays = {COMFY: _raw(latents)[None], MARKER: np.empty(0, np.float32)}
-    return safetensors.numpy.save(arrays, _facts(header, RAW))
-
-
-def _write_pt(header: Header, latents: Floats) -> bytes:
-    import torch
-
-    file = io.BytesIO()
-    torch.save({"latents": torch.from_numpy(latents), **_facts(header, SD1.scale)}, file)
-    return file.getvalue()
-
-
-def _write_npz(header: Header, latents: Floats) -> bytes:
-    """As `save_latents_to_disk` of sd-scripts' library/strategy_base.py writes them."""
-    file = io.BytesIO()
-    size = "_{}x{}".format(*latents.shape[1:])
-    arrays: dict[str, Array] = {
-        "latents" + size: _raw(latents),
-        "original_size" + size: np.array([header.width, header.height]),
-        "crop_ltrb" + size: np.array([0, 0, header.width, header.height]),
-    }
-    np.savez(file, allow_pickle=False, **arrays)
-    return file.getvalue()
-
-
-WRITERS: dict[str, Callable[[Header, Floats], bytes]] = {
-    LATENT_FORMS["safetensors"]: _write_safetensors,
-    LATENT_FORMS["npz"]: _write_npz,
-    LATENT_FORMS["comfy"]: _write_comfy,
-    LATENT_FORMS["pt"]: _write_pt,
-}
-
-
-def _raw(latents: Floats) -> Floats:
-    """Latents in SD scale as the VAE returns them."""
-    return latents / np.float32(SD1.scale)
-
-
-def _facts(header: Header, scale: float) -> dict[str, str]:
+def _facts(header: Header, space: LatentSpace, scale: float) -> dict[str, Any]:
     """What a file says beside the latents; text, because safetensors' metadata is."""
     model = registry.latent_model(header.model_id) or registry.IMPORTED
     return {
+        "space": space.name,
         "scale": str(scale),
         "width": str(header.width),
         "height": str(header.height),
@@ -140,146 +136,164 @@ def _facts(header: Header, scale: float) -> dict[str, str]:
     }
 
 
-def read(data: bytes, name: str, scale: float | None = None) -> ImportedLatents:
-    """The latents of a file in any of the LATENT_FORMS. Nothing is ever unpickled.
+OWN_FACTS = ("space", "scale", "width", "height", "encoder", "step")
+
+
+def _plain(latents: Floats, size: tuple[int, int], space: LatentSpace) -> Container:
+    return Container({"latents": Tensor.of(latents)})
+
+
+def _comfy(latents: Floats, size: tuple[int, int], space: LatentSpace) -> Container:
+    marker = Tensor.of(np.empty(0, np.float32))
+    raw = Tensor.of(_unscaled(latents, RAW, space)[None])
+    return Container({"latent_tensor": raw, caches.MARKER: marker})
+
+
+def _npz(latents: Floats, size: tuple[int, int], space: LatentSpace) -> Container:
+    """As `save_latents_to_disk` of sd-scripts' library/strategy_base.py writes them."""
+    end = "_{}x{}".format(*latents.shape[1:])
+    scaling = (space.scale, space.shift) if space is FLUX1 else RAW
+    arrays = {
+        "latents" + end: _unscaled(latents, scaling, space),
+        "original_size" + end: np.array(size),
+        "crop_ltrb" + end: np.array([0, 0, *size]),
+    }
+    return Container({key: Tensor.of(array) for key, array in arrays.items()})
+
+
+CANONICAL: dict[str, Callable[[Floats, tuple[int, int], LatentSpace], Container]] = {
+    "safetensors": _plain,
+    "npz": _npz,
+    "comfy": _comfy,
+    "pt": _plain,
+}
+WRITERS: dict[str, Callable[[Container], bytes]] = {
+    "npz": containers.to_npz,
+    "pt": containers.to_pt,
+    **dict.fromkeys(("safetensors", "comfy", "musubi", "ai-toolkit"), containers.to_safetensors),
+}
+
+
+def _restored(kept: Beside, file: LatFile, latents: Floats) -> Container:
+    """The file that was imported."""
+    tensors = {}
+    for part in kept.parts:
+        if part.what == "data":
+            tensors[part.key] = Tensor(part.dtype, part.shape, part.data)
+            continue
+        values = latents if part.what == "payload" else LatFile.parse(part.data).latents
+        if values.size != math.prod(part.shape) or part.dtype not in FLOATS:
+            raise LatentsError(f"the latents do not fit the {kept.form} file they came from")
+        unscaled = _unscaled(values, kept.scaling, file.model.space)
+        tensors[part.key] = Tensor.of(unscaled.reshape(part.shape), part.dtype)
+    return Container(tensors, kept.facts)
+
+
+def _scaled(latents: Floats, scaling: Scaling, space: LatentSpace) -> Floats:
+    """Latents of a file as the space's diffusion model takes them."""
+    if scaling == (space.scale, space.shift):
+        return latents
+    factor = np.float32(space.scale / scaling[0])
+    return latents * factor + np.float32((scaling[1] - space.shift) * space.scale)
+
+
+def _unscaled(latents: Floats, scaling: Scaling, space: LatentSpace) -> Floats:
+    """Undo `_scaled`."""
+    if scaling == (space.scale, space.shift):
+        return latents
+    raw = latents / np.float32(space.scale) + np.float32(space.shift)
+    return (raw - np.float32(scaling[1])) * np.float32(scaling[0])
+
+
+def read(
+    data: bytes, name: str, scale: float | None = None, space: LatentSpace | None = None
+) -> ImportedLatents:
+    """The latents of a file of the LATENT_FORMS, or of a cache of OneTrainer or SimpleTuner.
+
+    Nothing is ever unpickled.
 
     Args:
         data: the whole file.
-        name: of the file, for messages; `_sdxl.npz` is how sd-scripts marks SDXL's.
-        scale: what the VAE's latents were multiplied with: 1 for raw ones, 0.18215 for SD scale.
-            None takes what the file says.
+        name: of the file, for messages, and for the space of caches that do not say it within.
+        scale: what the VAE's latents were multiplied with: 1 for raw ones, the scale of the space
+            for those that a diffusion model takes. None takes what the file says.
+        space: of the latents. None takes what the file says, else SD 1.x if they have 4 channels.
     Raises: LatentsError if it is no such file, holds several pictures' latents, or none, or those
-        of another space (SDXL, SD 3, FLUX), or NaN, or if their scale is not known; UsageError if
-        there is no such scale.
+        of another space, or NaN, or if their scale or space is not known; UsageError if the space
+        has no such scale.
     """
-    if scale not in (None, RAW, SD1.scale):
-        raise UsageError(
-            f"latents of SD 1.x are never times {scale}", hint="give --scale 1 or 0.18215"
-        )
-    try:
-        arrays, facts = _open(data, name)
-    except LatentsError:
-        raise
-    except Exception as exc:  # these libraries raise whatever a damaged file makes them trip over
-        reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-        raise LatentsError(f"{name} cannot be read as latents: {reason}") from exc
-    key = next(key for key in arrays if LATENTS.fullmatch(key))
-    latents = _checked(arrays[key], name)
-    _refuse_sdxl(facts, name)
-    if scale is None:
-        scale = _scale(key, arrays, facts, name)
-    latents = latents * np.float32(SD1.scale / scale)
-    sides = arrays.get(key.replace("latents", "original_size")) if key != COMFY else None
-    return _described(latents, facts, sides)
+    container = containers.read(data, name)
+    known = caches.recognise(container, name)
+    key = _first(container, known.layout, name)
+    chosen = _space(container.tensors[key], known, name, space)
+    latents = _checked(container.tensors[key], chosen, name)
+    _check_masks(container, known.layout, name)
+    scaling = _scaling(known, name, scale, chosen)
+    height, width = (min(chosen.patch * side, MAX_SIDE) for side in latents.shape[1:])
+    found = ImportedLatents(
+        _scaled(latents, scaling, chosen),
+        width,
+        height,
+        registry.FOREIGN[chosen.name],
+        layout=known.layout,
+        scaling=scaling,
+        key=key,
+        container=container,
+    )
+    return _described(found)
 
 
-def _open(data: bytes, name: str) -> tuple[dict[str, Array], dict[str, str]]:
-    """The arrays of a file that are needed, one of latents among them, and the text beside them."""
-    if data[:4] != b"PK\x03\x04":
-        if data[8:9] != b"{":
-            raise LatentsError(
-                f"{name} is neither safetensors nor a .npz or .pt of latents; old .pt files are "
-                "pickles, which can run any code: save it again with torch.save"
-            )
-        return _open_safetensors(data, name)
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = archive.infolist()
-        if sum(member.file_size for member in members) > MAX_BYTES:
-            raise LatentsError(f"{name} unpacks to more than any latents: it is not read")
-        if any(member.filename.endswith("/data.pkl") for member in members):
-            return _open_pt(data, name)
-        found = {member.filename.removesuffix(".npy"): member.filename for member in members}
-        needed = _needed(found, name)
-        return {key: _array(archive.read(found[key]), found[key]) for key in needed}, {}
+def _first(container: Container, layout: Layout, name: str) -> str:
+    """The name of the tensor that is the picture's latents, the first of several sizes."""
+    keys = [key for key in container.tensors if layout.first.fullmatch(key)]
+    if not keys:
+        have = ", ".join(sorted(container.tensors)[:5])
+        raise LatentsError(f"{name} holds {have} but no latents of the picture itself")
+    return keys[0]
 
 
-def _needed(keys: Iterable[str], name: str) -> list[str]:
-    """Those of a file's tensors that are needed; raises LatentsError unless one is latents."""
-    keys = list(keys)
-    found = [key for key in keys if LATENTS.fullmatch(key)]
-    if not found:
-        have = ", ".join(sorted(keys)[:5]) or "nothing"
-        raise LatentsError(f"{name} holds {have} but no latents: name a file of latents")
-    if len(found) > 1:
-        raise LatentsError(f"{name} holds {len(found)} pictures, {', '.join(found)}: split it")
-    return [key for key in keys if NEEDED.fullmatch(key)]
-
-
-def _open_safetensors(data: bytes, name: str) -> tuple[dict[str, Array], dict[str, str]]:
-    """The arrays of a safetensors file; numpy has no bfloat16, so that becomes float32."""
-    tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
-    length = int.from_bytes(data[:8], "little")
-    facts = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-    arrays = {}
-    for key in _needed(tensors, name):
-        tensor = tensors[key]
-        kind, content = tensor["dtype"], tensor["data"]
-        if kind == "BF16":
-            array = (np.frombuffer(content, "<u2").astype(np.uint32) << 16).view(np.float32)
-        elif kind in DTYPES:
-            array = np.frombuffer(content, DTYPES[kind])
-        else:
-            raise LatentsError(f"{name} holds {key} of type {kind}: save it as float32")
-        arrays[key] = array.reshape(tensor["shape"])
-    return arrays, facts
-
-
-def _array(data: bytes, name: str) -> Array:
-    """The array of a .npy file. numpy would allocate what its header claims, so that is checked."""
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-    shape, _, dtype = header[version[0]](file)
-    if dtype.hasobject:
-        raise LatentsError(f"{name} is a pickle, which can run any code: it is not read")
-    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-        raise LatentsError(f"{name} is cut short, or claims to be larger than it is")
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _open_pt(data: bytes, name: str) -> tuple[dict[str, Array], dict[str, str]]:
-    """The tensors of a .pt file, and its numbers and texts; nothing else in it is loaded."""
-    import torch
-
-    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    if isinstance(content, torch.Tensor):
-        content = {"latents": content}
-    if not isinstance(content, dict):
-        raise LatentsError(f"{name} holds a {type(content).__name__} and no latents")
-    tensors = {str(k): v.detach() for k, v in content.items() if isinstance(v, torch.Tensor)}
-    facts = {str(k): str(v) for k, v in content.items() if str(k) not in tensors}
-    arrays: dict[str, Array] = {}
-    for key in _needed(tensors, name):
-        tensor = tensors[key]
-        if tensor.is_sparse or tensor.is_quantized:
-            raise LatentsError(f"{name} holds {key} of another layout: save it as float32")
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise LatentsError(f"{name} claims to hold more latents than it does")
-        is_float = tensor.is_floating_point()  # numpy does not have all of torch's types
-        arrays[key] = (tensor.float() if is_float else tensor).numpy()
-    return arrays, facts
-
-
-def _checked(latents: Array, name: str) -> Floats:
-    """Latents as [4, h, w]; raises LatentsError if they cannot be those of one SD 1.x picture."""
-    if latents.ndim == 4 and len(latents) == 1:
-        latents = latents[0]
-    shape = list(latents.shape)
-    if len(shape) == 4:
-        raise LatentsError(f"{name} holds latents {shape}, of {shape[0]} pictures: split it")
-    if len(shape) == 3 and shape[0] != SD1.channels:
-        which = ", as SD 3's and FLUX's" if shape[0] == 16 else ""
+def _space(tensor: Tensor, known: Recognised, name: str, asked: LatentSpace | None) -> LatentSpace:
+    """The space of the latents of a file."""
+    if known.space and asked and known.space is not asked:
         raise LatentsError(
-            f"{name} holds latents of {shape[0]} channels{which}: "
-            f"those of {SD1.title} have {SD1.channels}"
+            f"{name} is for {known.space.title}, whose latents are of another space: "
+            f"{asked.title}'s are asked for",
+            hint="leave out --space",
         )
-    if len(shape) != 3 or not 0 < min(shape) <= max(shape) <= -(-MAX_SIDE // SD1.patch):
-        raise LatentsError(f"{name} holds a tensor {shape}, not latents [{SD1.channels}, h, w]")
-    if latents.dtype.kind != "f":
-        raise LatentsError(f"{name} holds {latents.dtype} instead of floating-point latents")
-    with np.errstate(over="ignore"):
-        latents = latents.astype(np.float32)
+    if found := known.space or asked:
+        return found
+    channels = [side for side in tensor.shape if side != 1][:1]
+    if channels != [SD1.channels] and channels and channels[0] in _CHANNELS:
+        titles = " or ".join(s.title for s in SPACES.values() if s.channels == channels[0])
+        raise LatentsError(
+            f"{name} holds latents of {channels[0]} channels and does not say whether they are of "
+            f"{titles}",
+            hint="give --space",
+        )
+    return SD1
+
+
+_CHANNELS = {space.channels for space in SPACES.values()}
+
+
+def _checked(tensor: Tensor, space: LatentSpace, name: str) -> Floats:
+    """Latents as [C, h, w]; raises LatentsError if they cannot be those of one picture."""
+    shape = list(tensor.shape)
+    if len(shape) == 4 and shape[0] != 1:
+        raise LatentsError(f"{name} holds latents {shape}, of {shape[0]} pictures: split it")
+    if len(shape) == 4:
+        shape = shape[1:]
+    if len(shape) == 3 and shape[0] != space.channels:
+        raise LatentsError(
+            f"{name} holds latents of {shape[0]} channels: those of {space.title} have "
+            f"{space.channels}"
+        )
+    if len(shape) != 3 or not 0 < min(shape) <= max(shape) <= -(-MAX_SIDE // space.patch):
+        raise LatentsError(f"{name} holds a tensor {shape}, not latents [{space.channels}, h, w]")
+    if tensor.dtype not in FLOATS:
+        kind = tensor.array.dtype
+        raise LatentsError(f"{name} holds {kind} instead of floating-point latents")
+    latents = tensor.floats.reshape(shape)
     if bad := int((~np.isfinite(latents)).sum()):
         raise LatentsError(
             f"{name} holds {bad} latents that are infinite or NaN: encode its picture again, with "
@@ -288,56 +302,59 @@ def _checked(latents: Array, name: str) -> Floats:
     return latents
 
 
-def _refuse_sdxl(facts: dict[str, str], name: str) -> None:
-    """Raise LatentsError if the name or metadata of a file name SDXL, whose latents look alike."""
-    mentions = [name] if name.lower().endswith("_sdxl.npz") else []
-    for key, text in facts.items():
-        if key in ("prompt", "workflow"):  # of ComfyUI: what users write may mention any model
-            mentions += [match[1] for match in MODEL_FILE.finditer(text)]
-        else:
-            mentions.append(text)
-    if facts.get("scale") == str(SDXL.scale) or any(SDXL_NAME.search(text) for text in mentions):
+def _check_masks(container: Container, layout: Layout, name: str) -> None:
+    """Raise LatentsError if a mask is not of the size of its latents, or of their pixels."""
+    for key, tensor in container.tensors.items():
+        if not key.startswith(layout.mask):
+            continue
+        end = key.removeprefix(layout.mask)
+        latents = container.tensors.get("latents" + end) or container.tensors.get("latent_image")
+        size = latents.shape[-2:] if latents else ()
+        pixels = tuple(SD1.patch * side for side in size)
+        if tensor.shape[-2:] not in (size, pixels):
+            raise LatentsError(
+                f"{name} holds a mask {list(tensor.shape)} that does not fit its latents, "
+                f"{list(size)}: make the cache again"
+            )
+
+
+def _scaling(known: Recognised, name: str, scale: float | None, space: LatentSpace) -> Scaling:
+    """Scale and shift of a file's latents: as asked for, as it says, or as its program has them."""
+    scaled = space.scale, space.shift
+    if scale is not None:
+        if scale not in (RAW[0], space.scale):
+            raise UsageError(
+                f"latents of {space.title} are never times {scale}",
+                hint=f"give --scale 1 or {space.scale}",
+            )
+        return RAW if scale == RAW[0] else scaled
+    if known.scaling:
+        return known.scaling
+    if known.is_scaled is None:
         raise LatentsError(
-            f"{name} is for SDXL, whose latents are of another space: SD 1.x's are needed"
+            f"{name} does not say in which scale its latents are",
+            hint=f"give --scale {space.scale} if a diffusion model takes them as they are, 1 if a "
+            "VAE returned them",
         )
+    return scaled if known.is_scaled else RAW
 
 
-def _scale(key: str, arrays: dict[str, Array], facts: dict[str, str], name: str) -> float:
-    """The factor that raw latents were multiplied by: from the metadata, or fixed by the format."""
-    if key == COMFY:
-        return RAW if MARKER in arrays else SD1.scale
-    if key.replace("latents", "original_size") in arrays:  # of sd-scripts
-        return RAW
+def _described(read: ImportedLatents) -> ImportedLatents:
+    """Latents with the size, encoder and step that the file tells, where those are consistent."""
+    facts, tensors, space = read.container.facts, read.container.tensors, read.model.space
+    sides = tensors.get(read.key.replace("latents", "original_size"))
+    is_npz = sides is not None and read.layout is caches.SD_SCRIPTS
     try:
-        scale = float(facts["scale"])
-    except (KeyError, ValueError):
-        raise LatentsError(
-            f"{name} does not say in which scale its latents are", hint=SCALE_HINT
-        ) from None
-    if scale not in (RAW, SD1.scale):
-        raise LatentsError(
-            f"{name} says that its latents are times {scale}, which is not SD 1.x's",
-            hint=SCALE_HINT,
-        )
-    return scale
-
-
-def _described(latents: Floats, facts: dict[str, str], sides: Array | None) -> ImportedLatents:
-    """Latents with the size, encoder and step of the metadata, where those are consistent."""
-    height, width = (min(SD1.patch * side, MAX_SIDE) for side in latents.shape[-2:])
-    model, step_q = registry.IMPORTED, None
-    try:
-        given = sides.tolist() if sides is not None else (facts["width"], facts["height"])
+        given = sides.array.tolist() if is_npz and sides else (facts["width"], facts["height"])
         wide, high = (int(side) for side in given)
-        if SD1.size(high, wide) == latents.shape[-2:]:
-            width, height = wide, high
+        if space.size(high, wide) == read.latents.shape[-2:]:
+            read = replace(read, width=wide, height=high)
         [model] = [
             each
             for each in registry.LATENT_MODELS
-            if each.name == facts["encoder"] and each.space is SD1
+            if each.name == facts["encoder"] and each.space is space
         ]
         step = round(float(facts["step"]) * quantize.STEP_UNIT)
-        step_q = step if 0 < step < 2**16 else None
+        return replace(read, model=model, step_q=step if 0 < step < 2**16 else None)
     except (KeyError, ValueError, TypeError, OverflowError):
-        pass  # written by another program, without this metadata
-    return ImportedLatents(latents, width, height, model, step_q)
+        return read  # written by another program, without this metadata

@@ -1,4 +1,4 @@
-"""Decoders of SD 1.x latents: the embedded one, and external autoencoders.
+"""Decoders of latents: the embedded one, and external autoencoders.
 
 `decoder_names` resolves their names.
 """
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dynenc import registry
 from dynenc.arguments import file_name
 from dynenc.errors import WeightsError
+from dynenc.latent_space import SD1, LatentSpace
 from dynenc.networks import loading
 from dynenc.networks.compat import fast_dtype, pick_device
 from dynenc.networks.decoder_names import Choice, resolve
@@ -29,69 +30,82 @@ from dynenc.networks.vae_files import (
 logger = logging.getLogger(__name__)
 
 
-def load_decoder(name: str | Path | Choice = "auto", device: torch.device | str = "cpu") -> Decoder:
-    """Load a decoder by name (see `decoder_names`) or as chosen by `resolve`.
+def load_decoder(
+    name: str | Path | Choice = "auto",
+    device: torch.device | str = "cpu",
+    space: LatentSpace = SD1,
+) -> Decoder:
+    """Load a decoder by name (see `decoder_names`) or as `resolve` chose it.
 
-    External decoders run in float16 on an accelerator, in bfloat16 on a CPU with units for it, else
-    in float32. The embedded one keeps float32 weights; for its products see `compat.in_bfloat16`.
+    Args:
+        space: of the latents; but for SD 1.x's, the name must be one of a foreign decoder.
 
-    Raises: WeightsError if the decoder is missing, cannot be read, or is not for SD latents;
-        DeviceError if the device does not exist; UsageError if the name is not a string.
+    Foreign decoders run in float16 on an accelerator, in bfloat16 on a CPU made for it, else in
+    float32; the embedded one keeps float32 weights, and computes as `layers.in_bfloat16` says.
+
+    Raises: WeightsError if there is no such decoder, it cannot be read, or is for latents of
+        another space;
+        DeviceError if there is no such device; UsageError if the name is no text.
     """
     choice = name if isinstance(name, Choice) else resolve(file_name("a decoder", name))
     device = pick_device(device)
     logger.debug("decoder: %s on %s", choice.name, device)
     if choice.name in registry.names("decoder"):
+        own = registry.named(choice.name, "decoder").space
+        if space not in (SD1, own):
+            raise WeightsError(
+                f"{choice.name} decodes no {space.title} latents: name a VAE of these"
+            )
         network = loading.load_named(choice.name, "decoder")
-        return Decoder(choice.name, network, **EMBEDDED_TILES).to(device)
+        return Decoder(choice.name, network, space=own, **EMBEDDED_TILES).to(device)
     import_diffusers(choice.name)
-    path = choice.path or from_hub(choice.name, download=True)
+    path = choice.path or from_hub(choice.name, download=True, space=space)
     if path is None:
         raise WeightsError(
             f"{choice.name} on the Hugging Face hub has no {WEIGHTS[0]}, neither at the top nor "
             "in vae/: choose another decoder"
         )
-    decoder = _decoder(choice.name, load_vae(path, choice.name, PARTS[2:]))
+    decoder = _decoder(choice.name, load_vae(path, choice.name, PARTS[2:], space), space)
     return decoder.to(device, fast_dtype(device))
 
 
-def load_teacher(path: Path | str) -> tuple[nn.Module, Decoder]:
-    """Load both halves of a local autoencoder of SD latents, frozen, in float32.
+def load_teacher(path: Path | str, space: LatentSpace = SD1) -> tuple[nn.Module, Decoder]:
+    """Load both halves of an autoencoder that is on this disk, frozen, in float32.
 
-    Returns: encoder, [B, 3, H, W] in [-1, 1] -> [B, 4, H/8, W/8] in SD scale, and `Decoder`.
-    Raises: WeightsError like `load_decoder`.
+    Returns: encoder, [B, 3, H, W] in [-1, 1] -> scaled latents [B, C, H/8, W/8], and `Decoder`.
+    Raises: WeightsError as `load_decoder`.
     """
     found = on_disk(str(path))
     if found is None:
         raise WeightsError(f"{path} is not on this disk: download it first")
-    vae = load_vae(found, str(path), PARTS)
-    decoder, encoder = _decoder(str(path), vae), vae.encoder
+    vae = load_vae(found, str(path), PARTS, space)
+    decoder, encoder = _decoder(str(path), vae, space), vae.encoder
     if _has_posterior(vae):
         encoder = nn.Sequential(encoder, vae.quant_conv or nn.Identity())
-        encoder = _MeanEncoder(encoder, decoder.scale, decoder.shift)
+        encoder = _MeanEncoder(encoder, space)
     return encoder.eval().requires_grad_(False), decoder
 
 
 class _MeanEncoder(nn.Module):
-    """The encoder of an AutoencoderKL: image -> mean of the posterior, in SD scale."""
+    """The encoder of an AutoencoderKL: image -> mean of the posterior, scaled."""
 
-    def __init__(self, network: nn.Module, scale: float, shift: float) -> None:
+    def __init__(self, network: nn.Module, space: LatentSpace) -> None:
         super().__init__()
-        self.network, self.scale, self.shift = network, scale, shift
+        self.network, self.space = network, space
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encode: [B, 3, H, W] in [-1, 1] -> [B, 4, H/8, W/8] in SD scale."""
+        """Encode: [B, 3, H, W] in [-1, 1] -> [B, C, H/8, W/8], scaled."""
         mean: Tensor = self.network(image).chunk(2, dim=1)[0]
-        return (mean - self.shift) * self.scale
+        return self.space.scaled(mean)
 
 
-def _decoder(name: str, vae: Any) -> Decoder:
+def _decoder(name: str, vae: Any, space: LatentSpace) -> Decoder:
     """The decoding half of a diffusers autoencoder."""
     network, tile = vae.decoder, LARGE_TILE
     if _has_posterior(vae):
         network, tile = nn.Sequential(vae.post_quant_conv or nn.Identity(), network), SMALL_TILE
-    scale, shift = vae.config.scaling_factor, vae.config.get("shift_factor") or 0.0
-    return Decoder(name, network, scale=scale, shift=shift, tile=tile)
+    scale, shift = (space.scale, space.shift) if _has_posterior(vae) else (1.0, 0.0)
+    return Decoder(name, network, space=space, scale=scale, shift=shift, tile=tile)
 
 
 def _has_posterior(vae: Any) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynenc.latent_space import SD1
+from dynenc.latent_space import SD1, LatentSpace
 from dynenc.networks.checks import check_batch
 from dynenc.networks.compat import in_bfloat16
 from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder
@@ -31,18 +31,19 @@ LARGE_TILE, SMALL_TILE = 256, 96  # latents, side of a tile of a small and of a 
 
 
 class Decoder(nn.Module):
-    """A decoder of SD latents, whatever its own scale; large latents are decoded in tiles.
+    """A decoder of scaled latents, whatever its own scale, in tiles if the latents are large.
 
     Latents are first clamped to -LIMIT..LIMIT, far beyond what encoders produce: for larger ones
     the output of networks depends on the last bit of the arithmetic, hence on the machine.
 
-    Shapes: [B, 4, h, w] in SD scale, any device and dtype -> [B, 3, 8h, 8w] float32, about [-1, 1],
-    on the network's device. Gradient flows through it.
+    Shapes: [B, C, h, w] as the space's diffusion model takes them, any device and dtype ->
+    [B, 3, 8h, 8w] float32, about [-1, 1], on the network's device. Gradient flows through it.
 
     Args:
         name: for messages and reports.
-        network: decodes a tile, [B, 4, h, w] -> [B, 3, 8h, 8w].
-        scale, shift: of its own latents, relative to SD's.
+        network: what decodes a tile, [B, C, h, w] -> [B, 3, 8h, 8w].
+        space: of the latents.
+        scale, shift: the network takes latents / scale + shift.
         tile: side of a tile, in latents, more than 2 * margin + 1.
         margin: latents at a tile's inner edges that are not used, as padding affects them. The
             result equals that without tiles if no pixel depends on latents farther away.
@@ -55,6 +56,7 @@ class Decoder(nn.Module):
         name: str,
         network: nn.Module,
         *,
+        space: LatentSpace = SD1,
         scale: float = 1.0,
         shift: float = 0.0,
         tile: int = LARGE_TILE,
@@ -62,14 +64,14 @@ class Decoder(nn.Module):
         overlap: int = OVERLAP,
     ) -> None:
         super().__init__()
-        self.name, self.network = name, network
+        self.name, self.network, self.space = name, network, space
         self.scale, self.shift = scale, shift
         self.tile, self.margin, self.overlap = tile, margin, overlap
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
         self.eval().requires_grad_(False)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Decode: [B, 4, h, w] in SD scale -> [B, 3, 8h, 8w], about [-1, 1]."""
+        """Decode: scaled latents [B, C, h, w] -> [B, 3, 8h, 8w], about [-1, 1]."""
         bands = list(self.bands(latents))
         return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
 
@@ -82,7 +84,7 @@ class Decoder(nn.Module):
         Tiles have equal size, overlap, and are blended linearly; in diffusers' tiling the last tile
         is a narrow strip with different statistics.
         """
-        check_batch("latents", latents, SD1.channels)
+        check_batch("latents", latents, self.space.channels)
         latents = latents.clamp(-LIMIT, LIMIT)
         precise = not _suit_bfloat16(latents)
         rows, columns = (

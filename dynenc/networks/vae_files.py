@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from dynenc import registry
 from dynenc.errors import WeightsError
-from dynenc.latent_space import SD1, SDXL, SDXL_NAME
+from dynenc.latent_space import SD1, SDXL, SPACES, LatentSpace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,11 +42,17 @@ def on_disk(name: str) -> Path | None:
     return from_hub(name, download=False)
 
 
-def from_hub(repository: str, *, download: bool) -> Path | None:
-    """Folder of a repository's autoencoder in the hub cache, downloaded if allowed, or None."""
+def from_hub(repository: str, *, download: bool, space: LatentSpace | None = None) -> Path | None:
+    """Folder of the hub cache with a repository's autoencoder, first filled if allowed, or None.
+
+    Args:
+        space: of the latents that it has to be for; None: any.
+    """
     for folder in ("vae/", ""):
         if config := _hub_file(repository, folder + "config.json", download):
-            _check(_read_config(config), repository)  # before a large download
+            found = _read_config(config)
+            if space:
+                check_space(found, repository, space)  # before a large download
             for name in WEIGHTS:
                 if file := _hub_file(repository, folder + name, download):
                     return file.parent
@@ -73,25 +79,28 @@ def _hub_file(repository: str, name: str, download: bool) -> Path | None:
         ) from exc
 
 
-def load_vae(path: Path, name: str, parts: tuple[str, ...]) -> Any:
-    """Load parts of a diffusers autoencoder from a folder or file; the rest stays without data."""
+def load_vae(path: Path, name: str, parts: tuple[str, ...], space: LatentSpace) -> Any:
+    """Load some parts of a diffusers autoencoder from a folder or a file; the rest has no data.
+
+    Raises: WeightsError, also if it is for latents of another space.
+    """
     diffusers = import_diffusers(name)
     import torch
 
     config, file = _find(path)
     try:
-        state = _read(file)
+        state = _read(file, space)
     except (OSError, SafetensorError) as exc:
         raise WeightsError(f"{file} is not valid safetensors ({exc}): download it again") from exc
-    config = config or _architecture(state, file)
-    _check(config, name)
+    config = config or _architecture(state, file, space)
+    check_space(config, name, space)
     try:
         with _silenced(diffusers.utils.logging), torch.device("meta"):
             vae = getattr(diffusers, config["_class_name"]).from_config(config)
     except (TypeError, ValueError, RuntimeError) as exc:
         raise WeightsError(f"the config of {name} is not valid: {_first_line(exc)}") from exc
     if len(vae.config.block_out_channels) != 4:
-        raise WeightsError(f"{name} does not upscale by 8: use a decoder of SD 1.x latents")
+        raise WeightsError(f"{name} does not upscale by 8: use a decoder of {space.title} latents")
     expected = {key: t.shape for key, t in vae.state_dict().items() if key.startswith(parts)}
     shapes = {key: tensor.shape for key, tensor in state.items() if key.startswith(parts)}
     if wrong := sorted(key for key, _ in expected.items() ^ shapes.items()):
@@ -140,12 +149,12 @@ def _read_config(file: Path) -> dict[str, Any]:
         ) from exc
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    """Read the autoencoder in a .safetensors file, with the current names of diffusers."""
+def _read(file: Path, space: LatentSpace) -> dict[str, Tensor]:
+    """Read the autoencoder of a .safetensors file, under the names that diffusers uses now."""
     with safe_open(file, "pt") as tensors:
         keys = list(tensors.keys())
-        if any(key.startswith("conditioner.") for key in keys):
-            raise WeightsError(f"{file} is for SDXL latents: use a decoder of SD 1.x latents")
+        if space is not SDXL and any(key.startswith("conditioner.") for key in keys):
+            raise _wrong(str(file), f"is for {SDXL.title} latents", space)
         prefixes = ("first_stage_model.", "vae.", "")  # of a whole checkpoint
         prefix = next(
             (p for p in prefixes if any(key.startswith(p + "decoder.") for key in keys)), ""
@@ -165,8 +174,8 @@ def _read(file: Path) -> dict[str, Tensor]:
     return {pattern.sub(lambda m: OLD_ATTENTION[m[0]], key): t for key, t in state.items()}
 
 
-def _architecture(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
-    """The config for a file without one, inferred from the shapes of its tensors."""
+def _architecture(state: dict[str, Tensor], file: Path, space: LatentSpace) -> dict[str, Any]:
+    """The config of a file without one, from the shapes of its tensors, taken to be of a space."""
     try:
         if (first := state.get("decoder.layers.0.weight")) is not None:
             return {"_class_name": "AutoencoderTiny", "latent_channels": first.shape[1]}
@@ -185,29 +194,41 @@ def _architecture(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
         "up_block_types": ["UpDecoderBlock2D"] * 4,
         "layers_per_block": 2,
         "latent_channels": channels,
+        "scaling_factor": space.scale,
+        "shift_factor": space.shift,
+        "use_quant_conv": "quant_conv.weight" in state,
+        "use_post_quant_conv": "post_quant_conv.weight" in state,
     }
 
 
-def _check(config: dict[str, Any], name: str) -> None:
-    """Raise WeightsError unless a config is of a decoder of SD 1.x latents."""
+def check_space(config: dict[str, Any], name: str, space: LatentSpace) -> None:
+    """Raise WeightsError unless a config is of an autoencoder of a space's latents.
+
+    That of an AutoencoderKL tells by channels, scale and shift. An AutoencoderTiny, whose latents
+    are scaled already, has no mark but its channels and its name.
+    """
     kind = config.get("_class_name")
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         raise WeightsError(f"{name} is of class {kind}: use an AutoencoderKL or AutoencoderTiny")
-    right = 1.0 if kind == "AutoencoderTiny" else SD1.scale
-    scale, channels = (
-        config.get("scaling_factor", right),
-        config.get("latent_channels", SD1.channels),
-    )
-    names = f"{Path(name).name} {config.get('_name_or_path')}"  # nothing else identifies taesdxl
-    why = None
-    if scale == SDXL.scale or SDXL_NAME.search(names):
-        why = "is for SDXL latents"
-    elif channels != SD1.channels:
-        why = f"is for latents of {channels} channels, not {SD1.channels}"
-    elif scale != right:
-        why = f"is for latents with scale {scale}, not {right}"
-    if why:
-        raise WeightsError(f"{name} {why}: use a decoder of SD 1.x latents")
+    is_tiny = kind == "AutoencoderTiny"
+    right = (1.0, 0.0) if is_tiny else (space.scale, space.shift)
+    channels = config.get("latent_channels", SD1.channels)
+    scale = config.get("scaling_factor", 1.0 if is_tiny else SD1.scale)
+    found = scale, config.get("shift_factor") or 0.0
+    names = f"{Path(name).name} {config.get('_name_or_path')}"
+    is_named = space.is_named_in(names)
+    for other in SPACES.values():
+        is_other = not is_tiny and (channels, *found) == (other.channels, other.scale, other.shift)
+        if other is not space and (is_other or (other.is_named_in(names) and not is_named)):
+            raise _wrong(name, f"is for {other.title} latents", space)
+    if channels != space.channels:
+        raise _wrong(name, f"is for latents of {channels} channels, not {space.channels}", space)
+    if found != right:
+        raise _wrong(name, f"is for latents with scale {scale}, not {right[0]}", space)
+
+
+def _wrong(name: str, why: str, space: LatentSpace) -> WeightsError:
+    return WeightsError(f"{name} {why}: use a decoder of {space.title} latents")
 
 
 def _first_line(exc: Exception) -> str:

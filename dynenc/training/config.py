@@ -3,11 +3,12 @@
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from dynenc import registry
 from dynenc.errors import UsageError
 from dynenc.latent_space import SD1
-from dynenc.training.fit_coder import FitConfig
+from dynenc.training.samples import FitConfig
 
 DECODER = "embedded"  # the preset that trains the embedded decoder
 
@@ -57,9 +58,20 @@ PRESETS = {
         "autoencoder", steps=12000, distill_steps=0, lpips=0.008, tie=0.0, rate=0.006
     ),
 }
+FOUR_CHANNELS: dict[str, Any] = {
+    "hidden": 48,
+    "middle": 24,
+    "neighbours": 56,
+    "batch": 2048,
+    "learning_rate": 9e-3,
+}
+SIXTEEN_CHANNELS: dict[str, Any] = {"neighbours": 48}  # smaller: there are four times the symbols
 CODERS = {  # these fit an entropy coder's tables
     "fast": FitConfig("fast", has_trellis=False),
-    "full": FitConfig("full", hidden=48, middle=24, neighbours=56, batch=2048, learning_rate=9e-3),
+    "full": FitConfig("full", **FOUR_CHANNELS),
+    "full-sdxl": FitConfig("full-sdxl", pictures=250, **FOUR_CHANNELS),
+    "full-flux1": FitConfig("full-flux1", pictures=250, **SIXTEEN_CHANNELS),
+    "full-sd3": FitConfig("full-sd3", pictures=250, **SIXTEEN_CHANNELS),
 }
 
 
@@ -158,6 +170,10 @@ def check_paths(config: TrainConfig | FitConfig, paths: TrainPaths) -> None:
         raise UsageError(
             f"{config.preset} is not trained on latents of other encoders",
             hint="omit --encoder",
+        )
+    if paths.encoders and registry.MODELS[config.preset].space is not SD1:
+        raise UsageError(
+            f"{config.preset} is fitted to the teacher's latents alone", hint="leave out --encoder"
         )
     if paths.start and kind == "coder":
         raise UsageError(f"{config.preset} is fitted from scratch", hint="omit --start")

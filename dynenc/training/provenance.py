@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dynenc.training.config import TrainConfig, TrainPaths
-from dynenc.training.fit_coder import FitConfig
+from dynenc.training.samples import FitConfig
 
 
 def origin(

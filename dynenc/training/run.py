@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from safetensors.numpy import save
 
+from dynenc import registry
 from dynenc.coding import bitstream
 from dynenc.coding.entropy import EntropyCoder
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
@@ -21,8 +22,9 @@ from dynenc.networks.encoder import to_floats
 from dynenc.networks.external_vae import load_teacher
 from dynenc.training.config import PRESETS, TrainConfig, TrainPaths, check, check_paths
 from dynenc.training.crops import open_crops
-from dynenc.training.fit_coder import FitConfig, fit, n_networks
+from dynenc.training.fit_coder import fit, n_parts
 from dynenc.training.provenance import origin
+from dynenc.training.samples import FitConfig
 from dynenc.training.trainer import TEST_STEP, Trainer
 
 LOG_EVERY = 50  # steps
@@ -64,13 +66,15 @@ def train_coder(
     """
     check(config)
     check_paths(config, paths)
-    teacher, _ = load_teacher(paths.teacher)
+    teacher, _ = load_teacher(paths.teacher, registry.MODELS[config.preset].space)
     encoders = [teacher, *(loading.load_path(path) for path in paths.encoders)]
     crops = open_crops(paths.data, paths.run, PRESETS["embedded"].crop)
 
     @torch.inference_mode()
     def latents() -> Iterator[npt.NDArray[np.float32]]:
-        for number, pixels in enumerate(crops.whole()):
+        whole = crops.whole()
+        every = -(-len(whole) // config.pictures) if config.pictures else 1
+        for number, pixels in enumerate(whole[::every]):
             image = to_floats(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
             yield encoders[number % len(encoders)](pad(image))[0].numpy()
 
@@ -101,7 +105,7 @@ def train_with_progress(
     bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
     if isinstance(config, FitConfig):
         with bar:
-            coder_task = bar.add_task(config.preset, total=n_networks(config))
+            coder_task = bar.add_task(config.preset, total=n_parts(config))
             return train_coder(config, paths, lambda done: bar.update(coder_task, completed=done))
     sums: dict[str, list[float]] = {}
     with (paths.run / f"{config.preset}.log").open("a") as log, bar:

@@ -70,12 +70,11 @@ def tables() -> bytes:
     name the models whose latents the decoder decodes.
     """
     tensors: entropy.Tensors = {}
-    for model in registry.MODELS.values():
-        if model.kind == "coder":
-            file = load_tensors(registry.read_file(model))
-            for has_trellis in (False, True)[: 1 + model.has_trellis]:
-                name = f"coder.{model.number}.{entropy.lattice_name(has_trellis=has_trellis)}"
-                tensors[name] = entropy.packed(file, has_trellis=has_trellis)
+    for model in registry.coders(SD1):
+        file = load_tensors(registry.read_file(model))
+        for has_trellis in (False, True)[: 1 + model.has_trellis]:
+            name = f"coder.{model.number}.{entropy.lattice_name(has_trellis=has_trellis)}"
+            tensors[name] = entropy.packed(file, has_trellis=has_trellis)
     model = registry.named("embedded", "decoder")
     widths, blocks = model.arguments["widths"], model.arguments["blocks"]
     decoder = integer_decoder.packed(integer_decoder.read(model), widths, blocks)

@@ -11,10 +11,16 @@ from dynenc.errors import Corrupt, WeightsError
 
 TABLES = registry.read_file(registry.MODELS["fast"])
 KINDS = {"fast": ("fast", False), "plain": ("full", False), "trellis": ("full", True)}
+SPACE_KINDS = {
+    f"{space}, {lattice}": (f"full-{space}", lattice == "trellis")
+    for space in ("sdxl", "flux1", "sd3")
+    for lattice in ("plain", "trellis")
+}
+ALL_KINDS = KINDS | SPACE_KINDS
 
 
 def coder_of(kind):
-    name, has_trellis = KINDS[kind]
+    name, has_trellis = ALL_KINDS[kind]
     return load_coder(name, has_trellis=has_trellis)
 
 
@@ -23,15 +29,15 @@ def model():
     return coder_of("fast")
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=ALL_KINDS)
 def each_model(request):
     return coder_of(request.param)
 
 
-def smooth(height, width, step_q, seed=0):
+def smooth(height, width, step_q, seed=0, channels=4):
     """Symbols of made-up latents whose neighbours resemble each other."""
     random = np.random.default_rng(seed)
-    noise = random.normal(0, 1, (4, height + 2, width + 2))
+    noise = random.normal(0, 1, (channels, height + 2, width + 2))
     latents = (noise[:, 1:-1, 1:-1] + noise[:, :-2, 1:-1] + noise[:, 1:-1, :-2]) * 0.6
     return np.rint(latents * 1024 / step_q).astype(np.int32)
 
@@ -39,7 +45,7 @@ def smooth(height, width, step_q, seed=0):
 @pytest.mark.parametrize("step_q", [1, 77, 307, 1229, 65535])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (5, 6), (32, 48)])
 def test_symbols_survive(each_model, shape, step_q):
-    symbols = np.clip(smooth(*shape, step_q), -LIMIT, LIMIT)
+    symbols = np.clip(smooth(*shape, step_q, channels=each_model.channels), -LIMIT, LIMIT)
     payload = each_model.encode(symbols, step_q)
     decoded = each_model.decode(payload, *shape, step_q)
     assert decoded.dtype == np.int32
@@ -48,21 +54,21 @@ def test_symbols_survive(each_model, shape, step_q):
 
 @pytest.mark.parametrize("value", [-LIMIT, LIMIT, 255, 0])
 def test_extreme_symbols_survive(each_model, value):
-    symbols = np.full((4, 6, 7), value, np.int32)
-    symbols[2, 3, 4] = -LIMIT
+    symbols = np.full((each_model.channels, 6, 7), value, np.int32)
+    symbols[-2, 3, 4] = -LIMIT
     for step_q in (1, 307, 65535):
         payload = each_model.encode(symbols, step_q)
         assert np.array_equal(each_model.decode(payload, 6, 7, step_q), symbols)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize(("shape", "step_q"), [((1, 1), 307), ((9, 10), 102), ((6, 13), 1024)])
 def test_a_program_written_from_the_specification_agrees(kind, shape, step_q):
-    symbols = smooth(*shape, step_q)
+    symbols = smooth(*shape, step_q, channels=coder_of(kind).channels)
     symbols.flat[3] = 900  # escapes
     symbols.flat[1] = -LIMIT
     payload = coder_of(kind).encode(symbols, step_q)
-    name, has_trellis = KINDS[kind]
+    name, has_trellis = ALL_KINDS[kind]
     tensors = oracle_entropy.read_tensors(registry.read_file(registry.named(name, "coder")))
     decoded = oracle_entropy.decode(tensors, payload, *shape, step_q, has_trellis=has_trellis)
     assert decoded == symbols.tolist()
@@ -108,13 +114,15 @@ def test_an_escape_for_what_has_a_place_in_the_table_is_corrupt(model):
         model.decode(payload, 5, 6, 307)
 
 
-@pytest.mark.parametrize("has_trellis", [False, True])
-def test_fitting_is_repeatable_and_makes_working_coders(has_trellis):
-    from dynenc.training.fit_coder import FitConfig, fit
+@pytest.mark.parametrize(("has_trellis", "channels"), [(False, 4), (True, 4), (True, 6)])
+def test_fitting_is_repeatable_and_makes_working_coders(has_trellis, channels):
+    from dynenc.training.fit_coder import fit
+    from dynenc.training.samples import FitConfig
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    latents = [np.random.default_rng(n).normal(0, 0.7, (4, 12, 13)) for n in range(3)]
+    shape = channels, 12, 13
+    latents = [np.random.default_rng(n).normal(0, 0.7, shape) for n in range(3)]
     sizes = {"hidden": 4, "middle": 3, "neighbours": 5}
     config = FitConfig("full", has_trellis, **sizes, samples=300, batch=32, iterations=4)
     tensors, again = fit(latents, config), fit(iter(latents), config)
@@ -122,7 +130,7 @@ def test_fitting_is_repeatable_and_makes_working_coders(has_trellis):
     assert all(np.array_equal(again[name], tensor) for name, tensor in tensors.items())
     for which in (False, has_trellis):
         fitted = EntropyCoder.of(tensors, has_trellis=which)
-        symbols = smooth(9, 10, 307)
+        symbols = smooth(9, 10, 307, channels=channels)
         assert np.array_equal(fitted.decode(fitted.encode(symbols, 307), 9, 10, 307), symbols)
 
 

@@ -19,19 +19,27 @@ from dynenc.coding import quantize
 from dynenc.coding.bitstream import HAS_CHUNKS
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import LatentsError, UsageError
-from dynenc.interop import latent_files
-from dynenc.interop.forms import LATENT_FORMS
+from dynenc.interop import containers, latent_files
+from dynenc.latent_space import SD1
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1_light_33x40.lat"  # 5 x 5 latents
 IS_OTHER = re.compile("autoencoder|detail")
 SCALE = 0.18215
+FORMS = ("safetensors", "npz", "comfy", "pt")
 
 
 @pytest.fixture(scope="module")
 def read():
-    """The header and the latents [4, 5, 5] of a picture of 33x40 px."""
+    """The file and the latents [4, 5, 5] of a picture of 33x40 px."""
     file = LatFile.parse(GOLDEN.read_bytes())
-    return file.header, file.latents
+    return file, file.latents
+
+
+def written(form, file, latents):
+    """A file of a form, of which nothing is left out."""
+    data, note = latent_files.write(form, file, latents)
+    assert note == ""
+    return data
 
 
 @pytest.fixture
@@ -85,14 +93,14 @@ def pt(content) -> bytes:
 
 
 def test_comfyui_reads_what_is_written(read):
-    header, latents = read
-    loaded = comfy_loads(latent_files.write(".latent", header, latents))
+    file, latents = read
+    loaded = comfy_loads(written("comfy", file, latents))
     np.testing.assert_allclose(loaded[0], latents / SCALE, rtol=1e-6)
 
 
 def test_kohya_reads_what_is_written(read):
-    header, latents = read
-    data = latent_files.write(".npz", header, latents)
+    file, latents = read
+    data = written("npz", file, latents)
     loaded, original_size, crop = kohya_loads(data, (40, 40))
     assert loaded.dtype == np.float32
     np.testing.assert_allclose(loaded, latents / SCALE, rtol=1e-6)
@@ -100,11 +108,12 @@ def test_kohya_reads_what_is_written(read):
 
 
 def test_safetensors_says_what_it_holds(read):
-    header, latents = read
-    data = latent_files.write(".safetensors", header, latents)
+    file, latents = read
+    data = written("safetensors", file, latents)
     assert np.array_equal(safetensors.torch.load(data)["latents"], latents)
     length = int.from_bytes(data[:8], "little")
     assert json.loads(data[8 : 8 + length])["__metadata__"] == {
+        "space": "sd1",
         "scale": "0.18215",
         "width": "33",
         "height": "40",
@@ -114,33 +123,34 @@ def test_safetensors_says_what_it_holds(read):
 
 
 def test_pt_is_a_dict_that_weights_only_reads(read):
-    header, latents = read
-    loaded = torch.load(io.BytesIO(latent_files.write(".pt", header, latents)), weights_only=True)
+    file, latents = read
+    loaded = torch.load(io.BytesIO(written("pt", file, latents)), weights_only=True)
     assert np.array_equal(loaded["latents"], latents)
     assert (loaded["scale"], loaded["encoder"]) == ("0.18215", "light")
 
 
-@pytest.mark.parametrize("suffix", LATENT_FORMS.values())
-def test_what_is_written_is_read_again(read, suffix):
-    header, latents = read
-    found = latent_files.read(latent_files.write(suffix, header, latents), "a")
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_written_is_read_again(read, form):
+    file, latents = read
+    found = latent_files.read(written(form, file, latents), "a")
     np.testing.assert_allclose(found.latents, latents, rtol=1e-6)
     assert (found.width, found.height) == (33, 40)
-    knows_more = suffix != ".npz"
+    knows_more = form != "npz"
     assert found.model.name == ("light" if knows_more else "imported")
-    assert found.step_q == (header.step_q if knows_more else None)
+    assert found.step_q == (file.header.step_q if knows_more else None)
 
 
 @pytest.mark.parametrize(
     "name",  # of files of SD latents; of one with a detail layer other latents are exported
     [p.stem for p in sorted(GOLDEN.parent.glob("v1_*.lat")) if not IS_OTHER.search(p.stem)],
 )
-@pytest.mark.parametrize("suffix", [".safetensors", ".latent", ".pt"])
-def test_export_and_import_give_the_same_file(name, suffix):
+@pytest.mark.parametrize("form", ["safetensors", "comfy", "pt"])
+def test_export_and_import_give_the_same_file(name, form):
     blob = (GOLDEN.parent / f"{name}.lat").read_bytes()
     file = LatFile.parse(blob)
     header = file.header
-    found = latent_files.read(latent_files.write(suffix, header, file.latents), name)
+    found = latent_files.read(written(form, file, file.latents), name)
+    assert found.chunks(lambda latents: b"") == []
     size = found.width, found.height
     again = LatFile.of_quantized(found.latents, size, found.step_q, found.model)
     if header.flags & HAS_CHUNKS or header.coder_id != again.header.coder_id:
@@ -167,12 +177,6 @@ def test_kohyas_files_old_and_new(latents, suffix, original, size):
     np.testing.assert_allclose(found.latents, latents, rtol=1e-6)
     assert (found.width, found.height) == size
     assert (found.model.name, found.step_q, found.note) == ("imported", None, "")
-
-
-def test_flipped_latents_and_masks_are_left_out(latents):
-    arrays = {"latents_flipped_6x8": latents.flip(-1), "alpha_mask_6x8": np.ones((48, 64))}
-    data = npz(latents_6x8=latents / SCALE, original_size_6x8=np.array([64, 48]), **arrays)
-    np.testing.assert_allclose(latent_files.read(data, "a.npz").latents, latents, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -205,31 +209,41 @@ def test_wrong_scale_is_noticed(latents, factor):
 
 
 def test_scale_of_no_sd_1_model(latents):
-    with pytest.raises(UsageError, match=r"never times"):
+    with pytest.raises(UsageError, match=r"of SD 1\.x are never times 0\.13025"):
         latent_files.read(pt(latents), "a.pt", 0.13025)
-    with pytest.raises(LatentsError, match=r"times 0\.5"):
+    with pytest.raises(LatentsError, match=r"times 0\.5, which is not the scale of SD 1\.x"):
         latent_files.read(pt({"latents": latents, "scale": 0.5}), "a.pt")
 
 
-SDXL = "is for SDXL"
+SDXL_FILES = {
+    "scale": lambda t: pt({"latents": t, "scale": 0.13025}),
+    "space": lambda t: pt({"latents": t, "scale": 0.13025, "space": "sdxl"}),
+    "metadata": lambda t: safetensors.torch.save(
+        {"latents": t},
+        {"modelspec.architecture": "stable-diffusion-xl-v1-base", "scale": "0.13025"},
+    ),
+    "ComfyUI's workflow": lambda t: safetensors.torch.save(
+        {"latent_tensor": t[None] / 0.13025, "latent_format_version_0": torch.tensor([])},
+        {"prompt": '{"4": {"inputs": {"ckpt_name": "sd_xl_base_1.0.safetensors"}}}'},
+    ),
+    "name": lambda t: kohya_saves(t / 0.13025, (64, 48), "_6x8"),
+}
+
+
+@pytest.mark.parametrize("make", SDXL_FILES.values(), ids=SDXL_FILES)
+def test_files_that_say_that_they_are_of_sdxl(latents, make):
+    name = "cat_0064x0048_sdxl.npz" if make is SDXL_FILES["name"] else "a"
+    found = latent_files.read(make(latents), name)
+    assert found.model is registry.FOREIGN["sdxl"]
+    np.testing.assert_allclose(found.latents, latents, rtol=1e-5)
+    with pytest.raises(LatentsError, match=r"is for SDXL, .* SD 1\.x's are asked for"):
+        latent_files.read(make(latents), name, space=SD1)
+
+
 OTHERS = {
-    "16 channels": (lambda t: pt(t.repeat(4, 1, 1)), "16 channels, as SD 3's and FLUX's"),
-    "SDXL's scale": (lambda t: pt({"latents": t, "scale": 0.13025}), SDXL),
-    "SDXL by metadata": (
-        lambda t: safetensors.torch.save(
-            {"latents": t}, {"modelspec.architecture": "stable-diffusion-xl-v1-base"}
-        ),
-        SDXL,
-    ),
-    "SDXL by ComfyUI's workflow": (
-        lambda t: safetensors.torch.save(
-            {"latent_tensor": t[None], "latent_format_version_0": torch.tensor([])},
-            {"prompt": '{"4": {"inputs": {"ckpt_name": "sd_xl_base_1.0.safetensors"}}}'},
-        ),
-        SDXL,
-    ),
+    "16 channels": (lambda t: pt(t.repeat(4, 1, 1)), r"whether they are of FLUX\.1 or SD 3"),
+    "5 channels": (lambda t: pt(torch.cat([t, t[:1]])), "5 channels: those of SD 1"),
     "several pictures": (lambda t: pt(torch.stack([t, t])), "of 2 pictures"),
-    "several sizes": (lambda t: npz(latents_6x8=t, latents_5x5=t), "2 pictures, latents_6x8"),
     "integers": (lambda t: pt(t.round().long()), "holds int64 instead"),
     "flat": (lambda t: pt(t.flatten()), r"a tensor \[192\]"),
     "empty": (lambda t: pt(t[:, :0]), r"a tensor \[4, 0, 8\]"),
@@ -240,6 +254,7 @@ OTHERS = {
     "no latents": (lambda t: npz(crop_ltrb_6x8=t), "holds crop_ltrb_6x8 but no latents"),
     "only sizes": (lambda t: npz(original_size=np.array([3, 4])), "holds original_size but no"),
     "other tensors": (lambda t: safetensors.torch.save({"weight": t}), "holds weight but no"),
+    "a flipped picture alone": (lambda t: npz(latents_flipped_6x8=t), "but no latents"),
     "a list": (lambda t: pt([t]), "holds a list"),
     "more than there is": (lambda t: pt(torch.zeros(1).expand(4, 8000, 8000)), "claims to hold"),
     "a picture": (lambda t: b"\x89PNG\r\n\x1a\n" + bytes(40), "neither safetensors nor"),
@@ -253,11 +268,6 @@ OTHERS = {
 def test_what_is_refused(latents, make, message):
     with pytest.raises(LatentsError, match=message):
         latent_files.read(make(latents), "a.npz")
-
-
-def test_sd_scripts_name_sdxl(latents):
-    with pytest.raises(LatentsError, match=SDXL):
-        latent_files.read(kohya_saves(latents, (64, 48), "_6x8"), "cat_0064x0048_sdxl.npz")
 
 
 def test_a_prompt_may_speak_of_sdxl(latents):
@@ -305,17 +315,17 @@ def test_npz_that_claims_to_be_large():
 
 
 def test_npz_that_unpacks_to_a_lot(monkeypatch):
-    monkeypatch.setattr(latent_files, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(containers, "MAX_BYTES", 2**20)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("latents.npy", bytes(latent_files.MAX_BYTES + 1))
+        archive.writestr("latents.npy", bytes(containers.MAX_BYTES + 1))
     with pytest.raises(LatentsError, match="unpacks to more"):
         latent_files.read(file.getvalue(), "a.npz", 1)
 
 
-@pytest.mark.parametrize("suffix", LATENT_FORMS.values())
-def test_damaged_files_raise_only_latents_errors(read, suffix):
-    data = latent_files.write(suffix, *read)
+@pytest.mark.parametrize("form", FORMS)
+def test_damaged_files_raise_only_latents_errors(read, form):
+    data = written(form, *read)
     random = np.random.default_rng(0)
     for end in random.integers(0, len(data), 40):
         with pytest.raises(LatentsError):
@@ -330,9 +340,9 @@ def test_damaged_files_raise_only_latents_errors(read, suffix):
         assert np.isfinite(found.latents).all()  # a bit of a latent
 
 
-def test_no_form_has_this_suffix(read):
-    with pytest.raises(LatentsError, match=r"'\.ckpt'"):
-        latent_files.write(".ckpt", *read)
+def test_there_is_no_such_form(read):
+    with pytest.raises(LatentsError, match="no form 'ckpt'"):
+        latent_files.write("ckpt", *read)
 
 
 def test_imported_is_no_encoder_to_choose():

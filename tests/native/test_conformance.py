@@ -31,7 +31,7 @@ def files_of_coders(most_pixels):
         file = LatFile.parse(path.read_bytes())
         n_pixels = file.header.width * file.header.height
         if file.model.space is SD1 and n_pixels <= most_pixels:
-            key = registry.numbered(file.header.coder_id, "coder").name, file.header.has_trellis
+            key = registry.coder(file.header.coder_id, SD1).name, file.header.has_trellis
             found[key].append((path.stem, file.header, file.payload))
     return found
 

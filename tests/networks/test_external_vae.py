@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dynenc.errors import WeightsError
+from dynenc.backend import Backend
+from dynenc.errors import OtherLatents, WeightsError
+from dynenc.latent_space import FLUX1, SD1, SD3, SPACES
 from dynenc.networks import external_vae as module
 from dynenc.networks import loading, tiling
 from dynenc.networks.compat import CPU_DTYPE
@@ -24,6 +26,7 @@ from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.external_vae import load_decoder
 from dynenc.networks.tiling import Decoder
 from dynenc.networks.vae_files import OLD_ATTENTION, WEIGHTS
+from dynenc.registry import FOREIGN
 from dynenc.view import Region
 
 LATENTS = torch.randn(1, 4, 6, 5, generator=torch.Generator().manual_seed(0)) * 0.7
@@ -283,11 +286,60 @@ def test_decoders_of_other_latents_are_refused(folder, change, message):
     assert re.search(message, refused(str(folder)))
 
 
+@pytest.mark.parametrize("space", list(SPACES.values()), ids=list(SPACES))
+def test_a_vae_of_each_space(space, tmp_path):
+    sixteen = space.channels == 16
+    vae = small_vae(
+        latent_channels=space.channels,
+        scaling_factor=space.scale,
+        shift_factor=space.shift or None,
+        use_quant_conv=not sixteen,
+        use_post_quant_conv=not sixteen,
+    )
+    vae.save_pretrained(tmp_path / "vae")
+    single = tmp_path / "ae.safetensors"
+    save_file(to_compvis(vae.state_dict()), single)
+    latents = torch.randn(1, space.channels, 3, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = vae.decode(space.raw(latents)).sample
+    for place in (tmp_path, single):
+        decoder = load_decoder(place, space=space)
+        assert decoder.space is space
+        torch.testing.assert_close(decoder(latents), expected, rtol=1e-4, atol=1e-4)
+    encoder, _ = module.load_teacher(tmp_path, space)
+    image = torch.linspace(-1, 1, 3 * 16 * 24).reshape(1, 3, 16, 24)
+    with torch.no_grad():
+        mean = vae.encode(image).latent_dist.mean
+    torch.testing.assert_close(encoder(image), space.scaled(mean), rtol=1e-4, atol=1e-4)
+    for other in SPACES.values():
+        if other is not space:
+            with pytest.raises(
+                WeightsError, match=f"{space.title} latents: .* {other.title} latents"
+            ):
+                load_decoder(tmp_path, space=other)
+
+
+def test_a_tiny_autoencoder_is_of_the_space_that_its_name_says(tmp_path):
+    tiny = diffusers.AutoencoderTiny(latent_channels=16)
+    save_file(tiny.state_dict(), tmp_path / "taef1.safetensors")
+    assert load_decoder(tmp_path / "taef1.safetensors", space=FLUX1).space is FLUX1
+    with pytest.raises(WeightsError, match=r"is for FLUX\.1 latents: use a decoder of SD 3"):
+        load_decoder(tmp_path / "taef1.safetensors", space=SD3)
+
+
+@pytest.mark.parametrize("name", ["auto", "embedded", "sd-vae"])
+def test_no_decoder_of_dynenc_is_for_other_spaces(name):
+    with pytest.raises(OtherLatents, match=r"FLUX\.1, for which dynenc has no decoder"):
+        Backend("light", name, "cpu").decoder_of(FOREIGN["flux1"])
+
+
 def test_other_latents_are_refused_before_the_weights_are_downloaded(folder, monkeypatch):
     (folder / "config.json").write_text('{"_class_name": "AutoencoderKL", "latent_channels": 16}')
     asked = []
 
     def download(repository, name, *, local_files_only):
+        if local_files_only:
+            raise FileNotFoundError(name)
         asked.append(name)
         return str(folder / Path(name).name)
 
@@ -510,7 +562,7 @@ def test_the_embedded_decoder_in_tiles_equals_the_whole():
 
 @pytest.mark.parametrize("tile", [48, 96])
 def test_regions_of_a_vae_in_tiles_are_those_of_the_whole(tile):
-    decoder = module._decoder("small", small_vae(norm_num_groups=8))
+    decoder = module._decoder("small", small_vae(norm_num_groups=8), SD1)
     decoder.tile = tile
     torch.manual_seed(0)
     latents = torch.randn(1, 4, 80, 72)
@@ -529,7 +581,7 @@ def test_regions_of_a_vae_in_tiles_are_those_of_the_whole(tile):
 
 def test_a_vae_in_tiles_has_no_seam():
     """What tiling changes is little, and changes without steps."""
-    decoder = module._decoder("small", small_vae(norm_num_groups=8))
+    decoder = module._decoder("small", small_vae(norm_num_groups=8), SD1)
     y, x = torch.meshgrid(torch.arange(40) / 2, torch.arange(72) / 2, indexing="ij")
     latents = 0.5 * torch.stack([y.sin(), x.cos(), (x + y).sin(), (x - y).cos()])[None]
     with torch.no_grad():

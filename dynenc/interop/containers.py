@@ -1,0 +1,236 @@
+"""Containers of tensors: safetensors, .npz and .pt files, read whole and written.
+
+Nothing is ever unpickled: of a .pt file, torch's `weights_only` reads tensors and plain values.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+
+from dynenc.errors import LatentsError
+from dynenc.native.kernel import Floats
+
+Array = npt.NDArray[Any]
+
+MAX_BYTES = 2**28  # of a file, unpacked; the latents of the largest image take 180 MB
+ZIP, GZIP = b"PK\x03\x04", b"\x1f\x8b"
+DTYPES = {  # safetensors' names of them; numpy has no bfloat16
+    "F16": "<f2",
+    "F32": "<f4",
+    "F64": "<f8",
+    "BF16": "<u2",
+    "I8": "|i1",
+    "I16": "<i2",
+    "I32": "<i4",
+    "I64": "<i8",
+    "U8": "|u1",
+    "U16": "<u2",
+    "U32": "<u4",
+    "U64": "<u8",
+    "BOOL": "|b1",
+}
+NAMES = {numpy: name for name, numpy in reversed(DTYPES.items()) if name != "BF16"}
+FLOATS = ("F16", "BF16", "F32", "F64")
+PLAIN = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of any dtype, as its bytes."""
+
+    dtype: str  # of DTYPES
+    shape: tuple[int, ...]
+    data: bytes
+
+    @classmethod
+    def of(cls, array: Array, dtype: str = "") -> Tensor:
+        """The tensor of an array, whose floats are rounded to a dtype if one is given."""
+        shape = array.shape
+        if dtype == "BF16":  # to the nearest, ties to even
+            bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+            bits = bits + (0x7FFF + (bits >> 16 & 1)).astype(np.uint32)
+            return cls(dtype, shape, (bits >> 16).astype("<u2").tobytes())
+        kept = array.astype(DTYPES[dtype]) if dtype else array.astype(array.dtype.newbyteorder("<"))
+        return cls(dtype or NAMES[kept.dtype.str], shape, kept.tobytes())
+
+    @property
+    def array(self) -> Array:
+        """Its values; bfloat16 as float32."""
+        values = np.frombuffer(self.data, DTYPES[self.dtype]).reshape(self.shape)
+        return (values.astype(np.uint32) << 16).view(np.float32) if self.dtype == "BF16" else values
+
+    @property
+    def floats(self) -> Floats:
+        """Its values, which are floats, as float32."""
+        with np.errstate(over="ignore"):
+            return self.array.astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """What a file holds: tensors by name, and texts (in .pt files, plain values) beside them."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any] = field(default_factory=dict)
+    form: str = "safetensors"  # or "npz" or "pt", as `forms` calls them
+
+
+def read(data: bytes, name: str) -> Container:
+    """The tensors of a file, told apart by its content.
+
+    Args:
+        name: of the file, for messages.
+    Raises: LatentsError if it is no such file, is damaged, unpacks to more than MAX_BYTES, or holds
+        anything but tensors and plain values.
+    """
+    try:
+        return _read(data, name)
+    except LatentsError:
+        raise
+    except Exception as exc:  # these libraries raise whatever a damaged file makes them trip over
+        reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+        raise LatentsError(f"{name} cannot be read as latents: {reason}") from exc
+
+
+def _read(data: bytes, name: str) -> Container:
+    if data.startswith(GZIP):  # SimpleTuner's, if so configured
+        with gzip.open(io.BytesIO(data)) as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise _too_large(name)
+    if not data.startswith(ZIP):
+        if data[8:9] != b"{":
+            raise LatentsError(
+                f"{name} is neither safetensors nor a .npz or .pt of latents; old .pt files are "
+                "pickles, which can run any code: save it again with torch.save"
+            )
+        return _read_safetensors(data, name)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > MAX_BYTES:
+            raise _too_large(name)
+        if any(member.filename.endswith("/data.pkl") for member in members):
+            return _read_pt(data, name)
+        return Container(
+            {
+                member.filename.removesuffix(".npy"): _npy(archive.read(member), member.filename)
+                for member in members
+            },
+            form="npz",
+        )
+
+
+def _too_large(name: str) -> LatentsError:
+    return LatentsError(f"{name} unpacks to more than any latents: it is not read")
+
+
+def _read_safetensors(data: bytes, name: str) -> Container:
+    tensors = {}
+    for key, tensor in dict(safetensors.deserialize(data)).items():  # type: ignore[no-untyped-call]
+        if tensor["dtype"] not in DTYPES:
+            raise LatentsError(f"{name} holds {key} of type {tensor['dtype']}: save it as float32")
+        tensors[key] = Tensor(tensor["dtype"], tuple(tensor["shape"]), bytes(tensor["data"]))
+    length = int.from_bytes(data[:8], "little")
+    return Container(tensors, json.loads(data[8 : 8 + length]).get("__metadata__") or {})
+
+
+def _npy(data: bytes, name: str) -> Tensor:
+    """The array of a .npy file. numpy would allocate what its header claims, so that is checked."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    shape, _, dtype = header[version[0]](file)
+    if dtype.hasobject:
+        raise LatentsError(f"{name} is a pickle, which can run any code: it is not read")
+    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise LatentsError(f"{name} is cut short, or claims to be larger than it is")
+    if dtype.newbyteorder("<").str not in NAMES:
+        raise LatentsError(f"{name} is of type {dtype}: save it as float32")
+    file.seek(0)
+    return Tensor.of(np.lib.format.read_array(file, allow_pickle=False))
+
+
+def _read_pt(data: bytes, name: str) -> Container:
+    import torch
+
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if isinstance(content, torch.Tensor):
+        content = {"": content}  # it has no name
+    if not isinstance(content, dict):
+        raise LatentsError(f"{name} holds a {type(content).__name__} and no latents")
+    tensors, facts = {}, {}
+    for key, value in content.items():
+        if not isinstance(value, torch.Tensor):
+            facts[str(key)] = _plain(value, f"{name}, {key},")
+            continue
+        if value.is_sparse or value.is_quantized or value.is_complex():
+            raise LatentsError(f"{name} holds {key} of another layout: save it as float32")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise LatentsError(f"{name} claims to hold more latents than it does")
+        array = value.detach().contiguous()
+        if value.dtype == torch.bfloat16:
+            tensors[str(key)] = Tensor.of(array.float().numpy(), "BF16")
+        elif value.is_floating_point() and value.itemsize == 1:
+            raise LatentsError(f"{name} holds {key} of type {value.dtype}: save it as float32")
+        else:
+            tensors[str(key)] = Tensor.of(array.numpy())
+    return Container(tensors, facts, "pt")
+
+
+def _plain(value: Any, name: str) -> Any:
+    """A value as JSON has it; raises LatentsError if it is not plain."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(each, name) for each in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each, name) for key, each in value.items()}
+    raise LatentsError(f"{name} is a {type(value).__name__}, neither a tensor nor a plain value")
+
+
+def to_safetensors(container: Container) -> bytes:
+    """A safetensors file of a container whose facts are texts."""
+    header: dict[str, Any] = {"__metadata__": container.facts} if container.facts else {}
+    end = 0
+    for key, tensor in container.tensors.items():
+        begin, end = end, end + len(tensor.data)
+        header[key] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    data = b"".join(tensor.data for tensor in container.tensors.values())
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def to_npz(container: Container) -> bytes:
+    """A .npz file, which holds no facts."""
+    file = io.BytesIO()
+    arrays = {key: tensor.array for key, tensor in container.tensors.items()}
+    np.savez(file, allow_pickle=False, **arrays)
+    return file.getvalue()
+
+
+def to_pt(container: Container) -> bytes:
+    """A .pt file, for `torch.load(..., weights_only=True)`: a dict of tensors and facts.
+
+    A tensor without a name is all that the file holds.
+    """
+    import torch
+
+    file = io.BytesIO()
+    tensors = {}
+    for key, tensor in container.tensors.items():
+        values = torch.from_numpy(tensor.array.copy())
+        tensors[key] = values.bfloat16() if tensor.dtype == "BF16" else values
+    torch.save(tensors.get("", {**tensors, **container.facts}), file)
+    return file.getvalue()
