@@ -114,7 +114,7 @@ def test_metadata_is_kept_if_asked_for(picture):
 def test_options_of_save(picture):
     assert saved(picture) == Codec().encode(picture)
     assert bitstream.read(saved(picture, encoder="nano"))[0].model_id == 1
-    with pytest.raises(WeightsError, match="no encoder 'none'"):
+    with pytest.raises(WeightsError, match="unknown encoder 'none'"):
         saved(picture, encoder="none")
     with pytest.raises(ValueError, match="quality 101"):
         saved(picture, quality=101)

@@ -53,5 +53,7 @@ def test_peers_spend_more_bytes_for_more_quality(pair, peer):
 def test_a_peer_that_pillow_lacks(monkeypatch):
     monkeypatch.setattr(formats, "can_write", lambda _: False)
     assert peers.installed() == []
-    with pytest.raises(UsageError, match="cannot write JPEG XL here: install pillow-jxl-plugin"):
+    with pytest.raises(
+        UsageError, match="this Pillow cannot write JPEG XL: install pillow-jxl-plugin"
+    ):
         peers.parse("jxl:30")

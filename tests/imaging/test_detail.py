@@ -129,7 +129,7 @@ def test_a_layer_that_is_off_is_missed(codec):
     ):
         blob = codec.encode(screen(ink="navy"), detail="off")
     assert LatFile.parse(blob).chunks == []
-    with pytest.raises(UsageError, match="no detail 'yes'"):
+    with pytest.raises(UsageError, match="unknown detail 'yes'"):
         codec.encode(screen(), detail="yes")
 
 

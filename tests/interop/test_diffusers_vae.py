@@ -97,7 +97,7 @@ def test_dtype_and_device(pictures):
 
 
 def test_unknown_names():
-    with pytest.raises(WeightsError, match="no encoder 'imported'"):
+    with pytest.raises(WeightsError, match="unknown encoder 'imported'"):
         dynenc.vae("imported")
     with pytest.raises(WeightsError, match="does not exist"):
         dynenc.vae("nano", decoder="no such folder")

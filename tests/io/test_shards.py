@@ -35,7 +35,7 @@ def test_what_is_written_is_read_in_the_same_order():
 def test_a_name_is_taken_once():
     writer = shards.Writer(io.BytesIO())
     writer.add("a.lat", b"1", 0)
-    with pytest.raises(OutputError, match=r"a\.lat already"):
+    with pytest.raises(OutputError, match=r"already holds a\.lat"):
         writer.add("a.lat", b"2", 0)
 
 

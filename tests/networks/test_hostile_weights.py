@@ -80,7 +80,7 @@ def test_weights_of_another_shape_are_refused(tmp_path, model, change):
         state["more" if change == "more" else name] = value
     path = tmp_path / "x.safetensors"
     loading.save_weights(state, path, {"model": model})
-    with pytest.raises(WeightsError, match="does not hold"):
+    with pytest.raises(WeightsError, match="does not have"):
         loading.load_path(path)
 
 

@@ -335,7 +335,7 @@ def test_weights_without_effect_are_refused(folder, tmp_path, preset, option):
     where = paths(folder, tmp_path, **{option: (given,) if option == "encoders" else given})
     with pytest.raises(UsageError) as error:
         train_with_progress(configure(preset, []), where, CPU, quiet=True)
-    assert error.value.hint == f"leave out --{option.removesuffix('s')}"
+    assert error.value.hint == f"omit --{option.removesuffix('s')}"
 
 
 def test_every_preset_is_a_model_and_every_field_a_number():
