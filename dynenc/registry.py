@@ -41,7 +41,7 @@ MODELS = {
             1,
             "encoder",
             "nano.safetensors",
-            "adf4f28b0c540eae5d9608574ce28a301c93a622a45d5422042f3362ee2ed117",
+            "0131f9c64041ba3641595579328e6c3ec01896adb42dcd61d3fee106c83dae6f",
             {"hidden": 0, "width": 16, "blocks": 1},
             coder="fast",  # as fast as the encoder
             has_trellis=False,
@@ -51,7 +51,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "8e4fec7772d512ec2efeda72a78e1a9a0ba80bf9767080a04ba6168e12e62cf3",
+            "33a1c8584371aa29567f28e1449671b19e7bc38cd4fcc431e822d6515385c225",
             {"hidden": 0, "width": 64, "blocks": 3},
         ),
         Model(
@@ -59,7 +59,7 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "59a26d96f32bb42cb8149f2ecdf2e4d5ed00513ff76a63641066b8281d1794b6",
+            "4885bfeb6b1210ce9c3e42f0bc989afc14cee601e3d16605a033528e258660c2",
             {"hidden": 1, "width": 160, "blocks": 6},
         ),
         Model(
@@ -80,7 +80,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "0e46d7d99554191d7e14f3f5f4fef06175fdcf7538ac21a22623bf04af8f8052",
+            "9f8be0b0b811cb8b9e535463fa48ebfec0aed4a6419aeecdf744862a9e95e24f",
             {"widths": (128, 64, 32), "blocks": (8, 4, 2)},
         ),
         Model(

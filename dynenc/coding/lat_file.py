@@ -21,7 +21,7 @@ from dynenc.native.kernel import Floats, Ints
 
 FEW_BITS = 1.5  # a latent; below it the plain lattice may be cheaper, as constants repeat on it
 BIT_COST = 0.09  # squared error, in squared steps, that a bit is worth when choosing a lattice
-FLAT_ERROR = 0.1  # steps; where latents are flat, the RMS error of a position that is small enough
+FLAT_ERROR = 0.08  # steps; where latents are flat, the RMS error of a position that is small enough
 FLAT_STEPS = 5  # that are tried where latents are flat, each half of the one before
 FINEST = 16  # step_q; finer steps change no pixel
 

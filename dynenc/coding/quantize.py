@@ -82,7 +82,8 @@ def is_flat(latents: Floats, step_q: int = 0) -> bool:
     Args:
         step_q: step that they were quantised with; 0: they were not.
     """
-    return kernel.roughness(latents) < FLAT**2
+    noise = 2 * (step_q / STEP_UNIT) ** 2 / 12  # of the difference of two rounded latents
+    return kernel.roughness(latents) < FLAT**2 + noise
 
 
 def from_symbols(symbols: Ints, step_q: int, coder: EntropyCoder) -> Floats:
