@@ -41,7 +41,7 @@ MODELS = {
             1,
             "encoder",
             "nano.safetensors",
-            "0131f9c64041ba3641595579328e6c3ec01896adb42dcd61d3fee106c83dae6f",
+            "e8225383829852be162f22394e2037a79f655f569c21173e1fc6800c161409b6",
             {"hidden": 0, "width": 16, "blocks": 1},
             coder="fast",  # as fast as the encoder
             has_trellis=False,
@@ -51,7 +51,7 @@ MODELS = {
             2,
             "encoder",
             "light.safetensors",
-            "33a1c8584371aa29567f28e1449671b19e7bc38cd4fcc431e822d6515385c225",
+            "f0cdd1778ad0d2e4a4f15d55a29832fc9048ad97ca6f2b1e5738c6bab548f5ab",
             {"hidden": 0, "width": 64, "blocks": 3},
         ),
         Model(
@@ -59,7 +59,7 @@ MODELS = {
             3,
             "encoder",
             "base.safetensors",
-            "4885bfeb6b1210ce9c3e42f0bc989afc14cee601e3d16605a033528e258660c2",
+            "36cebbbecb7adf4d1ff43ebda97d0d6c30b740786d8d4abec93b07d8d7304e9b",
             {"hidden": 1, "width": 160, "blocks": 6},
         ),
         Model(
@@ -80,7 +80,7 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "9f8be0b0b811cb8b9e535463fa48ebfec0aed4a6419aeecdf744862a9e95e24f",
+            "f6cc0a55753827e13590cf86b7148c5a63dfad3607198a0e07b2365327226c4b",
             {"widths": (128, 64, 32), "blocks": (8, 4, 2)},
         ),
         Model(
