@@ -1,4 +1,4 @@
-"""One image on its way to a file: from latents and detail layer to what a goal asks for."""
+"""Encoding one image: from latents and detail layer to the file that meets a goal."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Encoded:
 
 
 class Networks(Protocol):
-    """What of a codec is needed here."""
+    """The parts of a codec that encoding needs."""
 
     model: Model
 
@@ -76,7 +76,7 @@ class Encoding:
     files: dict[int, LatFile] = field(init=False, default_factory=dict)  # cache, by step
 
     def for_goal(self, goal: Goal) -> Encoded:
-        """The file that comes closest to a goal."""
+        """The file closest to a goal."""
         step_q = rate_control.START
         if goal.kind == "quality":
             has_trellis = self.codec.model.has_trellis
@@ -92,7 +92,7 @@ class Encoding:
         return replace(encoded, note=notes.joined(encoded.note, ALL_LAYER if is_whole else ""))
 
     def _cheaper(self, step_q: int) -> Encoding:
-        """This, or the same with a layer covering the whole image if that takes fewer bytes."""
+        """This file, or one whose layer covers the whole image if that is smaller."""
         if not self.layer.may_be_whole:
             return self
         other = replace(self, layer=self.layer.whole())

@@ -11,7 +11,7 @@ from dynenc.native.kernel import Floats, Ints
 
 
 def bit_costs(coder: EntropyCoder, symbols: Ints, step_q: int) -> Floats:
-    """What every symbol costs if it alone were one less, unchanged, or one more: [3, C, h, w] bits.
+    """Bits of every symbol, if it alone is decremented, unchanged or incremented: [3, C, h, w].
 
     In its own context, which is that of the unchanged neighbours.
     """
@@ -21,7 +21,7 @@ def bit_costs(coder: EntropyCoder, symbols: Ints, step_q: int) -> Floats:
 
 
 def context_gradient(coder: EntropyCoder, symbols: Ints, step_q: int) -> Floats:
-    """How many more bits all other symbols cost for each symbol that is one more: [C, h, w].
+    """The change in bits of all other symbols if a symbol is incremented: [C, h, w].
 
     To first order, as the symbol is part of their contexts. With `bit_costs`, the cost of a change.
     """
@@ -50,7 +50,7 @@ def _residuals(contexts: Contexts, symbols: Ints) -> Ints:
 
 
 def _table_bits(coder: EntropyCoder) -> Floats:
-    """What each entry of the tables costs; an escape with the symbol that follows it."""
+    """Bits of each entry of the tables; an escape includes the symbol that follows it."""
     bits = PRECISION - np.log2(coder.counts)
     bits[:, -1] += PRECISION
     costs: Floats = bits.astype(np.float32)
@@ -58,7 +58,7 @@ def _table_bits(coder: EntropyCoder) -> Floats:
 
 
 def _bits(coder: EntropyCoder, bits: Floats, tables: npt.NDArray[Any], residuals: Ints) -> Floats:
-    """What residuals cost in their tables."""
+    """The cost of residuals in their tables, in bits."""
     entries = residuals + coder.radius
     entries[(entries < 0) | (entries > 2 * coder.radius)] = 2 * coder.radius + 1
     found: Floats = bits[tables, entries]

@@ -69,7 +69,7 @@ def bpp(n_bytes: int, width: int, height: int) -> float:
 
 
 def write(header: Header, payload: bytes, chunks: Sequence[Chunk] = ()) -> bytes:
-    """Join header, payload and any chunks to the bytes of a .lat file."""
+    """Serialise header, payload and chunks to the bytes of a .lat file."""
     if chunks:
         header = replace(header, flags=header.flags | HAS_CHUNKS)
         packed = [TAG.pack(tag.encode(), len(data)) + data for tag, data in chunks]
@@ -96,7 +96,7 @@ def read(blob: bytes, max_pixels: int = MAX_PIXELS) -> Parts:
 
 
 def read_header(start: bytes) -> Header:
-    """The header of a .lat file from its first FIXED bytes; what follows is not checked.
+    """Parse the header of a .lat file from its first FIXED bytes; the rest is not checked.
 
     Raises: BitstreamError.
     """
@@ -130,7 +130,7 @@ def _header(blob: bytes, max_pixels: int) -> Header:
 
 
 def _split(rest: bytes) -> tuple[bytes, list[Chunk]]:
-    """Payload and chunks of a file that has the latter; whole, and known or skippable."""
+    """The payload and chunks of a file with chunks; each is complete, and known or skippable."""
     if len(rest) < LENGTH.size:
         raise Corrupt("the payload's length is missing")
     start = LENGTH.size

@@ -45,7 +45,7 @@ WORD = 4  # bytes that the range coder writes at once
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contexts:
-    """What is known of symbols [C, h, w] before they are decoded."""
+    """What the coder knows about symbols [C, h, w] before it decodes them."""
 
     tables: Bytes  # [C, h, w], table of frequencies
     centre: Ints  # [C, h, w], expected symbol
@@ -83,7 +83,7 @@ class EntropyCoder:
 
     @property
     def channels(self) -> int:
-        """Channels of the latents that it codes."""
+        """Number of channels of the latents it codes."""
         return self.kernel.channels
 
     @property
@@ -144,7 +144,7 @@ def packed(tensors: Tensors, *, has_trellis: bool) -> Ints:
 
 
 def _integers(tensors: Tensors, name: str, dimensions: int) -> npt.NDArray[Any]:
-    """A tensor of integers of so many dimensions; raises WeightsError, or KeyError without it."""
+    """An integer tensor of that many dimensions; raises WeightsError, or KeyError if missing."""
     tensor = tensors[name]
     if tensor.ndim != dimensions or tensor.dtype.kind not in "iu":
         raise WeightsError(

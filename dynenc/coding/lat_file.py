@@ -187,7 +187,7 @@ class LatFile:
 
 
 def _cost(file: LatFile, latents: Floats) -> float:
-    """Squared error of a file and its bits, in squared steps."""
+    """Rate-distortion cost of a file: squared error plus weighted bits, in squared steps."""
     return file.squared_error(latents) + BIT_COST * 8 * len(file.payload)
 
 

@@ -1,4 +1,4 @@
-"""Rate control: what a file should be, and the quantiser step that makes it so."""
+"""Rate control: the target for a file, and the quantiser step that meets it."""
 
 import math
 import re
@@ -23,7 +23,7 @@ MAX_EFFORT = 9  # see refine.py
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a file should have: a quality, or a target size or PSNR."""
+    """The target for a file: a quality, a size or a PSNR."""
 
     kind: Literal["quality", "bpp", "bytes", "dB"] = "quality"
     value: float = DEFAULT_QUALITY

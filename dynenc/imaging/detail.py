@@ -64,16 +64,16 @@ class Detail:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the layer is all of the image."""
+        """Whether the layer covers the whole image."""
         return bool(self.mask.all())
 
     @cached_property
     def share(self) -> float:
-        """The share of tiles that are in the layer."""
+        """The fraction of tiles in the layer."""
         return float(self.mask.mean())
 
     def summary(self) -> dict[str, int | float | str]:
-        """What `info` tells of it."""
+        """The description that `info` shows."""
         return {
             "tiles": int(self.mask.sum()),
             "share": self.share,
@@ -83,12 +83,12 @@ class Detail:
         }
 
     def shown(self, decoded: Image.Image) -> Image.Image:
-        """The decoded image, dark where it is not of the layer."""
+        """The decoded image, darkened outside the layer."""
         inside = weights(self.mask, decoded.size, 0) > 0
         return Image.composite(decoded, decoded.point(lambda v: v // 4), Image.fromarray(inside))
 
     def over(self, decoded: Image.Image, view: View = WHOLE) -> Image.Image:
-        """Lay the layer over what is decoded of the RGB image, which is changed and returned."""
+        """Composite the layer over the decoded RGB image, in place, and return it."""
         box, seen = box_of(self.mask, self.size), view.covered(self.size).box
         left, right = max(box[0], seen[0]), min(box[2], seen[2])
         top, bottom = max(box[1], seen[1]), min(box[3], seen[3])
@@ -151,7 +151,7 @@ def weights(
 
 
 def box_of(mask: Mask, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The bounding box of a mask in an image of that width and height: left, top, right, bottom."""
+    """The bounding box of a mask in an image of the given size: left, top, right, bottom."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     right, bottom = (int(last[-1] + 1) * TILE for last in (columns, rows))
     return int(columns[0]) * TILE, int(rows[0]) * TILE, min(right, size[0]), min(bottom, size[1])
@@ -188,7 +188,7 @@ def visible(file: LatFile) -> Region:
 
 
 def writable(mask: Mask, size: tuple[int, int]) -> str:
-    """The form in which a layer can be written here, "" if in none."""
+    """The image format in which a layer can be written here, or ""."""
     left, top, right, bottom = box_of(mask, size)
     width, height = right - left, bottom - top
     if max(width, height) > MAX_SIDE or width * height > MAX_AREA:
@@ -278,7 +278,7 @@ def has_layer(file: LatFile) -> bool:
 
 
 def is_whole(file: LatFile) -> bool:
-    """Whether a file has a layer that is all of its image; raises Corrupt."""
+    """Whether a file's layer covers the whole image; raises Corrupt."""
     found = [data for tag, data in file.chunks if tag == DETAIL]
     return bool(found) and bool(_split(found[0], file.header.width, file.header.height)[2].all())
 

@@ -54,7 +54,7 @@ class _Tiles:
 
     @property
     def level(self) -> npt.NDArray[np.int16]:
-        """That end."""
+        """The level at that end."""
         return np.where(self.bright > self.dark, self.high, self.low).astype(np.int16)
 
 
@@ -91,7 +91,7 @@ def find(picture: Image.Image | Pixels, *, eager: bool = False) -> Mask:
 
 
 def shape_of(picture: Image.Image) -> tuple[int, int]:
-    """Rows and columns of a picture's tiles."""
+    """The number of rows and columns of tiles."""
     return -(-picture.height // TILE), -(-picture.width // TILE)
 
 
@@ -108,7 +108,7 @@ def _measured(picture: Image.Image | Pixels) -> _Tiles:
 
 
 def _with_peers(tiles: Mask, level: npt.NDArray[np.int16], tolerance: int, least: int) -> Mask:
-    """Those tiles that have enough others around them whose background is like theirs."""
+    """The tiles with enough neighbours of a similar background."""
     if tiles.sum() < least:
         return np.zeros_like(tiles)
     rows, columns = tiles.shape
@@ -122,7 +122,7 @@ def _with_peers(tiles: Mask, level: npt.NDArray[np.int16], tolerance: int, least
 
 
 def _grown(found: Mask, allowed: Mask, most: int) -> Mask:
-    """What is found, and up to so many rings of allowed tiles around it."""
+    """The tiles found, grown by up to that many rings of allowed tiles."""
     for _ in range(most):
         grown = found | dilated(found) & allowed
         if np.array_equal(grown, found):
@@ -132,7 +132,7 @@ def _grown(found: Mask, allowed: Mask, most: int) -> Mask:
 
 
 def _set_around(mask: Mask) -> npt.NDArray[np.uint8]:
-    """How many of the eight neighbours of each tile are set; those outside are as their nearest."""
+    """How many of the eight neighbours of each tile are set; the border is replicated."""
     padded = np.pad(mask, 1, mode="edge").astype(np.uint8)
     high = padded[:-2] + padded[1:-1] + padded[2:]
     around: npt.NDArray[np.uint8] = high[:, :-2] + high[:, 1:-1] + high[:, 2:] - mask
@@ -140,7 +140,7 @@ def _set_around(mask: Mask) -> npt.NDArray[np.uint8]:
 
 
 def dilated(mask: Mask) -> Mask:
-    """The tiles set and their eight neighbours."""
+    """A dilation by one tile in all eight directions."""
     wide = mask.copy()
     wide[1:] |= mask[:-1]
     wide[:-1] |= mask[1:]

@@ -26,7 +26,7 @@ NO_FORM = "this Pillow writes no AVIF or WebP image of its size"
 
 @dataclass(frozen=True, eq=False)
 class Layering:
-    """The layer that one image gets, if it gets one."""
+    """The detail layer of one image, if it has one."""
 
     picture: Checked
     mask: Mask | None = None  # None: no layer
@@ -37,7 +37,7 @@ class Layering:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the layer is all of the image."""
+        """Whether the layer covers the whole image."""
         return self.mask is not None and bool(self.mask.all())
 
     @property
@@ -47,7 +47,7 @@ class Layering:
 
     @property
     def may_be_whole(self) -> bool:
-        """Whether a layer of the whole image may be smaller than latents plus layer."""
+        """Whether a layer of the whole image could be smaller than latents plus layer."""
         return self.mask is not None and NEARLY <= self.mask.mean() < 1
 
     @cached_property
@@ -57,7 +57,7 @@ class Layering:
 
     @cached_property
     def beneath(self) -> Checked:
-        """The picture to take latents of."""
+        """The picture to encode to latents."""
         return self.picture if self.mask is None else detail.beneath(self.rgb, self.mask)
 
     @property

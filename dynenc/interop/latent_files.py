@@ -1,4 +1,4 @@
-"""Latents in the files of other programs, read and written. Bytes only: no paths here.
+"""Read and write latents in the file formats of other programs. Works on bytes, not on paths.
 
 | written as | tensor | scale | beside it |
 |---|---|---|---|
@@ -39,7 +39,7 @@ USUAL_RMS = {"sd1": (0.4, 2.3), "sdxl": (0.3, 2.3), "flux1": (0.3, 2.5), "sd3": 
 
 @dataclass(frozen=True, slots=True)
 class ImportedLatents:
-    """Latents read from a file, and what else it holds."""
+    """Latents read from a file, and its other contents."""
 
     latents: Floats  # [C, h, w], scaled
     width: int  # px
@@ -124,7 +124,7 @@ def write(form: str, file: LatFile, latents: Floats) -> tuple[bytes, str]:
 
 
 def _facts(header: Header, space: LatentSpace, scale: float) -> dict[str, Any]:
-    """What a file says beside the latents; text, because safetensors' metadata is."""
+    """The metadata of a file, as text, because safetensors metadata are text."""
     model = registry.latent_model(header.model_id) or registry.IMPORTED
     return {
         "space": space.name,
@@ -175,7 +175,7 @@ WRITERS: dict[str, Callable[[Container], bytes]] = {
 
 
 def _restored(kept: Beside, file: LatFile, latents: Floats) -> Container:
-    """The file that was imported."""
+    """The bytes of the file that was imported."""
     tensors = {}
     for part in kept.parts:
         if part.what == "data":
@@ -190,7 +190,7 @@ def _restored(kept: Beside, file: LatFile, latents: Floats) -> Container:
 
 
 def _scaled(latents: Floats, scaling: Scaling, space: LatentSpace) -> Floats:
-    """Latents of a file as the space's diffusion model takes them."""
+    """Latents of a file, scaled for the space's diffusion model."""
     if scaling == (space.scale, space.shift):
         return latents
     factor = np.float32(space.scale / scaling[0])

@@ -40,7 +40,7 @@ STORAGES = {
 
 
 class StandIn:
-    """What a pickled module becomes: its attributes, and nothing that could run."""
+    """An inert stand-in for a pickled module: its attributes only."""
 
     def __init__(self) -> None:
         self.__dict__: dict[str, Any] = {}
@@ -81,7 +81,7 @@ class _Parameter:
 
 
 def _known() -> dict[tuple[str, str], Any]:
-    """All that a checkpoint may name; classes made anew, as a pickle can write on them."""
+    """The names that a checkpoint may use; fresh classes, because a pickle can modify them."""
     names = [(module, name) for module in ("__main__", "hybrids") for name in AUTHORS]
     names += [(module, name) for module, classes in TORCHS.items() for name in classes]
     return {

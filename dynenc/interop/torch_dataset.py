@@ -33,7 +33,7 @@ Name = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a .lat file is."""
+    """The location of a .lat file."""
 
     key: str  # of its sample
     file: str  # itself, or the tar it is in
@@ -96,7 +96,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """What samples that share a batch must agree in: see `SameSizeBatches`.
+        """The shape that all samples of a batch share; see `SameSizeBatches`.
 
         Height and width of the latents, or of the images in px if those are decoded.
         """
@@ -196,7 +196,7 @@ class SameSizeBatches(Sampler[list[int]]):
 
 @contextmanager
 def _reading(place: Place) -> Iterator[BinaryIO]:
-    """The file of a place, at its start; errors become BitstreamErrors that name it."""
+    """Open the file at a location; errors become BitstreamErrors that name it."""
     try:
         with storage.reading(place.file) as stream:
             if place.start:
@@ -220,7 +220,7 @@ def _files(name: str) -> list[Place]:
 
 
 def _shard(name: str) -> list[Place]:
-    """Where the .lat files of a tar begin; only its headers are read."""
+    """The locations of the .lat files in a tar; only its headers are read."""
     try:
         with storage.reading(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             return [

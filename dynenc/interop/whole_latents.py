@@ -1,4 +1,4 @@
-"""Latents of whole images: beneath a detail layer, a file holds none that are worth keeping."""
+"""Latents of whole images: those that a file holds beneath a detail layer are not usable."""
 
 from functools import cache
 

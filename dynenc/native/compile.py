@@ -27,7 +27,7 @@ PROBE = "#include <stdint.h>\n#include <string.h>\nint32_t probe(void) { return 
 
 
 class NoCompiler(Exception):
-    """There is no C compiler, or it fails on the sources."""
+    """No C compiler was found, or it failed on the sources."""
 
 
 def sources() -> list[Path]:
@@ -36,14 +36,14 @@ def sources() -> list[Path]:
 
 
 def is_current() -> bool:
-    """Whether the library is there and no source is newer."""
+    """Whether the library exists and is newer than all sources."""
     files = [*sources(), *FOLDER.glob("*.h")]
     newest = max(file.stat().st_mtime for file in files)
     return LIBRARY.is_file() and LIBRARY.stat().st_mtime >= newest
 
 
 def build(library: Path = LIBRARY) -> None:
-    """Compile the library, which appears whole or not at all; raise NoCompiler."""
+    """Compile the library, and replace it atomically; raises NoCompiler."""
     compiler = find_compiler()
     if compiler is None:
         raise NoCompiler(
@@ -59,7 +59,7 @@ def build(library: Path = LIBRARY) -> None:
 
 
 def find_compiler() -> list[str] | None:
-    """The command of the first C compiler that makes shared libraries here; None if none does."""
+    """The command of the first C compiler that can build shared libraries here, or None."""
     for command in candidates():
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder, "probe.c")
@@ -70,7 +70,7 @@ def find_compiler() -> list[str] | None:
 
 
 def candidates() -> Iterator[list[str]]:
-    """Commands that may be C compilers, the best first."""
+    """Candidate C compiler commands, in order of preference."""
     if chosen := os.environ.get("CC"):
         yield shlex.split(chosen)
         return
@@ -82,7 +82,7 @@ def candidates() -> Iterator[list[str]]:
 
 
 def compiled(command: list[str], files: list[Path], library: Path) -> str | None:
-    """Compile files to a shared library; None, or what the compiler says has failed."""
+    """Compile files to a shared library; returns None, or the compiler's error output."""
     flags = FLAGS if sys.platform == "win32" else [*FLAGS, "-fPIC"]
     if sys.platform == "darwin":
         flags = [*flags, "-arch", platform.machine()]

@@ -142,6 +142,6 @@ def _bands(height: int, threads: int) -> int:
 
 
 def _split(length: int, count: int) -> list[tuple[int, int]]:
-    """Parts of a side, which begin at whole latents but for the first."""
+    """Split a side into parts; all but the first begin at a whole latent."""
     edges = [i * length // count // SD1.patch * SD1.patch for i in range(count)]
     return list(zip(edges, [*edges[1:], length], strict=True))

@@ -22,14 +22,14 @@ LAYERS = ("norm", "spatial", "gate", "mix")  # of a block
 
 
 def names(blocks: int) -> list[str]:
-    """The names of an encoder's tensors, in the order of the kernel and of its state dict."""
+    """The names of an encoder's tensors, in the order of the kernel and of the state dict."""
     context = [f"context.{block}.{layer}" for block in range(blocks) for layer in LAYERS]
     layers = ["stem", *context, "linear", "head"]
     return [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
 
 
 def flattened(tensors: Mapping[str, npt.NDArray[np.floating]], blocks: int) -> Floats:
-    """All tensors of an encoder in a row, float32."""
+    """All tensors of an encoder, concatenated, float32."""
     parts = [tensors[name].ravel() for name in names(blocks)]
     return np.concatenate(parts, dtype=np.float32)
 

@@ -101,7 +101,7 @@ def library() -> ctypes.CDLL:
 
 @cache
 def path_of(name: str) -> int:
-    """The number of an instruction set, of the fastest for ""; raises DynencError."""
+    """The number of an instruction set, or of the fastest one for ""; raises DynencError."""
     here = [each for each, path in PATHS.items() if library().dynenc_has_path(path)]
     if name and name not in here:
         raise DynencError(f"{VARIABLE} is {name!r}", hint=f"here it may be {', '.join(here)}")
@@ -114,14 +114,14 @@ def chosen_path() -> int:
 
 
 def aligned(size: int) -> Bytes:
-    """Uninitialised memory as the kernel takes it."""
+    """Uninitialised memory with the alignment that the kernel needs."""
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size]
 
 
 def workspace(size: int) -> Bytes:
-    """Memory for one call, whatever it holds; the next call of the thread takes the same."""
+    """Scratch memory for one call, reused by later calls of the same thread."""
     memory: Bytes | None = getattr(_kept, "memory", None)
     if memory is None or len(memory) < size:
         memory = aligned(size)
@@ -134,7 +134,7 @@ _kept = threading.local()
 
 
 def checked(result: int, faults: Mapping[int, DynencError] = FAULTS) -> int:
-    """What a function of the kernel returns, if it is no error; `faults` tell what codes mean."""
+    """The return value of a kernel function; error codes raise, as described by `faults`."""
     if result in faults:
         fault = faults[result]
         raise type(fault)(str(fault))
@@ -268,14 +268,14 @@ def tiles(pixels: Bytes, rows: int, least_sharp: int) -> Counts:
 
 
 def in_rows(pixels: Bytes) -> Bytes:
-    """Pixels [H, W, 3] whose rows are contiguous each: these, or a copy."""
+    """Pixels [H, W, 3] with contiguous rows: the array itself, or a copy."""
     if pixels.strides[1:] != (3, 1) or pixels.strides[0] < 0:
         return np.ascontiguousarray(pixels)
     return pixels
 
 
 def picture(pixels: Bytes) -> Picture:
-    """Pixels of `in_rows`, which must live as long, as functions of the library take them."""
+    """The kernel's structure for pixels of `in_rows`, which must outlive it."""
     height, width, _ = pixels.shape
     place, row_bytes = pixels.ctypes.data, pixels.strides[0]
     return Picture(None, chosen_path(), height, width, place, row_bytes, None, 0)
@@ -289,7 +289,7 @@ def _quantize(call: "_Run", latents: Floats, bit: float) -> Ints:
 
 
 class _Run:
-    """One call for latents of a shape [C, h, w], with the memory that it works in."""
+    """One call for latents of shape [C, h, w], with its scratch memory."""
 
     def __init__(
         self, shape: tuple[int, ...], step_q: int, coder: Bytes | None, *, has_trellis: bool
@@ -303,6 +303,6 @@ class _Run:
         self.call = Call(address, *sizes, place, size)
 
     def run(self, name: str, *arguments: object) -> int:
-        """Call a function of the library; raises what `checked` does."""
+        """Call a function of the library; raises as `checked` does."""
         values = (pointer(a) if isinstance(a, np.ndarray) else a for a in arguments)
         return checked(getattr(library(), f"dynenc_{name}")(ctypes.byref(self.call), *values))

@@ -36,7 +36,7 @@ FLAGS = [
 
 
 def build(folder: Path) -> None:
-    """Write the three files to a folder, which is made; raises DynencError."""
+    """Write the three files to a folder, creating it; raises DynencError."""
     folder.mkdir(parents=True, exist_ok=True)
     compile_program(folder / PROGRAM)
     (folder / TABLES).write_bytes(tables())
@@ -44,7 +44,7 @@ def build(folder: Path) -> None:
 
 
 def compiler() -> list[str]:
-    """The command of a compiler for WebAssembly; raises DynencError."""
+    """The command of a WebAssembly compiler; raises DynencError."""
     if importlib.util.find_spec("ziglang"):
         return [sys.executable, "-m", "ziglang", "cc"]
     if found := shutil.which("zig"):
