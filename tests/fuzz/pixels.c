@@ -1,8 +1,8 @@
 /* Coverage-guided fuzzing of the integer decoder of pictures with libFuzzer; kernel.py compiles and runs
  * it.
  *
- * An input is: mode, height and width of the latents, blocks, then 4 numbers of the region (2 bytes each),
- * then data, which are read cyclically: changes of the tensors, the tensors, and latents. Tensors are
+ * An input is: mode, height and width of the latents, blocks and halvings, then 4 numbers of the region
+ * (2 bytes each), then data, which are read cyclically: changes of the tensors, the tensors, and latents. Tensors are
  * within the rules of docs/decoder.md but for what modes change. Whatever is accepted decodes to the
  * same pixels on every path, those of a region being those of the whole.
  */
@@ -49,7 +49,7 @@ static int32_t next32(Bytes *b) {
 /* A number within least..most, often one of these. */
 static void number(Tensors *t, int32_t least, int32_t most) {
     const uint32_t choice = next(t->bytes), range = (uint32_t)most - (uint32_t)least + 1;
-    const int32_t inside = least + (int32_t)((uint32_t)next32(t->bytes) % range);
+    const int32_t inside = (int32_t)(least + (int64_t)((uint32_t)next32(t->bytes) % range));
     t->numbers[t->n_numbers++] = choice < 8 ? least : choice < 24 ? most : inside;
 }
 
@@ -83,8 +83,9 @@ static void input(Tensors *t) {
 
 /* Tensors that are accepted. */
 static void fill(Tensors *t, const int32_t blocks[3]) {
-    for (int32_t i = 0; i < 6; i++)
-        t->numbers[t->n_numbers++] = i < 3 ? WIDTH : blocks[i - 3];
+    const int32_t exits[3] = {0, 0, blocks[0] + 1}; /* of the heads, the last one enlarged once */
+    for (int32_t i = 0; i < DYNENC_DECODER_HEADER; i++)
+        t->numbers[t->n_numbers++] = i < 3 ? WIDTH : i < 6 ? blocks[i - 3] : exits[i - 6];
     product(t, WIDTH, 36);
     for (int32_t stage = 0; stage < 3; stage++) {
         for (int32_t block = 0; block < blocks[stage]; block++) {
@@ -96,6 +97,10 @@ static void fill(Tensors *t, const int32_t blocks[3]) {
         }
         input(t);
         product(t, stage == 2 ? LAST : 4 * WIDTH, stage == 2 ? 9 * WIDTH : WIDTH);
+    }
+    for (int32_t head = 0; head < 3; head++) {
+        input(t);
+        product(t, head ? LAST : 3, 9 * WIDTH);
     }
 }
 
@@ -164,7 +169,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     memcpy(weights, t.weights, (size_t)t.n_weights);
     free(t.numbers), free(t.weights);
     if (mode & CHANGED) {
-        own[(uint32_t)next32(&bytes) % (mode & 8 ? 6 : t.n_numbers)] = next32(&bytes);
+        own[(uint32_t)next32(&bytes) % (mode & 8 ? DYNENC_DECODER_HEADER : t.n_numbers)] = next32(&bytes);
         weights[(uint32_t)next32(&bytes) % t.n_weights] = (int8_t)next(&bytes);
     }
     if (mode & RAW) /* fewer than there should be */
@@ -181,9 +186,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (latents[i] == INT16_MIN)
             latents[i] = INT16_MAX;
     }
+    const int32_t halvings = data[3] / 8 % 4, side = 8 >> halvings;
     dynenc_pixels_call call = {
         .decoder = decoder, .path = mode >> 4, .height = height, .width = width,
-        .rows = 8 * height, .columns = 8 * width, .stride = 24 * width, .latents = latents,
+        .rows = side * height, .columns = side * width, .halvings = halvings,
+        .stride = 3 * side * width, .latents = latents,
     };
     int32_t place[4];
     for (int32_t i = 0; i < 4; i++)
