@@ -1,9 +1,8 @@
 /* dynenc's native kernel: pixels to latents; quantisation and entropy coding of latents;
  * statistics of pixels.
  *
- * No function allocates memory or has global state, but for what the CPU is found to be able to do, and
- * all may run in several threads at once. Memory
- * comes from the caller: a coder, which `dynenc_coder_init` fills and which is only read from then on
+ * No function allocates memory or has global state, except for the cached result of CPU detection, and
+ * all are thread-safe. Memory comes from the caller: a coder, which `dynenc_coder_init` fills and which is only read from then on
  * (it holds no pointers, so it may be copied and shared), and a workspace for each call. Both are
  * aligned to 64 bytes. Lengths and indices that arrive from outside are checked before they are used;
  * a negative return value is one of `enum dynenc_error`.
@@ -24,7 +23,7 @@
 enum dynenc_error {
     DYNENC_BAD_ARGUMENT = -1, /* a null pointer, or a number out of its range */
     DYNENC_TOO_SMALL = -2,    /* a buffer is too small */
-    DYNENC_CORRUPT = -3,      /* no encoder writes this payload */
+    DYNENC_CORRUPT = -3,      /* not a payload that an encoder writes */
     DYNENC_BAD_ESCAPE = -4,   /* the payload escapes a residual that has a place in the tables */
     DYNENC_BAD_SHAPE = -5,    /* coder: the sizes do not fit the tensors, or are out of range */
     DYNENC_INEXACT = -6,      /* coder: a sum may reach 2^24 */
@@ -52,7 +51,7 @@ enum dynenc_lattice { DYNENC_PLAIN = 0, DYNENC_TRELLIS = 1 };
 /* Whether this build and this CPU have an instruction set: 1 or 0. */
 DYNENC_API int32_t dynenc_has_path(int32_t path);
 
-/* Numbers before the tensors of a coder of some channels. */
+/* Length of the header of a coder's tensors, by its number of channels. */
 #define DYNENC_HEADER(channels) (4 + 3 * 6 * (channels))
 
 /* Bytes of the coder that tensors[0..length) describe; reads the header alone. */
@@ -68,7 +67,7 @@ DYNENC_API int64_t dynenc_coder_size(const int32_t *tensors, int64_t length);
 DYNENC_API int64_t dynenc_coder_init(void *coder, int64_t size, const int32_t *tensors,
                                      int64_t length);
 
-/* What the calls below have in common. */
+/* Arguments shared by the calls below. */
 typedef struct {
     const void *coder;
     int32_t path, lattice;
@@ -107,7 +106,7 @@ DYNENC_API double dynenc_roughness(const float *latents, int32_t channels, int32
 /* Reconstruction points of symbols, in half steps. The coder is not needed. Returns 0. */
 DYNENC_API int64_t dynenc_points(const dynenc_call *call, const int32_t *symbols, int32_t *points);
 
-/* What is known of symbols before they are decoded: the table of each, the expected symbol, the sign
+/* What the coder knows about symbols before it decodes them: the table of each, the expected symbol, the sign
  * (1 or -1) by which the residual is multiplied, and the networks' outputs [3, channels, height,
  * width]: expected latent, octaves of the scale, activity, in 2^-17. Returns 0. */
 DYNENC_API int64_t dynenc_contexts(const dynenc_call *call, const int32_t *symbols,
@@ -122,15 +121,14 @@ DYNENC_API int64_t dynenc_gradient(const dynenc_call *call, const int32_t *symbo
 
 /* The decoder of pictures: latents to pixels by integers; docs/decoder.md says what is computed. */
 
-/* Numbers before the others of a decoder: widths and blocks at 1/8, 1/4 and 1/2 of the size; and of
- * the heads for pictures of these sizes the number of the layer, after layers.0, whose input each
- * reads. */
+/* Length of a decoder's header: widths and numbers of blocks at 1/8, 1/4 and 1/2 of the size, and for
+ * each head the index of the layer, counted from layers.1, whose input it reads. */
 #define DYNENC_DECODER_HEADER 9
 
 /* Bytes of the decoder that these tensors make.
  *
- * numbers[0..length): the header, then layer by layer what is no weight, in the order of
- * docs/decoder.md; weights[0..n_weights): of each product [outputs, taps, channels], the outputs
+ * numbers[0..length): the header, then the values that are not weights, layer by layer, in the
+ * order of docs/decoder.md; weights[0..n_weights): of each product [outputs, taps, channels], the outputs
  * before a shuffle in the order [down, right, channel]. */
 DYNENC_API int64_t dynenc_decoder_size(const int32_t *numbers, int64_t length,
                                        const int8_t *weights, int64_t n_weights);
@@ -171,7 +169,7 @@ DYNENC_API int64_t dynenc_encoder_size(int32_t width, int32_t blocks);
 DYNENC_API int64_t dynenc_encoder_init(void *encoder, int64_t size, int32_t width, int32_t blocks,
                                        const float *tensors, int64_t length);
 
-/* An RGB picture on its way to latents. */
+/* An RGB picture to encode. */
 typedef struct {
     const void *encoder;
     int32_t path;
