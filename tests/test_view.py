@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from imaging.test_graphics import photo, screen
+from imaging.test_graphics import page, photo
 from PIL import Image, ImageCms, features
 from typer.testing import CliRunner
 
@@ -17,6 +17,7 @@ from dynenc.imaging import detail
 from dynenc.view import DIVISORS, Region, View
 
 SCALES = [Fraction(1, divisor) for divisor in DIVISORS]
+SIZE = (321, 258)  # which 8 does not divide
 REGIONS = [(0, 0, 1, 1), (37, 21, 100, 90), (200, 150, 121, 108), (0, 100, 321, 9)]
 
 
@@ -25,15 +26,8 @@ def codec():
     return Codec("nano", decoder="embedded", device="cpu")
 
 
-def page():
-    """Text beside a photograph, which has a detail layer; sides that 8 does not divide."""
-    picture = screen((321, 258))
-    picture.paste(photo().crop((60, 40, 220, 168)), (80, 64))
-    return picture
-
-
 def with_alpha():
-    picture = page().convert("RGBA")
+    picture = page(SIZE).convert("RGBA")
     picture.putalpha(Image.radial_gradient("L").resize(picture.size))
     return picture
 
@@ -48,7 +42,7 @@ def with_profile():
 
 PICTURES = {
     "photo": lambda: photo().crop((0, 0, 321, 258)),
-    "page": page,
+    "page": lambda: page(SIZE),
     "alpha": with_alpha,
     "grey": lambda: with_alpha().convert("LA"),
     "profile": with_profile,
@@ -93,7 +87,7 @@ def test_a_layer_in_a_smaller_picture_is_the_mean_of_what_it_covers(codec):
     """Where the picture beneath is flat, it makes no difference when the layer is laid over it."""
     mask = np.zeros((17, 21), bool)
     mask[2:5, 3:9] = mask[16, 20] = True
-    layer = detail.of_chunks([detail.to_chunk(page(), mask, 50)], 321, 258)
+    layer = detail.of_chunks([detail.to_chunk(page(SIZE), mask, 50)], 321, 258)
     whole = np.asarray(layer.over(Image.new("RGB", (321, 258), (90, 10, 200))), int)
     for divisor in DIVISORS:
         view = View(divisor=divisor)

@@ -80,9 +80,8 @@ class Layering:
         """`beneath`, and where the layer hides it a decoded image, to which nothing need come."""
         assert self.mask is not None
         outside = detail.weights(self.mask, self.rgb.size, detail.KEPT) <= detail.KEPT
-        return Image.composite(
-            detail.beneath(self.rgb, self.mask), decoded, Image.fromarray(outside)
-        )
+        assert isinstance(self.beneath, Image.Image)
+        return Image.composite(self.beneath, decoded, Image.fromarray(outside))
 
     def whole(self) -> Layering:
         """The same with a layer of the whole image, where photographs look as from latents."""

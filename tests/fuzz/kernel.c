@@ -10,18 +10,11 @@
 #include <string.h>
 
 #include "dynenc.h"
+#include "memory.h"
 
 static int32_t *tensors;
 static int64_t length;
 static void *coder;
-
-static void *memory_of(int64_t size) {
-    void *memory = aligned_alloc(64, (size_t)(size + 63) / 64 * 64);
-    if (!memory)
-        abort();
-    memset(memory, 0xa5, (size_t)size); /* what is not written must not be read */
-    return memory;
-}
 
 static void *built(const int32_t *from) {
     const int64_t size = dynenc_coder_size(from, length);

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "dynenc.h"
+#include "memory.h"
 
 enum { WIDTH = 32, LAST = 12, CHANGED = 1, RAW = 2, HOSTILE_CALL = 4 };
 
@@ -25,14 +26,6 @@ typedef struct {
     int64_t n_numbers, n_weights;
     Bytes *bytes;
 } Tensors;
-
-static void *memory_of(int64_t size) {
-    void *memory = aligned_alloc(64, (size_t)(size + 63) / 64 * 64);
-    if (!memory)
-        abort();
-    memset(memory, 0xa5, (size_t)size); /* what is not written must not be read */
-    return memory;
-}
 
 static uint8_t next(Bytes *b) {
     b->at++;

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from imaging.test_graphics import photo, screen
+from imaging.test_graphics import page, photo, screen
 from PIL import Image, features
 
 from dynenc import Codec
@@ -34,12 +34,6 @@ def coded(quality=50, mask=MASK, size=SIZE):
 @pytest.fixture(scope="module")
 def codec():
     return Codec("nano", decoder="embedded", device="cpu")
-
-
-def page_with_photograph():
-    picture = screen((320, 256))
-    picture.paste(photo().crop((60, 40, 220, 168)), (80, 64))
-    return picture
 
 
 def test_mask_and_image_come_back():
@@ -79,7 +73,7 @@ def test_weights_are_distances_to_the_nearest_pixel_outside():
 
 
 def test_a_page_comes_back_sharp_and_its_photograph_from_the_latents(codec):
-    picture = page_with_photograph()
+    picture = page()
     blob = codec.encode(picture, quality=50)
     with pytest.warns(PictureWarning, match="legible"):
         without = codec.encode(picture, detail="off")
@@ -135,14 +129,14 @@ def test_a_layer_that_is_off_is_missed(codec):
 
 @pytest.mark.parametrize("n_bytes", [2500, 4000, 6000])
 def test_targets_count_the_layer(codec, n_bytes):
-    picture = page_with_photograph()
+    picture = page()
     blob = codec.encode(picture, target_size=n_bytes)
     assert 0.97 * n_bytes < len(blob) <= n_bytes
     assert detail.has_layer(LatFile.parse(blob))
 
 
 def test_a_target_too_small_for_the_layer_goes_without(codec):
-    picture = page_with_photograph()
+    picture = page()
     with pytest.warns(PictureWarning, match="use a larger target"):
         blob = codec.encode(picture, target_size=700)
     assert len(blob) <= 700
@@ -150,14 +144,14 @@ def test_a_target_too_small_for_the_layer_goes_without(codec):
 
 
 def test_a_target_psnr_is_that_of_the_whole_image(codec):
-    picture = page_with_photograph()
+    picture = page()
     blob = codec.encode(picture, target_psnr=25)
     errors = np.asarray(codec.decode(blob), float) - np.asarray(picture)
     assert 10 * np.log10(255**2 / (errors**2).mean()) >= 25
 
 
 def test_the_smaller_of_a_part_and_the_whole_as_layer_is_written(codec, monkeypatch):
-    picture = page_with_photograph()
+    picture = page()
     [chosen] = codec.encode_batch([picture], Goal())
     monkeypatch.setattr(layering, "NEARLY", 2)
     [part] = codec.encode_batch([picture], Goal())
@@ -167,18 +161,18 @@ def test_the_smaller_of_a_part_and_the_whole_as_layer_is_written(codec, monkeypa
 
 
 def test_of_a_photograph_the_whole_layer_has_the_quality_that_it_needs_to_look_as_good():
-    picture = page_with_photograph()
-    page = layering.of(picture, "auto")
+    picture = page()
+    found = layering.of(picture, "auto")
     paper = layering.of(screen((320, 256)), "auto")
-    assert page.has_photograph
+    assert found.has_photograph
     assert not paper.has_photograph
-    whole = page.whole()
+    whole = found.whole()
     better = detail.to_chunk(picture, whole.mask, 50 + layering.LIKE)
     assert whole.chunk(50) == [detail.with_quality(better, 50)]
 
 
 def test_hidden_latents_are_zeros_and_do_not_reach_visible_pixels(codec):
-    picture = page_with_photograph()
+    picture = page()
     file = codec.encode_batch([picture], Goal())[0].file
     layer = detail.of_chunks(file.chunks, *picture.size)
     covered = layer.mask.repeat(2, 0).repeat(2, 1)
@@ -191,7 +185,7 @@ def test_hidden_latents_are_zeros_and_do_not_reach_visible_pixels(codec):
 
 @pytest.mark.parametrize("view", [WHOLE, View(Region(70, 50, 100, 90)), View(None, 4)])
 def test_what_is_hidden_is_not_decoded_and_no_pixel_changes(codec, view):
-    file = codec.encode_batch([page_with_photograph()], Goal())[0].file
+    file = codec.encode_batch([page()], Goal())[0].file
     size = file.header.width, file.header.height
     layer = detail.of_chunks(file.chunks, *size)
     part = detail.visible(file)
@@ -204,7 +198,7 @@ def test_what_is_hidden_is_not_decoded_and_no_pixel_changes(codec, view):
 
 
 def test_effort_refines_what_is_beneath(codec):
-    picture = page_with_photograph().crop((48, 32, 176, 128))
+    picture = page().crop((48, 32, 176, 128))
     blob = codec.encode(picture, effort=1)
     assert codec.decode(blob).size == picture.size
 
@@ -329,7 +323,7 @@ def test_levels_of_quality_rise_with_the_quality():
 
 
 def test_exported_latents_are_those_of_the_whole_image(codec):
-    picture = page_with_photograph()
+    picture = page()
     file = LatFile.parse(codec.encode(picture, quality=80))
     latents = whole_latents.of(file)
     [wanted] = codec.latents([picture])

@@ -27,6 +27,13 @@ def photo():
         return picture.convert("RGB")
 
 
+def page(size=(320, 256)):
+    """Text beside a photograph, which gets a detail layer."""
+    picture = screen(size)
+    picture.paste(photo().crop((60, 40, 220, 168)), (80, 64))
+    return picture
+
+
 def slow_statistics(picture, least_sharp):
     """What `dynenc_tiles` counts, tile by tile."""
     missing = [(0, -side % kernel.TILE) for side in picture.shape[:2]]
