@@ -33,6 +33,10 @@ class Model:
     has_trellis: bool = True  # ... and whether they use the trellis; of a coder: whether it can
 
 
+LIGHT: dict[str, Any] = {"hidden": 0, "width": 64, "blocks": 3}
+BASE: dict[str, Any] = {"hidden": 1, "width": 160, "blocks": 6}
+EMBEDDED: dict[str, Any] = {"widths": (128, 64, 32), "blocks": (8, 4, 2)}
+
 MODELS = {
     model.name: model
     for model in (
@@ -52,7 +56,7 @@ MODELS = {
             "encoder",
             "light.safetensors",
             "f0cdd1778ad0d2e4a4f15d55a29832fc9048ad97ca6f2b1e5738c6bab548f5ab",
-            {"hidden": 0, "width": 64, "blocks": 3},
+            LIGHT,
         ),
         Model(
             "base",
@@ -60,7 +64,7 @@ MODELS = {
             "encoder",
             "base.safetensors",
             "36cebbbecb7adf4d1ff43ebda97d0d6c30b740786d8d4abec93b07d8d7304e9b",
-            {"hidden": 1, "width": 160, "blocks": 6},
+            BASE,
         ),
         Model(
             "autoencoder",
@@ -81,7 +85,7 @@ MODELS = {
             "decoder",
             "embedded.safetensors",
             "f6cc0a55753827e13590cf86b7148c5a63dfad3607198a0e07b2365327226c4b",
-            {"widths": (128, 64, 32), "blocks": (8, 4, 2)},
+            EMBEDDED,
         ),
         Model(
             "fast",
@@ -125,6 +129,21 @@ MODELS = {
     )
 }
 
+UNSHIPPED = {  # models that can be trained, but whose weights are not part of dynenc
+    model.name: model
+    for model in (
+        Model("light-sdxl", 9, "encoder", "light-sdxl.safetensors", "", LIGHT, SDXL, "full-sdxl"),
+        Model("base-sdxl", 10, "encoder", "base-sdxl.safetensors", "", BASE, SDXL, "full-sdxl"),
+        Model(
+            "light-flux1", 11, "encoder", "light-flux1.safetensors", "", LIGHT, FLUX1, "full-flux1"
+        ),
+        Model("base-flux1", 12, "encoder", "base-flux1.safetensors", "", BASE, FLUX1, "full-flux1"),
+        Model("embedded-sdxl", 2, "decoder", "embedded-sdxl.safetensors", "", EMBEDDED, SDXL),
+        Model("embedded-flux1", 3, "decoder", "embedded-flux1.safetensors", "", EMBEDDED, FLUX1),
+    )
+}
+TRAINABLE = MODELS | UNSHIPPED
+
 IMPORTED = Model("imported", 4, "foreign")  # latents of any other encoder of SD 1.x
 FOREIGN = {  # latents of other encoders, by the name of their space
     model.space.name: model
@@ -155,9 +174,27 @@ def names(kind: Kind) -> list[str]:
     return [model.name for model in MODELS.values() if _is(model, kind)]
 
 
-def sd_encoders() -> list[str]:
-    """The names of the encoders whose latents are those of Stable Diffusion."""
-    return [model.name for model in MODELS.values() if model.kind == "encoder"]
+def encoders(space: LatentSpace) -> list[str]:
+    """The names of the encoders of a space's latents, the smallest first."""
+    return [m.name for m in MODELS.values() if m.kind == "encoder" and m.space is space]
+
+
+def stem(model: Model) -> str:
+    """A model's name without that of its space: light-sdxl is light in another space."""
+    return model.name.removesuffix(f"-{model.space.name}")
+
+
+def are_alike(one: str, other: str) -> bool:
+    """Whether names are those of the same network, perhaps for different spaces."""
+    models = TRAINABLE.get(one), TRAINABLE.get(other)
+    return bool(models[0] and models[1]) and stem(models[0]) == stem(models[1])
+
+
+def in_space(name: str, space: LatentSpace) -> Model | None:
+    """The trainable model that is in a space what the named one is in its own, or None."""
+    return next(
+        (m for m in TRAINABLE.values() if m.space is space and are_alike(name, m.name)), None
+    )
 
 
 def coders(space: LatentSpace) -> list[Model]:

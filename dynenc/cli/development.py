@@ -23,14 +23,15 @@ def train(
         typer.Argument(
             metavar="PRESET",
             help="An encoder (nano, light, base), autoencoder, embedded (the decoder), or an "
-            "entropy coder (fast, full).",
+            "entropy coder (fast, full); for another latent space with its name, as light-sdxl, "
+            "base-flux1, full-sd3.",
         ),
     ],
     data: Annotated[
         list[Path], typer.Option(metavar="PATH", help="Folder or tar of images; repeatable.")
     ],
     teacher: Annotated[
-        Path, typer.Option(metavar="PATH", help="SD VAE or TAESD, in diffusers form.")
+        Path, typer.Option(metavar="PATH", help="VAE of the latent space, in diffusers form.")
     ],
     run: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Folder for checkpoints, log and cached data.")
@@ -45,7 +46,11 @@ def train(
         typer.Option(metavar="FOLDER", help="TrueType fonts for the text in drawn crops."),
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Weights to start from.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights to start from: of the same network, also for another latent space.",
+        ),
     ] = None,
     embedded: Annotated[
         Path | None,

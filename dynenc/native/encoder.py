@@ -18,6 +18,7 @@ from dynenc.native.kernel import Bytes, Floats
 
 WIDTHS = range(16, 257, 16)  # features that the kernel computes
 MAX_BLOCKS = 16
+CHANNELS = 4  # of the latents
 LAYERS = ("norm", "spatial", "gate", "mix")  # of a block
 
 
@@ -34,15 +35,17 @@ def flattened(tensors: Mapping[str, npt.NDArray[np.floating]], blocks: int) -> F
     return np.concatenate(parts, dtype=np.float32)
 
 
-def has(hidden: int, width: int, blocks: int) -> bool:
+def has(hidden: int, width: int, blocks: int, channels: int) -> bool:
     """Whether the kernel computes an encoder of these arguments of `networks.encoder.Encoder`."""
-    return hidden == 0 and width in WIDTHS and blocks <= MAX_BLOCKS
+    return hidden == 0 and width in WIDTHS and blocks <= MAX_BLOCKS and channels == CHANNELS
 
 
 def encodes(model: registry.Model, device: object) -> bool:
     """Whether a model's encoder runs in the native kernel, so that encoding needs no torch."""
     on_cpu = str(device) in ("auto", "cpu")  # faster than a GPU with all that goes with it
-    return on_cpu and model.kind == "encoder" and has(**model.arguments)
+    return (
+        on_cpu and model.kind == "encoder" and has(**model.arguments, channels=model.space.channels)
+    )
 
 
 def load(model: registry.Model) -> "Encoder":
@@ -82,7 +85,7 @@ class Encoder:
         """
         pixels = kernel.in_rows(pixels)
         height, width, _ = pixels.shape
-        latents = np.empty((SD1.channels, *SD1.size(height, width)), np.float32)
+        latents = np.empty((CHANNELS, *SD1.size(height, width)), np.float32)
         encoder = kernel.pointer(self._memory)
         size = kernel.checked(kernel.library().dynenc_latents_workspace(encoder, width))
         workspace = kernel.workspace(size)

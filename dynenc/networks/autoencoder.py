@@ -4,6 +4,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from dynenc.latent_space import AUTOENCODER
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.encoder import Encoder
 from dynenc.networks.layers import DynamicBlock, DynamicConv
@@ -17,12 +18,16 @@ class Autoencoder(nn.Module):
     """
 
     def __init__(
-        self, encoder: dict[str, int], widths: tuple[int, ...], blocks: tuple[int, ...]
+        self,
+        encoder: dict[str, int],
+        widths: tuple[int, ...],
+        blocks: tuple[int, ...],
+        channels: int = AUTOENCODER.channels,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(**encoder)
+        self.encoder = Encoder(**encoder, channels=channels)
         dynamic = partial(DynamicConv, hidden=1, batch_norm=False)
-        self.decoder = EmbeddedDecoder(widths, blocks, dynamic, DynamicBlock)
+        self.decoder = EmbeddedDecoder(widths, blocks, dynamic, DynamicBlock, channels)
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode and decode: [B, 3, H, W] in [-1, 1] -> the same."""

@@ -1,4 +1,4 @@
-"""The small decoder of SD latents that ships with dynenc."""
+"""The small decoder of latents that ships with dynenc."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynenc.latent_space import SD1
 from dynenc.networks.integer_decoder import BOUND, GATE_BOUND
 
 Cut = tuple[int, int, int, int]  # latents to cut off at the left, right, top and bottom
@@ -48,8 +49,8 @@ class EmbeddedDecoder(nn.Module):
 
     `block` is called with the number of channels to make a block; `conv` makes the layers between
     blocks, with the arguments of `nn.Conv2d`.
-    Shapes: [B, 4, h, w] in SD scale -> [B, 3, 8h, 8w], about [-1, 1], not clamped; smaller by what
-    is to be cut off.
+    Shapes: [B, channels, h, w], as the diffusion model takes them, -> [B, 3, 8h, 8w], about
+    [-1, 1], not clamped; smaller by what is to be cut off.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class EmbeddedDecoder(nn.Module):
         blocks: tuple[int, ...],
         conv: Callable[..., nn.Module] = EdgeConv,
         block: Callable[[int], nn.Module] = DecoderBlock,
+        channels: int = SD1.channels,
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [conv(4, widths[0], 3, padding=1)]
+        layers: list[nn.Module] = [conv(channels, widths[0], 3, padding=1)]
         for width, following, count in zip(widths, (*widths[1:], 3), blocks, strict=True):
             layers += [block(width) for _ in range(count)]
             last = following == 3
@@ -74,7 +76,7 @@ class EmbeddedDecoder(nn.Module):
             self.reaches.insert(0, -(-self.reaches[0] // 2) + count + int(last))
 
     def forward(self, latents: Tensor, cut: Cut = (0, 0, 0, 0)) -> Tensor:
-        """Decode: [B, 4, h, w] in SD scale -> [B, 3, 8h, 8w], about [-1, 1].
+        """Decode: [B, channels, h, w] -> [B, 3, 8h, 8w], about [-1, 1].
 
         Args:
             cut: latents at each side of a tile whose pixels are not needed. They are cut off as

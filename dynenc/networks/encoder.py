@@ -41,15 +41,17 @@ class Encoder(nn.Module):
     the convolution is a `GatedConv`, the cheapest. Weights applied to pixels are rounded to 8 bits:
     their products with 8-bit pixels are integers, fast, and identical on every machine.
 
-    Shapes: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale; H and W
-    multiples of 8. It is fastest with the channels last in memory.
+    Shapes: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, channels, H/8, W/8], as the
+    diffusion model takes them; H and W multiples of 8. It is fastest with the channels last in
+    memory.
 
     Without hidden units, the native kernel encodes uint8 images on the CPU with the current
     weights. This is only for inference, as gradients cannot pass through it.
     """
 
-    def __init__(self, hidden: int, width: int, blocks: int) -> None:
+    def __init__(self, hidden: int, width: int, blocks: int, channels: int = SD1.channels) -> None:
         super().__init__()
+        self.channels = channels  # of the latents
         self.reach = blocks  # patches to each side that a latent depends on
         self.stem = (
             DynamicConv(3, width, SD1.patch, SD1.patch, hidden=hidden, batch_norm=False)
@@ -57,22 +59,31 @@ class Encoder(nn.Module):
             else GatedConv(3, width, SD1.patch, SD1.patch)
         )
         self.context = nn.Sequential(*(DynamicBlock(width) for _ in range(blocks)))
-        self.linear = nn.Conv2d(3, SD1.channels, SD1.patch, SD1.patch)
-        self.head = nn.Conv2d(width, SD1.channels, 1)
-        self._has_native = native.has(hidden, width, blocks)
+        self.linear = nn.Conv2d(3, channels, SD1.patch, SD1.patch)
+        self.head = nn.Conv2d(width, channels, 1)
+        self._has_native = native.has(hidden, width, blocks, channels)
         self._native: native.Encoder | None = None  # with the weights of its last use
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, 4, H/8, W/8] in SD scale."""
+        """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, channels, H/8, W/8]."""
         check_batch("images", image, 3, SD1.patch)
         if self._has_native and self._is_inference_of_bytes(image):
             return self._native_latents(image)
-        stem, linear = self._products(image)
-        with in_bfloat16(stem) if self.head.in_channels >= WIDE else nullcontext():
-            rows = self.context(stem.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        rows, linear = self._rows_and_linear(image)
         rows = F.linear(rows, self.head.weight.flatten(1), self.head.bias)
         latents: Tensor = rows + linear
         return latents.permute(0, 3, 1, 2)
+
+    def head_inputs(self, image: Tensor) -> Tensor:
+        """What `head` maps to latents: images like those of `forward` -> [B, width, H/8, W/8]."""
+        return self._rows_and_linear(image)[0].permute(0, 3, 1, 2)
+
+    def _rows_and_linear(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs of the head [B, H/8, W/8, width], and the linear map [B, H/8, W/8, channels]."""
+        stem, linear = self._products(image)
+        with in_bfloat16(stem) if self.head.in_channels >= WIDE else nullcontext():
+            rows = self.context(stem.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return rows, linear
 
     def _is_inference_of_bytes(self, image: Tensor) -> bool:
         """Whether the kernel can be used: uint8 on the CPU, and no training or export."""
@@ -106,7 +117,7 @@ class Encoder(nn.Module):
         return torch.cat([F.normalize(layer, dim=1, eps=1e-3) for layer in layers], 1)
 
     def _products(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The dynamic convolution [B, H/8, W/8, width], and the linear map [B, H/8, W/8, 4].
+        """The dynamic convolution [B, H/8, W/8, width], and the linear map of the patches.
 
         The weights are stacked and rounded at each call, so they are never stale; that takes 0.1 to
         0.5 ms.
@@ -126,7 +137,7 @@ class Encoder(nn.Module):
                 floats = to_floats(strip).to(kernels.dtype)
                 products = F.conv2d(floats, kernels, bias, SD1.patch)
                 products = products.permute(0, 2, 3, 1).flatten(1, 2)
-            stem, rest = products.split([products.shape[2] - SD1.channels, SD1.channels], 2)
+            stem, rest = products.split([products.shape[2] - self.channels, self.channels], 2)
             features.append(self.stem.gated(stem))
             linear.append(rest)
         size = [image.shape[-2] // SD1.patch, image.shape[-1] // SD1.patch]
@@ -137,13 +148,6 @@ class Encoder(nn.Module):
         weight, bias = self.stem.rows()
         linear_weight, linear_bias = self.linear.parameters()
         return torch.cat([weight, linear_weight.flatten(1)]), torch.cat([bias, linear_bias])
-
-    @torch.no_grad()
-    def start_linear(self, weight: Tensor, bias: Tensor) -> None:
-        """Start training from a linear map: weight [4, 3, 8, 8], bias [4]; the rest adds ~0."""
-        self.linear.load_state_dict({"weight": weight, "bias": bias})
-        for parameter in self.head.parameters():
-            parameter.mul_(0.1)
 
 
 def _strips(image: Tensor) -> Sequence[Tensor]:

@@ -15,6 +15,7 @@ from dynenc import registry
 from dynenc.arguments import file_name
 from dynenc.errors import WeightsError
 from dynenc.io.writing import writing
+from dynenc.latent_space import SD1, LatentSpace
 from dynenc.networks import integer_decoder, published
 from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
@@ -28,7 +29,9 @@ def build(model: Model) -> Encoder | EmbeddedDecoder | Autoencoder:
     """A new network of a model's architecture: float32, on the CPU, whatever torch's defaults."""
     kinds = {"autoencoder": Autoencoder, "encoder": Encoder, "decoder": EmbeddedDecoder}
     with torch.device("cpu"):
-        network: Encoder | EmbeddedDecoder | Autoencoder = kinds[model.kind](**model.arguments)
+        network: Encoder | EmbeddedDecoder | Autoencoder = kinds[model.kind](
+            **model.arguments, channels=model.space.channels
+        )
     return network.float()
 
 
@@ -63,9 +66,11 @@ def load_encoder(name: str | Path = "light") -> Encoder | published.PublishedEnc
     return network
 
 
-def load_path(path: Path) -> nn.Module:
+def load_path(path: Path, space: LatentSpace | None = None) -> nn.Module:
     """A network from a file written by `save_weights` or `dynenc import-checkpoint`.
 
+    Args:
+        space: of the latents that it has to be for; None: any.
     Raises: WeightsError.
     """
     try:
@@ -73,11 +78,17 @@ def load_path(path: Path) -> nn.Module:
     except OSError as exc:
         raise WeightsError(f"{path} cannot be read: {exc}") from exc
     name = metadata.get("model", "")
+    model = registry.TRAINABLE.get(name)
+    own = model.space if model else SD1
+    if space and own is not space:
+        raise WeightsError(
+            f"{path} is for {own.title} latents: use a network of {space.title} latents"
+        )
     if name == published.MODEL:
         return published.load_imported(data, metadata, str(path))
-    if name not in [*registry.names("encoder"), *registry.names("decoder")]:
+    if model is None or model.kind == "coder":
         raise WeightsError(f"{path} does not name a model of this dynenc: train it again")
-    return _filled(build(registry.MODELS[name]), data, str(path))
+    return _filled(build(model), data, str(path))
 
 
 def model_name(path: Path) -> str:

@@ -93,17 +93,17 @@ class Discriminator(nn.Module):
     """Scores each patch of an image as original or decoded, given the latents.
 
     A patch discriminator with spectral norms, conditioned on the latents at 1/8 of the size (HiFiC,
-    Mentzer et al. 2020). Shapes: image [B, 3, H, W], latents [B, 4, H/8, W/8] -> [B, 1, H/8, W/8].
+    Mentzer et al. 2020). Shapes: image [B, 3, H, W], latents [B, C, H/8, W/8] -> [B, 1, H/8, W/8].
     """
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, channels: int, width: int = 64) -> None:
         super().__init__()
         sides = (width, 2 * width, 4 * width)
         self.down = nn.ModuleList(
             spectral_norm(nn.Conv2d(before, after, 4, 2, padding=1))
             for before, after in zip((3, *sides), sides, strict=False)
         )
-        self.latents = nn.Conv2d(SD1.channels, width, 3, padding=1)
+        self.latents = nn.Conv2d(channels, width, 3, padding=1)
         self.mix = spectral_norm(nn.Conv2d(5 * width, 4 * width, 3, padding=1))
         self.score = spectral_norm(nn.Conv2d(4 * width, 1, 3, padding=1))
 

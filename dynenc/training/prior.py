@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynenc.latent_space import SD1
-
 
 class Prior(nn.Module):
     """Estimates the bits of latents; a small network that replaces the entropy coder in training.
@@ -17,16 +15,16 @@ class Prior(nn.Module):
     RADIUS = 2  # positions
     HIDDEN = 32
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         side = 2 * self.RADIUS + 1
-        self.context = nn.Conv2d(SD1.channels + 1, self.HIDDEN, side, padding=self.RADIUS)
-        self.output = nn.Conv2d(self.HIDDEN, 2 * SD1.channels, 1)
+        self.context = nn.Conv2d(channels + 1, self.HIDDEN, side, padding=self.RADIUS)
+        self.output = nn.Conv2d(self.HIDDEN, 2 * channels, 1)
         before = torch.arange(side**2).view(side, side) < side**2 // 2
         self.register_buffer("before", before.float())
 
     def forward(self, latents: Tensor, step: Tensor) -> Tensor:
-        """Latents [B, 4, h, w] and quantiser steps [B, 1, 1, 1] -> bits [B, 4, h, w]."""
+        """Latents [B, C, h, w] and quantiser steps [B, 1, 1, 1] -> bits [B, C, h, w]."""
         inputs = torch.cat([latents, step.expand_as(latents[:, :1])], dim=1)
         weight = self.context.weight * self.get_buffer("before")
         features = F.conv2d(inputs, weight, self.context.bias, padding=self.RADIUS)

@@ -66,8 +66,9 @@ def train_coder(
     """
     check(config)
     check_paths(config, paths)
-    teacher, _ = load_teacher(paths.teacher, registry.MODELS[config.preset].space)
-    encoders = [teacher, *(loading.load_path(path) for path in paths.encoders)]
+    space = registry.MODELS[config.preset].space
+    teacher, _ = load_teacher(paths.teacher, space)
+    encoders = [teacher, *(loading.load_path(path, space) for path in paths.encoders)]
     crops = open_crops(paths.data, paths.run, PRESETS["embedded"].crop)
 
     @torch.inference_mode()

@@ -27,17 +27,18 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn as ema
 from dynenc import registry
 from dynenc.errors import OutputExists, UsageError
 from dynenc.evaluation.measure import evaluate, load_distances
-from dynenc.latent_space import SD1
+from dynenc.latent_space import AUTOENCODER, SD1
 from dynenc.networks import loading
 from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.compat import fast_dtype
-from dynenc.networks.encoder import Encoder, to_floats
+from dynenc.networks.encoder import to_floats
 from dynenc.networks.external_vae import load_teacher
-from dynenc.training.config import DECODER, TrainConfig, TrainPaths, check, check_paths
+from dynenc.training.config import TrainConfig, TrainPaths, check, check_paths
 from dynenc.training.crops import open_crops
 from dynenc.training.losses import Discriminator, Distortion, discriminator_loss
 from dynenc.training.prior import Prior
 from dynenc.training.provenance import origin
+from dynenc.training.start import Starts
 from dynenc.training.synthetic import Synthetic, flats
 
 TEST_STEP = 0.3  # quantiser step for figures
@@ -58,46 +59,65 @@ class Trainer:
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True  # all batches have the same few shapes
         self.distortion: nn.Module = self._frozen(Distortion(config, paths))
-        teacher_encoder, teacher_decoder = load_teacher(paths.teacher)
+        model = registry.TRAINABLE[config.preset]
+        self.space = SD1 if model.space is AUTOENCODER else model.space
+        teacher_encoder, teacher_decoder = load_teacher(paths.teacher, self.space)
         self.crops = open_crops(paths.data, paths.run, config.crop)
         self.synthetic = Synthetic(config.crop, paths.fonts)
-        model = loading.build(registry.MODELS[config.preset])
         self.decoders = [self._frozen(teacher_decoder)]
         self.teacher_encoder = self._frozen(teacher_encoder)
         self.encoders: list[nn.Module] = []
-        self.prior: nn.Module = self._placed(Prior() if config.rate else nn.Identity())
-        self.is_encoder = registry.MODELS[config.preset].kind == "encoder"
-        if self.is_encoder and paths.embedded:
-            self.decoders.append(self._frozen(loading.load_path(paths.embedded)))
+        self.prior: nn.Module = self._placed(
+            Prior(self.space.channels) if config.rate else nn.Identity()
+        )
+        self.is_encoder = model.kind == "encoder"
         if not self.is_encoder:
-            self.encoders = [self._frozen(loading.load_path(path)) for path in paths.encoders]
-        if paths.start:
-            model.load_state_dict(loading.load_path(paths.start).state_dict())
-        elif isinstance(encoder := getattr(model, "encoder", model), Encoder):
-            encoder.start_linear(*self._linear_start())
-        self.model = nn.ModuleDict({config.preset: self._placed(model)})
-        self.starts = {config.preset: paths.start}  # initial weights of the networks
-        if config.joint:
-            for path in paths.encoders:
-                name = loading.model_name(path)
-                if name in self.model:
-                    raise UsageError(f"{path} is another {name}: each network can be trained once")
-                self.model[name] = self._placed(loading.load_path(path).requires_grad_(True))
-                self.starts[name] = path
+            self.encoders = [self._frozen(self._given(path)) for path in paths.encoders]
+        elif paths.embedded and not config.joint:
+            self.decoders.append(self._frozen(self._given(paths.embedded)))
+        self.model = nn.ModuleDict()  # networks in training, by name
+        self.starts: dict[str, Path | None] = {}  # their initial weights
+        starts = Starts(self.crops, lambda x: self._target(x.to(device)), self._random(0, 2))
+        self._train(starts, model, paths.start)
+        for path in paths.encoders if config.joint else ():
+            self._train(starts, self._of_space(path), path)
         self.in_turn = list(self.model)  # encoders, one of which is trained per step
-        if config.joint:
-            self.model[DECODER] = self.decoders[1].requires_grad_(True)
-            self.starts[DECODER] = paths.embedded
+        if config.joint and paths.embedded:
+            decoder = self._of_space(paths.embedded)
+            self._train(starts, decoder, paths.embedded)
+            self.decoders.append(self.model[decoder.name])
         self.begun = [weight.detach().clone() for weight in self.model.parameters()]
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
         parameters = [*self.model.parameters(), *self.prior.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, (0.9, 0.99))
-        self.discriminator = self._placed(Discriminator() if config.gan else nn.Identity())
+        self.discriminator = self._placed(
+            Discriminator(self.space.channels) if config.gan else nn.Identity()
+        )
         adversary = list(self.discriminator.parameters()) or [nn.Parameter(torch.zeros(1))]
         self.adversary = torch.optim.AdamW(adversary, config.learning_rate, (0.5, 0.9))
         self.step, self.spent_s, self.begun_s = 0, 0.0, time.monotonic()
         self.ahead = ThreadPoolExecutor(1)  # draws the next batch while the device computes
         self.batches: dict[int, Future[Tensor]] = {}  # by step
+
+    def _given(self, path: Path) -> nn.Module:
+        """A network that is not trained; raises WeightsError if it is of another latent space."""
+        return loading.load_path(path, self.space)
+
+    def _of_space(self, path: Path) -> registry.Model:
+        """The model in this run's space for the weights in a file; raises UsageError."""
+        name = loading.model_name(path)
+        if (model := registry.in_space(name, self.space)) is None:
+            raise UsageError(
+                f"{path} holds weights of {name}, unknown for {self.space.title} latents"
+            )
+        return model
+
+    def _train(self, starts: Starts, model: registry.Model, path: Path | None) -> None:
+        """Add a network to those in training, with the weights in a file or without."""
+        if model.name in self.model:
+            raise UsageError(f"{path} is another {model.name}: each network can be trained once")
+        self.model[model.name] = self._placed(starts.network(model, path))
+        self.starts[model.name] = path
 
     def _random(self, step: int, purpose: int) -> np.random.Generator:
         """A generator that depends only on step and purpose, so that a run can resume anywhere."""
@@ -124,23 +144,6 @@ class Trainer:
 
     def _placed(self, module: nn.Module) -> nn.Module:
         return module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it
-
-    def _linear_start(self) -> tuple[Tensor, Tensor]:
-        """Least-squares map of patches to the teacher's latents: weight [4, 3, 8, 8], bias [4]."""
-        size = SD1.patch_values
-        gram = torch.zeros(size + 1, size + 1, dtype=torch.float64)
-        moment = torch.zeros(size + 1, SD1.channels, dtype=torch.float64)
-        random = self._random(0, 2)
-        for _ in range(64):
-            image = to_floats(self.crops.sample(16, random))
-            target = self._target(image.to(self.device)).cpu()
-            rows = F.pixel_unshuffle(image, SD1.patch).permute(0, 2, 3, 1).reshape(-1, size)
-            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1).double()
-            gram += rows.T @ rows
-            moment += rows.T @ target.permute(0, 2, 3, 1).reshape(-1, SD1.channels).double()
-        gram += 1e-4 * gram.diagonal().mean() * torch.eye(size + 1, dtype=torch.float64)
-        solution = torch.linalg.solve(gram, moment).float()
-        return solution[:size].T.reshape(-1, 3, SD1.patch, SD1.patch), solution[size]
 
     @property
     def progress(self) -> float:
@@ -357,7 +360,7 @@ class Trainer:
         decode, step = self.decoders[0], 0.0
         if self.is_encoder:
             encode = trained[name if name in self.in_turn else self.config.preset]
-        if name == DECODER:
+        if registry.TRAINABLE[name].kind == "decoder":
             decode, step = trained[name], TEST_STEP
         elif isinstance(model := trained[name], Autoencoder):
             encode, decode, step = model.encoder, model.decoder, TEST_STEP

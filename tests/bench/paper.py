@@ -41,7 +41,7 @@ from dynenc.latent_space import SD1
 from dynenc.networks import published
 from dynenc.networks.external_vae import load_teacher
 from dynenc.training.crops import Crops
-from dynenc.training.trainer import linear_start
+from dynenc.training.start import LeastSquares
 
 SIDE = 512  # px, of the picture that is timed
 SIDES = (256, 512, 1024, 2048)  # px, where sizes are compared
@@ -173,7 +173,7 @@ def encoders(arguments: argparse.Namespace) -> None:
             rows.append(Row(f"author's {name}", as_published(network), network, n_bytes))
             rows.append(Row("the same, fed [0, 1]", as_published(network), network, n_bytes, True))
             rows.append(Row("the same, factorised", network, network, n_bytes, measured=False))
-    for name in registry.sd_encoders():
+    for name in registry.encoders(SD1):
         network = load_encoder(name)
         rows.append(
             Row(name, network, network, len(registry.read_file(registry.MODELS[name])), pixels=True)
@@ -284,7 +284,12 @@ def fitted(variant: str, seed: int, crops: Crops) -> nn.Module:
     """A small encoder regressed to the teacher's latents; the same for all but the network."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    weight, bias = linear_start(crops, random)
+    fit = LeastSquares()
+    for _ in range(64):
+        picture, target = crops.sample(2 * BATCH, random)
+        fit.add(F.pixel_unshuffle(picture, SD1.patch), target)
+    weight, bias = fit.solution()
+    weight = weight.view(-1, 3, SD1.patch, SD1.patch)
     model: nn.Module
     if variant == "dynamic":
         model = paper_encoder(weight, bias)
@@ -344,7 +349,7 @@ def montage(arguments: argparse.Namespace) -> None:
     found = {path: network for path, (_, network) in author(arguments.author).items()}
     networks = {
         "author's 86 KB": found["lightencoder-86k"],
-        **{name: load_encoder(name) for name in registry.sd_encoders()},
+        **{name: load_encoder(name) for name in registry.encoders(SD1)},
         "TAESD's encoder": teacher,
     }
 

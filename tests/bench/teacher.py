@@ -17,6 +17,7 @@ from dynenc.evaluation.curves import table
 from dynenc.evaluation.measure import Measure, load_distances, means
 from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
+from dynenc.latent_space import SD1
 from dynenc.networks.external_vae import load_teacher
 
 
@@ -38,7 +39,7 @@ def main() -> None:
     pictures = [tensors.pad(tensors.to_tensor(p)) for _, p in iter_images(arguments.pictures)]
     targets = [encode(picture) for picture in pictures]
     rows = []
-    encoders = {name: load_encoder(name) for name in registry.sd_encoders()}
+    encoders = {name: load_encoder(name) for name in registry.encoders(SD1)}
     for name, encoder in {**encoders, "the teacher's own": encode}.items():
         latents = [encoder(picture) for picture in pictures]
         mean = means(

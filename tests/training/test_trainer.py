@@ -170,7 +170,7 @@ def test_the_autoencoder_learns_whole_and_pays_for_its_bits(folder, tmp_path):
 def test_bits_of_the_prior_are_those_of_its_distribution():
     """Over all symbols the probabilities sum to 1; a position never sees itself or what follows."""
     torch.manual_seed(0)
-    prior = Prior()
+    prior = Prior(channels=4)
     latents, step = torch.randn(1, 4, 6, 6), torch.full((1, 1, 1, 1), 0.5)
     symbols = torch.arange(-400, 401).view(-1, 1, 1, 1) * step
     many = latents.repeat(len(symbols), 1, 1, 1)
