@@ -186,8 +186,8 @@ def stem(model: Model) -> str:
 
 def are_alike(one: str, other: str) -> bool:
     """Whether names are those of the same network, perhaps for different spaces."""
-    models = TRAINABLE.get(one), TRAINABLE.get(other)
-    return bool(models[0] and models[1]) and stem(models[0]) == stem(models[1])
+    models = [TRAINABLE[name] for name in (one, other) if name in TRAINABLE]
+    return len(models) == 2 and stem(models[0]) == stem(models[1])
 
 
 def in_space(name: str, space: LatentSpace) -> Model | None:
