@@ -97,7 +97,7 @@ class Refiner:
         if math.isfinite(max_bytes):
             max_payload += max(0, int(max_bytes) - len(file.to_bytes()))
         try:
-            distortion = Distortion(image.clone(), self.feature_encoder, self.decoder)
+            distortion = Distortion(image.clone(), latents, self.feature_encoder, self.decoder)
             check_memory(self.feature_encoder, self.decoder, distortion.windows)
             start = torch.from_numpy(file.latents)[None].to(image)
             search = _Search(distortion, latents.clone(), header.step_q, coder, max_payload)
