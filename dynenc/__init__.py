@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from dynenc.errors import DynencError
 
 if TYPE_CHECKING:
+    from dynenc.batch.cache import make_cache
     from dynenc.batch.convert import convert
     from dynenc.codec import Codec
     from dynenc.interop.diffusers_vae import vae
@@ -25,6 +26,7 @@ __all__ = [
     "convert",
     "load_decoder",
     "load_encoder",
+    "make_cache",
     "vae",
 ]
 
@@ -38,6 +40,7 @@ _HOMES = {
     "convert": "batch.convert",
     "load_decoder": "networks.external_vae",
     "load_encoder": "networks.loading",
+    "make_cache": "batch.cache",
     "vae": "interop.diffusers_vae",
 }
 

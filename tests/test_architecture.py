@@ -34,6 +34,7 @@ LONG_MODULES: dict[str, str] = {}
 LONG_FUNCTIONS = {"batch.convert:convert": "public; most of it documents its arguments"}
 MANY_PARAMETERS = {
     "interop.diffusers_vae:Vae.__init__": "has those of AutoencoderKL, which become its config",
+    "batch.cache:make_cache": "public, with the options of the command as keywords",
     "batch.convert:convert": "public, with the options of the command as keywords",
     "codec:Codec.encode": "public, with the options of the command as keywords",
     "networks.layers:DynamicConv.__init__": "has those of torch.nn.Conv2d",

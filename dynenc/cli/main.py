@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from dynenc import __version__, registry
-from dynenc.cli import conversion, development, inspection
+from dynenc.cli import caching, conversion, development, inspection
 from dynenc.cli.commands import Program, examples
 from dynenc.coding.bitstream import VERSION
 from dynenc.latent_space import AUTOENCODER, SPACES
@@ -26,7 +26,7 @@ app = typer.Typer(
         "dynenc --install-completion          sets up Tab completion",
     ),
 )
-for section in (conversion.SECTION, inspection.SECTION, development.SECTION):
+for section in (conversion.SECTION, caching.SECTION, inspection.SECTION, development.SECTION):
     section.add_to(app)
 
 

@@ -212,6 +212,16 @@ Space = Annotated[
         help="Space of the latents. [default: as the file says, else sd1 for 4 channels]",
     ),
 ]
+MadeSpace = Annotated[
+    str,
+    typer.Option(
+        "--space",
+        metavar="|".join(SPACES),
+        callback=check_space,
+        autocompletion=completed(*SPACES),
+        help="Latent space: that of the model to be trained.",
+    ),
+]
 LatentForm = Annotated[
     str,
     typer.Option(

@@ -13,10 +13,9 @@ from dynenc.arguments import file_name, integer
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.bitstream import Chunk, Header
 from dynenc.coding.entropy import EntropyCoder, load_coder
-from dynenc.errors import BitstreamError, OtherLatents, UnknownModel, UsageError, with_name
+from dynenc.errors import BitstreamError, UnknownModel, UsageError, with_name
 from dynenc.io import storage
 from dynenc.io.names import shown
-from dynenc.latent_space import SD1
 from dynenc.native.kernel import Floats, Ints
 
 FEW_BITS = 1.5  # a latent; below it the plain lattice may be cheaper, as constants repeat on it
@@ -220,15 +219,6 @@ def model_of(header: Header) -> registry.Model:
             f"the file was written by encoder {header.model_id}, unknown here: update dynenc"
         )
     return model
-
-
-def require_sd(file: LatFile) -> None:
-    """Raise OtherLatents unless the latents of a file are those of Stable Diffusion."""
-    if file.model.space is not SD1:
-        raise OtherLatents(
-            f"the latents are those of {file.model.space.title}, not of Stable Diffusion: decode "
-            "the file"
-        )
 
 
 def has_quality(header: Header, quality: float, parse: Callable[[], LatFile]) -> bool:

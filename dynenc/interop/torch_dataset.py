@@ -18,14 +18,15 @@ from dynenc.arguments import file_name, integer
 from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.coding.bitstream import MAX_PIXELS
-from dynenc.coding.lat_file import LatFile, require_sd
-from dynenc.errors import BitstreamError, UsageError
-from dynenc.interop import whole_latents
+from dynenc.coding.lat_file import LatFile
+from dynenc.errors import BitstreamError, OtherLatents, UsageError
+from dynenc.interop import latent_cache, whole_latents
+from dynenc.interop.latent_cache import Entry, Shard
 from dynenc.io import names, storage
 from dynenc.io.names import suffix_of, with_suffix
 from dynenc.io.shards import is_tar
 from dynenc.io.storage import read_at_most
-from dynenc.latent_space import SD1
+from dynenc.latent_space import SD1, SPACES, LatentSpace
 
 SUFFIX = ".lat"
 Name = str | os.PathLike[str]
@@ -39,21 +40,28 @@ class Place:
     file: str  # itself, or the tar it is in
     start: int = 0  # offset in the file
     n_bytes: int = bitstream.MAX_BYTES  # at most
+    entry: Entry | None = None  # of the index of a cache
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
-    """The latents of all .lat files in folders (with sub-folders), tar shards and URLs of both.
+    """The latents of caches, of .lat files in folders (with sub-folders), and of tar shards.
+
+    All may be URLs. The index of a cache (see `make_cache`) tells keys and sizes, so that no file
+    is opened before its sample is needed.
 
     Tar shards are listed once and read at random, so a `DataLoader` with workers may shuffle them;
     compressed tars cannot be. A batch needs samples of one size: give the `DataLoader` a
     `SameSizeBatches` as its `batch_sampler` where they differ.
 
     A sample is a dict: `key`, the name below the folder or in the shard, without its suffix;
-    `latents` [4, h, w] float32 in SD scale; `width` and `height` of the image in px; and if asked
-    for `picture` [3, height, width] float32 in [-1, 1].
+    `latents` [C, h, w] float32, as the diffusion model takes them; `width` and `height` of the
+    image in px; and if asked for `picture` [3, height, width] float32 in [-1, 1]. Those of a cache
+    have `flipped`, True for latents of a mirrored image, which are samples of their own;
+    `original_width` and `original_height`; `crop_left` and `crop_top`, px cut off after resizing.
 
     Args:
-        sources: a folder, tar or .lat file, or several.
+        sources: a cache, folder, tar or .lat file, or several.
+        space: of the latents; those of another space are refused.
         pictures: decode the images, too, on the CPU.
         decoder: of the images; see `Codec`.
         max_pixels: refuse files that declare more pixels.
@@ -65,6 +73,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self,
         sources: Name | Iterable[Name],
         *,
+        space: str = SD1.name,
         pictures: bool = False,
         decoder: str = "embedded",
         max_pixels: int = MAX_PIXELS,
@@ -74,11 +83,14 @@ class LatentDataset(Dataset[dict[str, Any]]):
         given = [sources] if isinstance(sources, str | os.PathLike) else sources
         integer("max_pixels", max_pixels)
         file_name("a decoder", decoder)
+        if space not in SPACES:
+            raise UsageError(f"{space!r} is no space of latents: use one of {', '.join(SPACES)}")
+        self.space = SPACES[space]
         self.pictures, self.decoder, self.max_pixels = pictures, decoder, max_pixels
         self.places: list[Place] = []
         for source in given:
             name = names.plain(file_name("a folder, tar or .lat file", source))
-            self.places += _shard(name) if is_tar(name) else _files(name)
+            self.places += _shard(name) if is_tar(name) else self._of_folder(name)
         if not self.places:
             raise UsageError(f"there is no .lat file in {sources}: make some with 'dynenc encode'")
 
@@ -92,7 +104,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
         Raises: BitstreamError if a file is not a .lat file, or gone.
         """
-        return [(header.width, header.height) for header in map(self._header, self.places)]
+        return [self._size(place) for place in self.places]
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -102,11 +114,22 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """
         if self.pictures:
             return [(height, width) for width, height in self.sizes]
-        return [SD1.size(height, width) for width, height in self.sizes]
+        return [self.space.size(height, width) for width, height in self.sizes]
 
-    def _header(self, place: Place) -> bitstream.Header:
+    def _size(self, place: Place) -> tuple[int, int]:
+        if place.entry:
+            return place.entry.size
         with _reading(place) as stream:
-            return bitstream.read_header(stream.read(bitstream.FIXED))
+            header = bitstream.read_header(stream.read(bitstream.FIXED))
+            return header.width, header.height
+
+    def _of_folder(self, name: str) -> list[Place]:
+        """The latents of a cache or folder; raises UsageError if a cache is of another space."""
+        shards = latent_cache.shards(name) if storage.is_folder(name) else []
+        for shard in shards:
+            if shard.settings.space != self.space.name:
+                raise UsageError(_other(shard.tar, SPACES[shard.settings.space], self.space))
+        return list(_entries(shards)) if shards else _files(name)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample; raises BitstreamError if its file is damaged or gone, or IndexError."""
@@ -119,10 +142,15 @@ class LatentDataset(Dataset[dict[str, Any]]):
             most = min(place.n_bytes, bitstream.MAX_BYTES) - len(start)
             rest = stream.read(most) if place.start else read_at_most(stream, most, place.file)
             parsed = LatFile.parse(start + rest, max_pixels=self.max_pixels)
-            require_sd(parsed)
+            if parsed.model.space is not self.space:
+                raise OtherLatents(_other("the file", parsed.model.space, self.space))
         header, latents = parsed.header, torch.from_numpy(whole_latents.of(parsed))[None]
         sample: dict[str, Any] = {"key": place.key, "latents": latents[0]}
         sample |= {"width": header.width, "height": header.height}
+        if entry := place.entry:
+            sample["flipped"] = (place.start, place.n_bytes) != entry.place
+            sample |= zip(("original_width", "original_height"), entry.original, strict=True)
+            sample |= zip(("crop_left", "crop_top"), entry.crop, strict=True)
         if self.pictures:
             sample["picture"] = self._codec.decode_tensor(parsed)[0].clone()  # no inference tensor
         return sample
@@ -206,6 +234,18 @@ def _reading(place: Place) -> Iterator[BinaryIO]:
         raise BitstreamError(f"{place.file} cannot be read: {exc.strerror}") from exc
     except BitstreamError as exc:
         raise type(exc)(f"{place.key} of {place.file}: {exc}") from exc
+
+
+def _other(name: str, space: LatentSpace, wanted: LatentSpace) -> str:
+    return (
+        f"{name} has {space.title} latents, not those of {wanted.title}: give space={space.name!r}"
+    )
+
+
+def _entries(shards: list[Shard]) -> Iterator[Place]:
+    for shard, entry in latent_cache.current(shards):
+        for _, place in entry.places:
+            yield Place(entry.key, shard.tar, *place, entry)
 
 
 def _files(name: str) -> list[Place]:

@@ -149,9 +149,14 @@ class Writer:
         self.tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)
         self.names: set[str] = set()
 
-    def add(self, name: str, data: bytes, mtime: float) -> None:
-        """Add a file; raises OutputError if the name is taken or cannot be stored in a tar."""
+    def add(self, name: str, data: bytes, mtime: float) -> int:
+        """Add a file; returns the offset of its content in the tar.
+
+        Raises: OutputError if the name is taken or cannot be stored in a tar.
+        """
         self.copy(Member(name, len(data), mtime, io.BytesIO(data)))
+        whole = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        return self.tar.offset - whole
 
     def copy(self, member: Member) -> None:
         """Add a member of another archive, in chunks; raises the same as `add`."""

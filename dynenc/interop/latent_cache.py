@@ -1,0 +1,133 @@
+"""Caches of latents: tar shards of .lat files, each with an index beside it.
+
+`00000.tar` holds `key.lat`, and `key.flipped.lat` of the mirrored image, as WebDataset expects
+them. `00000.json` says how they were made, and of each image its key, the SHA-256 of its file,
+sizes, and the places of its latents in the tar. Both are complete or absent, and never change:
+what replaces them gets the next number, and of two entries of a key the later one counts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from dynenc.errors import ImageError, UsageError
+from dynenc.io import names, storage
+from dynenc.io.writing import writing
+
+VERSION = 1
+INDEX = re.compile(r"(\d{5,9})\.json")
+MAX_BYTES = 2**30  # of an index
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the latents of a cache depend on besides the images."""
+
+    space: str  # of latent_space.SPACES
+    encoder: str  # name of a model of dynenc, or of a VAE
+    weights: str  # SHA-256 of the encoder's weight file; "" of a VAE
+    resolution: int  # px; see `imaging.buckets`
+    quality: float  # 0..100
+    flips: bool  # whether there are latents of the mirrored images, too
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An image in a shard."""
+
+    key: str  # path below its folder, without the suffix
+    sha256: str  # of the image file
+    original: tuple[int, int]  # width and height of the image, px
+    size: tuple[int, int]  # width and height of what the latents show, px
+    crop: tuple[int, int]  # px cut off at the left and top, after resizing
+    place: tuple[int, int]  # offset and length of the .lat file in the tar, bytes
+    flipped: tuple[int, int] | None = None  # the same of the mirrored image
+
+    @property
+    def places(self) -> list[tuple[str, tuple[int, int]]]:
+        """The name below its tar, and the place, of each .lat file."""
+        found = [(f"{self.key}.lat", self.place)]
+        return found + ([(f"{self.key}.flipped.lat", self.flipped)] if self.flipped else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A tar of latents and its index."""
+
+    tar: str  # path or URL
+    settings: Settings
+    entries: tuple[Entry, ...]
+
+    @property
+    def index(self) -> str:
+        """Path or URL of the index."""
+        return names.with_suffix(self.tar, ".json")
+
+    def write_index(self) -> None:
+        """Write the index; the tar has to be complete."""
+        entries = [asdict(entry) for entry in self.entries]
+        content = {"version": VERSION, "settings": asdict(self.settings), "images": entries}
+        with writing(self.index, overwrite=True) as file:
+            file.write(json.dumps(content, ensure_ascii=False).encode())
+
+
+def shards(folder: str) -> list[Shard]:
+    """The shards of a cache, oldest first; none of a folder that is no cache.
+
+    Raises: UsageError if an index is damaged; ImageError if the folder cannot be read.
+    """
+    found = [
+        (int(match[1]), path)
+        for path, relative in storage.walk(folder, recursive=False)
+        if (match := INDEX.fullmatch(relative))
+    ]
+    return [_read(path) for _, path in sorted(found)]
+
+
+def current(found: list[Shard]) -> Iterator[tuple[Shard, Entry]]:
+    """The entries that count, one for each key, in the order of the shards."""
+    last = {entry.key: shard.tar for shard in found for entry in shard.entries}
+    return ((s, e) for s in found for e in s.entries if last[e.key] == s.tar)
+
+
+def number(shard: Shard) -> int:
+    """The number of a shard."""
+    return int(names.with_suffix(names.base(shard.tar), ""))
+
+
+def _read(path: str) -> Shard:
+    try:
+        with storage.reading(path) as file:
+            content = json.loads(storage.read_at_most(file, MAX_BYTES, path, ImageError))
+        if content["version"] != VERSION:
+            raise UsageError(f"{path} is of a newer dynenc: update this one")
+        settings = Settings(**content["settings"])
+        entries = tuple(_entry(fields) for fields in content["images"])
+    except OSError as exc:
+        raise UsageError(f"{path} cannot be read: {exc.strerror}") from exc
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        if isinstance(exc, UsageError | ImageError):
+            raise
+        raise UsageError(
+            f"{path} is no index of a cache of latents: remove it and make the cache again"
+        ) from exc
+    return Shard(names.with_suffix(path, ".tar"), settings, entries)
+
+
+def _entry(fields: dict[str, object]) -> Entry:
+    """An entry as JSON holds it; raises ValueError, TypeError or KeyError."""
+    pairs = ("original", "size", "crop", "place", "flipped")
+    numbers = {name: fields[name] for name in pairs if fields.get(name) is not None}
+    whole = {name: _pair(value) for name, value in numbers.items()}
+    return Entry(key=str(fields["key"]), sha256=str(fields["sha256"]), **whole)
+
+
+def _pair(value: object) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("not a pair")
+    if not all(type(number) is int and number >= 0 for number in value):
+        raise ValueError("not whole numbers")
+    return value[0], value[1]

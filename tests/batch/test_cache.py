@@ -1,0 +1,178 @@
+"""Caches of latents: what is made again, what is kept, and what a data set reads of them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from dynenc import Codec, LatentDataset, SameSizeBatches, make_cache
+from dynenc.coding.lat_file import LatFile
+from dynenc.errors import UsageError
+from dynenc.interop import latent_cache
+
+SIZES = {"a": (192, 128), "b": (128, 192), "c": (200, 140), "sub/d": (128, 128)}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    (folder := tmp_path / "pictures" / "sub").mkdir(parents=True)
+    for number, (name, size) in enumerate(SIZES.items()):
+        draw(folder.parent / f"{name}.png", size, number)
+    return folder.parent
+
+
+def draw(path, size, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+    Image.fromarray(pixels).resize((8, 8)).resize(size).save(path)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return str(tmp_path / "cache")
+
+
+def keys(cache):
+    return [entry.key for _, entry in latent_cache.current(latent_cache.shards(cache))]
+
+
+def test_a_cache_is_read_without_its_pictures(pictures, cache):
+    summary = make_cache(str(pictures), cache, flips=True, shard_size=3)
+    assert (summary.made, summary.kept, summary.failures) == (4, 0, [])
+    assert summary.buckets == {(128, 128): 1, (128, 192): 1, (192, 128): 2}
+    picture = Image.open(pictures / "c.png").convert("RGB")
+    shutil.rmtree(pictures)
+    data = LatentDataset(cache)
+    assert len(data) == 8
+    samples = {(s["key"], s["flipped"]): s for s in map(data.__getitem__, range(8))}
+    assert len(samples) == 8
+    sample = samples["c", False]
+    assert (sample["width"], sample["height"]) == (192, 128)
+    assert (sample["original_width"], sample["original_height"]) == (200, 140)
+    assert (sample["crop_left"], sample["crop_top"]) == (0, 3)
+    fitted = picture.resize((192, 134), Image.Resampling.LANCZOS).crop((0, 3, 192, 131))
+    found = LatFile.parse(Codec("light").encode(fitted, quality=80, detail="off")).latents
+    assert torch.equal(sample["latents"], torch.from_numpy(found))
+    assert not torch.equal(samples["c", True]["latents"], sample["latents"])
+
+
+def test_sizes_are_known_without_opening_shards(pictures, cache, monkeypatch):
+    make_cache(str(pictures), cache)
+    data = LatentDataset(cache)
+    monkeypatch.setattr("dynenc.interop.torch_dataset._reading", None)
+    assert sorted(data.sizes) == [(128, 128), (128, 192), (192, 128), (192, 128)]
+    assert len(SameSizeBatches(data, 2)) == 3
+
+
+def test_loaders_with_workers_shuffle_over_shards(pictures, cache):
+    make_cache(str(pictures), cache, shard_size=1)
+    data = LatentDataset(cache)
+    batches = SameSizeBatches(data, 2, shuffle=True)
+    loader = DataLoader(data, batch_sampler=batches, num_workers=2)
+    assert sorted(key for batch in loader for key in batch["key"]) == sorted(SIZES)
+
+
+def test_only_what_has_changed_is_made_again(pictures, cache):
+    make_cache(str(pictures), cache, shard_size=2)
+    before = {shard.tar: shard.entries for shard in latent_cache.shards(cache)}
+    assert make_cache(str(pictures), cache, shard_size=2).kept == 4
+    assert {shard.tar: shard.entries for shard in latent_cache.shards(cache)} == before
+    draw(pictures / "a.png", (64, 64), 9)  # in the first shard
+    draw(pictures / "new.png", (64, 64), 10)
+    summary = make_cache(str(pictures), cache, shard_size=2)
+    assert (summary.made, summary.kept) == (2, 3)
+    assert sorted(keys(cache)) == sorted([*SIZES, "new"])
+    after = {shard.tar: shard.entries for shard in latent_cache.shards(cache)}
+    assert len(before.keys() & after.keys()) == 1  # a shard that was not touched is the same file
+    assert len(after) == 3
+    data = LatentDataset(cache)
+    assert {s["key"]: s["width"] for s in map(data.__getitem__, range(len(data)))}["a"] == 64
+
+
+def test_orphans_are_found_and_removed_on_request(pictures, cache):
+    make_cache(str(pictures), cache)
+    (pictures / "b.png").unlink()
+    assert make_cache(str(pictures), cache).orphans == ["b"]
+    assert "b" in keys(cache)
+    assert make_cache(str(pictures), cache, prune=True).removed == 1
+    assert sorted(keys(cache)) == ["a", "c", "sub/d"]
+
+
+def test_a_picture_that_fails_stops_nothing_and_keeps_its_latents(pictures, cache):
+    make_cache(str(pictures), cache)
+    (pictures / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (pictures / "e.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    summary = make_cache(str(pictures), cache)
+    assert {path.rpartition("/")[2] for path, _ in summary.failures} == {"a.png", "e.png"}
+    assert sorted(keys(cache)) == sorted(SIZES)
+
+
+def test_an_interrupted_run_goes_on(pictures, cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("dynenc.batch.cache.AT_ONCE", 1)
+
+        def stop(done, _all):
+            if done == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            make_cache(str(pictures), cache, shard_size=1, on_progress=stop)
+    done = len(keys(cache))
+    assert 0 < done < 4
+    assert make_cache(str(pictures), cache, shard_size=1).kept == done
+    assert sorted(keys(cache)) == sorted(SIZES)
+
+
+def test_other_settings_are_refused_unless_all_is_made_again(pictures, cache):
+    make_cache(str(pictures), cache)
+    with pytest.raises(UsageError, match="made with other settings"):
+        make_cache(str(pictures), cache, quality=50)
+    assert make_cache(str(pictures), cache, quality=50, force=True).made == 4
+    assert len(keys(cache)) == 4
+
+
+def test_refused(pictures, cache, tmp_path):
+    with pytest.raises(UsageError, match=r"no encoder light of FLUX\.1 latents"):
+        make_cache(str(pictures), cache, space="flux1")
+    with pytest.raises(UsageError, match="no space of latents"):
+        make_cache(str(pictures), cache, space="sd2")
+    with pytest.raises(UsageError, match="no local folder"):
+        make_cache(str(pictures), "memory://cache")
+    Image.open(pictures / "a.png").save(pictures / "a.jpg")
+    with pytest.raises(UsageError, match="have the same key"):
+        make_cache(str(pictures), cache)
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"version": 2}', '{"version": 1, "settings": {}}'])
+def test_damaged_indices(pictures, cache, tmp_path, damage):
+    make_cache(str(pictures), cache)
+    [shard] = latent_cache.shards(cache)
+    (tmp_path / "cache" / "00000.json").write_text(damage)
+    with pytest.raises(UsageError, match=r"00000\.json is"):
+        LatentDataset(cache)
+    content = {"version": 1, "settings": {"space": "sd1"}, "images": []}
+    (tmp_path / "cache" / "00000.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="make the cache again"):
+        make_cache(str(pictures), cache)
+    assert shard.entries
+
+
+def test_latents_of_a_vae_of_any_space(pictures, cache, tmp_path):
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+        latent_channels=16,
+    ).save_pretrained(tmp_path / "taef1")
+    make_cache(str(pictures), cache, space="flux1", vae=str(tmp_path / "taef1"))
+    with pytest.raises(UsageError, match=r"FLUX\.1 latents, not those of SD 1\.x"):
+        LatentDataset(cache)
+    data = LatentDataset(cache, space="flux1")
+    assert data[0]["latents"].shape == (16, 16, 24)

@@ -1,0 +1,29 @@
+import json
+
+from PIL import Image
+from typer.testing import CliRunner
+
+from dynenc.cli.main import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["cache", *map(str, arguments)])
+
+
+def test_command(tmp_path):
+    (pictures := tmp_path / "pictures").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (128, 64), "teal").save(pictures / f"{name}.png")
+    arguments = (pictures, "-o", tmp_path / "cache")
+    first = run(*arguments)
+    assert first.exit_code == 0, first.output
+    assert first.stdout == "128x64  2 images\n"
+    (pictures / "a.png").unlink()
+    (pictures / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    second = run(*arguments, "--json")
+    assert second.exit_code == 1
+    assert "c.png" in second.stderr
+    figures = json.loads(second.stdout)
+    assert (figures["made"], figures["kept"], figures["orphans"]) == (0, 1, ["a"])
+    assert run(*arguments, "-Q", "50").exit_code == 2
+    assert run(*arguments, "--space", "flux1").exit_code == 2
