@@ -51,6 +51,7 @@ def test_public_names():
         "convert",
         "load_decoder",
         "load_encoder",
+        "make_cache",
         "vae",
     ]
     for name in dynenc.__all__:
