@@ -41,7 +41,7 @@ from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.distortion import Distortion, Window
 from dynenc.errors import OutOfMemory
 from dynenc.latent_space import SD1
-from dynenc.native.kernel import Floats, Index, Ints
+from dynenc.native.kernel import Floats, Index, Symbols
 from dynenc.networks.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -113,9 +113,9 @@ class Refiner:
         size = header.width, header.height
         return LatFile.of_symbols(symbols, coder, size, header.step_q, file.model, file.chunks)
 
-    def _best(self, search: _Search, least: float) -> tuple[Ints | None, float]:
+    def _best(self, search: _Search, least: float) -> tuple[Symbols | None, float]:
         """The best symbols of all stages and their distortion; None if not below `least`."""
-        best: Ints | None = None
+        best: Symbols | None = None
         total, done = sum(STAGES[: self.effort]) + sum(ROUNDS[: self.effort]), 0
 
         def advance(steps: int = 1) -> None:
@@ -156,16 +156,16 @@ class _Search:
         self.latents = (latents.float().nan_to_num(0) / self.step).detach().requires_grad_()
         self.optimizer = torch.optim.Adam([self.latents], betas=(0.9, 0.99))
 
-    def symbols(self) -> Ints:
+    def symbols(self) -> Symbols:
         """The current latents, rounded."""
         latents = (self.latents.detach() * self.step)[0].cpu().numpy()
         return to_symbols(latents, self.step_q, self.coder)
 
-    def n_bytes(self, symbols: Ints) -> int:
+    def n_bytes(self, symbols: Symbols) -> int:
         """Payload size of symbols."""
         return len(self.coder.encode(symbols, self.step_q))
 
-    def fitting_symbols(self) -> Ints | None:
+    def fitting_symbols(self) -> Symbols | None:
         """The latents, some rounded to the cheaper side so that the payload fits; None if not.
 
         These are the ones that move the latents least per bit saved.
@@ -205,8 +205,8 @@ class _Search:
         self.optimizer.step()
 
     def improve(
-        self, symbols: Ints, rounds: int, advance: Callable[[], None]
-    ) -> tuple[Ints, float]:
+        self, symbols: Symbols, rounds: int, advance: Callable[[], None]
+    ) -> tuple[Symbols, float]:
         """Search near symbols whose payload fits; return the best found and their distortion."""
         errors, gradient = self._at_symbols(symbols)
         best, least = symbols, float(errors.sum())
@@ -232,7 +232,7 @@ class _Search:
             advance()
         return best, least
 
-    def _bits(self, symbols: Ints) -> tuple[Floats, Floats, Floats]:
+    def _bits(self, symbols: Symbols) -> tuple[Floats, Floats, Floats]:
         """Bits of symbols, and the change for each plus or minus one, including neighbours."""
         below, here, above = bit_costs(self.coder, symbols, self.step_q)
         others = context_gradient(self.coder, symbols, self.step_q)
@@ -252,7 +252,7 @@ class _Search:
         errors, gradient = self.distortion.with_gradient(latents * self.step)
         return errors, gradient * self.step
 
-    def _curvature(self, symbols: Ints, gradient: Floats) -> Floats:
+    def _curvature(self, symbols: Symbols, gradient: Floats) -> Floats:
         """Mean second derivative of the distortion by the symbols of a channel: [8, 1, 1]."""
         choices = np.array([-PROBE_STEP, PROBE_STEP], np.float32)
         moves = np.random.default_rng(0).choice(choices, symbols.shape)
@@ -265,9 +265,9 @@ class _Search:
         return torch.from_numpy(symbols)[None].to(self.latents)
 
 
-def _changed(symbols: Ints, kinds: Index, rows: Index, columns: Index) -> Ints:
+def _changed(symbols: Symbols, kinds: Index, rows: Index, columns: Index) -> Symbols:
     """Symbols [4, h, w] with changes: kinds 0..3 add one to a channel, kinds 4..7 subtract one."""
-    changed = symbols.copy()
+    changed = symbols.astype(np.int32)
     signs = np.where(kinds < SD1.channels, 1, -1).astype(np.int32)
     changed[kinds % SD1.channels, rows, columns] += signs
     return changed

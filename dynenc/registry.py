@@ -15,7 +15,8 @@ from dynenc.errors import WeightsError
 from dynenc.latent_space import AUTOENCODER, FLUX1, SD1, SD3, SDXL, LatentSpace
 
 Network = Literal["encoder", "decoder"]  # an autoencoder's file holds both
-Kind = Literal["encoder", "decoder", "autoencoder", "coder", "foreign"]  # foreign: imported
+Kind = Literal["encoder", "decoder", "autoencoder", "coder", "foreign", "thumbnail"]
+# foreign: imported; thumbnail: a decoder to pictures at 1/4 of the size
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,16 @@ MODELS = {
             1,
             "decoder",
             "embedded.safetensors",
-            "f6cc0a55753827e13590cf86b7148c5a63dfad3607198a0e07b2365327226c4b",
+            "2b64bad58a4042e168b913b9cb5aa3db6ea7b272851312d4b19035f7bf32dc8b",
             EMBEDDED,
+        ),
+        Model(
+            "thumbnail",
+            1,
+            "thumbnail",
+            "thumbnail.safetensors",
+            "3cae019372fa0202ab815dc1684261be4039be4e433031292258c286bd06df25",
+            {"widths": (64,), "blocks": (2,)},
         ),
         Model(
             "fast",

@@ -36,6 +36,17 @@ class Region(NamedTuple):
         left, top, right, bottom = self.box
         return slice(top, bottom), slice(left, right)
 
+    def common(self, other: Region) -> Region:
+        """The part within another region; `is_empty` if there is none."""
+        left, top = max(self.left, other.left), max(self.top, other.top)
+        right, bottom = (min(pair) for pair in zip(self.box[2:], other.box[2:], strict=True))
+        return Region(left, top, right - left, bottom - top)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no pixels."""
+        return self.width <= 0 or self.height <= 0
+
     def __str__(self) -> str:
         return ",".join(map(str, self))
 

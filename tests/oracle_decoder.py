@@ -59,21 +59,12 @@ def pixels(values):
     return values.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
 
 
-def head(tensors, name, residual):
-    values = product(tensors, name, activations(tensors, name, residual))
-    return pixels(shuffle(values) if len(values) > 3 else values)
-
-
-def decode(tensors, widths, blocks, latents, divisor=1):
-    """Latents int16 [4, h, w] in 1/2048 -> pixels uint8 [8h / divisor, 8w / divisor, 3]."""
+def decode(tensors, widths, blocks, latents):
+    """Latents int16 [4, h, w] in 1/2048 -> pixels uint8, for each size twice as high."""
     residual = product(tensors, "layers.0", latents.astype(np.int64))
     index = 1
-    for stage, count in enumerate(blocks):
-        for done in range(count + 1):
-            if divisor > 1 and stage == (divisor == 2) and done == min(2, count):
-                return head(tensors, f"heads.{divisor}", residual)
-            if done == count:
-                break
+    for count in blocks[: len(widths)]:
+        for _ in range(count):
             residual = block(tensors, f"layers.{index}", residual)
             index += 1
         name = f"layers.{index}"

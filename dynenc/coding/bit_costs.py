@@ -7,20 +7,20 @@ import numpy as np
 import numpy.typing as npt
 
 from dynenc.coding.entropy import PRECISION, VARIANTS, Contexts, EntropyCoder
-from dynenc.native.kernel import Floats, Ints
+from dynenc.native.kernel import Floats, Ints, Symbols
 
 
-def bit_costs(coder: EntropyCoder, symbols: Ints, step_q: int) -> Floats:
+def bit_costs(coder: EntropyCoder, symbols: Symbols, step_q: int) -> Floats:
     """Bits of every symbol, if it alone is decremented, unchanged or incremented: [3, C, h, w].
 
     In its own context, which is that of the unchanged neighbours.
     """
     contexts, bits = coder.contexts(symbols, step_q), _table_bits(coder)
-    changed = (_residuals(contexts, symbols + change) for change in (-1, 0, 1))
+    changed = (_residuals(contexts, symbols + np.int32(change)) for change in (-1, 0, 1))
     return np.stack([_bits(coder, bits, contexts.tables, residuals) for residuals in changed])
 
 
-def context_gradient(coder: EntropyCoder, symbols: Ints, step_q: int) -> Floats:
+def context_gradient(coder: EntropyCoder, symbols: Symbols, step_q: int) -> Floats:
     """The change in bits of all other symbols if a symbol is incremented: [C, h, w].
 
     To first order, as the symbol is part of their contexts. With `bit_costs`, the cost of a change.
@@ -44,7 +44,7 @@ def context_gradient(coder: EntropyCoder, symbols: Ints, step_q: int) -> Floats:
     return gradient * np.float32(step_q / 8)
 
 
-def _residuals(contexts: Contexts, symbols: Ints) -> Ints:
+def _residuals(contexts: Contexts, symbols: Symbols) -> Ints:
     residuals: Ints = (symbols - contexts.centre) * contexts.sign
     return residuals
 

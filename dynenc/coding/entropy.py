@@ -22,7 +22,7 @@ from safetensors.numpy import load
 from dynenc import registry
 from dynenc.errors import Corrupt, WeightsError
 from dynenc.native import kernel
-from dynenc.native.kernel import Bytes, Ints
+from dynenc.native.kernel import Bytes, Ints, Shorts, Symbols
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -34,7 +34,7 @@ STAGES = (  # planes (row % 4, column % 4) of each stage, coarse to fine
     ((0, 1), (0, 3), (2, 1), (2, 3)),
     ((1, 0), (1, 2), (3, 0), (3, 2)),
 )
-LIMIT = 32_767  # largest magnitude of a symbol
+LIMIT = kernel.MAX_SYMBOL
 FRACTIONS = 8  # the expected value is known to this fraction of a step ...
 VARIANTS = FRACTIONS // 2 + 1  # ... and has tables for these fractions, as signs are folded
 MAX_VALUE = 1023  # largest magnitude of a context value, in 1/128 of a latent unit
@@ -96,12 +96,12 @@ class EntropyCoder:
         """R: residuals from -R to R have an entry in the tables; others escape."""
         return int(self.counts.shape[1]) // 2 - 1
 
-    def encode(self, symbols: Ints, step_q: int) -> bytes:
+    def encode(self, symbols: Symbols, step_q: int) -> bytes:
         """Compress symbols [C, h, w], each in -LIMIT..LIMIT, of quantiser step step_q / 1024."""
         return self.kernel.encode(symbols, step_q)
 
-    def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Ints:
-        """Undo `encode`: symbols [C, height, width] int32; raise Corrupt for any other payload."""
+    def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Shorts:
+        """Undo `encode`: symbols [C, height, width] int16; raise Corrupt for any other payload."""
         n_symbols = self.channels * height * width
         least = n_symbols * self._cheapest / 8 - WORD  # so a few bytes cannot claim a lot
         if len(payload) % WORD or not least < len(payload) <= 6 * n_symbols + 8:
@@ -113,7 +113,7 @@ class EntropyCoder:
         """Bits of the most frequent symbol of all tables."""
         return PRECISION - math.log2(self.counts.max())
 
-    def contexts(self, symbols: Ints, step_q: int) -> Contexts:
+    def contexts(self, symbols: Symbols, step_q: int) -> Contexts:
         """The contexts of known symbols [C, h, w]."""
         return Contexts(*self.kernel.contexts(symbols, step_q))
 

@@ -16,7 +16,8 @@ from dynenc.coding.entropy import EntropyCoder, load_coder
 from dynenc.errors import BitstreamError, UnknownModel, UsageError, with_name
 from dynenc.io import storage
 from dynenc.io.names import shown
-from dynenc.native.kernel import Floats, Ints
+from dynenc.native import kernel
+from dynenc.native.kernel import Floats, Shorts, Symbols
 
 FEW_BITS = 1.5  # a latent; below it the plain lattice may be cheaper, as constants repeat on it
 BIT_COST = 0.09  # squared error, in squared steps, that a bit is worth when choosing a lattice
@@ -30,7 +31,7 @@ class LatFile:
     """A valid .lat file: what its bytes say, and the symbols of its payload."""
 
     header: Header
-    symbols: Ints  # [C, h, w]
+    symbols: Symbols  # [C, h, w], int16 as `parse` reads them
     payload: bytes  # the symbols, coded
     chunks: Sequence[Chunk] = ()
 
@@ -73,7 +74,7 @@ class LatFile:
     @classmethod
     def of_symbols(
         cls,
-        symbols: Ints,
+        symbols: Symbols,
         coder: EntropyCoder,
         size: tuple[int, int],
         step_q: int,
@@ -145,7 +146,7 @@ class LatFile:
             for coder in dict.fromkeys((default_coder(model), *full))
         ]
 
-        def error(choice: tuple[Ints, EntropyCoder]) -> float:
+        def error(choice: tuple[Symbols, EntropyCoder]) -> float:
             symbols, coder = choice
             return quantize.squared_error(latents, symbols, step_q, coder)
 
@@ -155,6 +156,11 @@ class LatFile:
     def latents(self) -> Floats:
         """The latents [C, h, w], scaled as the space's diffusion model takes them."""
         return quantize.from_symbols(self.symbols, self.header.step_q, coder_of(self.header))
+
+    def integers(self) -> Shorts:
+        """The latents [C, h, w] in 1/2048, saturated at 32767, as PixelDecoder takes them."""
+        trellis = self.coder.has_trellis
+        return kernel.integer_latents(self.symbols, self.header.step_q, has_trellis=trellis)
 
     @property
     def model(self) -> registry.Model:

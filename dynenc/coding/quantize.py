@@ -17,7 +17,7 @@ import numpy as np
 from dynenc.coding.entropy import EntropyCoder
 from dynenc.errors import UsageError
 from dynenc.native import kernel
-from dynenc.native.kernel import Floats, Ints
+from dynenc.native.kernel import Floats, Shorts, Symbols
 
 MIDDLE_STEP = 0.3  # latent units; of quality 50 on the plain lattice
 STEP_UNIT = 1024  # a .lat file stores round(step * 1024)
@@ -51,7 +51,7 @@ def step_to_quality(step_q: int, *, has_trellis: bool) -> float:
     return float(whole) if is_whole else round(quality, 1)
 
 
-def to_symbols(latents: Floats, step_q: int, coder: EntropyCoder) -> Ints:
+def to_symbols(latents: Floats, step_q: int, coder: EntropyCoder) -> Shorts:
     """Quantise latents to the symbols that a coder takes.
 
     On the plain lattice they are rounded. With a trellis these are the symbols of least squared
@@ -64,12 +64,12 @@ def to_symbols(latents: Floats, step_q: int, coder: EntropyCoder) -> Ints:
     Args:
         latents: [C, h, w] float32, scaled as the space's diffusion model takes them.
         step_q: quantiser step in 1/1024 of a latent unit, > 0; larger means fewer bits.
-    Returns: [C, h, w] int32, saturated at +-LIMIT; NaN becomes 0.
+    Returns: [C, h, w] int16, saturated at +-LIMIT; NaN becomes 0.
     """
     return coder.kernel.quantize(latents, step_q, LAMBDA)
 
 
-def to_nearest(latents: Floats, step_q: int, coder: EntropyCoder) -> Ints:
+def to_nearest(latents: Floats, step_q: int, coder: EntropyCoder) -> Shorts:
     """As `to_symbols`, but the symbols of least squared error, whatever bits they cost."""
     return coder.kernel.quantize(latents, step_q, 0)
 
@@ -86,14 +86,14 @@ def is_flat(latents: Floats, step_q: int = 0) -> bool:
     return kernel.roughness(latents) < FLAT**2 + noise
 
 
-def from_symbols(symbols: Ints, step_q: int, coder: EntropyCoder) -> Floats:
-    """Undo `to_symbols`: [C, h, w] int32 -> [C, h, w] float32."""
+def from_symbols(symbols: Symbols, step_q: int, coder: EntropyCoder) -> Floats:
+    """Undo `to_symbols`: [C, h, w] int16 -> [C, h, w] float32."""
     points = kernel.points(symbols, has_trellis=coder.has_trellis)
     unit = np.float32(step_q / (2 * STEP_UNIT))
     return np.multiply(points, unit, dtype=np.float32, casting="unsafe")
 
 
-def squared_error(latents: Floats, symbols: Ints, step_q: int, coder: EntropyCoder) -> float:
+def squared_error(latents: Floats, symbols: Symbols, step_q: int, coder: EntropyCoder) -> float:
     """Sum of the squared differences of latents and symbols, both [C, h, w], in squared steps."""
     error = (from_symbols(symbols, step_q, coder) - latents) * np.float32(STEP_UNIT / step_q)
     return float(np.square(error).sum())

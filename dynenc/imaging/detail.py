@@ -267,7 +267,7 @@ def file_quality(file: LatFile) -> float:
 
 def without_latents(size: tuple[int, int], model: Model, chunks: Sequence[Chunk]) -> LatFile:
     """A file whose layer is all of its image: the latents are zeros, with the coarsest step."""
-    symbols = np.zeros((model.space.channels, *model.space.size(size[1], size[0])), np.int32)
+    symbols = np.zeros((model.space.channels, *model.space.size(size[1], size[0])), np.int16)
     coder = load_coder(model.coder, has_trellis=False)
     return LatFile.of_symbols(symbols, coder, size, MAX_STEP, model, chunks)
 

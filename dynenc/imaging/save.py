@@ -138,9 +138,16 @@ def _save(picture: Image.Image, form: str, made_by: str, kept: dict[str, Any]) -
         options |= {kind: kept[kind] for kind in ("xmp", "comment") if kind in kept}
     if "iptc" in kept:
         options["extra"] = _app13(kept["iptc"])
-    picture = picture.copy()
-    picture.info = {}  # or Pillow's writers would store dropped metadata from it
-    picture.save(buffer := io.BytesIO(), form, **options)
+    return _written(picture, form, options)
+
+
+def _written(picture: Image.Image, form: str, options: dict[str, Any]) -> bytes:
+    """An image as a file; metadata in its `info` are not stored, as Pillow's writers would."""
+    info, picture.info = picture.info, {}
+    try:
+        picture.save(buffer := io.BytesIO(), form, **options)
+    finally:
+        picture.info = info
     return buffer.getvalue()
 
 
@@ -168,13 +175,11 @@ def _tiff(
     picture: Image.Image, options: dict[str, Any], kept: dict[str, Any], made_by: str
 ) -> bytes:
     """A TIFF file, with the EXIF entries unchanged in its directory."""
-    plain = picture.copy()
-    plain.info = {}
-    plain.save(buffer := io.BytesIO(), "TIFF", **options)
+    plain = _written(picture, "TIFF", options)
     nodes = [
         Node(tag, ifd.BYTE, len(kept[kind]), kept[kind])
         for kind, tag in (("xmp", exif.XMP), ("iptc", exif.IPTC))
         if kind in kept
     ]
     block = exif.with_software(kept.get("exif", b""), made_by)
-    return exif.into_tiff(buffer.getvalue(), block, nodes)
+    return exif.into_tiff(plain, block, nodes)

@@ -2,7 +2,7 @@
  * searches that weigh bits. */
 #include "job.h"
 
-int64_t dynenc_contexts(const dynenc_call *call, const int32_t *symbols, uint8_t *tables,
+int64_t dynenc_contexts(const dynenc_call *call, const int16_t *symbols, uint8_t *tables,
                         int32_t *expected, int32_t *signs, int32_t *outputs) {
     Job job;
     const int64_t error = dynenc_start(&job, call);
@@ -35,7 +35,7 @@ int64_t dynenc_contexts(const dynenc_call *call, const int32_t *symbols, uint8_t
     return 0;
 }
 
-int64_t dynenc_gradient(const dynenc_call *call, const int32_t *symbols, const float *by_output,
+int64_t dynenc_gradient(const dynenc_call *call, const int16_t *symbols, const float *by_output,
                         float *by_value) {
     Job job;
     const int64_t error = dynenc_start(&job, call);

@@ -79,11 +79,12 @@ static int32_t fits(const int8_t *row, int32_t length) {
 static Product take_product(Reading *r, int32_t outputs, int32_t taps, int32_t channels) {
     const int32_t length = taps * channels, plain = channels == LATENTS;
     const int32_t groups = (outputs + GROUP - 1) / GROUP;
+    const int64_t size = (plain ? 2LL : 1LL) * groups * GROUP * length;
     Product product = {.outputs = outputs, .taps = taps, .channels = channels};
-    int8_t *weights = take_memory(r, 2LL * groups * GROUP * length, &product.weights_at);
+    int8_t *weights = take_memory(r, size, &product.weights_at);
     int32_t *bias = take_memory(r, 8LL * groups * GROUP, &product.bias_at);
     if (weights)
-        memset(weights, 0, (size_t)2 * groups * GROUP * length);
+        memset(weights, 0, (size_t)size);
     if (bias)
         memset(bias, 0, (size_t)8 * groups * GROUP);
     const int32_t *constants = take(r, outputs);
@@ -133,21 +134,27 @@ static int64_t read_all(Reading *r) {
     const int32_t *header = take(r, DYNENC_DECODER_HEADER);
     decoder->count = 0;
     decoder->width = header[0];
+    decoder->side = 1;
+    int32_t stages = 0;
     int64_t layers = 0;
     for (int32_t i = 0; i < STAGES_OF_SIZE; i++) {
         const int32_t blocks = header[STAGES_OF_SIZE + i];
-        if (!is_width(header[i]) || blocks < 0 || blocks > MAX_LAYERS)
+        if (blocks < 0 || blocks > MAX_LAYERS)
+            return DYNENC_BAD_SHAPE;
+        if (!header[i] && !blocks)
+            continue;
+        if (!is_width(header[i]) || stages++ < i) /* no size follows one that is left out */
             return DYNENC_BAD_SHAPE;
         layers += blocks + 1;
     }
-    if (layers > MAX_LAYERS)
+    if (!stages || layers > MAX_LAYERS)
         return DYNENC_BAD_SHAPE;
     decoder->first = take_product(r, decoder->width, MAX_TAPS, LATENTS);
-    for (int32_t i = 0; i < STAGES_OF_SIZE; i++) {
-        const int32_t width = header[i], last = i + 1 == STAGES_OF_SIZE;
+    for (int32_t i = 0; i < stages; i++) {
+        const int32_t width = header[i], last = i + 1 == stages;
         for (int32_t block = 0; block < header[STAGES_OF_SIZE + i]; block++) {
             Layer *layer = &decoder->layers[decoder->count++];
-            *layer = (Layer){.kind = BLOCK, .channels = width, .factor = 1};
+            *layer = (Layer){.kind = BLOCK, .channels = width};
             layer->input = take_input(r, width);
             layer->spatial = take_product(r, width, MAX_TAPS, width);
             layer->gate = take_product(r, 2 * width, 1, width);
@@ -155,26 +162,11 @@ static int64_t read_all(Reading *r) {
             layer->mix = take_product(r, width, 1, width);
         }
         Layer *layer = &decoder->layers[decoder->count++];
-        *layer = (Layer){.kind = last ? PIXELS : ENLARGE, .channels = width, .factor = 2};
+        *layer = (Layer){.kind = last ? PIXELS : ENLARGE, .channels = width};
         layer->input = take_input(r, width);
         layer->spatial = last ? take_product(r, 12, MAX_TAPS, width)
                               : take_product(r, 4 * header[i + 1], 1, width);
-    }
-    for (int32_t i = 0; i < HEADS; i++) {
-        const int32_t exit = header[2 * STAGES_OF_SIZE + i];
-        if (exit < 0 || exit >= decoder->count)
-            return DYNENC_BAD_SHAPE;
-        int32_t enlarged = 1; /* the size there, in that of the latents */
-        for (int32_t j = 0; j < exit; j++)
-            enlarged *= decoder->layers[j].kind == ENLARGE ? 2 : 1;
-        const int32_t factor = (1 << i) / enlarged, width = decoder->layers[exit].channels;
-        if (factor != 1 && factor != 2)
-            return DYNENC_BAD_SHAPE;
-        Layer *head = &decoder->heads[i];
-        *head = (Layer){.kind = PIXELS, .channels = width, .factor = factor};
-        head->input = take_input(r, width);
-        head->spatial = take_product(r, 3 * factor * factor, MAX_TAPS, width);
-        decoder->exits[i] = exit;
+        decoder->side *= 2;
     }
     const int32_t whole = r->numbers == r->numbers_end && r->weights == r->weights_end;
     return r->error ? r->error : whole ? (int64_t)decoder->size : DYNENC_BAD_SHAPE;

@@ -1,7 +1,7 @@
 """The integer decoder of pictures in the native kernel: latents -> pixels, the same everywhere."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,14 +23,16 @@ from dynenc.view import Region
 
 UNIT = 2048  # integers of a latent of 1.0
 LIMIT = 32767  # their largest magnitude
-LARGEST_WIDTH = 8192  # pixels that are decoded side by side, which bounds the memory
-FEWEST_ROWS = 64  # that a thread takes, in pixels of the full size
+LARGEST_WIDTH = 4096  # pixels that are decoded side by side, which bounds the memory
+FEWEST_ROWS = 64  # that a thread takes
+STRIP = 2**19  # pixels that are decoded at once by a thread, of a picture that is taken in strips
 FAULTS = {  # what an error code of the decoder's functions means: dynenc.h
     -5: WeightsError("the decoder's tensors do not fit each other"),
     -6: WeightsError("the decoder's weights exceed exact arithmetic"),
 }
 
 Latents = npt.NDArray[np.int16]
+Take = Callable[[Bytes, int, int], None]  # pixels [rows, columns, 3], and their left and top
 
 
 class Call(ctypes.Structure):
@@ -45,7 +47,9 @@ class Call(ctypes.Structure):
         ("left", ctypes.c_int32),
         ("rows", ctypes.c_int32),
         ("columns", ctypes.c_int32),
-        ("halvings", ctypes.c_int32),
+        ("step", ctypes.c_int32),
+        ("done", ctypes.c_int32),
+        ("room", ctypes.c_int32),
         ("latents", ctypes.c_void_p),
         ("pixels", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
@@ -83,10 +87,13 @@ class Packed:
 class PixelDecoder:
     """The tables of an integer decoder, checked and packed; shared by all threads.
 
+    Args:
+        side: pixels for a latent, in one dimension; 2 for each size at which it has blocks.
     Raises: WeightsError if the tensors do not make a decoder.
     """
 
-    def __init__(self, packed: Packed) -> None:
+    def __init__(self, packed: Packed, side: int = SD1.patch) -> None:
+        self.side = side
         lengths = ctypes.c_int64(len(packed.numbers)), ctypes.c_int64(len(packed.weights))
         tensors = pointer(packed.numbers), lengths[0], pointer(packed.weights), lengths[1]
         size = checked(library().dynenc_decoder_size(*tensors), FAULTS)
@@ -94,41 +101,59 @@ class PixelDecoder:
         init = library().dynenc_decoder_init
         checked(init(pointer(self._memory), ctypes.c_int64(size), *tensors), FAULTS)
 
-    def decode(self, latents: Latents, region: Region, threads: int = 1, divisor: int = 1) -> Bytes:
+    def decode(self, latents: Latents, region: Region, threads: int = 1) -> Bytes:
         """The pixels of a region: latents [4, h, w] in 1/2048 -> uint8 [height, width, 3].
 
         They are those of the whole picture, and the same with any number of threads.
 
         Args:
-            region: of the picture whose sides are 8h and 8w divided by the divisor.
-            divisor: 1, 2, 4 or 8.
+            region: of the picture whose sides are h and w times those for a latent.
+        """
+        pixels = np.empty((region.height, region.width, 3), np.uint8)
+
+        def take(strip: Bytes, left: int, top: int) -> None:
+            rows, columns, _ = strip.shape
+            pixels[top : top + rows, left : left + columns] = strip
+
+        self.decode_strips(latents, region, take, threads)
+        return pixels
+
+    def decode_strips(self, latents: Latents, region: Region, take: Take, threads: int = 1) -> None:
+        """As `decode`, but pass the pixels on in strips, which bounds the memory.
+
+        Args:
+            take: called with each strip, which changes after it returns, and its corner in the
+                region. Corners and sides are even if the region's are, up to its end. The calls
+                come from all threads.
         """
         latents = np.ascontiguousarray(latents)
-        pixels = np.empty((region.height, region.width, 3), np.uint8)
         parts = [
             Region(left, top, right - left, bottom - top)
-            for top, bottom in _split(region.height, _bands(region.height * divisor, threads))
-            for left, right in _split(region.width, -(-region.width * divisor // LARGEST_WIDTH))
+            for top, bottom in _split(region.height, min(threads, region.height // FEWEST_ROWS))
+            for left, right in _split(region.width, -(-region.width // LARGEST_WIDTH))
         ]
 
         def run(part: Region) -> None:
-            rows = slice(part.top, part.top + part.height)
-            to = pixels[rows, part.left : part.left + part.width]
             place = region.top + part.top, region.left + part.left, part.height, part.width
-            self._run(latents, (*place, divisor.bit_length() - 1), to)
+            for strip, done in self._strips(latents, place):
+                take(strip, part.left, part.top + done)
 
         runtime.in_threads(run, parts, threads)
-        return pixels
 
-    def _run(self, latents: Latents, place: tuple[int, ...], to: Bytes) -> None:
-        """Decode a part: top, left, height, width and halvings of `dynenc_pixels_call`."""
-        size = chosen_path(), *latents.shape[1:], *place
-        arrays = latents.ctypes.data, to.ctypes.data, to.strides[0]
-        call = Call(self._memory.ctypes.data, *size, *arrays)
+    def _strips(self, latents: Latents, place: tuple[int, ...]) -> Iterator[tuple[Bytes, int]]:
+        """The strips of a part (top, left, height and width), each with the rows above it."""
+        height, width = place[2:]
+        room = min(height, max(self.side, STRIP // width // 2 * 2))
+        strip = np.empty((max(room, self.side), width, 3), np.uint8)
+        call = Call(self._memory.ctypes.data, chosen_path(), *latents.shape[1:], *place)
+        call.room, call.stride = len(strip), strip.strides[0]
+        call.latents, call.pixels = latents.ctypes.data, strip.ctypes.data
         call.workspace_size = checked(library().dynenc_pixels_workspace(ctypes.byref(call)), FAULTS)
         memory = workspace(call.workspace_size)
         call.workspace = memory.ctypes.data
-        checked(library().dynenc_pixels(ctypes.byref(call)), FAULTS)
+        while (done := call.done) < height:
+            checked(library().dynenc_pixels(ctypes.byref(call)), FAULTS)
+            yield strip[: call.done - done], done
 
 
 def to_integers(latents: npt.NDArray[np.floating]) -> Latents:
@@ -137,11 +162,8 @@ def to_integers(latents: npt.NDArray[np.floating]) -> Latents:
     return whole
 
 
-def _bands(height: int, threads: int) -> int:
-    return max(1, min(threads, height // FEWEST_ROWS))
-
-
 def _split(length: int, count: int) -> list[tuple[int, int]]:
     """Split a side into parts; all but the first begin at a whole latent."""
+    count = max(1, count)
     edges = [i * length // count // SD1.patch * SD1.patch for i in range(count)]
     return list(zip(edges, [*edges[1:], length], strict=True))

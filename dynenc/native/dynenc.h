@@ -83,12 +83,12 @@ DYNENC_API int64_t dynenc_workspace_size(int32_t channels, int32_t height, int32
 
 /* Write the payload of symbols, each in -32767..32767, to payload[0..capacity). Returns the payload's
  * length, a multiple of 4. */
-DYNENC_API int64_t dynenc_encode(const dynenc_call *call, const int32_t *symbols, uint8_t *payload,
+DYNENC_API int64_t dynenc_encode(const dynenc_call *call, const int16_t *symbols, uint8_t *payload,
                                  int64_t capacity);
 
 /* Read payload[0..length) into symbols; only what `dynenc_encode` writes is accepted. Returns 0. */
 DYNENC_API int64_t dynenc_decode(const dynenc_call *call, const uint8_t *payload, int64_t length,
-                                 int32_t *symbols);
+                                 int16_t *symbols);
 
 /* Quantise latents (float32; NaN counts as 0) to symbols.
  *
@@ -96,7 +96,7 @@ DYNENC_API int64_t dynenc_decode(const dynenc_call *call, const uint8_t *payload
  * plus `bit` (0..1e6 squared steps) times the expected bits, by Viterbi's algorithm. With bit = 0 or
  * on the plain lattice the coder is not needed and may be null. Returns 0. */
 DYNENC_API int64_t dynenc_quantize(const dynenc_call *call, const float *latents, double bit,
-                                   int32_t *symbols);
+                                   int16_t *symbols);
 
 /* Mean square of the differences of latents [channels, height, width], each side 1..8192, to those on
  * the right and below; 0 if there are none, and below 0 for arguments out of range. */
@@ -104,26 +104,31 @@ DYNENC_API double dynenc_roughness(const float *latents, int32_t channels, int32
                                    int32_t width);
 
 /* Reconstruction points of symbols, in half steps. The coder is not needed. Returns 0. */
-DYNENC_API int64_t dynenc_points(const dynenc_call *call, const int32_t *symbols, int32_t *points);
+DYNENC_API int64_t dynenc_points(const dynenc_call *call, const int16_t *symbols, int32_t *points);
+
+/* Latents of symbols in 1/2048, saturated at 32767, for the decoder of pictures. The coder is not
+ * needed. Returns 0. */
+DYNENC_API int64_t dynenc_integer_latents(const dynenc_call *call, const int16_t *symbols,
+                                          int16_t *latents);
 
 /* What the coder knows about symbols before it decodes them: the table of each, the expected symbol, the sign
  * (1 or -1) by which the residual is multiplied, and the networks' outputs [3, channels, height,
  * width]: expected latent, octaves of the scale, activity, in 2^-17. Returns 0. */
-DYNENC_API int64_t dynenc_contexts(const dynenc_call *call, const int32_t *symbols,
+DYNENC_API int64_t dynenc_contexts(const dynenc_call *call, const int16_t *symbols,
                                    uint8_t *tables, int32_t *expected, int32_t *signs,
                                    int32_t *outputs);
 
 /* Backpropagation: the gradient of some function of the networks' outputs, [3, channels, height,
  * width], becomes that by the context values (latents in 1/128) of symbols. Rounding counts as the
  * identity; units and values that saturate pass nothing. Returns 0. */
-DYNENC_API int64_t dynenc_gradient(const dynenc_call *call, const int32_t *symbols,
+DYNENC_API int64_t dynenc_gradient(const dynenc_call *call, const int16_t *symbols,
                                    const float *by_output, float *by_value);
 
 /* The decoder of pictures: latents to pixels by integers; docs/decoder.md says what is computed. */
 
-/* Length of a decoder's header: widths and numbers of blocks at 1/8, 1/4 and 1/2 of the size, and for
- * each head the index of the layer, counted from layers.1, whose input it reads. */
-#define DYNENC_DECODER_HEADER 9
+/* Length of a decoder's header: widths, and then numbers of blocks, at 1/8, 1/4 and 1/2 of the size.
+ * The last one or two may be left out as zeros, for smaller pictures. */
+#define DYNENC_DECODER_HEADER 6
 
 /* Bytes of the decoder that these tensors make.
  *
@@ -137,15 +142,17 @@ DYNENC_API int64_t dynenc_decoder_size(const int32_t *numbers, int64_t length,
 DYNENC_API int64_t dynenc_decoder_init(void *memory, int64_t size, const int32_t *numbers,
                                        int64_t length, const int8_t *weights, int64_t n_weights);
 
-/* A part of a picture: rows and columns of pixels from top and left. */
+/* A part of a picture: rows and columns of pixels from top and left. The picture has 8 pixels for a
+ * latent in each dimension, or 4 or 2 where the decoder leaves out sizes. */
 typedef struct {
     const void *decoder;
     int32_t path;
     int32_t height, width;             /* of the latents, 1..8192 */
     int32_t top, left, rows, columns;  /* in pixels, inside the picture */
-    int32_t halvings;                  /* 0..3: the picture has 8 >> halvings pixels for a latent */
+    int32_t step, done;                /* 0 at first: progress, and rows that have been decoded */
+    int32_t room;                      /* rows that `pixels` has, at least 8 */
     const int16_t *latents;            /* [4, height, width] in 1/2048 */
-    uint8_t *pixels;                   /* [rows, columns, 3] */
+    uint8_t *pixels;                   /* [room, columns, 3], from row `done` of the part on */
     int64_t stride;                    /* bytes from a row of pixels to the next */
     void *workspace;
     int64_t workspace_size;
@@ -154,8 +161,10 @@ typedef struct {
 /* Bytes of the workspace that a call needs; it grows with the columns. */
 DYNENC_API int64_t dynenc_pixels_workspace(const dynenc_pixels_call *call);
 
-/* Decode; the pixels of a part are those of the whole. Returns 0. */
-DYNENC_API int64_t dynenc_pixels(const dynenc_pixels_call *call);
+/* Decode the next rows of a part, as many as there is room for, and count them in `done`. Repeat with
+ * nothing else changed but pixels and room until done == rows; between calls the workspace holds what
+ * the next one needs. The pixels of a part are those of the whole. Returns 0. */
+DYNENC_API int64_t dynenc_pixels(dynenc_pixels_call *call);
 
 /* Bytes of the encoder of `width` features, a multiple of 16 up to 256, and 0..16 blocks. */
 DYNENC_API int64_t dynenc_encoder_size(int32_t width, int32_t blocks);

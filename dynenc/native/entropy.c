@@ -16,7 +16,7 @@ static void sort_by_table(Contexts *contexts, int64_t ends[256]) {
 }
 
 /* Write the symbols of a plane, table by table, then those that have no place in the tables. */
-static void write_plane(Job *job, Writer *writer, const int32_t *symbols) {
+static void write_plane(Job *job, Writer *writer, const int16_t *symbols) {
     const Coder *coder = job->coder;
     const Slot *slots = (const Slot *)((const char *)coder + coder->slots_at);
     Contexts *contexts = &job->contexts;
@@ -44,7 +44,7 @@ static void write_plane(Job *job, Writer *writer, const int32_t *symbols) {
 }
 
 /* Read the symbols of a plane; returns 0 or an error. */
-static int64_t read_plane(Job *job, Reader *reader, int32_t *symbols) {
+static int64_t read_plane(Job *job, Reader *reader, int16_t *symbols) {
     const Coder *coder = job->coder;
     const Slot *slots = (const Slot *)((const char *)coder + coder->slots_at);
     const uint8_t *starts = (const uint8_t *)coder + coder->starts_at;
@@ -67,7 +67,7 @@ static int64_t read_plane(Job *job, Reader *reader, int32_t *symbols) {
             contexts->coded[place] = (uint8_t)column;
             escapes += escaped;
             outside |= !escaped & (symbol < -LIMIT || symbol > LIMIT);
-            symbols[contexts->places[place]] = symbol;
+            symbols[contexts->places[place]] = (int16_t)symbol;
         }
         slots += coder->columns;
         starts += 256;
@@ -81,7 +81,7 @@ static int64_t read_plane(Job *job, Reader *reader, int32_t *symbols) {
             if (residual >= -radius && residual <= radius)
                 return DYNENC_BAD_ESCAPE;
             outside |= symbol > LIMIT;
-            symbols[contexts->places[i]] = symbol;
+            symbols[contexts->places[i]] = (int16_t)symbol;
             escapes--;
         }
     /* a payload too short reads as zeros without end */
@@ -90,7 +90,7 @@ static int64_t read_plane(Job *job, Reader *reader, int32_t *symbols) {
 
 /* Code all symbols, plane by plane: read if there is a reader, or else written. Returns 0 or an
  * error. */
-static int64_t code(Job *job, Writer *writer, Reader *reader, int32_t *symbols) {
+static int64_t code(Job *job, Writer *writer, Reader *reader, int16_t *symbols) {
     Plane planes[MAX_PLANES];
     const int32_t count = dynenc_planes(job, planes);
     for (const Plane *plane = planes; plane < planes + count; plane++) {
@@ -108,7 +108,7 @@ static int64_t code(Job *job, Writer *writer, Reader *reader, int32_t *symbols) 
     return 0;
 }
 
-int64_t dynenc_encode(const dynenc_call *call, const int32_t *symbols, uint8_t *payload,
+int64_t dynenc_encode(const dynenc_call *call, const int16_t *symbols, uint8_t *payload,
                       int64_t capacity) {
     Job job;
     const int64_t error = dynenc_start(&job, call);
@@ -117,13 +117,13 @@ int64_t dynenc_encode(const dynenc_call *call, const int32_t *symbols, uint8_t *
     if (!job.coder || !payload || capacity < 0 || !dynenc_are_symbols(&job, symbols))
         return DYNENC_BAD_ARGUMENT;
     Writer writer = {.range = UINT64_MAX, .words = payload, .capacity = capacity / 4};
-    code(&job, &writer, NULL, (int32_t *)symbols);
+    code(&job, &writer, NULL, (int16_t *)symbols);
     finish(&writer);
     return writer.overflow ? DYNENC_TOO_SMALL : 4 * writer.count;
 }
 
 int64_t dynenc_decode(const dynenc_call *call, const uint8_t *payload, int64_t length,
-                      int32_t *symbols) {
+                      int16_t *symbols) {
     Job job;
     const int64_t error = dynenc_start(&job, call);
     if (error)
@@ -137,17 +137,26 @@ int64_t dynenc_decode(const dynenc_call *call, const uint8_t *payload, int64_t l
     return corrupt ? corrupt : is_finished(&reader) ? 0 : DYNENC_CORRUPT;
 }
 
-int64_t dynenc_points(const dynenc_call *call, const int32_t *symbols, int32_t *points) {
+int64_t dynenc_points(const dynenc_call *call, const int16_t *symbols, int32_t *points) {
     Job job;
     const int64_t error = dynenc_start(&job, call);
     if (error)
         return error;
     if (!points || !dynenc_are_symbols(&job, symbols))
         return DYNENC_BAD_ARGUMENT;
-    if (job.lattice == DYNENC_TRELLIS)
-        dynenc_enter_all(&job, symbols, points);
-    else
-        for (int64_t i = 0; i < (int64_t)call->channels * call->height * call->width; i++)
-            points[i] = 2 * symbols[i];
+    dynenc_enter_all(&job, symbols, points);
+    return 0;
+}
+
+int64_t dynenc_integer_latents(const dynenc_call *call, const int16_t *symbols,
+                               int16_t *latents) {
+    Job job;
+    const int64_t error = dynenc_start(&job, call);
+    if (error)
+        return error;
+    if (!latents || !dynenc_are_symbols(&job, symbols))
+        return DYNENC_BAD_ARGUMENT;
+    job.latents = latents;
+    dynenc_enter_all(&job, symbols, NULL);
     return 0;
 }

@@ -80,7 +80,8 @@ int64_t dynenc_start(Job *job, const dynenc_call *call) {
         return DYNENC_BAD_ARGUMENT;
     job->grid = grid_of(call->channels, call->height, call->width);
     lay_out(job, call->workspace);
-    memset(job->values, 0, (size_t)job->grid.length * 2);
+    if (job->coder) /* without networks there are no values */
+        memset(job->values, 0, (size_t)job->grid.length * 2);
     memset(job->states, 0, (size_t)job->grid.window);
     const int32_t level = job->coder ? level_of(job->coder, job->step_q) : 0;
     job->level = clamp32(level, FIRST_LEVEL, LAST_LEVEL);
@@ -107,11 +108,11 @@ int32_t dynenc_planes(const Job *job, Plane planes[MAX_PLANES]) {
     return count;
 }
 
-int32_t dynenc_are_symbols(const Job *job, const int32_t *symbols) {
+int32_t dynenc_are_symbols(const Job *job, const int16_t *symbols) {
     const Grid *grid = &job->grid;
     int32_t outside = !symbols;
     for (int64_t i = 0; symbols && i < (int64_t)grid->channels * grid->height * grid->width; i++)
-        outside |= symbols[i] < -LIMIT || symbols[i] > LIMIT;
+        outside |= symbols[i] < -LIMIT;
     return !outside;
 }
 
@@ -145,10 +146,12 @@ void dynenc_run_network(Job *job, const Plane *plane) {
     job->kernels.run_network(&call, job->values, count, job->outputs, job->output_stride);
 }
 
-void dynenc_leave_plane(Job *job, const Plane *plane, const int32_t *symbols, int32_t *points) {
+void dynenc_leave_plane(Job *job, const Plane *plane, const int16_t *symbols, int32_t *points) {
     const Grid grid = job->grid; /* a copy, which no store may change: nothing is read twice */
     const int32_t step_q = job->step_q, has_states = job->lattice == DYNENC_TRELLIS;
     const int32_t most = 16 * MAX_VALUE / step_q + 1; /* half steps; from here on values saturate */
+    const int32_t largest = LIMIT / step_q + 1;       /* as do latents */
+    int16_t *latents = job->latents;
     const int32_t rows = rows_of(&grid, plane), columns = columns_of(&grid, plane);
     const int64_t first = start_of(&grid, plane->channel, plane->row, plane->column);
     for (int32_t y = 0; y < grid.rows; y++) {
@@ -161,6 +164,9 @@ void dynenc_leave_plane(Job *job, const Plane *plane, const int32_t *symbols, in
             const int32_t value = (clamp32(point, -most, most) * step_q + 8) >> 4;
             if (points)
                 points[place + 4 * (uint32_t)x] = point;
+            else if (latents)
+                latents[place + 4 * (uint32_t)x] =
+                    (int16_t)clamp32(clamp32(point, -largest, largest) * step_q, -LIMIT, LIMIT);
             else
                 values[x] = (int16_t)clamp32(value, -MAX_VALUE, MAX_VALUE);
         }
@@ -173,7 +179,7 @@ void dynenc_leave_plane(Job *job, const Plane *plane, const int32_t *symbols, in
     }
 }
 
-void dynenc_enter_all(Job *job, const int32_t *symbols, int32_t *points) {
+void dynenc_enter_all(Job *job, const int16_t *symbols, int32_t *points) {
     Plane planes[MAX_PLANES];
     const int32_t count = dynenc_planes(job, planes);
     for (const Plane *plane = planes; plane < planes + count; plane++)

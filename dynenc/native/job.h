@@ -47,6 +47,7 @@ typedef struct {
     float *targets, *weights;            /* [planes, rows * columns], of the search */
     Search *search;
     float *gradient;                     /* [grid.length], by the values */
+    int16_t *latents;                    /* null, or where latents in 1/2048 go instead of values */
 } Job;
 
 /* Check the arguments that all calls share, and set up a job with zeroed values and states. Returns
@@ -54,7 +55,7 @@ typedef struct {
 int64_t dynenc_start(Job *job, const dynenc_call *call);
 
 /* Whether there are symbols, and all are in -LIMIT..LIMIT. */
-int32_t dynenc_are_symbols(const Job *job, const int32_t *symbols);
+int32_t dynenc_are_symbols(const Job *job, const int16_t *symbols);
 
 /* All planes, in the order of the format; returns how many. */
 int32_t dynenc_planes(const Job *job, Plane planes[MAX_PLANES]);
@@ -67,10 +68,10 @@ void dynenc_run_network(Job *job, const Plane *plane);
 
 /* Enter the values of a plane's known symbols and move the states of the paths on. If `points` is not
  * null, it receives the symbols' places in half steps, and no values are entered. */
-void dynenc_leave_plane(Job *job, const Plane *plane, const int32_t *symbols, int32_t *points);
+void dynenc_leave_plane(Job *job, const Plane *plane, const int16_t *symbols, int32_t *points);
 
 /* As dynenc_leave_plane, of all symbols, beginning from states of 0. */
-void dynenc_enter_all(Job *job, const int32_t *symbols, int32_t *points);
+void dynenc_enter_all(Job *job, const int16_t *symbols, int32_t *points);
 
 /* Rows and columns of a plane that are in the latents. */
 static inline int32_t rows_of(const Grid *grid, const Plane *plane) {

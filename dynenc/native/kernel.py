@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from dynenc.errors import Corrupt, DynencError, WeightsError
 from dynenc.native import compile
 
 Ints = npt.NDArray[np.int32]
+Shorts = npt.NDArray[np.int16]
+Symbols = npt.NDArray[np.signedinteger[Any]]  # int16 where the kernel makes them
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -28,6 +31,7 @@ PATHS = {  # the fastest first
 }
 VARIABLE = "DYNENC_SIMD"
 ALIGNMENT = 64
+MAX_SYMBOL = 32_767  # largest magnitude of a symbol
 TILE = 16  # px, side of the tiles whose statistics are taken
 KEPT = 2**23  # bytes of a workspace that a thread keeps for its next call, as fresh memory is slow
 FAULTS: dict[int, DynencError] = {  # what an error code of the kernel means: dynenc.h
@@ -89,7 +93,7 @@ def library() -> ctypes.CDLL:
         raise DynencError(f"{compile.LIBRARY} cannot be loaded", hint=hint) from exc
     for name in (
         *("workspace_size", "coder_size", "coder_init", "encode", "decode"),
-        *("quantize", "points", "contexts", "gradient"),
+        *("quantize", "points", "integer_latents", "contexts", "gradient"),
         *("encoder_size", "encoder_init", "latents_workspace", "latents"),
         *("decoder_size", "decoder_init", "pixels_workspace", "pixels"),
         "tiles",
@@ -189,26 +193,26 @@ class Coder:
         init = library().dynenc_coder_init
         checked(init(pointer(self._memory), ctypes.c_int64(size), pointer(tensors), length))
 
-    def encode(self, symbols: Ints, step_q: int) -> bytes:
+    def encode(self, symbols: Symbols, step_q: int) -> bytes:
         """The payload of symbols [C, h, w]; ValueError if one exceeds 32767."""
         payload = np.empty(6 * symbols.size + 8, np.uint8)
         room = ctypes.c_int64(len(payload))
         call = self._call(symbols.shape, step_q)
-        length = call.run("encode", np.ascontiguousarray(symbols, np.int32), payload, room)
+        length = call.run("encode", _shorts(symbols), payload, room)
         return payload[:length].tobytes()
 
-    def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Ints:
+    def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Shorts:
         """The symbols [C, height, width] of a payload; Corrupt unless `encode` writes it."""
-        symbols = np.empty((self.channels, height, width), np.int32)
+        symbols = np.empty((self.channels, height, width), np.int16)
         length = ctypes.c_int64(len(payload))
         self._call(symbols.shape, step_q).run("decode", payload, length, symbols)
         return symbols
 
-    def quantize(self, latents: Floats, step_q: int, bit: float) -> Ints:
+    def quantize(self, latents: Floats, step_q: int, bit: float) -> Shorts:
         """Quantise latents [C, h, w] to symbols; see `quantize`."""
         return _quantize(self._call(latents.shape, step_q), latents, bit)
 
-    def contexts(self, symbols: Ints, step_q: int) -> tuple[Bytes, Ints, Ints, Ints]:
+    def contexts(self, symbols: Symbols, step_q: int) -> tuple[Bytes, Ints, Ints, Ints]:
         """Tables, expected symbols and signs, [C, h, w], and outputs of the networks [3, C, h, w].
 
         See `dynenc_contexts` in dynenc.h.
@@ -217,23 +221,23 @@ class Coder:
         expected, signs = np.empty((2, *symbols.shape), np.int32)
         outputs = np.empty((3, *symbols.shape), np.int32)
         call = self._call(symbols.shape, step_q)
-        symbols = np.ascontiguousarray(symbols, np.int32)
-        call.run("contexts", symbols, tables, expected, signs, outputs)
+        call.run("contexts", _shorts(symbols), tables, expected, signs, outputs)
         return tables, expected, signs, outputs
 
-    def gradient(self, symbols: Ints, by_output: Floats, step_q: int) -> Floats:
+    def gradient(self, symbols: Symbols, by_output: Floats, step_q: int) -> Floats:
         """Backpropagate [3, C, h, w] from the networks' outputs to context values [C, h, w]."""
         by_value = np.empty(symbols.shape, np.float32)
         call = self._call(symbols.shape, step_q)
-        symbols = np.ascontiguousarray(symbols, np.int32)
-        call.run("gradient", symbols, np.ascontiguousarray(by_output, np.float32), by_value)
+        call.run(
+            "gradient", _shorts(symbols), np.ascontiguousarray(by_output, np.float32), by_value
+        )
         return by_value
 
     def _call(self, shape: tuple[int, ...], step_q: int) -> "_Run":
         return _Run(shape, step_q, self._memory, has_trellis=self.has_trellis)
 
 
-def quantize(latents: Floats, step_q: int, *, has_trellis: bool) -> Ints:
+def quantize(latents: Floats, step_q: int, *, has_trellis: bool) -> Shorts:
     """Quantise latents [C, h, w] to the symbols of least squared error on a lattice: [C, h, w]."""
     return _quantize(_Run(latents.shape, step_q, None, has_trellis=has_trellis), latents, 0)
 
@@ -244,12 +248,27 @@ def roughness(latents: Floats) -> float:
     return float(library().dynenc_roughness(pointer(latents), *latents.shape))
 
 
-def points(symbols: Ints, *, has_trellis: bool) -> Ints:
+def points(symbols: Symbols, *, has_trellis: bool) -> Ints:
     """Reconstruction points of symbols [C, h, w] of a lattice, in half steps: [C, h, w]."""
-    symbols = np.ascontiguousarray(symbols, np.int32)
     found = np.empty(symbols.shape, np.int32)
-    _Run(symbols.shape, 1, None, has_trellis=has_trellis).run("points", symbols, found)
+    call = _Run(symbols.shape, 1, None, has_trellis=has_trellis)
+    call.run("points", _shorts(symbols), found)
     return found
+
+
+def integer_latents(symbols: Symbols, step_q: int, *, has_trellis: bool) -> Shorts:
+    """Latents of symbols [C, h, w] of a lattice in 1/2048, saturated at 32767: [C, h, w]."""
+    found = np.empty(symbols.shape, np.int16)
+    call = _Run(symbols.shape, step_q, None, has_trellis=has_trellis)
+    call.run("integer_latents", _shorts(symbols), found)
+    return found
+
+
+def _shorts(symbols: Symbols) -> Shorts:
+    """Symbols as the kernel takes them; raises ValueError if one exceeds 16 bits."""
+    if symbols.dtype != np.int16 and symbols.size and np.abs(symbols).max() > MAX_SYMBOL:
+        raise ValueError(f"the native kernel refuses symbols beyond {MAX_SYMBOL}")
+    return np.ascontiguousarray(symbols, np.int16)
 
 
 def tiles(pixels: Bytes, rows: int, least_sharp: int) -> Counts:
@@ -281,8 +300,8 @@ def picture(pixels: Bytes) -> Picture:
     return Picture(None, chosen_path(), height, width, place, row_bytes, None, 0)
 
 
-def _quantize(call: "_Run", latents: Floats, bit: float) -> Ints:
-    symbols = np.empty(latents.shape, np.int32)
+def _quantize(call: "_Run", latents: Floats, bit: float) -> Shorts:
+    symbols = np.empty(latents.shape, np.int16)
     latents = np.ascontiguousarray(latents, np.float32)
     call.run("quantize", latents, ctypes.c_double(bit), symbols)
     return symbols

@@ -21,10 +21,10 @@ typedef struct {
 } Rows;
 
 typedef struct {
-    const dynenc_pixels_call *call;
+    dynenc_pixels_call *call;
     const PixelDecoder *decoder;
     PixelKernels kernels;
-    int32_t count, side;        /* layers; pixels for a latent, in one dimension */
+    int32_t first_row;          /* of the call's pixels, in the part */
     Rows rows[MAX_LAYERS];
     Side latent_rows, latent_columns;
     int32_t first_large, first_small;
@@ -68,7 +68,7 @@ static void cover(const PixelKernels *kernels, int32_t pixels, int32_t *large, i
 /* Latents around some, in one dimension, that the pixels of these depend on. */
 static int32_t reach(const Picture *picture) {
     int32_t needed = 0;
-    for (int32_t i = picture->count - 1; i >= 0; i--)
+    for (int32_t i = picture->decoder->count - 1; i >= 0; i--)
         needed = picture->rows[i].layer->kind == ENLARGE ? (needed + 1) / 2 : needed + 1;
     return needed + 1;
 }
@@ -90,7 +90,7 @@ static void *take(Picture *picture, char *memory, uint64_t bytes) {
 /* Sizes of all rows, and the rows themselves if there is memory. */
 static void plan(Picture *picture, char *memory) {
     const dynenc_pixels_call *call = picture->call;
-    const int32_t around = reach(picture), patch = picture->side;
+    const int32_t around = reach(picture), patch = picture->decoder->side;
     Side rows = window(call->top, call->rows, patch, around, call->height);
     Side columns = window(call->left, call->columns, patch, around, call->width);
     picture->latent_rows = rows;
@@ -100,7 +100,7 @@ static void plan(Picture *picture, char *memory) {
     rows = convolved(rows);
     columns = convolved(columns);
     uint64_t most = 0;
-    for (int32_t i = 0; i < picture->count; i++) {
+    for (int32_t i = 0; i < picture->decoder->count; i++) {
         Rows *own = &picture->rows[i];
         const Layer *layer = own->layer;
         *own = (Rows){.layer = layer, .rows = rows, .columns = columns};
@@ -191,26 +191,26 @@ static void enlarge(Picture *picture, int32_t index, int32_t row) {
     }
 }
 
-/* A row of pixels, or two; those that are wanted go to the caller. */
+/* Two rows of pixels; what is wanted of them goes to the caller. */
 static void write_pixels(Picture *picture, int32_t index, int32_t row) {
     const Rows *rows = &picture->rows[index];
-    const dynenc_pixels_call *call = picture->call;
+    dynenc_pixels_call *call = picture->call;
     ProductCall product =
         product_call(picture, rows, &rows->layer->spatial, TO_PIXELS, picture->pixels);
     name_taps(rows, row, product.taps);
     picture->kernels.multiply(&product);
-    const int32_t factor = rows->layer->factor;
-    const int32_t first = factor * convolved(rows->columns).start;
-    for (int32_t down = 0; down < factor; down++) {
-        const int32_t y = factor * (rows->rows.start + row) + down - call->top;
-        if (y < 0 || y >= call->rows)
+    const int32_t first = 2 * convolved(rows->columns).start;
+    for (int32_t down = 0; down < 2; down++) {
+        const int32_t y = 2 * (rows->rows.start + row) + down - call->top;
+        if (y < picture->first_row || y >= call->rows || y - picture->first_row >= call->room)
             continue;
-        uint8_t *to = call->pixels + y * call->stride;
+        uint8_t *to = call->pixels + (y - picture->first_row) * call->stride;
         for (int32_t x = 0; x < call->columns; x++) {
             const int32_t from = call->left + x - first;
-            const int32_t place = 12 * (from / factor) + 3 * (factor * down + from % factor);
+            const int32_t place = 12 * (from / 2) + 3 * (2 * down + from % 2);
             memcpy(to + 3 * x, picture->pixels + place, 3);
         }
+        call->done = y + 1;
     }
 }
 
@@ -240,8 +240,6 @@ static void push(Picture *picture, int32_t index, int32_t row) {
            (size_t)channels);
     if (row > 0 && (row > 1 || rows->rows.at_start))
         run_row(picture, index, row - 1);
-    if (row + 1 == rows->rows.count && rows->rows.at_end)
-        run_row(picture, index, row);
 }
 
 /* A row of latents of the window, with repeated edges. */
@@ -259,77 +257,91 @@ static void load_latents(const Picture *picture, int32_t row, int16_t *to) {
     }
 }
 
-static void run(Picture *picture) {
+/* Take a row of latents of the window. */
+static void take_row(Picture *picture, int32_t row) {
     const Side *rows = &picture->latent_rows;
+    if ((row == 0 && !rows->at_start) || (row + 1 == rows->count && !rows->at_end))
+        return;
     const int64_t stride = (int64_t)LATENTS * (picture->latent_columns.count + SPARE);
-    const int32_t width = convolved(picture->latent_columns).count;
-    for (int32_t row = 0; row < rows->count; row++)
-        if ((row > 0 || rows->at_start) && (row + 1 < rows->count || rows->at_end)) {
-            const int16_t *taps[MAX_TAPS];
-            for (int32_t down = 0; down < 3; down++) {
-                int32_t from = row + down - 1;
-                from = from < 0 ? 0 : from >= rows->count ? rows->count - 1 : from;
-                load_latents(picture, from, picture->latents + down * stride);
-                for (int32_t right = 0; right < 3; right++)
-                    taps[3 * down + right] = picture->latents + down * stride + LATENTS * right;
-            }
-            const int32_t out = row - !rows->at_start;
-            picture->kernels.first(picture->decoder, width, taps,
-                                   residual_row(&picture->rows[0], out));
-            push(picture, 0, out);
-        }
+    const int16_t *taps[MAX_TAPS];
+    for (int32_t down = 0; down < 3; down++) {
+        int32_t from = row + down - 1;
+        from = from < 0 ? 0 : from >= rows->count ? rows->count - 1 : from;
+        load_latents(picture, from, picture->latents + down * stride);
+        for (int32_t right = 0; right < 3; right++)
+            taps[3 * down + right] = picture->latents + down * stride + LATENTS * right;
+    }
+    const int32_t out = row - !rows->at_start;
+    picture->kernels.first(picture->decoder, convolved(picture->latent_columns).count, taps,
+                           residual_row(&picture->rows[0], out));
+    push(picture, 0, out);
 }
 
-/* The layers that make pixels of the wanted size: all, or the first and a head. */
-static void choose_layers(Picture *picture) {
-    const PixelDecoder *decoder = picture->decoder;
-    const int32_t halvings = picture->call->halvings;
-    const int32_t last = halvings ? decoder->exits[HEADS - halvings] : decoder->count - 1;
-    for (int32_t i = 0; i <= last; i++)
-        picture->rows[i].layer = &decoder->layers[i];
-    if (halvings)
-        picture->rows[last].layer = &decoder->heads[HEADS - halvings];
-    picture->count = last + 1;
-    picture->side = 8 >> halvings;
+/* Run the last row of a layer, which no other follows. */
+static void end_layer(Picture *picture, int32_t index) {
+    const Rows *rows = &picture->rows[index];
+    if (rows->layer->kind != ENLARGE && rows->rows.at_end)
+        run_row(picture, index, rows->rows.count - 1);
 }
 
-static int64_t start(const dynenc_pixels_call *call, Picture *picture) {
-    if (!call || !call->decoder || call->halvings < 0 || call->halvings > HEADS)
+/* As many steps as there is room for: rows of latents, and then the ends of the layers, in order. Each
+ * gives at most the pixels of one row of latents. */
+static void run(Picture *picture) {
+    dynenc_pixels_call *call = picture->call;
+    const int32_t rows = picture->latent_rows.count, side = picture->decoder->side;
+    const int32_t rest = call->rows - call->done; /* rows of pixels */
+    const int32_t most = rest <= call->room ? rest : call->room - side + 1;
+    for (; call->step < rows + picture->decoder->count; call->step++) {
+        if (call->done - picture->first_row >= most)
+            return;
+        if (call->step < rows)
+            take_row(picture, call->step);
+        else
+            end_layer(picture, call->step - rows);
+    }
+}
+
+static int64_t start(dynenc_pixels_call *call, Picture *picture) {
+    if (!call || !call->decoder)
         return DYNENC_BAD_ARGUMENT;
-    const int32_t side = 8 >> call->halvings;
+    const PixelDecoder *decoder = call->decoder;
     if (call->height < 1 || call->height > MAX_SIDE || call->width < 1 || call->width > MAX_SIDE ||
         call->top < 0 || call->left < 0 || call->rows < 1 || call->columns < 1 ||
-        call->rows > side * call->height - call->top ||
-        call->columns > side * call->width - call->left)
+        call->rows > decoder->side * call->height - call->top ||
+        call->columns > decoder->side * call->width - call->left)
         return DYNENC_BAD_ARGUMENT;
     memset(picture, 0, sizeof *picture);
     picture->call = call;
-    picture->decoder = call->decoder;
-    choose_layers(picture);
+    picture->decoder = decoder;
     picture->kernels = dynenc_pixel_kernels(call->path);
     if (!picture->kernels.multiply)
         return DYNENC_BAD_ARGUMENT;
+    for (int32_t i = 0; i < decoder->count; i++)
+        picture->rows[i].layer = &decoder->layers[i];
     plan(picture, NULL);
     return 0;
 }
 
 int64_t dynenc_pixels_workspace(const dynenc_pixels_call *call) {
     Picture picture;
-    const int64_t failed = start(call, &picture);
+    const int64_t failed = start((dynenc_pixels_call *)call, &picture);
     return failed ? failed : (int64_t)picture.size;
 }
 
-int64_t dynenc_pixels(const dynenc_pixels_call *call) {
+int64_t dynenc_pixels(dynenc_pixels_call *call) {
     Picture picture;
     const int64_t failed = start(call, &picture);
     if (failed)
         return failed;
     if (!call->latents || !call->pixels || call->stride < 3LL * call->columns || !call->workspace ||
-        (uintptr_t)call->workspace % PIXEL_ALIGNMENT)
+        (uintptr_t)call->workspace % PIXEL_ALIGNMENT || call->step < 0 || call->done < 0 ||
+        call->done >= call->rows || call->room < picture.decoder->side)
         return DYNENC_BAD_ARGUMENT;
     if (call->workspace_size < (int64_t)picture.size)
         return DYNENC_TOO_SMALL;
-    memset(call->workspace, 0, (size_t)picture.size);
+    if (!call->step)
+        memset(call->workspace, 0, (size_t)picture.size);
+    picture.first_row = call->done;
     plan(&picture, call->workspace);
     run(&picture);
     return 0;

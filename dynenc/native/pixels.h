@@ -9,7 +9,6 @@ enum {
     MAX_TAPS = 9,
     MAX_WIDTH = 128,      /* channels of the residuals */
     MAX_LAYERS = 64,
-    HEADS = 3,
     LATENTS = 4,          /* channels of the latents */
     QUAD = 128,           /* most that the magnitudes of weights with a sum of 16 bits add up to */
     MAX_BIAS = 1 << 30,
@@ -38,7 +37,7 @@ typedef struct {
 enum layer_kind { BLOCK, ENLARGE, PIXELS }; /* a residual block; convolutions before a shuffle */
 
 typedef struct {
-    int32_t kind, channels, factor; /* of PIXELS: 1 or 2, by which the shuffle enlarges */
+    int32_t kind, channels;
     Input input;
     Product spatial;   /* of a block the 3x3 convolution, else the only one */
     Product gate, mix; /* of a block */
@@ -48,10 +47,9 @@ typedef struct {
 typedef struct {
     uint64_t size;
     int32_t count, width; /* layers after the first convolution; its outputs */
+    int32_t side;         /* pixels for a latent, in one dimension */
     Product first;        /* its weights: int16 [taps, 4, outputs], its bias plain */
     Layer layers[MAX_LAYERS];
-    int32_t exits[HEADS]; /* of the layers, those whose inputs a head reads instead */
-    Layer heads[HEADS];   /* for pictures at 1/8, 1/4 and 1/2 of the size */
 } PixelDecoder;
 
 /* What becomes of the y of a product. */

@@ -102,7 +102,7 @@ static void trace_back(const Search *search, int32_t path, int32_t *found) {
 
 /* Search the paths of all blocks for the least weighted squared error, by Viterbi's algorithm.
  * Returns the largest magnitude of a symbol. */
-static int32_t search_all(Job *job, int32_t *symbols) {
+static int32_t search_all(Job *job, int16_t *symbols) {
     const Grid *grid = &job->grid;
     const int64_t blocks = (int64_t)grid->rows * grid->columns;
     Search *search = job->search;
@@ -129,7 +129,7 @@ static int32_t search_all(Job *job, int32_t *symbols) {
                 const Plane *plane = &planes[place];
                 if (y >= rows_of(grid, plane) || x >= columns_of(grid, plane))
                     continue;
-                symbols[place_of(grid, plane, y, x)] = found[place];
+                symbols[place_of(grid, plane, y, x)] = (int16_t)found[place];
                 const int32_t magnitude = found[place] < 0 ? -found[place] : found[place];
                 largest = magnitude > largest ? magnitude : largest;
             }
@@ -139,7 +139,7 @@ static int32_t search_all(Job *job, int32_t *symbols) {
 }
 
 int64_t dynenc_quantize(const dynenc_call *call, const float *latents, double bit,
-                        int32_t *symbols) {
+                        int16_t *symbols) {
     Job job;
     const int64_t error = dynenc_start(&job, call);
     if (error)
@@ -152,7 +152,7 @@ int64_t dynenc_quantize(const dynenc_call *call, const float *latents, double bi
     if (plain) {
         for (int64_t i = 0; i < (int64_t)grid->channels * grid->height * grid->width; i++) {
             const float symbol = nearest_integer(in_steps(latents[i], per_step));
-            symbols[i] = clamp32((int32_t)symbol, -LIMIT, LIMIT);
+            symbols[i] = (int16_t)clamp32((int32_t)symbol, -LIMIT, LIMIT);
         }
         return 0;
     }

@@ -1,4 +1,4 @@
-"""The embedded decoder in integer arithmetic: its tensors, and its float equivalent.
+"""The embedded decoders in integer arithmetic: their tensors, and their float equivalents.
 
 Weights are int8, and what else the arithmetic of docs/decoder.md needs is int16 or int32. Never
 imports torch.
@@ -18,7 +18,8 @@ from dynenc import registry, runtime
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import WeightsError
 from dynenc.latent_space import SD1
-from dynenc.native.decoder import UNIT, Packed, PixelDecoder, to_integers
+from dynenc.native.decoder import UNIT, Packed, PixelDecoder
+from dynenc.native.kernel import Bytes
 from dynenc.registry import Model
 from dynenc.view import WHOLE, Region, View
 
@@ -31,9 +32,9 @@ Sizes = tuple[int, ...]
 
 BOUND = 2.0  # largest magnitude of the activations that a 3x3 convolution reads
 GATE_BOUND = 4.0  # largest gate, and largest magnitude of the value that it multiplies
-HEAD_BLOCKS = 2  # of a size, before a head reads the residuals
 ACTIVATION_UNIT = 127 / BOUND  # integers of such an activation of 1.0
 ONE = 1 << 15  # integers of a multiplier of 1.0
+SIZES = 3  # at which a decoder of pictures has blocks
 RESIDUAL_UNIT = 2048.0  # integers of a residual of 1.0, in the float equivalent
 
 
@@ -49,18 +50,6 @@ def plan(widths: Sizes, blocks: Sizes) -> Iterator[tuple[str, str, int, int]]:
             index += 1
         yield f"layers.{index}", "pixels" if following == 3 else "enlarge", width, 4 * following
         index += 2
-
-
-def heads(widths: Sizes, blocks: Sizes) -> Iterator[tuple[str, int, int, int]]:
-    """The heads for pictures at 1/8, 1/4 and 1/2 of the size, each a layer of kind "pixels".
-
-    Yields: name, the number of the layer in `plan` whose input it reads, channels, outputs.
-    """
-    early, late = (min(HEAD_BLOCKS, count) for count in blocks[:2])
-    late += blocks[0] + 1
-    yield "heads.8", early, widths[0], 3
-    yield "heads.4", early, widths[0], 4 * 3
-    yield "heads.2", late, widths[1], 4 * 3
 
 
 def shapes(widths: Sizes, blocks: Sizes) -> dict[str, tuple[str, Sizes]]:
@@ -88,9 +77,6 @@ def shapes(widths: Sizes, blocks: Sizes) -> dict[str, tuple[str, Sizes]]:
             product(f"{name}.mix", channels, channels, 1)
         else:
             product(name, outputs, channels, 3 if kind == "pixels" else 1)
-    for name, _, channels, outputs in heads(widths, blocks):
-        inputs(name, channels)
-        product(name, outputs, channels, 3)
     return found
 
 
@@ -115,15 +101,13 @@ def check(tensors: Tensors, widths: Sizes, blocks: Sizes) -> None:
 
 def load(tensors: Tensors, widths: Sizes, blocks: Sizes) -> PixelDecoder:
     """The decoder with these integer tensors; raises WeightsError."""
-    return PixelDecoder(packed(tensors, widths, blocks))
+    return PixelDecoder(packed(tensors, widths, blocks), 2 ** len(widths))
 
 
 def packed(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Packed:
     """The tensors of a decoder as the native kernel takes them; raises WeightsError."""
     check(tensors, widths, blocks)
     shuffled = {name for name, kind, _, _ in plan(widths, blocks) if kind != "block"}
-    shuffled |= {name for name, _, _, outputs in heads(widths, blocks) if outputs > 3}
-    exits = [exit for _, exit, _, _ in heads(widths, blocks)]
     numbers, weights = [], []
     for name in shapes(widths, blocks):
         tensor = tensors[name]
@@ -134,7 +118,8 @@ def packed(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Packed:
             weights.append(tensor.transpose(0, 2, 3, 1))
         else:
             numbers.append(tensor)
-    return Packed.of((*widths, *blocks, *exits), numbers, weights)
+    left_out = (0,) * (SIZES - len(widths))
+    return Packed.of((*widths, *left_out, *blocks, *left_out), numbers, weights)
 
 
 def decodes(model: Model, decoder: str, device: object) -> bool:
@@ -145,10 +130,10 @@ def decodes(model: Model, decoder: str, device: object) -> bool:
 
 
 @cache
-def embedded() -> PixelDecoder:
-    """The decoder that is shipped with dynenc; raises WeightsError."""
-    model = registry.named("embedded", "decoder")
-    logger.debug("decoder: embedded, in integers on the CPU")
+def embedded(kind: registry.Kind = "decoder") -> PixelDecoder:
+    """A decoder that is shipped with dynenc: of pictures or thumbnails; raises WeightsError."""
+    model = registry.named("embedded" if kind == "decoder" else kind, kind)
+    logger.debug("%s: %s, in integers on the CPU", kind, model.name)
     return load(read(model), model.arguments["widths"], model.arguments["blocks"])
 
 
@@ -161,35 +146,38 @@ def read(model: Model) -> Tensors:
 
 
 def picture(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> Image.Image:
-    """The colours of a file of SD latents, decoded by the embedded decoder: RGB.
+    """The colours of a file of SD latents, decoded by an embedded decoder: RGB.
+
+    At 1/4 and 1/8 of the size the decoder of thumbnails makes the pixels. Those at 1/2 are means of
+    the whole picture's, and those at 1/8 means of those at 1/4.
 
     Args:
         needed: the part of the whole picture that is decoded; the rest is black. None: all of it.
     """
     size, divisor = (file.header.width, file.header.height), view.divisor
     wanted = view.scaled(size)
-    left, top, right, bottom = View(needed, divisor).scaled(size).box if needed else wanted.box
-    left, top = max(left, wanted.left), max(top, wanted.top)
-    right = min(right, wanted.left + wanted.width)
-    bottom = min(bottom, wanted.top + wanted.height)
-    part = Region(left, top, right - left, bottom - top)
-    if part.width <= 0 or part.height <= 0:
-        return Image.new("RGB", wanted[2:])
-    threads = runtime.native_threads(part.width * part.height * divisor**2)
-    pixels = embedded().decode(to_integers(file.latents), part, threads, divisor)
-    decoded = Image.fromarray(pixels)
-    if part == wanted:
-        return decoded
-    whole = Image.new("RGB", wanted[2:])
-    whole.paste(decoded, (left - wanted.left, top - wanted.top))
-    return whole
+    found = Image.new("RGB", wanted[2:])
+    part = wanted.common(View(needed, divisor).scaled(size)) if needed else wanted
+    if part.is_empty:
+        return found
+    decoder = embedded("thumbnail" if divisor >= 4 else "decoder")
+    means = View(divisor=divisor * decoder.side // SD1.patch)  # of the decoder's pixels
+    whole = View(divisor=divisor // means.divisor).scaled(size)
+    region = Region(*(means.divisor * side for side in part)).common(whole)
+
+    def paste(strip: Bytes, left: int, top: int) -> None:
+        pixels = means.reduced(Image.fromarray(strip))
+        corner = part.left - wanted.left, part.top - wanted.top
+        place = corner[0] + left // means.divisor, corner[1] + top // means.divisor
+        found.paste(pixels, place)
+
+    threads = runtime.native_threads(region.width * region.height * (SD1.patch // decoder.side))
+    decoder.decode_strips(file.integers(), region, paste, threads)
+    return found
 
 
 def to_floats(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Floats:
-    """The state dict of the `EmbeddedDecoder` that computes the same, except for rounding.
-
-    It has no heads.
-    """
+    """The state dict of the `EmbeddedDecoder` that computes the same, except for rounding."""
     check(tensors, widths, blocks)
     found: Floats = {}
 

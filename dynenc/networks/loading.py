@@ -27,7 +27,10 @@ N = TypeVar("N", bound=nn.Module)
 
 def build(model: Model) -> Encoder | EmbeddedDecoder | Autoencoder:
     """A new network of a model's architecture: float32, on the CPU, whatever torch's defaults."""
-    kinds = {"autoencoder": Autoencoder, "encoder": Encoder, "decoder": EmbeddedDecoder}
+    kinds = {
+        **{"autoencoder": Autoencoder, "encoder": Encoder},
+        **dict.fromkeys(("decoder", "thumbnail"), EmbeddedDecoder),
+    }
     with torch.device("cpu"):
         network: Encoder | EmbeddedDecoder | Autoencoder = kinds[model.kind](
             **model.arguments, channels=model.space.channels

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from dynenc.errors import WeightsError
 from dynenc.io.writing import writing
-from dynenc.latent_space import SD1
 from dynenc.native.decoder import UNIT, to_integers
 from dynenc.networks import loading
 from dynenc.networks.embedded_decoder import DecoderBlock, EmbeddedDecoder
@@ -34,8 +33,6 @@ from dynenc.networks.integer_decoder import (
     load,
     plan,
 )
-from dynenc.networks.integer_decoder import heads as head_shapes
-from dynenc.training import heads
 from dynenc.training.crops import open_crops
 from dynenc.training.synthetic import Synthetic, flats
 from dynenc.view import Region
@@ -43,7 +40,6 @@ from dynenc.view import Region
 CROPS, CROP = 64, 256  # number of images for calibration, and their side in px
 DRAWN, FLATS = 16, 256  # drawn crops, and small images of one colour: photos lack pure colours
 STEPS = (0.1, 0.3, 0.5, 0.2)  # quantiser steps of their latents, in turn
-Example = tuple[Tensor, Tensor]  # latents, image
 QUAD = 128  # largest sum of the magnitudes of four weights: times 255 it fits into 16 bits
 FINEST_RESIDUAL = 11  # most fractional bits of the residuals
 RESIDUAL_ROOM = 3.0  # range of the residuals, relative to the largest magnitude measured
@@ -101,12 +97,8 @@ def calibrate(network: EmbeddedDecoder, latents: Iterable[Tensor]) -> Ranges:
     return ranges
 
 
-def quantize(network: EmbeddedDecoder, ranges: Ranges, examples: Sequence[Example]) -> Tensors:
-    """The integer tensors of a float decoder.
-
-    Args:
-        examples: latents [B, 4, h, w] and pictures [B, 3, 8h, 8w], which the heads are fitted to.
-    """
+def quantize(network: EmbeddedDecoder, ranges: Ranges) -> Tensors:
+    """The integer tensors of a float decoder."""
     layers = _Layers(network, ranges)
     widths, blocks = network.sizes
     units = [2.0**bits for bits in _residual_bits(ranges, widths, blocks)]
@@ -119,7 +111,6 @@ def quantize(network: EmbeddedDecoder, ranges: Ranges, examples: Sequence[Exampl
             continue
         stage += 1
         layers.add_conv(name, units[stage - 1], units[stage] if stage < len(units) else None)
-    layers.add_heads(network, units, examples)
     check(layers.tensors, widths, blocks)
     return layers.tensors
 
@@ -188,20 +179,6 @@ class _Layers:
             self.add(name, 1 / inputs, 127.5, power=np.tile(power, 9), most=most)
         else:
             self.add(name, 1 / inputs, following, power=power)
-
-    def add_heads(
-        self, network: EmbeddedDecoder, units: Sequence[float], examples: Sequence[Example]
-    ) -> None:
-        """The heads, whose inputs are seen as those of other layers."""
-        seen = self.ranges
-        for layer, names in heads.exits(network).items():
-            for name in names:
-                for kind in (seen.most, seen.peak, seen.power):
-                    kind[f"{name}.in"] = kind[f"{layer}.in"]
-        limits = {name: seen.range(f"{name}.in", "in") for name, *_ in head_shapes(*network.sizes)}
-        for name, (weight, bias) in heads.fit(network, limits, examples).items():
-            self.floats |= {f"{name}.weight": weight, f"{name}.bias": bias}
-            self.add_conv(name, units[name == "heads.2"], None)
 
     def add_input(self, name: str, scale: Doubles, offset: Doubles) -> None:
         """Add the conversion of residuals to 8-bit activations."""
@@ -294,7 +271,7 @@ def centre(tensors: Tensors, network: EmbeddedDecoder, latents: Sequence[Tensor]
     decoder = load(tensors, *network.sizes)
     errors = []
     for z in latents:
-        region = Region(0, 0, *(SD1.patch * side for side in z.shape[:1:-1]))
+        region = Region(0, 0, *(decoder.side * side for side in z.shape[:1:-1]))
         pixels = decoder.decode(to_integers(z[0].numpy()), region)
         floats = (network(z)[0].numpy() + 1) * 127.5
         error = pixels.transpose(2, 0, 1) - floats.clip(0, 255)
@@ -302,6 +279,19 @@ def centre(tensors: Tensors, network: EmbeddedDecoder, latents: Sequence[Tensor]
         errors.append(parts.mean((1, 3)).ravel())  # by channel, row and column of the shuffle
     scale = tensors[f"{name}.multiplier"] / (ONE * 2.0 ** tensors[f"{name}.shift"][0])
     tensors[f"{name}.bias"] -= np.rint(np.mean(errors, 0) / scale).astype(np.int32)
+
+
+def of_network(
+    network: EmbeddedDecoder, latents: Sequence[Tensor], extremes: Sequence[Tensor] = ()
+) -> Tensors:
+    """The integer tensors of a float decoder, calibrated on latents [B, 4, h, w].
+
+    Args:
+        extremes: count for the ranges only.
+    """
+    tensors = quantize(network, calibrate(network, [*latents, *extremes]))
+    centre(tensors, network, latents)
+    return tensors
 
 
 def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder: str) -> int:
@@ -325,10 +315,7 @@ def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder
         extremes = [encode(to_floats(picture)) for picture in drawn]
     steps = [STEPS[i % len(STEPS)] for i in range(CROPS)]
     rounded = [(z / step).round() * step for z, step in zip(latents, steps, strict=True)]
-    seen, shown = [*rounded, *extremes], [*pictures[:, None], *drawn]
-    examples = [(z, to_floats(picture)) for z, picture in zip(seen, shown, strict=True)]
-    tensors = quantize(network, calibrate(network, seen), examples)
-    centre(tensors, network, rounded)
+    tensors = of_network(network, rounded, extremes)
     with safe_open(start, "np") as file:
         metadata = dict(file.metadata())
     metadata["calibration"] = json.dumps(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from dynenc.coding.entropy import MAX_VALUE, STAGES, EntropyCoder
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.native import kernel
-from dynenc.native.kernel import Floats, Ints
+from dynenc.native.kernel import Floats, Ints, Symbols
 
 REACH = 4  # rows or columns to a neighbour
 
@@ -48,7 +48,7 @@ class FitConfig:
 class Sample:
     """One picture quantised with one step."""
 
-    symbols: Ints  # [C, h, w]
+    symbols: Symbols  # [C, h, w]
     points: Ints  # [C, h, w], where they are, in half steps
     step_q: int
 

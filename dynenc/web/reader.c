@@ -10,7 +10,7 @@
 
 #define EXPORT(name) __attribute__((export_name(#name))) name
 
-enum { NO_MEMORY = -100, ALIGNMENT = 64, PAGE = 65536, CHANNELS = 4, LARGEST = 32767 };
+enum { NO_MEMORY = -100, ALIGNMENT = 64, PAGE = 65536, CHANNELS = 4 };
 enum { MEMORY_LIMIT = 0x7fff0000 };
 
 extern char __heap_base;
@@ -91,20 +91,16 @@ int32_t EXPORT(latents)(const void *coder, int32_t lattice, int32_t width, int32
     const int64_t count = (int64_t)CHANNELS * call.height * call.width;
     int16_t *latents = take_memory(2 * count);
     const int32_t end = mark();
-    int32_t *symbols = take_memory(4 * count), *points = take_memory(4 * count);
+    int16_t *symbols = take_memory(2 * count);
     call.workspace_size = dynenc_workspace_size(CHANNELS, call.height, call.width);
     call.workspace = take_memory(call.workspace_size);
-    if (!latents || !symbols || !points || !call.workspace)
+    if (!latents || !symbols || !call.workspace)
         return call.workspace_size < 0 ? (int32_t)call.workspace_size : NO_MEMORY;
     int64_t error = dynenc_decode(&call, payload, length, symbols);
     if (!error)
-        error = dynenc_points(&call, symbols, points);
+        error = dynenc_integer_latents(&call, symbols, latents);
     if (error)
         return (int32_t)error;
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t latent = (int64_t)points[i] * step_q;
-        latents[i] = (int16_t)(latent < -LARGEST ? -LARGEST : latent > LARGEST ? LARGEST : latent);
-    }
     release(end);
     return (int32_t)latents;
 }
@@ -114,7 +110,7 @@ int32_t EXPORT(pixels)(const void *decoder, const int16_t *latents, int32_t widt
                        int32_t height) {
     dynenc_pixels_call call = {.decoder = decoder, .path = PATH, .height = (height + 7) / 8,
                                .width = (width + 7) / 8, .rows = height, .columns = width,
-                               .latents = latents, .stride = 3LL * width};
+                               .room = height, .latents = latents, .stride = 3LL * width};
     call.pixels = take_memory(call.stride * height);
     const int32_t end = mark();
     call.workspace_size = dynenc_pixels_workspace(&call);

@@ -42,7 +42,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 
 static void code(dynenc_call *call, const uint8_t *data, int64_t size, int32_t quantise) {
     const int64_t count = (int64_t)call->channels * call->height * call->width;
-    int32_t *symbols = malloc((size_t)count * 4), *again = malloc((size_t)count * 4);
+    int16_t *symbols = malloc((size_t)count * 2), *again = malloc((size_t)count * 2);
     const int64_t capacity = 6 * count + 8;
     uint8_t *payload = malloc((size_t)capacity);
     int64_t written = -1;
@@ -54,16 +54,23 @@ static void code(dynenc_call *call, const uint8_t *data, int64_t size, int32_t q
         free(latents);
         written = dynenc_encode(call, symbols, payload, capacity);
         if (written < 0 || dynenc_decode(call, payload, written, again) ||
-            memcmp(symbols, again, (size_t)count * 4))
+            memcmp(symbols, again, (size_t)count * 2))
             abort();
     } else if (!dynenc_decode(call, data, size, symbols)) {
         written = dynenc_encode(call, symbols, payload, capacity);
         if (written != size || memcmp(payload, data, (size_t)size))
             abort();
     }
-    if (written >= 0 && dynenc_points(call, symbols, again))
+    int32_t *points = malloc((size_t)count * 4);
+    if (written >= 0 &&
+        (dynenc_points(call, symbols, points) || dynenc_integer_latents(call, symbols, again)))
         abort();
-    free(symbols), free(again), free(payload);
+    for (int64_t i = 0; written >= 0 && i < count; i++) {
+        const int64_t latent = (int64_t)points[i] * call->step_q;
+        if (again[i] != (latent < -32767 ? -32767 : latent > 32767 ? 32767 : latent))
+            abort();
+    }
+    free(points), free(symbols), free(again), free(payload);
 }
 
 /* All paths count the same in a picture. */

@@ -1,7 +1,7 @@
 /* Coverage-guided fuzzing of the integer decoder of pictures with libFuzzer; kernel.py compiles and runs
  * it.
  *
- * An input is: mode, height and width of the latents, blocks and halvings, then 4 numbers of the region
+ * An input is: mode, height and width of the latents, blocks and sizes, then 4 numbers of the region
  * (2 bytes each), then data, which are read cyclically: changes of the tensors, the tensors, and latents. Tensors are
  * within the rules of docs/decoder.md but for what modes change. Whatever is accepted decodes to the
  * same pixels on every path, those of a region being those of the whole.
@@ -13,7 +13,7 @@
 #include "dynenc.h"
 #include "memory.h"
 
-enum { WIDTH = 32, LAST = 12, CHANGED = 1, RAW = 2, HOSTILE_CALL = 4 };
+enum { WIDTH = 32, LAST = 12, LARGEST_SIDE = 8, CHANGED = 1, RAW = 2, HOSTILE_CALL = 4 };
 
 typedef struct {
     const uint8_t *data;
@@ -75,12 +75,11 @@ static void input(Tensors *t) {
 }
 
 /* Tensors that are accepted. */
-static void fill(Tensors *t, const int32_t blocks[3]) {
-    const int32_t exits[3] = {0, 0, blocks[0] + 1}; /* of the heads, the last one enlarged once */
+static void fill(Tensors *t, const int32_t blocks[3], int32_t stages) {
     for (int32_t i = 0; i < DYNENC_DECODER_HEADER; i++)
-        t->numbers[t->n_numbers++] = i < 3 ? WIDTH : i < 6 ? blocks[i - 3] : exits[i - 6];
+        t->numbers[t->n_numbers++] = i % 3 >= stages ? 0 : i < 3 ? WIDTH : blocks[i - 3];
     product(t, WIDTH, 36);
-    for (int32_t stage = 0; stage < 3; stage++) {
+    for (int32_t stage = 0; stage < stages; stage++) {
         for (int32_t block = 0; block < blocks[stage]; block++) {
             input(t);
             product(t, WIDTH, 9 * WIDTH);
@@ -89,11 +88,8 @@ static void fill(Tensors *t, const int32_t blocks[3]) {
             product(t, WIDTH, WIDTH);
         }
         input(t);
-        product(t, stage == 2 ? LAST : 4 * WIDTH, stage == 2 ? 9 * WIDTH : WIDTH);
-    }
-    for (int32_t head = 0; head < 3; head++) {
-        input(t);
-        product(t, head ? LAST : 3, 9 * WIDTH);
+        const int32_t last = stage + 1 == stages;
+        product(t, last ? LAST : 4 * WIDTH, last ? 9 * WIDTH : WIDTH);
     }
 }
 
@@ -121,14 +117,33 @@ static uint8_t *decoded(dynenc_pixels_call call, int32_t hostile) {
     call.workspace_size -= hostile;
     const int64_t size = call.stride * (call.rows - 1) + 3 * call.columns;
     call.pixels = calloc(1, (size_t)size);
-    if (dynenc_pixels(&call)) {
-        if (!hostile)
+    uint8_t *pixels = call.pixels;
+    const int32_t room = call.room;
+    while (call.done < call.rows) {
+        const int32_t rest = call.rows - call.done, before = call.done;
+        call.pixels = pixels + before * call.stride;
+        call.room = room < rest ? room : rest < LARGEST_SIDE ? LARGEST_SIDE : rest;
+        uint8_t *last = NULL; /* the end, with room for more rows than are left */
+        if (call.room > rest)
+            call.pixels = last = calloc(1, (size_t)(call.room * call.stride));
+        if (dynenc_pixels(&call)) {
+            if (!hostile)
+                abort();
+            free(last), free(pixels);
+            pixels = NULL;
+            break;
+        }
+        if (call.done <= before && !hostile)
             abort();
-        free(call.pixels);
-        call.pixels = NULL;
+        for (int32_t y = 0; last && y < rest; y++)
+            memcpy(pixels + (before + y) * call.stride, last + y * call.stride,
+                   (size_t)(3 * call.columns));
+        free(last);
+        if (hostile && call.done <= before)
+            break;
     }
     free(call.workspace);
-    return call.pixels;
+    return pixels;
 }
 
 static void compare(dynenc_pixels_call whole, dynenc_pixels_call part) {
@@ -154,7 +169,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const int32_t mode = data[0], height = 1 + data[1] % 5, width = 1 + data[2] % 5;
     const int32_t blocks[3] = {data[3] % 2, data[3] / 2 % 2, data[3] / 4 % 2};
     Tensors t = {.numbers = malloc(16384 * 4), .weights = malloc(65536), .bytes = &bytes};
-    fill(&t, blocks);
+    const int32_t stages = 1 + data[3] / 8 % 3, side = 1 << stages;
+    fill(&t, blocks, stages);
     /* not a number more than may be read */
     int32_t *own = malloc((size_t)t.n_numbers * 4);
     int8_t *weights = malloc((size_t)t.n_weights);
@@ -179,10 +195,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (latents[i] == INT16_MIN)
             latents[i] = INT16_MAX;
     }
-    const int32_t halvings = data[3] / 8 % 4, side = 8 >> halvings;
     dynenc_pixels_call call = {
         .decoder = decoder, .path = mode >> 4, .height = height, .width = width,
-        .rows = side * height, .columns = side * width, .halvings = halvings,
+        .rows = side * height, .columns = side * width, .room = 1 << 16,
         .stride = 3 * side * width, .latents = latents,
     };
     int32_t place[4];
@@ -194,12 +209,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         part.top = place[0] * far - 4, part.left = place[1] * far - 4;
         part.rows = place[2] * far - 1, part.columns = place[3] * far - 1;
         part.stride = 3LL * part.columns - place[3] % 2;
+        part.room = place[3], part.step = place[2] * (place[3] % 2), part.done = place[1] % 5;
         free(decoded(part, place[2] % 64));
     } else if (dynenc_has_path(call.path)) {
         part.top = place[0] % call.rows, part.left = place[1] % call.columns;
         part.rows = 1 + place[2] % (call.rows - part.top);
         part.columns = 1 + place[3] % (call.columns - part.left);
         part.stride = 3LL * part.columns + place[3] % 2;
+        part.room = LARGEST_SIDE + place[0] % 32;
         compare(call, part);
     }
     free(latents), free(decoder);

@@ -26,14 +26,16 @@ from dynenc.coding.bitstream import HAS_CHUNKS
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.latent_space import SD1
-from dynenc.native.decoder import to_integers
 from dynenc.networks import integer_decoder
 from dynenc.networks.compat import CPU_DTYPE
-from dynenc.view import Region
+from dynenc.view import View
 
 HERE = Path(__file__).parent
 PHOTO = HERE.parent / "images" / "chelsea.png"
-SUMS = "pixels.sha256"  # written anew each time, as the decoder's weights may change
+SUMS: dict[registry.Kind, str] = {  # written anew each time, as the decoders' weights may change
+    "decoder": "pixels.sha256",
+    "thumbnail": "thumbnails.sha256",
+}
 LATTICES = {("fast", "plain"): False, ("full", "plain"): False, ("full", "trellis"): True}
 Case = tuple[str, Callable[[], bytes]]  # how a file is made, in words and by code
 
@@ -191,21 +193,22 @@ def write_pixels(path: Path, decoder: Codec, file: LatFile) -> None:
         picture.save(output, "PNG", optimize=True, pnginfo=info, exif=exif)
 
 
-def pixels_sha256(file: LatFile, threads: int = 1) -> str:
+def pixels_sha256(file: LatFile, threads: int = 1, kind: registry.Kind = "decoder") -> str:
     """The sha256 of the colours of a file's latents: RGB, row by row, before alpha and layers."""
-    region = Region(0, 0, file.header.width, file.header.height)
-    pixels = integer_decoder.embedded().decode(to_integers(file.latents), region, threads)
+    decoder = integer_decoder.embedded(kind)
+    view = View(divisor=SD1.patch // decoder.side)
+    region = view.scaled((file.header.width, file.header.height))
+    pixels = decoder.decode(file.integers(), region, threads)
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def write_sums(folder: Path) -> None:
     """Write what the pixels of the folder's files of SD latents are, on every machine."""
-    lines = []
-    for lat in sorted(folder.glob("*.lat")):
-        file = LatFile.parse(lat.read_bytes())
-        if file.model.space is SD1:
-            lines.append(f"{pixels_sha256(file)}  {lat.stem}\n")
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    files = {lat.stem: LatFile.parse(lat.read_bytes()) for lat in sorted(folder.glob("*.lat"))}
+    files = {name: file for name, file in files.items() if file.model.space is SD1}
+    for kind, sums in SUMS.items():
+        lines = (f"{pixels_sha256(file, kind=kind)}  {name}\n" for name, file in files.items())
+        (folder / sums).write_text("".join(lines), encoding="utf-8")
 
 
 def add(folder: Path, wanted: dict[str, Case]) -> list[str]:

@@ -38,23 +38,18 @@ static void *contents(const char *name, int64_t *size) {
 static void decode(dynenc_call call, dynenc_pixels_call to, const uint8_t *payload,
                    int64_t length) {
     const int64_t count = 4LL * call.height * call.width;
-    int32_t *symbols = memory_of(4 * count), *points = memory_of(4 * count);
-    int16_t *latents = memory_of(2 * count);
+    int16_t *symbols = memory_of(2 * count), *latents = memory_of(2 * count);
     call.workspace_size = dynenc_workspace_size(4, call.height, call.width);
     call.workspace = memory_of(call.workspace_size);
     check(dynenc_decode(&call, payload, length, symbols));
-    check(dynenc_points(&call, symbols, points));
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t latent = (int64_t)points[i] * call.step_q;
-        latents[i] = (int16_t)(latent < -32767 ? -32767 : latent > 32767 ? 32767 : latent);
-    }
+    check(dynenc_integer_latents(&call, symbols, latents));
     to.latents = latents;
     to.pixels = memory_of(to.stride * to.rows);
     to.workspace_size = dynenc_pixels_workspace(&to);
     to.workspace = memory_of(to.workspace_size);
     check(dynenc_pixels(&to));
     fwrite(to.pixels, 1, (size_t)(to.stride * to.rows), stdout);
-    free(symbols), free(points), free(latents), free(call.workspace);
+    free(symbols), free(latents), free(call.workspace);
     free(to.pixels), free(to.workspace);
 }
 
@@ -86,7 +81,7 @@ int main(int argc, char **argv) {
         };
         const dynenc_pixels_call pixels = {
             .decoder = decoder, .path = path, .height = call.height, .width = call.width,
-            .rows = height, .columns = width, .stride = 3LL * width,
+            .rows = height, .columns = width, .room = height, .stride = 3LL * width,
         };
         decode(call, pixels, payload, fields[3]);
         free(payload);

@@ -8,10 +8,11 @@ from dynenc.errors import WeightsError
 from dynenc.native import kernel
 from dynenc.native.decoder import LIMIT, UNIT, to_integers
 from dynenc.networks import integer_decoder
-from dynenc.view import DIVISORS, Region
+from dynenc.view import Region
 
 HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
 SIZES = [((32, 32, 32), (1, 1, 1)), ((128, 64, 32), (1, 0, 2)), ((64, 128, 64), (0, 2, 1))]
+SMALLER = [((64,), (2,)), ((32, 64), (0, 1)), ((32,), (1,))]  # to pictures at 1/4 and 1/2
 SHAPES = [(1, 1), (1, 7), (5, 1), (3, 4), (9, 26)]
 
 
@@ -47,8 +48,8 @@ def some_latents(shape, scale, seed=0):
     return to_integers(values.astype(np.float32))
 
 
-def whole(latents, divisor=1):
-    height, width = (8 * side // divisor for side in latents.shape[1:])
+def whole(latents, side=8):
+    height, width = (side * length for length in latents.shape[1:])
     return Region(0, 0, width, height)
 
 
@@ -58,37 +59,35 @@ def path(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("path")
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES + SMALLER, ids=str)
 @pytest.mark.parametrize("scale", [1, 1000])
 def test_pixels_are_those_of_the_numpy_decoder(sizes, scale):
     tensors = made_up(sizes)
     decoder = integer_decoder.load(tensors, *sizes)
     for shape in SHAPES:
         latents = some_latents(shape, scale)
-        for divisor in reversed(DIVISORS):
-            expected = oracle_decoder.decode(tensors, *sizes, latents, divisor)
-            found = decoder.decode(latents, whole(latents, divisor), divisor=divisor)
-            assert np.array_equal(found, expected)
+        expected = oracle_decoder.decode(tensors, *sizes, latents)
+        assert np.array_equal(decoder.decode(latents, whole(latents, decoder.side)), expected)
     assert len(np.unique(expected)) > (20 if scale == 1 else 2)
 
 
-def test_parts_and_threads_give_the_pixels_of_the_whole():
-    tensors = made_up(SIZES[1])
-    decoder = integer_decoder.load(tensors, *SIZES[1])
+@pytest.mark.parametrize("strip", [1, 500, 10**6])
+@pytest.mark.parametrize("sizes", [SIZES[1], SMALLER[1]], ids=str)
+def test_parts_strips_and_threads_give_the_pixels_of_the_whole(sizes, strip, monkeypatch):
+    decoder = integer_decoder.load(made_up(sizes), *sizes)
     latents = some_latents((40, 21), 1)
     random = np.random.default_rng(0)
-    for divisor in DIVISORS:
-        everything = whole(latents, divisor)
-        expected = decoder.decode(latents, everything, divisor=divisor)
-        for threads in (2, 3, 9):
-            found = decoder.decode(latents, everything, threads, divisor)
-            assert np.array_equal(found, expected)
-        for _ in range(30):
-            left, top = random.integers(0, everything[2:])
-            width, height = random.integers(1, np.array(everything[2:]) - (left, top) + 1)
-            region = Region(*map(int, (left, top, width, height)))
-            found = decoder.decode(latents, region, random.integers(1, 4), divisor)
-            assert np.array_equal(found, expected[region.slices])
+    everything = whole(latents, decoder.side)
+    expected = oracle_decoder.decode(made_up(sizes), *sizes, latents)
+    monkeypatch.setattr("dynenc.native.decoder.STRIP", strip)
+    for threads in (1, 2, 3, 9):
+        assert np.array_equal(decoder.decode(latents, everything, threads), expected)
+    for _ in range(15):
+        left, top = random.integers(0, everything[2:])
+        width, height = random.integers(1, np.array(everything[2:]) - (left, top) + 1)
+        region = Region(*map(int, (left, top, width, height)))
+        found = decoder.decode(latents, region, random.integers(1, 4))
+        assert np.array_equal(found, expected[region.slices])
 
 
 def test_wide_pictures_are_decoded_in_parts(monkeypatch):

@@ -44,10 +44,7 @@ def made_up():
 
 def test_integers_decode_as_the_floats_they_are_made_of():
     network, latents = made_up()
-    with torch.inference_mode():
-        examples = [(z, network(z)) for z in latents[:4]]
-    tensors = integers.quantize(network, integers.calibrate(network, latents[:4]), examples)
-    integers.centre(tensors, network, latents[:4])
+    tensors = integers.of_network(network, latents[:4])
     decoder = integer_decoder.load(tensors, *SIZES)
     again = EmbeddedDecoder(*SIZES).eval()
     floats = integer_decoder.to_floats(tensors, *SIZES)

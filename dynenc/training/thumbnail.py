@@ -1,0 +1,138 @@
+"""Training of the thumbnail decoder: latents -> means of 4x4 and of 8x8 pixels of the originals.
+
+It is small, so that a few minutes of one core suffice, and is quantised at the end.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import save
+from torch import Tensor
+
+from dynenc import registry
+from dynenc.codec import Codec
+from dynenc.io.writing import writing
+from dynenc.networks import loading
+from dynenc.networks.embedded_decoder import EmbeddedDecoder
+from dynenc.training import integers
+from dynenc.training.crops import open_crops
+from dynenc.training.synthetic import FLAT_SIDE, Synthetic, flats
+
+CROPS, DRAWN, FLATS = 1600, 160, 64  # images
+SIDE = 256  # px, of an image
+STEPS = (0.1, 0.2, 0.3, 0.3, 0.5, 0)  # quantiser steps of latents, in turn; 0: not quantised
+SCALE = 4  # px of the original in one pixel, in one dimension
+PART = 16  # latents that a step sees of an image, in one dimension
+BATCH, LEARNING_RATE, WARMUP = 8, 2e-3, 50
+EDGE = 4  # pixels of a part that are not judged: what is beyond is missing
+FLAT_AREA = 9  # pixels, side of the area that tells how flat a picture is
+FLAT_WEIGHT, FLAT_VARIANCE = 0.01, 0.004  # more weight where the variance is low: skies show noise
+MEANS_WEIGHT = 2.0  # of the error of 8x8 means
+CALIBRATION = 64  # images
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What the decoder learns from."""
+
+    latents: Tensor  # [N, 4, 32, 32]
+    pictures: Tensor  # [N, 3, 64, 64] in [-1, 1]
+
+    @classmethod
+    def of(cls, pictures: Tensor, codecs: Sequence[Codec]) -> "Examples":
+        """Encode pictures [N, 3, SIDE, SIDE] uint8 by encoders in turn."""
+        latents = []
+        for number, picture in enumerate(pictures):
+            pixels = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+            [found] = codecs[number % len(codecs)].latents([pixels])
+            step = STEPS[number // len(codecs) % len(STEPS)]
+            latents.append(np.rint(found / step) * np.float32(step) if step else found)
+        small = F.avg_pool2d(pictures.float(), SCALE) / 127.5 - 1
+        return cls(torch.from_numpy(np.stack(latents)), small)
+
+    def sample(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A batch: latents [B, 4, PART, PART], pictures [B, 3, 2 PART, 2 PART]."""
+        picked = random.integers(len(self.latents), size=BATCH)
+        top, left = random.integers(self.latents.shape[-1] - PART + 1, size=2)
+        rows, columns = slice(top, top + PART), slice(left, left + PART)
+        below, right = slice(2 * top, 2 * (top + PART)), slice(2 * left, 2 * (left + PART))
+        return self.latents[picked][..., rows, columns], self.pictures[picked][..., below, right]
+
+
+def loss(decoded: Tensor, wanted: Tensor) -> Tensor:
+    """Squared error of pixels and of 2x2 means; flat areas weigh more."""
+
+    def local(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values, FLAT_AREA, 1, FLAT_AREA // 2, count_include_pad=False)
+
+    variance = (local(wanted.square()) - local(wanted).square()).clamp(0).mean(1, keepdim=True)
+    weight = 0.5 + FLAT_WEIGHT / (variance + FLAT_VARIANCE)
+    error = decoded - wanted
+    pixels = error.square() * weight
+    means = F.avg_pool2d(error, 2).square() * F.avg_pool2d(weight, 2)
+    inside, half = slice(EDGE, -EDGE), slice(EDGE // 2, -EDGE // 2)
+    return pixels[..., inside, inside].mean() + MEANS_WEIGHT * means[..., half, half].mean()
+
+
+def train(
+    network: EmbeddedDecoder, examples: Examples, steps: int, report: Callable[[int], object]
+) -> None:
+    """Train a decoder by Adam; `report` is called with the number of each step."""
+    random = np.random.default_rng(0)
+    optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.98))
+    for step in range(steps):
+        [group] = optimizer.param_groups
+        cosine = 0.5 + 0.5 * np.cos(np.pi * step / steps)
+        group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * cosine
+        latents, wanted = examples.sample(random)
+        optimizer.zero_grad()
+        loss(network(latents), wanted).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+        optimizer.step()
+        report(step + 1)
+
+
+def make(
+    paths: Sequence[Path],
+    run: Path,
+    export: Path,
+    encoders: Sequence[str],
+    steps: int,
+    report: Callable[[int], object],
+) -> int:
+    """Train the thumbnail decoder, quantise it and write the integers; return the size in bytes.
+
+    Args:
+        paths: folders or tar shards of images, decoded once to the folder `run`.
+        encoders: names or files of encoders of SD latents.
+    """
+    crops = open_crops(paths, run, SIDE)
+    random = np.random.default_rng(0)
+    colours = flats(FLATS, random).repeat_interleave(SIDE // FLAT_SIDE, 2)
+    drawn = [Synthetic(SIDE).sample(DRAWN, random), colours.repeat_interleave(SIDE // FLAT_SIDE, 3)]
+    pictures = torch.cat([crops.sample(CROPS, random), *drawn])
+    pictures = pictures[random.permutation(len(pictures))]
+    codecs = [Codec(encoder, "embedded", "cpu") for encoder in encoders]
+    examples = Examples.of(pictures, codecs)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        network = loading.build(registry.named("thumbnail", "thumbnail"))
+    assert isinstance(network, EmbeddedDecoder)
+    train(network, examples, steps, report)
+    tensors = integers.of_network(network, list(_some(examples.latents)))
+    described = {"data": [path.name for path in paths], "encoders": list(encoders)}
+    metadata = {"model": "thumbnail", "steps": str(steps), "training": json.dumps(described)}
+    with writing(str(export), overwrite=True) as output:
+        output.write(data := save(tensors, metadata))
+    return len(data)
+
+
+def _some(latents: Tensor) -> Iterator[Tensor]:
+    """Latents [1, 4, h, w] of some images."""
+    for number in range(CALIBRATION):
+        yield latents[number : number + 1]
