@@ -165,8 +165,10 @@ class Codec:
             target_psnr=target_psnr,
             strict=strict,
         )
+        name = ""
         if isinstance(picture, str | Path):
             path = Path(file_name("an image", picture))
+            name = f"{path}: "
             picture = image.open_image(path, keep_metadata=keep_metadata)
         [encoded] = self.encode_batch(
             [picture], goal, effort, detail=detail, keep_metadata=keep_metadata
@@ -174,7 +176,7 @@ class Codec:
         if encoded.note:
             logger.info(encoded.note)
         if encoded.warning:
-            notes.note(encoded.warning)
+            notes.note(f"{name}{encoded.warning}")
         return encoded.blob
 
     def encode_batch(

@@ -50,5 +50,5 @@ def _fault(source: str, max_pixels: int) -> str:
     try:
         info_file(source, max_pixels=max_pixels)
     except BitstreamError as exc:
-        return str(exc).removeprefix(source).removeprefix(":").lstrip()
+        return exc.sentence.removeprefix(source).removeprefix(":").lstrip()
     return ""

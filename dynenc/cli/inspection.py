@@ -90,7 +90,7 @@ def verify(
                 console.show(f"{path}: {fault}")
         if bad := sum(map(bool, faults)):
             raise DynencError(
-                f"{bad} of {len(faults)} files failed", hint="restore them from a backup"
+                f"{bad} of {len(faults)} files failed", hint="restore what is damaged from a backup"
             )
         if not quiet:
             console.show(f"{len(faults)} checked, no damage found")

@@ -92,7 +92,7 @@ class Reporter:
             self.illegible += 1
             if self.illegible > 1:
                 return
-        name = "" if summary.single else f"{result.source}: "
+        name = f"{result.source}: " if not summary.single or ILLEGIBLE in result.note else ""
         console.tell(f"dynenc: {name}{result.note}")
 
     def _print(self, result: Result, summary: Summary) -> None:

@@ -23,7 +23,7 @@ from dynenc.evaluation import peers
 from dynenc.evaluation.curves import Curve, Evaluation
 from dynenc.evaluation.measure import Measure, means
 from dynenc.evaluation.peers import Peer
-from dynenc.imaging import pixels, tensors
+from dynenc.imaging import notes, pixels, tensors
 from dynenc.imaging.arrays import Checked
 from dynenc.imaging.sources import open_rgb
 from dynenc.native.kernel import Floats
@@ -144,7 +144,8 @@ def pictures_of(folder: Path) -> tuple[list[Path], int]:
     found, left_out = [], 0
     for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes):
         try:
-            width, height = open_rgb(path).size
+            with notes.collected():  # told when the image is measured
+                width, height = open_rgb(path).size
         except ImageError as exc:
             logger.warning("%s: skipped", exc)
             left_out += 1
@@ -167,17 +168,19 @@ def curves_of(
     advance: Callable[[], None],
 ) -> list[Curve]:
     """A curve for each candidate: means over the images, each of which is read once."""
-    small = open_rgb(pictures[0]).crop((0, 0, 64, 64))
-    for one in candidates:  # load networks before the clock starts
-        one.decode(one.encode(small, one.qualities[0]))
+    with notes.collected():
+        small = open_rgb(pictures[0]).crop((0, 0, 64, 64))
+        for one in candidates:  # load networks before the clock starts
+            one.decode(one.encode(small, one.qualities[0]))
     points = [(one, quality) for one in candidates for quality in one.qualities]
     rows: list[list[dict[str, float]]] = [[] for _ in points]
     for path in pictures:
-        picture = open_rgb(path)
-        figures_of = measure.against(picture)
-        for (one, quality), row in zip(points, rows, strict=True):
-            row.append(_figures(one, quality, picture, figures_of))
-            advance()
+        with notes.logged(logger, path):
+            picture = open_rgb(path)
+            figures_of = measure.against(picture)
+            for (one, quality), row in zip(points, rows, strict=True):
+                row.append(_figures(one, quality, picture, figures_of))
+                advance()
     return _curves(candidates, [means(row) for row in rows])
 
 

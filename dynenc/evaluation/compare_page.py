@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files as resources
@@ -19,8 +20,10 @@ from dynenc.coding.rate_control import DetailMode
 from dynenc.errors import DynencError, ImageError, UsageError
 from dynenc.evaluation import peers
 from dynenc.evaluation.measure import Measure
-from dynenc.imaging import detail, pixels
+from dynenc.imaging import detail, notes, pixels
 from dynenc.imaging.sources import open_rgb
+
+logger = logging.getLogger(__name__)
 
 PLACEHOLDER = "<!--PICTURES-->"  # replaced in the template
 MAX_PSNR = 99.99  # dB, for identical images: JSON has no infinity
@@ -109,23 +112,14 @@ def write(
     errors: list[DynencError] = []
     for path, files in pairs:
         try:
-            original = open_rgb(path)
-            versions = [Version("original", _uri(original))]
-            figures_of = request.measure.against(original)
-            for coded in [
-                *_read(files, codec),
-                *_encode(original, codec, request),
-                *_encode_with_peers(original, codecs),
-            ]:
-                if coded.picture.size != original.size:
-                    sizes = (f"{p.width}x{p.height}" for p in (coded.picture, original))
-                    raise ImageError(
-                        f"{coded.name} and its original are {' and '.join(sizes)} px: "
-                        "they cannot be compared"
-                    )
-                versions.append(_version(coded, figures_of(coded.picture)))
-                if coded.layer:
-                    versions.append(Version(f"{coded.name}: detail layer", _uri(coded.layer)))
+            with notes.logged(logger, path):
+                original = open_rgb(path)
+                coded = [
+                    *_read(files, codec),
+                    *_encode(original, codec, request),
+                    *_encode_with_peers(original, codecs),
+                ]
+                versions = _versions(original, coded, request)
         except ImageError as exc:
             errors.append(exc)
             continue
@@ -134,6 +128,22 @@ def write(
         raise errors[0]
     file.write(tail.encode())
     return errors
+
+
+def _versions(original: Image.Image, all_coded: Sequence[Coded], request: Request) -> list[Version]:
+    versions = [Version("original", _uri(original))]
+    figures_of = request.measure.against(original)
+    for coded in all_coded:
+        if coded.picture.size != original.size:
+            sizes = (f"{p.width}x{p.height}" for p in (coded.picture, original))
+            raise ImageError(
+                f"{coded.name} and its original are {' and '.join(sizes)} px: "
+                "they cannot be compared"
+            )
+        versions.append(_version(coded, figures_of(coded.picture)))
+        if coded.layer:
+            versions.append(Version(f"{coded.name}: detail layer", _uri(coded.layer)))
+    return versions
 
 
 def _read(files: Sequence[Path], codec: Codec) -> Iterator[Coded]:

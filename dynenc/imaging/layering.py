@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from dynenc.coding.bitstream import Chunk
 from dynenc.coding.rate_control import DETAIL_MODES, DetailMode
@@ -21,7 +21,8 @@ NEARLY = 0.5  # share of tiles from which on a layer of the whole image is tried
 LIKE = 17.0  # quality that photographs need more in a layer to look as they do from latents
 CONTRAST = 6.0  # levels; the standard deviation of brightness in tiles of a photograph is larger
 PHOTOGRAPHIC = 0.25  # share of such tiles among those outside the mask that make a photograph
-NO_FORM = "this Pillow writes no AVIF or WebP image of its size"
+NO_FORM = "install a Pillow that writes AVIF, or use another format"
+TOO_LARGE = "it is too large for AVIF, use another format"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,8 @@ def of(picture: Checked, mode: DetailMode) -> Layering:
         return Layering(picture, warning=_warning(mask, "use --detail auto, or another format"))
     height, width = arrays.size_of(picture)
     if not detail.writable(mask, (width, height)):
-        return Layering(picture, warning=_warning(mask, f"{NO_FORM}, use another format"))
+        advice = TOO_LARGE if features.check("avif") else NO_FORM
+        return Layering(picture, warning=_warning(mask, advice))
     return Layering(picture, mask)
 
 

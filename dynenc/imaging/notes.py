@@ -5,6 +5,7 @@ list instead. The list belongs to the running thread or task, so the warning fil
 threads of the host process share, are not changed.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,15 @@ def collected() -> Iterator[list[str]]:
         yield notes
     finally:
         _current.reset(token)
+
+
+@contextmanager
+def logged(logger: logging.Logger, name: object) -> Iterator[None]:
+    """Log the notes of this thread on an image of that name, each once, instead of warning."""
+    with collected() as notes:
+        yield
+    for message in notes:
+        logger.warning("%s: %s", name, message)
 
 
 def joined(*notes: str) -> str:

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +37,8 @@ from dynenc.imaging.sources import open_rgb
 SIZE = 1024, 768  # px, of a screen
 ZOOM = 2  # in which the OCR sees pictures; it was made for larger type than that of screens
 READABLE = 0.97  # legibility
+LINES = 60  # that are read of a picture, evenly spread, at most
+QUALITIES = range(2, 100, 4)  # of peers
 MARKER = 255, 0, 255  # a colour that no page has
 PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
 FONTS = Path("/usr/share/fonts/truetype")
@@ -364,7 +367,8 @@ class Text:
     def __init__(self, original: Image.Image) -> None:
         large = enlarged(original)
         boxes, _ = reader().text_det(large)
-        self.boxes = [] if boxes is None else reader().sorted_boxes(boxes)
+        boxes = [] if boxes is None else reader().sorted_boxes(boxes)
+        self.boxes = boxes[:: math.ceil(len(boxes) / LINES) or 1]
         self.lines = self.read(large)
 
     def read(self, large: Any) -> list[str]:
@@ -388,15 +392,26 @@ def distance(one: str, two: str) -> int:
     return row[-1]
 
 
-def smallest(
-    text: Text, picture: Image.Image, peer: Peer, good: Callable[[bytes], bool]
-) -> tuple[bytes, float]:
-    """Of a codec's files from low to high quality the first that is good, and its legibility."""
-    for quality in range(2, 100, 4):
-        data = peer.encode(picture, quality)
-        if good(data):
-            break
-    return data, text.legibility(peer.decode(data))
+class Ladder:
+    """The files of a picture that a codec makes at `QUALITIES`, and how well they are read."""
+
+    def __init__(self, text: Text, picture: Image.Image, peer: Peer) -> None:
+        self.text, self.picture, self.peer = text, picture, peer
+
+    @cache  # noqa: B019 - as short-lived as the picture
+    def data(self, rung: int) -> bytes:
+        return self.peer.encode(self.picture, QUALITIES[rung])
+
+    def decoded(self, rung: int) -> Image.Image:
+        return self.peer.decode(self.data(rung))
+
+    @cache  # noqa: B019
+    def legibility(self, rung: int) -> float:
+        return self.text.legibility(self.decoded(rung))
+
+    def first(self, good: Callable[[int], bool]) -> int:
+        """The lowest rung that is good, or the highest of all; found by bisection."""
+        return min(bisect_left(range(len(QUALITIES)), True, key=good), len(QUALITIES) - 1)
 
 
 Distance = Callable[[Image.Image, Image.Image], float]
@@ -425,7 +440,6 @@ def row(screen: Screen, codec: Codec, quality: float, distance: Distance | None)
     of dynenc and of the AVIF with no fewer bytes.
     """
     picture, text = screen.picture, Text(screen.picture)
-    peers = [PEERS[name] for name in ("avif", "webp")]
 
     def bpp(data: bytes) -> float:
         return 8 * len(data) / (picture.width * picture.height)
@@ -437,17 +451,13 @@ def row(screen: Screen, codec: Codec, quality: float, distance: Distance | None)
     found, decoded = [], [codec.decode(ours).convert("RGB")]
     for blob in (ours, without):
         found += [bpp(blob), text.legibility(codec.decode(blob).convert("RGB"))]
-    for peer in peers:  # the first file that has no fewer bytes
-        data, legibility = smallest(text, picture, peer, lambda data: len(data) >= len(ours))
-        found += [bpp(data), legibility]
-        decoded.append(peer.decode(data))
-    reads = smallest(
-        text,
-        picture,
-        peers[0],
-        lambda data: text.legibility(peers[0].decode(data)) >= READABLE,
-    )
-    found.append(bpp(reads[0]))
+    avif, webp = (Ladder(text, picture, PEERS[name]) for name in ("avif", "webp"))
+    for ladder in (avif, webp):
+        equal = ladder.first(lambda rung, peer=ladder: len(peer.data(rung)) >= len(ours))
+        found += [bpp(ladder.data(equal)), ladder.legibility(equal)]
+        decoded.append(ladder.decoded(equal))
+    reads = avif.first(lambda rung: avif.legibility(rung) >= READABLE)
+    found.append(bpp(avif.data(reads)))
     for each in decoded[:2]:
         box = screen.photograph
         is_measured = distance is not None and box is not None

@@ -124,3 +124,5 @@ def test_illegible_text_is_told_once_and_stands_in_every_row(tmp_path):
     assert "not be legible in 2 more images" in result.stderr
     found = rows(report)
     assert all("use --detail auto" in row["note"] for row in found)
+    alone = run("encode", folder / "a.png", "-e", "nano", "-f", "--detail", "off")
+    assert alone.stderr.startswith(f"dynenc: {folder / 'a.png'}: 100 % of it is text")

@@ -61,7 +61,7 @@ def test_a_line_per_bad_file(folder, sound):
     ]
     assert "checksum" in result.stdout
     assert f"{folder / 'none.lat'}: cannot be read: No such file or directory" in result.stdout
-    assert result.stderr == "dynenc: 4 of 5 files failed: restore them from a backup\n"
+    assert result.stderr == "dynenc: 4 of 5 files failed: restore what is damaged from a backup\n"
     assert run(folder, folder / "none.lat", "-q").stdout == result.stdout
 
 

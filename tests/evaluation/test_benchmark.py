@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from dynenc.cli.main import app
@@ -76,6 +76,26 @@ def test_bad_pictures_are_left_out_with_a_message(folder, tmp_path):
     assert "broken.png cannot be read as an image" in result.stderr
     assert "tiny.png: skipped, MS-SSIM needs sides of 161 px, not 20x30" in result.stderr
     assert "nano -> embedded" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["eval", "compare"])
+def test_notes_on_images_are_told_once_with_their_names(command, tmp_path):
+    frames = [Image.new("RGB", (200, 176), colour) for colour in ("white", "red")]
+    draw = ImageDraw.Draw(frames[0])
+    for y in range(0, 176, 16):
+        draw.text((4, y), "The quick brown fox 1234567890", "black")
+    (path := tmp_path / "in" / "a.gif").parent.mkdir()
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    options = ["--no-others"] if command == "eval" else ["-o", str(tmp_path / "page.html")]
+    options += ["-Q", "30", "-Q", "50", "-e", "nano", "-d", "embedded", "--detail", "off"]
+    result = runner.invoke(app, [command, str(path.parent), *options])
+    assert result.exit_code == 0, result.stderr
+    lines = result.stderr.splitlines()
+    assert lines[0] == f"dynenc: {path}: frames after the first are dropped"
+    assert f"dynenc: {path}: 100 % of it is text or graphics" in lines[1]
+    assert len(lines) == 2
+    quiet = ["-q"] if command == "eval" else ["-qf"]
+    assert runner.invoke(app, [command, str(path.parent), *options, *quiet]).stderr == ""
 
 
 def test_folders_without_pictures(folder, tmp_path):

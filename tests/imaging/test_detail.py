@@ -8,7 +8,8 @@ from imaging.test_graphics import page, photo, screen
 from PIL import Image, features
 
 from dynenc import Codec
-from dynenc.coding.bitstream import DETAIL
+from dynenc.batch.verify import verify
+from dynenc.coding.bitstream import DETAIL, MAX_PIXELS
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import Goal
 from dynenc.errors import Corrupt, MissingFormat, PictureWarning, UnknownModel, UsageError
@@ -211,17 +212,20 @@ def test_grey_and_transparent_screens_keep_what_they_are(codec):
     assert codec.decode(codec.encode(seen)).mode == "RGBA"
 
 
-def test_without_avif_the_layer_is_webp_and_avif_is_refused_by_name(codec, monkeypatch):
+def test_without_avif_the_layer_is_webp_and_avif_is_refused_by_name(codec, monkeypatch, tmp_path):
     with_avif = codec.encode(screen())
     check = features.check
     monkeypatch.setattr(features, "check", lambda name: name != "avif" and check(name))
     with pytest.raises(MissingFormat, match="are AVIF") as refused:
         codec.decode(with_avif)
     assert "pip install" in refused.value.hint
+    (path := tmp_path / "a.lat").write_bytes(with_avif)
+    [(_, fault)] = verify([str(path)], max_pixels=MAX_PIXELS)
+    assert "pip install" in fault  # not from a backup
     blob = codec.encode(screen())
     assert detail.of_chunks(LatFile.parse(blob).chunks, *screen().size).form == "WEBP"
     monkeypatch.setattr(features, "check", lambda name: False)
-    with pytest.warns(PictureWarning, match="writes no AVIF or WebP"):
+    with pytest.warns(PictureWarning, match="install a Pillow that writes AVIF"):
         codec.encode(screen())
 
 
