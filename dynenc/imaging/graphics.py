@@ -23,12 +23,16 @@ STILL, BACKGROUND = 64, 102  # rendered: pixels equal to neighbours; near the br
 CALM, SCANNED, BOTH = 110, 128, 180  # scanned: calm pixels; background; background and ink
 WINDOW = 2  # tiles to each side that must agree ...
 RENDERED_PEERS, SCANNED_PEERS = 6, 9  # ... so many of the 25
+MOSTLY = 0.6  # of the tiles with edges that could be text or graphics: then all of those are
 RENDERED_LEVELS, SCANNED_LEVELS = 6, 10  # differences of backgrounds that count as the same
 EDGE, SMOOTH = 1, 90  # around what is found: sharp and calm pixels
 DITHERED = 32  # still pixels in drawn gradients, which are calm everywhere
 ACROSS, FRAMED = 12, 212  # at the frames of photographs: pixels along one edge; calm beside it
 CLOSINGS, ENCLOSED = 2, 5  # rounds in which tiles are added that have so many neighbours
 LEAST = 6  # tiles, of what is taken for text
+FLAT, FLAT_PEERS = 192, 18  # drawn: still pixels; tiles of the 25 that have so many
+NOISY_CALM, NOISY_BACKGROUND, NOISY_INK = 48, 110, 32  # text in noise: pixels; most that are ink
+NOISY_TILES, NOISY_LEAST = 60, 10  # such tiles; those of the halved picture taken for text
 STRIP = 2**20  # px that are looked at at once
 
 
@@ -66,20 +70,34 @@ def find(picture: Image.Image | Pixels, *, eager: bool = False) -> Mask:
     Returns: [rows, columns] of tiles of 16x16 px, those at the right and lower edge cut off.
     """
     tiles = _measured(picture)
-    sharp, least = tiles.sharp >= SHARP, 1 if eager else LEAST
+    found = _found(tiles, 1 if eager else LEAST, eager=eager)
+    missed = np.count_nonzero(_like_noisy_text(tiles) & ~found)
+    if missed < max(NOISY_TILES, found.sum() / 3):
+        return found
+    halved = _found(_measured(arrays.halved(picture)), NOISY_LEAST)  # with half the noise
+    rows, columns = found.shape
+    return found | halved.repeat(2, 0).repeat(2, 1)[:rows, :columns]
+
+
+def _found(tiles: _Tiles, least: int, *, eager: bool = False) -> Mask:
+    """The tiles of text and graphics, and flats that adjoin them; none if fewer than `least`."""
+    sharp = tiles.sharp >= SHARP
     if np.count_nonzero(sharp & (tiles.still >= STILL) | sharp & (tiles.calm >= CALM)) < least:
         return np.zeros_like(sharp)
     rendered = sharp & (tiles.still >= STILL) & (tiles.background >= BACKGROUND)
     scanned = sharp & (tiles.calm >= CALM) & (tiles.background >= SCANNED)
     scanned &= tiles.bright + tiles.dark >= BOTH
+    level = tiles.level
     if eager:
         found = rendered | scanned
     else:
-        level = tiles.level
         found = _with_peers(rendered, level, RENDERED_LEVELS, RENDERED_PEERS)
         found |= _with_peers(scanned, level, SCANNED_LEVELS, SCANNED_PEERS)
+        found |= _on_flats(rendered, tiles.still >= FLAT)
     if found.sum() < least:
         return np.zeros_like(found)
+    if (rendered | scanned).sum() >= MOSTLY * sharp.sum():
+        found |= rendered | scanned
     parts = rendered | scanned | (tiles.sharp >= EDGE) & (tiles.calm >= SMOOTH)
     drawn = (tiles.still >= STILL) | (tiles.still >= DITHERED) & (tiles.calm == TILE**2)
     found = _grown(found, parts | drawn, most=2)
@@ -87,6 +105,14 @@ def find(picture: Image.Image | Pixels, *, eager: bool = False) -> Mask:
     found |= dilated(found) & (tiles.sharp >= ACROSS) & (tiles.calm >= FRAMED)
     for _ in range(CLOSINGS):
         found |= _set_around(found) >= ENCLOSED
+    return found
+
+
+def _like_noisy_text(tiles: _Tiles) -> Mask:
+    """The tiles that could be text in noise; so could some of a photograph."""
+    background, ink = tiles.background, np.minimum(tiles.bright, tiles.dark)
+    like = (tiles.sharp >= SHARP) & (tiles.calm >= NOISY_CALM) & (ink <= NOISY_INK)
+    found: Mask = like & (background >= NOISY_BACKGROUND)
     return found
 
 
@@ -119,6 +145,18 @@ def _with_peers(tiles: Mask, level: npt.NDArray[np.int16], tolerance: int, least
             other = around[down : down + rows, right : right + columns]
             peers += np.abs(other - level) <= tolerance
     return tiles & (peers >= least)
+
+
+def _on_flats(tiles: Mask, flat: Mask) -> Mask:
+    """The tiles among many flat ones, as of sparse graphics."""
+    if not tiles.any():
+        return tiles
+    rows, columns = tiles.shape
+    around, peers = np.pad(flat, WINDOW), np.zeros(tiles.shape, np.uint8)
+    for down in range(2 * WINDOW + 1):
+        for right in range(2 * WINDOW + 1):
+            peers += around[down : down + rows, right : right + columns]
+    return tiles & (peers >= FLAT_PEERS)
 
 
 def _grown(found: Mask, allowed: Mask, most: int) -> Mask:

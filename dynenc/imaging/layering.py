@@ -19,6 +19,7 @@ from dynenc.native.kernel import TILE, Floats
 
 NEARLY = 0.5  # share of tiles from which on a layer of the whole image is tried
 LIKE = 17.0  # quality that photographs need more in a layer to look as they do from latents
+LESS = 10.0  # quality that a layer beside a photograph needs less to be as legible
 CONTRAST = 6.0  # levels; the standard deviation of brightness in tiles of a photograph is larger
 PHOTOGRAPHIC = 0.25  # share of such tiles among those outside the mask that make a photograph
 NO_FORM = "install a Pillow that writes AVIF, or use another format"
@@ -128,7 +129,10 @@ def of(picture: Checked, mode: DetailMode) -> Layering:
     if not detail.writable(mask, (width, height)):
         advice = TOO_LARGE if features.check("avif") else NO_FORM
         return Layering(picture, warning=_warning(mask, advice))
-    return Layering(picture, mask)
+    layering = Layering(picture, mask)
+    if layering.may_be_whole and layering.has_photograph:  # and the layer most of the file
+        return replace(layering, gain=-LESS)
+    return layering
 
 
 def _rgb(picture: Checked) -> Image.Image:

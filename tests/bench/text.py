@@ -37,7 +37,7 @@ from dynenc.imaging.sources import open_rgb
 SIZE = 1024, 768  # px, of a screen
 ZOOM = 2  # in which the OCR sees pictures; it was made for larger type than that of screens
 READABLE = 0.97  # legibility
-LINES = 60  # that are read of a picture, evenly spread, at most
+LINES = 24  # that are read of a picture, evenly spread, at most
 QUALITIES = range(2, 100, 4)  # of peers
 MARKER = 255, 0, 255  # a colour that no page has
 PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"

@@ -161,12 +161,15 @@ def test_the_smaller_of_a_part_and_the_whole_as_layer_is_written(codec, monkeypa
     assert detail.is_whole(chosen.file) == ("covers the whole image" in chosen.note)
 
 
-def test_of_a_photograph_the_whole_layer_has_the_quality_that_it_needs_to_look_as_good():
+def test_of_a_photograph_a_layer_has_the_quality_that_it_needs_and_type_no_more():
     picture = page()
     found = layering.of(picture, "auto")
     paper = layering.of(screen((320, 256)), "auto")
     assert found.has_photograph
     assert not paper.has_photograph
+    assert found.chunk(50) == [
+        detail.with_quality(detail.to_chunk(picture, found.mask, 50 - layering.LESS), 50)
+    ]
     whole = found.whole()
     better = detail.to_chunk(picture, whole.mask, 50 + layering.LIKE)
     assert whole.chunk(50) == [detail.with_quality(better, 50)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from dynenc.imaging import graphics
 from dynenc.native import kernel
@@ -111,6 +111,28 @@ def test_a_scan_with_noise_is_found():
     pixels += np.random.default_rng(0).normal(0, 3, pixels.shape)
     mask = graphics.find(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
     assert mask[2:-3, 2:16].mean() > 0.95
+
+
+@pytest.mark.parametrize(("size", "blur"), [(17, 0.8), (20, 0.8), (17, 0.6)])
+def test_noise_hides_no_text(size, blur):
+    picture = Image.new("RGB", (480, 481), "#e8e4da")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
+    for y in range(8, 460, 26):
+        draw.text((8, y), "The quick brown fox jumps over 1234567890 twice", "#222", font)
+    pixels = np.asarray(picture.filter(ImageFilter.GaussianBlur(blur)), float)
+    pixels += np.random.default_rng(0).normal(0, 7, pixels.shape)
+    pixels = pixels.clip(0, 255).astype(np.uint8)
+    mask = graphics.find(Image.fromarray(pixels))
+    assert mask[2:-4, 2:16].mean() > 0.95
+    assert np.array_equal(graphics.find(pixels), mask)
+
+
+def test_sparse_graphics_on_flats_are_found():
+    picture = np.full((320, 400, 3), (90, 125, 206), np.uint8)
+    corners = np.random.default_rng(0).integers(0, 40, (30, 2)) * 8
+    for number, (top, left) in enumerate(corners):
+        picture[top : top + 8, left : left + 8] = 17 * number % 256, 200, 40
+    assert graphics.find(picture).all()
 
 
 def test_single_words_are_found_if_eager():
