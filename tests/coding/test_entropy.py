@@ -48,7 +48,7 @@ def test_symbols_survive(each_model, shape, step_q):
     symbols = np.clip(smooth(*shape, step_q, channels=each_model.channels), -LIMIT, LIMIT)
     payload = each_model.encode(symbols, step_q)
     decoded = each_model.decode(payload, *shape, step_q)
-    assert decoded.dtype == np.int32
+    assert decoded.dtype == np.int16
     assert np.array_equal(decoded, symbols)
 
 
