@@ -49,9 +49,12 @@ class Backend:
     @cached_property
     @torch.inference_mode(False)  # parameters must not become inference tensors
     def encoder(self) -> Encoder | PublishedEncoder:
-        """Image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale."""
+        """Image [B, 3, H, W] in [-1, 1] -> latents [B, C, H/8, W/8], scaled."""
         logger.debug("encoder: %s on %s", self.encoder_name, self.device)
-        return loading.load_encoder(self.encoder_name).to(self.device)
+        space = registry.encoder_model(self.encoder_name).space
+        return loading.load_encoder(self.encoder_name, None if space is AUTOENCODER else space).to(
+            self.device
+        )
 
     @cached_property
     @torch.inference_mode(False)
@@ -90,6 +93,8 @@ class Backend:
                     hint="leave out --decoder",
                 )
             return self._other_decoder(model.name, space)
+        if name in ("auto", "embedded") and registry.has("embedded", space):
+            return self._other_decoder("embedded", space)
         if name in ("auto", "embedded", "sd-vae"):
             raise OtherLatents(
                 f"the latents are those of {title}, for which dynenc has no decoder",

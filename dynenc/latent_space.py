@@ -1,7 +1,6 @@
 """Latent spaces: channels, patch size, and the scale and shift of the VAE's output.
 
-dynenc codes latents of all of `SPACES`, and those of its own autoencoder. Its encoders and its
-embedded decoder are of `SD1`; latents of the others come from other programs.
+dynenc codes latents of all of `SPACES`, and those of its own autoencoder.
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from dynenc.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,3 +56,10 @@ FLUX1 = LatentSpace("flux1", "FLUX.1", 16, 8, 0.3611, 0.1159, mark="flux(?![-_. 
 SD3 = LatentSpace("sd3", "SD 3", 16, 8, 1.5305, 0.0609, mark="sd[-_]?3|diffusion-3")
 AUTOENCODER = LatentSpace("autoencoder", "the autoencoder", channels=4, patch=8, scale=1.0)
 SPACES = {space.name: space for space in (SD1, SDXL, FLUX1, SD3)}
+
+
+def named(name: str) -> LatentSpace:
+    """The space of that name; raises UsageError."""
+    if name not in SPACES:
+        raise UsageError(f"there is no space {name!r}: choose one of {', '.join(SPACES)}")
+    return SPACES[name]

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError, safe_open
+
 from dynenc.arguments import file_name
 from dynenc.errors import WeightsError
 from dynenc.latent_space import AUTOENCODER, FLUX1, SD1, SD3, SDXL, LatentSpace
@@ -116,7 +118,7 @@ MODELS = {
             2,
             "coder",
             "coder_sdxl.safetensors",
-            "9cfb2ef968864cbb2fee9ddef11c6d89ab22c23dc57652782ae7719cad63b2b8",
+            "5deda5a780824182799177ac55db2ad7103173129577f7a9723fb93bd2bee892",
             space=SDXL,
         ),
         Model(
@@ -217,14 +219,45 @@ def coder(number: int, space: LatentSpace) -> Model | None:
     return next((m for m in coders(space) if m.number == number), None)
 
 
+def has(name: str, space: LatentSpace) -> bool:
+    """Whether a model that is in a space what the named one is in its own is shipped."""
+    model = in_space(name, space)
+    return model is not None and model.name in MODELS
+
+
+def for_space(name: str, kind: Network, space: LatentSpace) -> Model:
+    """The shipped model that is in a space what the named one is in its own.
+
+    Raises: WeightsError.
+    """
+    model = in_space(named(name, kind).name, space)
+    if model is None or not has(name, space):
+        raise WeightsError(
+            f"dynenc has no {kind} {name} of {space.title} latents: use a VAE of these"
+        )
+    return model
+
+
 def encoder_model(encoder: str) -> Model:
-    """The model named in files that an encoder makes: `IMPORTED` for a weight file.
+    """The model named in files that an encoder makes: one of `FOREIGN` for a weight file.
 
     Raises: WeightsError if it is neither a known name nor a .safetensors file; UsageError if it is
     not a string.
     """
     encoder = file_name("an encoder", encoder)
-    return IMPORTED if is_weight_file(encoder) else named(encoder, "encoder")
+    if not is_weight_file(encoder):
+        return named(encoder, "encoder")
+    return FOREIGN.get(_space_of(encoder).name, IMPORTED)
+
+
+def _space_of(file: str) -> LatentSpace:
+    """The latent space of the weights in a file; SD 1.x unless it says another."""
+    try:
+        with safe_open(file, "np") as tensors:
+            model = TRAINABLE.get((tensors.metadata() or {}).get("model", ""))
+    except (OSError, SafetensorError):  # reported when the weights are read
+        model = None
+    return model.space if model else SD1
 
 
 def is_weight_file(name: str) -> bool:

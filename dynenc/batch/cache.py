@@ -30,7 +30,8 @@ from dynenc.interop.latent_cache import Entry, Settings, Shard
 from dynenc.io import names, storage
 from dynenc.io.shards import Writer
 from dynenc.io.writing import make_folder, writing
-from dynenc.latent_space import SD1, SPACES, LatentSpace
+from dynenc.latent_space import SD1, LatentSpace
+from dynenc.latent_space import named as space_named
 from dynenc.native.kernel import Floats
 
 AT_ONCE = 32  # images in memory
@@ -102,11 +103,9 @@ def make_cache(
     """
     if names.is_url(cache):
         raise UsageError(f"{cache} is no local folder: make the cache on this disk, then copy it")
-    if space not in SPACES:
-        raise UsageError(f"{space!r} is no space of latents: use one of {', '.join(SPACES)}")
     for name, value in (("shard_size", shard_size), ("resolution", resolution or 8)):
         integer(name, value, 1)
-    maker = Maker.of(SPACES[space], encoder, vae, resolution, quality, flips, device)
+    maker = Maker.of(space_named(space), encoder, vae, resolution, quality, flips, device)
     given = [pictures] if isinstance(pictures, str) else list(pictures)
     found = find("encode", given, cache, InputOptions(recursive=True))
     sources = _keyed([(file.relative, file.path) for file in found.files])
@@ -157,12 +156,7 @@ class Maker:
         """Check the arguments of `make_cache`; raises UsageError or WeightsError."""
         weights = ""
         if vae is None:
-            model = registry.in_space(encoder, space)
-            if model is None or model.name not in registry.MODELS:
-                raise UsageError(
-                    f"dynenc has no encoder {encoder} of {space.title} latents",
-                    hint="give a VAE of that space",
-                )
+            model = registry.for_space(encoder, "encoder", space)
             encoder, weights = model.name, model.sha256
         else:
             encoder = names.base(vae.rstrip("/"))

@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import get_args
 
+from dynenc import registry
 from dynenc.arguments import file_name, function, integer, number, patterns
 from dynenc.batch import destination, local_engine
 from dynenc.batch.find import Listing, find
@@ -35,7 +36,7 @@ from dynenc.errors import UnexpectedError, UsageError, with_name
 from dynenc.interop.forms import LATENT_FORMS
 from dynenc.io import names, storage
 from dynenc.io.writing import make_folder, sweep
-from dynenc.latent_space import SPACES
+from dynenc.latent_space import named as space_named
 from dynenc.view import WHOLE, View
 
 logger = logging.getLogger(__name__)
@@ -119,8 +120,8 @@ def convert(
             tunes for `decoder`.
         scale: factor that imported latents were multiplied by: that of their space, or 1 for raw
             VAE latents. None takes what each file declares.
-        space: of imported latents: "sd1", "sdxl", "flux1" or "sd3". None takes what each file
-            declares, else "sd1" for 4 channels.
+        space: of the latents that are made or imported: "sd1", "sdxl", "flux1" or "sd3". None
+            takes that of the encoder, or what each file declares, else "sd1" for 4 channels.
         view: region and scale of the decoded images, from `View.of`; a region applies to one file.
         device: "auto", "cpu", "cuda" or "mps".
         max_pixels: refuse files that declare more.
@@ -151,7 +152,7 @@ def convert(
     settings = Settings(
         task=task,
         encode=EncodeOptions(
-            encoder=file_name("an encoder", encoder),
+            encoder=_encoder(task, encoder, space),
             goal=goal,
             effort=integer("effort", effort, 0, rate_control.MAX_EFFORT),
             detail=detail,
@@ -279,12 +280,23 @@ def run(
     return summary
 
 
+def _encoder(task: Task, name: str, space: str | None) -> str:
+    """The name of the encoder for a task: in the space, what the named one is in its own."""
+    name, wanted = file_name("an encoder", name), space_named(space) if space else None
+    if wanted is None or task not in ("encode", "roundtrip"):
+        return name
+    model = registry.encoder_model(name)
+    if model.space is wanted:
+        return name
+    if model.kind == "foreign":
+        raise UsageError(f"{name} makes {model.space.title} latents, not {wanted.title}")
+    return registry.for_space(name, "encoder", wanted).name
+
+
 def _check_encoding(settings: Settings) -> None:
     options = settings.encode
     if settings.task == "import" and options.goal.kind != "quality":
         raise UsageError("imported latents take a quality, not a target")
-    if options.space and options.space not in SPACES:
-        raise UsageError(f"there is no space {options.space!r}: choose one of {', '.join(SPACES)}")
     if settings.output.form and settings.output.form not in LATENT_FORMS:
         raise UsageError(
             f"there is no form {settings.output.form!r} of latents: choose one of "

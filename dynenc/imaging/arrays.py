@@ -112,7 +112,11 @@ def in_tiles(
         reach: see `tiles`; it makes the result equal to that of encoding the whole image.
         encode: returns the latents of the box of a tile for each image.
     """
-    latents = np.empty((count, SD1.channels, *SD1.size(*size)), np.float32)
+    latents: Floats | None = None
     for tile in tiles(*size, reach):
-        latents[(..., *tile.latents)] = encode(tile)[(..., *tile.inner)]
+        found = encode(tile)
+        if latents is None:
+            latents = np.empty((count, found.shape[1], *SD1.size(*size)), np.float32)
+        latents[(..., *tile.latents)] = found[(..., *tile.inner)]
+    assert latents is not None, "an image has at least one tile"
     return latents

@@ -22,6 +22,7 @@ from dynenc.arguments import file_name
 from dynenc.errors import WeightsError
 from dynenc.imaging import tensors
 from dynenc.latent_space import SD1
+from dynenc.latent_space import named as space_named
 from dynenc.networks import compat, loading
 from dynenc.networks.checks import check_batch
 from dynenc.networks.external_vae import load_decoder
@@ -38,7 +39,8 @@ class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not ty
     Args:
         encoder_name: 'nano', 'light', 'base' or a .safetensors file.
         decoder_name: see `load_decoder`.
-    The rest describes the SD 1.x VAE, as far as pipelines ask for it.
+        space: of the latents, of `latent_space.SPACES`.
+    The rest describes the VAE of the space, as far as pipelines ask for it; see `vae`.
     """
 
     _supports_gradient_checkpointing = True
@@ -59,39 +61,42 @@ class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not ty
         latents_mean: tuple[float, ...] | None = None,
         latents_std: tuple[float, ...] | None = None,
         force_upcast: bool = False,
+        space: str = SD1.name,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.encoder: nn.Module = loading.load_encoder(encoder_name)
-        self.decoder: Any = load_decoder(decoder_name, "cpu")
+        self._space = space_named(space)
+        self.encoder: nn.Module = loading.load_encoder(encoder_name, self._space)
+        self.decoder: Any = load_decoder(decoder_name, "cpu", self._space)
         self.use_slicing = False
         self.gradient_checkpointing = False  # accepted, as trainers switch it on; saves nothing
         self._tile: int = self.decoder.tile
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
-        """Images [B, 3, H, W] in [-1, 1] -> raw latents [B, 4, H/8, W/8], sides rounded up.
+        """Images [B, 3, H, W] in [-1, 1] -> raw latents [B, C, H/8, W/8], sides rounded up.
 
         Returns: an object with `latent_dist`, or without `return_dict` a tuple of it.
         """
         check_batch("images", x, 3)
         with _weights_of(self.encoder) as device:
-            mean = self.encoder(tensors.pad(x.to(device, self.dtype))) / SD1.scale
+            mean = self._space.raw(self.encoder(tensors.pad(x.to(device, self.dtype))))
         moments = torch.cat([mean, torch.zeros_like(mean)], dim=1)
         latent_dist = DiagonalGaussianDistribution(moments, deterministic=True)
         return AutoencoderKLOutput(latent_dist=latent_dist) if return_dict else (latent_dist,)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def decode(self, z: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
-        """Raw latents [B, 4, h, w] -> images [B, 3, 8h, 8w], about [-1, 1].
+        """Raw latents [B, C, h, w] -> images [B, 3, 8h, 8w], about [-1, 1].
 
         Args:
             generator: as pipelines pass it; there is nothing random here.
         Returns: an object with `sample`, or without `return_dict` a tuple of it.
         """
-        check_batch("latents", z, SD1.channels)
+        check_batch("latents", z, self._space.channels)
         parts = z.split(1) if self.use_slicing else [z]
         with _weights_of(self.decoder):
-            sample = torch.cat([self.decoder(part * SD1.scale) for part in parts]).to(self.dtype)
+            images = [self.decoder(self._space.scaled(part)) for part in parts]
+            sample = torch.cat(images).to(self.dtype)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(self, sample: Tensor, sample_posterior: bool = False) -> Any:
@@ -139,22 +144,33 @@ def vae(
     encoder: str = codec.DEFAULT_ENCODER,
     decoder: str = "embedded",
     device: str | torch.device = "auto",
+    *,
+    space: str = SD1.name,
 ) -> Vae:
-    """A stand-in for the VAE of Stable Diffusion 1.x pipelines: `pipe.vae = dynenc.vae("light")`.
+    """A stand-in for the VAE of diffusers pipelines: `pipe.vae = dynenc.vae("light")`.
 
     Args:
         encoder: 'nano', 'light' or 'base'.
         decoder: see `decoder.load_decoder`.
         device: 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', or a `torch.device`.
-    Raises: WeightsError, DeviceError.
+        space: of the pipeline's latents: 'sd1', 'sdxl', 'flux1' or 'sd3'.
+    Raises: WeightsError if dynenc has no such networks for the space; DeviceError, UsageError.
     """
+    own = space_named(space)
     where = compat.pick_device(device)
     encoder = file_name("an encoder", encoder)
     decoder = file_name("a decoder", decoder)
     if encoder in registry.names("autoencoder"):
         raise WeightsError(f"the latents of the {encoder} are not those of Stable Diffusion")
-    made: Vae = Vae(encoder, decoder)
+    made: Vae = Vae(
+        encoder,
+        decoder,
+        latent_channels=own.channels,
+        scaling_factor=own.scale,
+        shift_factor=own.shift or None,
+        space=space,
+    )
     made.encoder.to(where)
-    made.decoder = load_decoder(decoder, where) if where.type != "cpu" else made.decoder
+    made.decoder = load_decoder(decoder, where, own) if where.type != "cpu" else made.decoder
     made.eval()
     return made

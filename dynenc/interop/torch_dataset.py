@@ -26,7 +26,8 @@ from dynenc.io import names, storage
 from dynenc.io.names import suffix_of, with_suffix
 from dynenc.io.shards import is_tar
 from dynenc.io.storage import read_at_most
-from dynenc.latent_space import SD1, SPACES, LatentSpace
+from dynenc.latent_space import SD1, LatentSpace
+from dynenc.latent_space import named as space_named
 
 SUFFIX = ".lat"
 Name = str | os.PathLike[str]
@@ -83,9 +84,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         given = [sources] if isinstance(sources, str | os.PathLike) else sources
         integer("max_pixels", max_pixels)
         file_name("a decoder", decoder)
-        if space not in SPACES:
-            raise UsageError(f"{space!r} is no space of latents: use one of {', '.join(SPACES)}")
-        self.space = SPACES[space]
+        self.space = space_named(space)
         self.pictures, self.decoder, self.max_pixels = pictures, decoder, max_pixels
         self.places: list[Place] = []
         for source in given:
@@ -128,7 +127,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         shards = latent_cache.shards(name) if storage.is_folder(name) else []
         for shard in shards:
             if shard.settings.space != self.space.name:
-                raise UsageError(_other(shard.tar, SPACES[shard.settings.space], self.space))
+                raise UsageError(_other(shard.tar, space_named(shard.settings.space), self.space))
         return list(_entries(shards)) if shards else _files(name)
 
     def __getitem__(self, index: int) -> dict[str, Any]:

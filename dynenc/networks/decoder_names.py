@@ -41,9 +41,7 @@ def resolve(name: str = "auto") -> Choice:
 
     Raises: WeightsError if the name, or the one in DYNENC_SD_VAE, cannot be a decoder.
     """
-    if name in registry.names("autoencoder"):
-        return Choice(name, "as requested")
-    if name == "embedded":
+    if name in registry.names("decoder"):
         return Choice(name, "as requested")
     if name not in ("auto", "sd-vae"):
         return Choice(name, "as requested", on_disk(name))

@@ -51,13 +51,11 @@ def load_decoder(
     device = pick_device(device)
     logger.debug("decoder: %s on %s", choice.name, device)
     if choice.name in registry.names("decoder"):
-        own = registry.named(choice.name, "decoder").space
-        if space not in (SD1, own):
-            raise WeightsError(
-                f"{choice.name} decodes no {space.title} latents: name a VAE of these"
-            )
-        network = loading.load_named(choice.name, "decoder")
-        return Decoder(choice.name, network, space=own, **EMBEDDED_TILES).to(device)
+        model = registry.named(choice.name, "decoder")
+        if space not in (SD1, model.space):
+            model = registry.for_space(choice.name, "decoder", space)
+        network = loading.load_named(model.name, "decoder")
+        return Decoder(model.name, network, space=model.space, **EMBEDDED_TILES).to(device)
     import_diffusers(choice.name)
     path = choice.path or from_hub(choice.name, download=True, space=space)
     if path is None:

@@ -52,20 +52,25 @@ def load_named(name: str, kind: registry.Network) -> nn.Module:
     return network.get_submodule(kind) if isinstance(network, Autoencoder) else network
 
 
-def load_encoder(name: str | Path = "light") -> Encoder | published.PublishedEncoder:
-    """An encoder: image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale.
+def load_encoder(
+    name: str | Path = "light", space: LatentSpace | None = None
+) -> Encoder | published.PublishedEncoder:
+    """An encoder: image [B, 3, H, W] in [-1, 1] -> latents [B, C, H/8, W/8], scaled.
 
     Args:
         name: one of `registry.names("encoder")`, or a .safetensors file for `load_path`.
             "autoencoder" has its own latent space.
+        space: of the latents; None: that of the named encoder.
     H and W must be multiples of 8. Raises: WeightsError, UsageError.
     """
     name = file_name("an encoder", name)
     if registry.encoder_model(name).kind != "foreign":
-        return load_named(name, "encoder")
-    network = load_path(Path(name))
+        return load_named(
+            registry.for_space(name, "encoder", space).name if space else name, "encoder"
+        )
+    network = load_path(Path(name), space)
     if not isinstance(network, Encoder | published.PublishedEncoder):
-        raise WeightsError(f"{name} has no encoder of SD latents: use another file")
+        raise WeightsError(f"{name} has no encoder of a VAE's latents: use another file")
     return network
 
 

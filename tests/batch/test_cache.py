@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from dynenc import Codec, LatentDataset, SameSizeBatches, make_cache
 from dynenc.coding.lat_file import LatFile
-from dynenc.errors import UsageError
+from dynenc.errors import UsageError, WeightsError
 from dynenc.interop import latent_cache
 
 SIZES = {"a": (192, 128), "b": (128, 192), "c": (200, 140), "sub/d": (128, 128)}
@@ -135,9 +135,9 @@ def test_other_settings_are_refused_unless_all_is_made_again(pictures, cache):
 
 
 def test_refused(pictures, cache, tmp_path):
-    with pytest.raises(UsageError, match=r"no encoder light of FLUX\.1 latents"):
+    with pytest.raises(WeightsError, match=r"no encoder light of FLUX\.1 latents"):
         make_cache(str(pictures), cache, space="flux1")
-    with pytest.raises(UsageError, match="no space of latents"):
+    with pytest.raises(UsageError, match="there is no space"):
         make_cache(str(pictures), cache, space="sd2")
     with pytest.raises(UsageError, match="no local folder"):
         make_cache(str(pictures), "memory://cache")

@@ -64,7 +64,7 @@ def test_config_is_that_of_diffusers(vae):
         down_block_types=4 * ("DownEncoderBlock2D",),
         up_block_types=4 * ("UpDecoderBlock2D",),
     ).config
-    own = {"encoder_name", "decoder_name"}
+    own = {"encoder_name", "decoder_name", "space"}
     for name in vae.config:
         assert name in own or name.startswith("_") or name in theirs
     for name in ("latent_channels", "scaling_factor", "shift_factor", "in_channels"):

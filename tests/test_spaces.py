@@ -1,0 +1,80 @@
+"""Networks for other latent spaces, from image to file and back, as if they were shipped."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from space_models import ship
+from typer.testing import CliRunner
+
+import dynenc
+from dynenc import registry
+from dynenc.cli.main import app
+from dynenc.coding.lat_file import LatFile
+from dynenc.errors import UsageError, WeightsError
+from dynenc.latent_space import FLUX1, SDXL
+from dynenc.networks import loading
+
+NETWORKS = ("light-sdxl", "embedded-sdxl", "light-flux1", "base-flux1", "embedded-flux1")
+
+
+@pytest.fixture
+def photo(photo_path):
+    return Image.open(photo_path).convert("RGB").crop((100, 60, 196, 124))
+
+
+@pytest.fixture
+def shipped(monkeypatch):
+    ship(monkeypatch, *NETWORKS)
+
+
+@pytest.mark.usefixtures("shipped")
+@pytest.mark.parametrize("space", [SDXL, FLUX1], ids=lambda s: s.name)
+def test_an_image_there_and_back(photo, space):
+    codec = dynenc.Codec(f"light-{space.name}", decoder="embedded", device="cpu")
+    file = LatFile.parse(codec.encode(photo, quality=60, detail="off"))
+    assert file.model.space is space
+    assert file.latents.shape[0] == space.channels
+    assert codec.decode(file).size == photo.size
+    assert codec.name_of_decoder(file.model) == f"embedded-{space.name}"
+
+
+@pytest.mark.usefixtures("shipped")
+def test_native_and_torch_agree_where_both_exist(photo):
+    pixels = torch.from_numpy(np.array(photo.resize((64, 64)))).permute(2, 0, 1)[None]
+    network = dynenc.load_encoder("light", SDXL)
+    exact = network(pixels / 127.5 - 1)
+    torch.testing.assert_close(network(pixels), exact, atol=0.02, rtol=0.02)
+    assert dynenc.load_encoder("light", FLUX1)(pixels).shape == (1, 16, 8, 8)
+
+
+@pytest.mark.usefixtures("shipped")
+def test_commands(photo_path, tmp_path):
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(each) for each in arguments])
+
+    made = run("encode", photo_path, "-o", tmp_path / "a.lat", "--space", "sdxl", "--detail", "off")
+    assert made.exit_code == 0, made.output
+    assert LatFile.open(str(tmp_path / "a.lat")).model.name == "light-sdxl"
+    back = run("roundtrip", photo_path, "--space", "flux1", "-e", "base", "-d", "embedded")
+    assert "base-flux1 -> embedded-flux1" in back.stdout
+    refused = run("encode", photo_path, "-o", tmp_path / "b.lat", "--space", "sd3")
+    assert refused.exit_code != 0
+    assert "no encoder light of SD 3 latents" in refused.output
+
+
+def test_trained_files_say_their_space(photo, tmp_path):
+    model = registry.TRAINABLE["light-sdxl"]
+    path = tmp_path / "mine.safetensors"
+    loading.save_weights(loading.build(model).state_dict(), path, {"model": model.name})
+    blob = dynenc.Codec(path, device="cpu").encode(photo, detail="off")
+    assert LatFile.parse(blob).model.name == "imported-sdxl"
+    with pytest.raises(UsageError, match=r"makes SDXL latents, not FLUX\.1"):
+        dynenc.convert("encode", "x.png", encoder=str(path), space="flux1")
+
+
+def test_what_is_not_shipped_is_refused_by_name():
+    with pytest.raises(WeightsError, match="no encoder light of SDXL latents"):
+        dynenc.vae("light", space="sdxl")
+    with pytest.raises(UsageError, match="there is no space 'sd2'"):
+        dynenc.vae("light", space="sd2")
