@@ -176,6 +176,23 @@ static int64_t add_tables(Coder *coder, const Header *header, const int32_t *cou
     return 0;
 }
 
+/* Check the thresholds and tabulate how many of them each number has reached. */
+static int64_t add_levels(Coder *coder, const int32_t *thresholds, int32_t count) {
+    uint8_t *levels = (uint8_t *)coder + coder->levels_at;
+    int32_t begin = 0;
+    for (int32_t level = 0; level <= count; level++) {
+        const int32_t *next = thresholds + level;
+        if (level > 0 && level < count && next[0] < next[-1])
+            return DYNENC_BAD_SHAPE;
+        const int32_t end = level < count ? clamp32(*next, begin, LEVELS) : LEVELS;
+        if (level > 255 && begin < end)
+            return DYNENC_BAD_SHAPE;
+        memset(levels + begin, level, (size_t)(end - begin));
+        begin = end;
+    }
+    return 0;
+}
+
 int64_t dynenc_coder_init(void *memory, int64_t size, const int32_t *tensors, int64_t length) {
     Coder *coder = memory;
     Coder sizes;
@@ -197,15 +214,7 @@ int64_t dynenc_coder_init(void *memory, int64_t size, const int32_t *tensors, in
     if (!error)
         error = add_tables(coder, &header, at);
     at += (int64_t)header.tables * header.columns;
-    for (int32_t i = 1; i < header.thresholds && !error; i++)
-        if (at[i] < at[i - 1])
-            error = DYNENC_BAD_SHAPE;
-    for (int32_t number = 0, level = 0; number < LEVELS && !error; number++) {
-        while (level < header.thresholds && at[level] <= number)
-            level++;
-        if (level > 255)
-            return DYNENC_BAD_SHAPE;
-        ((uint8_t *)memory)[coder->levels_at + number] = (uint8_t)level;
-    }
+    if (!error)
+        error = add_levels(coder, at, header.thresholds);
     return error;
 }

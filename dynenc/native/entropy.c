@@ -3,13 +3,13 @@
 #include "range_coder.h"
 
 /* Sort the plane's symbols by table; ends[t] becomes the end of table t's symbols among the sorted. */
-static void sort_by_table(Contexts *contexts, int64_t ends[256]) {
-    int64_t counts[256] = {0};
+static void sort_by_table(Contexts *contexts, int32_t tables, uint32_t ends[256]) {
+    uint32_t counts[256] = {0}, total = 0;
     for (int64_t i = 0; i < contexts->count; i++)
         counts[contexts->tables[i]]++;
-    for (int32_t table = 0, total = 0; table < 256; table++) {
+    for (int32_t table = 0; table < tables; table++) {
         ends[table] = total; /* its beginning, and its end once all are sorted */
-        total += (int32_t)counts[table];
+        total += counts[table];
     }
     for (int64_t i = 0; i < contexts->count; i++)
         contexts->sorted[ends[contexts->tables[i]]++] = (uint32_t)i;
@@ -21,7 +21,8 @@ static void write_plane(Job *job, Writer *writer, const int16_t *symbols) {
     const Slot *slots = (const Slot *)((const char *)coder + coder->slots_at);
     Contexts *contexts = &job->contexts;
     const int32_t radius = coder->radius;
-    int64_t ends[256], escapes = 0;
+    uint32_t ends[256];
+    int64_t escapes = 0;
     for (int64_t i = 0; i < contexts->count; i++) {
         const int32_t context = contexts->expected[i];
         const int32_t residual = symbols[contexts->places[i]] - (context >> 1);
@@ -30,7 +31,7 @@ static void write_plane(Job *job, Writer *writer, const int16_t *symbols) {
         contexts->coded[i] = (uint8_t)(escaped ? 2 * radius + 1 : column);
         escapes += escaped;
     }
-    sort_by_table(contexts, ends);
+    sort_by_table(contexts, coder->scales * VARIANTS, ends);
     for (int64_t table = 0, i = 0; i < contexts->count; table++, slots += coder->columns)
         for (; i < ends[table]; i++) {
             const Slot slot = slots[contexts->coded[contexts->sorted[i]]];
@@ -50,9 +51,10 @@ static int64_t read_plane(Job *job, Reader *reader, int16_t *symbols) {
     const uint8_t *starts = (const uint8_t *)coder + coder->starts_at;
     Contexts *contexts = &job->contexts;
     const int32_t radius = coder->radius;
-    int64_t ends[256], escapes = 0;
+    uint32_t ends[256];
+    int64_t escapes = 0;
     int32_t outside = 0;
-    sort_by_table(contexts, ends);
+    sort_by_table(contexts, coder->scales * VARIANTS, ends);
     for (int64_t table = 0, i = 0; i < contexts->count; table++) {
         for (; i < ends[table]; i++) {
             const uint32_t quantile = peek(reader), place = contexts->sorted[i];

@@ -1,7 +1,11 @@
 /* Memory of an exact size for the fuzzers, so that the sanitizers see every byte beyond it. */
+#include <sanitizer/asan_interface.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Memory is used again soon, as fresh pages take longer than all else. */
+const char *__asan_default_options(void) { return "quarantine_size_mb=8:malloc_context_size=4"; }
 
 static void *memory_of(int64_t size) {
     void *memory = aligned_alloc(64, (size_t)(size + 63) / 64 * 64);
@@ -9,4 +13,22 @@ static void *memory_of(int64_t size) {
         abort();
     memset(memory, 0xa5, (size_t)size); /* what is not written must not be read */
     return memory;
+}
+
+/* As memory_of, but the same memory at each call, of which only the beginning is overwritten. */
+__attribute__((unused)) static void *workspace_of(int64_t size) {
+    enum { OVERWRITTEN = 1 << 13 };
+    static char *kept;
+    static int64_t room;
+    if (room < size) {
+        if (kept)
+            __asan_unpoison_memory_region(kept, (size_t)room);
+        free(kept);
+        room = size < 1 << 20 ? 1 << 20 : 2 * size;
+        kept = memory_of(room);
+    }
+    __asan_unpoison_memory_region(kept, (size_t)size);
+    __asan_poison_memory_region(kept + size, (size_t)(room - size));
+    memset(kept, 0xa5, (size_t)(size < OVERWRITTEN ? size : OVERWRITTEN));
+    return kept;
 }
