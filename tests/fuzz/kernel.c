@@ -11,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "dynenc.h"
 #include "memory.h"
 
 enum { CODERS = 3, CHANGEABLE = 2, ENCODERS = 4, FEATURES = 16, LARGEST_SIDE = 36, MODES = 17 };
@@ -37,7 +36,6 @@ typedef struct {
 
 static Coding codings[CODERS];
 static void *encoders[ENCODERS];
-static int32_t paths[DYNENC_PATHS], n_paths; /* those of this processor, the portable one first */
 
 static void expect(int32_t holds) {
     if (!holds)
@@ -93,9 +91,6 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
         encoders[i] = built_encoder((Data){bytes, 997}, i % 3);
         expect(encoders[i] != NULL);
     }
-    for (int32_t path = 0; path < DYNENC_PATHS; path++)
-        if (dynenc_has_path(path))
-            paths[n_paths++] = path;
     return fclose(file);
 }
 
@@ -334,7 +329,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
         return 0;
     const uint8_t choice = bytes[2], cost = bytes[3];
     Input input = {.mode = bytes[0] % MODES, .choice = choice};
-    input.path = paths[bytes[1] % 16 && n_paths > 1 ? 1 + bytes[1] % (n_paths - 1) : 0];
+    input.path = path_of(bytes[1]);
     input.is_large = cost % 16 == 1, input.takes_long = cost / 16 == 1;
     input.height = side_of(bytes[4], input.is_large);
     input.width = side_of(bytes[5], input.is_large);
