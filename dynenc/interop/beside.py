@@ -14,6 +14,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Literal
 
 from dynenc.coding.bitstream import Chunk
@@ -23,6 +24,8 @@ from dynenc.interop.containers import DTYPES
 
 TAG = "cach"
 MAX_BYTES = 2**28  # of the chunk, unpacked
+MAX_DIMENSIONS, MAX_NAME = 32, 2**15  # of a tensor; bytes
+LEAST_SCALE = 1e-3  # of latents; the inverse is the largest
 LENGTH = struct.Struct("<I")
 What = Literal["payload", "lat", "data"]
 KINDS: tuple[What, ...] = ("payload", "lat", "data")
@@ -51,13 +54,13 @@ class Beside:
 
 def to_chunk(beside: Beside) -> Chunk:
     """The chunk that holds it."""
-    index = {
+    contents = {
         "form": beside.form,
         "scaling": beside.scaling,
         "facts": beside.facts,
         "tensors": [[p.key, p.dtype, p.shape, p.what, len(p.data)] for p in beside.parts],
     }
-    text = json.dumps(index, separators=(",", ":")).encode()
+    text = json.dumps(contents, separators=(",", ":")).encode()
     data = b"".join(part.data for part in beside.parts)
     return TAG, pack(LENGTH.pack(len(text)) + text + data)
 
@@ -69,26 +72,50 @@ def of_chunks(chunks: Sequence[Chunk]) -> Beside | None:
         return None
     if len(found) > 1:
         raise Corrupt(f"chunk {TAG} occurs twice in the file")
+    content = unpack(TAG, found[0], MAX_BYTES)
     try:
-        return _parsed(unpack(TAG, found[0], MAX_BYTES))
-    except (ValueError, TypeError, KeyError, struct.error) as exc:
+        return _parsed(content)
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError, struct.error) as exc:
         raise Corrupt(f"chunk {TAG} does not hold a cache: {exc}") from exc
 
 
 def _parsed(content: bytes) -> Beside:
     (length,) = LENGTH.unpack_from(content)
     at = LENGTH.size + length
-    index = json.loads(content[LENGTH.size : at].decode())
+    contents = json.loads(content[LENGTH.size : at].decode())
     parts = []
-    for key, dtype, shape, what, size in index["tensors"]:
+    for key, dtype, shape, what, size in contents["tensors"]:
         data = content[at : at + size]
+        shape = _shape(shape)
         needed = math.prod(shape) * int(DTYPES[dtype][2:]) if what == "data" else size
-        if what not in KINDS or len(data) != size or size != needed or min(shape, default=0) < 0:
+        if what not in KINDS or len(data) != size or size != needed:
             raise ValueError(f"tensor {key} is of another size")
-        parts.append(Part(str(key), dtype, tuple(map(int, shape)), what, data))
+        parts.append(Part(_name(key), dtype, shape, what, data))
         at += size
-    own = sum(part.what == "payload" for part in parts)
-    if at != len(content) or own != 1 or not isinstance(index["facts"], dict):
+    own, names = sum(part.what == "payload" for part in parts), {part.key for part in parts}
+    if at != len(content) or own != 1 or len(names) < len(parts) or ("" in names and parts[1:]):
         raise ValueError("its parts do not fit")
-    scale, shift = map(float, index["scaling"])
-    return Beside(str(index["form"]), (scale, shift), index["facts"], tuple(parts))
+    form, facts = contents["form"], contents["facts"]
+    if not isinstance(facts, dict) or (
+        form != "pt" and not all(isinstance(fact, str) for fact in facts.values())
+    ):
+        raise ValueError("its facts are not texts")
+    scale, shift = map(float, contents["scaling"])
+    if not (LEAST_SCALE < scale < 1 / LEAST_SCALE and abs(shift) < 1 / LEAST_SCALE):
+        raise ValueError(f"its latents cannot be scaled by {scale} and {shift}")
+    return Beside(str(form), (scale, shift), facts, tuple(parts))
+
+
+def _shape(sides: Sequence[int]) -> tuple[int, ...]:
+    """A shape that an array of numpy can have."""
+    shape = tuple(map(index, sides))
+    if len(shape) > MAX_DIMENSIONS or not all(0 <= side <= MAX_BYTES for side in shape):
+        raise ValueError(f"{len(shape)} sides are not those of a tensor")
+    return shape
+
+
+def _name(key: str) -> str:
+    """The name of a tensor, which every container can hold."""
+    if not isinstance(key, str) or len(key.encode()) > MAX_NAME:
+        raise ValueError("a tensor has no name")
+    return key

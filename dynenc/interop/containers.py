@@ -215,8 +215,10 @@ def to_safetensors(container: Container) -> bytes:
 def to_npz(container: Container) -> bytes:
     """A .npz file, which holds no facts."""
     file = io.BytesIO()
-    arrays = {key: tensor.array for key, tensor in container.tensors.items()}
-    np.savez(file, allow_pickle=False, **arrays)
+    with zipfile.ZipFile(file, "w") as archive:  # np.savez does not take every name
+        for key, tensor in container.tensors.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, tensor.array, allow_pickle=False)
     return file.getvalue()
 
 

@@ -8,11 +8,13 @@ TARGET is one of
     payload   the same through the entropy decoder; what decodes must be coded to the same bytes
     weights   a safetensors file for a network, for the entropy coder and for a foreign decoder
     latents   a file of latents to import, and what it says about them
+    caches    what a trainer's cache holds beside the latents of a .lat file, and its export
 Anything but the documented errors is a crash, and so is an input that takes over LIMIT_S.
 """
 
 import contextlib
 import io
+import json
 import logging
 import sys
 import tempfile
@@ -21,6 +23,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import atheris
@@ -210,9 +213,65 @@ def latents() -> Callable[[bytes], None]:
     return run
 
 
+def caches() -> Callable[[bytes], None]:
+    """A target, as above: an index as it is, or one of chosen tensors; then their data."""
+    with atheris.instrument_imports(include=["dynenc"]):
+        import numpy as np
+        import torch  # noqa: F401  # takes a second, which is no input's
+
+        from dynenc.coding import quantize
+        from dynenc.coding.lat_file import LatFile
+        from dynenc.imaging.packing import pack
+        from dynenc.interop import beside, containers, latent_files
+    random = np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32)
+    file = LatFile.of_latents(random, (24, 16), quantize.STEP_UNIT // 4, registry.IMPORTED)
+    lat = bitstream.write(file.header, file.payload, ())
+    names = ["latents", "latents_2x3", "latent_image", "file", "", "a/b"]
+    forms = ["npz", "pt", "comfy", "musubi", "safetensors", "ai-toolkit", "none"]
+    dtypes = [*containers.DTYPES, "F8", None]
+    numbers = [1, 0.18215, 0, -1, 1e300, float("inf"), 10**400, "1", None]
+
+    def index(choices: atheris.FuzzedDataProvider) -> tuple[bytes, bytes]:
+        tensors, data = [["latents", "F32", [4, 2, 3], "payload", 0]], b""
+        for _ in range(choices.ConsumeIntInRange(0, 4)):
+            what = choices.PickValueInList(["data", "lat", "payload", "none"])
+            dtype = choices.PickValueInList(dtypes)
+            shape = [
+                choices.ConsumeIntInRange(-1, 5) for _ in range(choices.ConsumeIntInRange(0, 4))
+            ]
+            size = choices.ConsumeIntInRange(-1, 40)
+            if choices.ConsumeProbability() < 0.8:
+                size = int(np.prod(np.abs(shape))) * int(
+                    (containers.DTYPES.get(dtype) or "<f4")[2:]
+                )
+            part = lat if what == "lat" else choices.ConsumeBytes(max(size, 0)).ljust(max(size, 0))
+            tensors.append([choices.PickValueInList(names), dtype, shape, what, len(part)])
+            data += part
+        contents = {
+            "form": choices.PickValueInList(forms),
+            "scaling": [choices.PickValueInList(numbers[: choices.PickValueInList([2, 9])]), 0],
+            "facts": {choices.ConsumeUnicode(3): choices.PickValueInList(["a", 1, None, []])},
+            "tensors": tensors[choices.ConsumeIntInRange(0, 15) == 0 :],
+        }
+        return json.dumps(contents).encode(), data
+
+    def run(data: bytes) -> None:
+        text, rest = data[1:], b""
+        if data[:1] < b"\xc0":
+            text, rest = index(atheris.FuzzedDataProvider(data[1:]))
+        chunk = beside.TAG, pack(beside.LENGTH.pack(len(text)) + text + rest)
+        with contextlib.suppress(BitstreamError, LatentsError):
+            kept = beside.of_chunks([chunk])
+            written, _ = latent_files.write(kept.form, replace(file, chunks=[chunk]), file.latents)
+            again = containers.read(written, "fuzz")
+            assert set(again.tensors) == {part.key for part in kept.parts}
+
+    return run
+
+
 def main() -> None:
     """Fuzz the target that is named."""
-    targets = (parser, metadata, payload, weights, latents)
+    targets = (parser, metadata, payload, weights, latents, caches)
     run = {target.__name__: target for target in targets}[sys.argv[1]]()
     slowest = 0.0
 

@@ -12,7 +12,9 @@ import torch
 from dynenc.batch.convert import convert
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import Corrupt, LatentsError
-from dynenc.interop import beside, latent_files
+from dynenc.imaging.packing import pack
+from dynenc.interop import beside, containers, latent_files
+from dynenc.interop.containers import Tensor
 from dynenc.latent_space import FLUX1, SD1, SD3, SDXL, SPACES
 
 FINE = 100  # quality; a step of .075 or .084
@@ -273,6 +275,35 @@ def test_spaces_in_a_folder_may_be_mixed(tmp_path):
     summary = convert("import", tmp_path, tmp_path / "sdxl", space="sdxl", jobs=1)
     assert (summary.done, summary.failed) == (1, 1)
     assert "another space: SDXL's are asked for" in summary.failures[0].reason
+
+
+HOSTILE = {  # text of an index
+    "nested": "[" * 100_000,
+    "an infinite side": '{"tensors": [["latents", "F32", [Infinity], "payload", 0]]}',
+    "a side too large": '{"tensors": [["latents", "F32", [0, 1e30], "payload", 0]]}',
+    "too many sides": f'{{"tensors": [["latents", "F32", {[1] * 99}, "payload", 0]]}}',
+    "a name in pieces": '{"tensors": [["\\ud800", "F32", [4], "payload", 0]]}',
+}
+SOUND = '"form": "npz", "tensors": [["latents", "F32", [4, 1, 1], "payload", 0]]'
+HOSTILE |= {
+    "a scale of 0": f'{{{SOUND}, "facts": {{}}, "scaling": [0, 0]}}',
+    "a scale too large": f'{{{SOUND}, "facts": {{}}, "scaling": [1{"0" * 400}, 0]}}',
+    "a shift of NaN": f'{{{SOUND}, "facts": {{}}, "scaling": [1, NaN]}}',
+    "facts that are no texts": f'{{{SOUND}, "facts": {{"a": [1]}}, "scaling": [1, 0]}}',
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_indices_are_corrupt(text):
+    chunk = beside.TAG, pack(beside.LENGTH.pack(len(text)) + text.encode())
+    with pytest.raises(Corrupt, match="does not hold a cache"):
+        beside.of_chunks([chunk])
+
+
+def test_tensors_may_have_the_names_of_parameters():
+    container = containers.Container({"file": Tensor.of(np.arange(3)), "a/b": Tensor.of(np.eye(2))})
+    again = containers.read(containers.to_npz(container), "x.npz")
+    assert again.tensors == container.tensors
 
 
 def test_a_damaged_chunk_is_one_sentence():
