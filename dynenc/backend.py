@@ -95,7 +95,7 @@ class Backend:
             return self._other_decoder(model.name, space)
         if name in ("auto", "embedded") and registry.has("embedded", space):
             return self._other_decoder("embedded", space)
-        if name in ("auto", "embedded", "sd-vae"):
+        if name in ("auto", "embedded", "fine", "sd-vae"):
             raise OtherLatents(
                 f"the latents are those of {title}, for which dynenc has no decoder",
                 hint=f"name a VAE of {title} with --decoder",

@@ -51,8 +51,8 @@ class Codec:
     Args:
         encoder: a name of `registry.names("encoder")`, such as 'light', or a .safetensors file that
             `loading.load_path` reads.
-        decoder: 'auto', 'embedded', 'sd-vae', a hub id or a path; see `load_decoder`. For files of
-            the autoencoder, 'auto' and 'embedded' mean its own decoder.
+        decoder: 'auto', 'embedded', 'fine', 'sd-vae', a hub id or a path; see `load_decoder`. For
+            files of the autoencoder, 'auto' and 'embedded' mean its own decoder.
         device: 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', or a `torch.device`.
     Raises: WeightsError if the encoder is unknown, DeviceError.
     """
@@ -273,7 +273,7 @@ class Codec:
 
     @cached_property
     def _decoder_choice(self) -> str:
-        choice = resolve(self.decoder_name)
+        choice = resolve(self.decoder_name, self._device)
         logger.debug("decoder: %s, %s", choice.name, choice.note)
         return choice.name
 

@@ -99,6 +99,14 @@ MODELS = {
             {"widths": (64,), "blocks": (2,)},
         ),
         Model(
+            "fine",
+            4,
+            "decoder",
+            "fine.safetensors",
+            "e41d8341e0a492ae28513baef17a74431e094a65f494b0b894ace56b03568361",
+            {"width": 64, "blocks": (3, 3, 3, 1)},
+        ),
+        Model(
             "fast",
             1,
             "coder",

@@ -136,6 +136,11 @@ def native_threads(pixels: int) -> int:
     return cores()
 
 
+def uses_cpu(device: object) -> bool:
+    """Whether networks run on the CPU for a device as given by the user: see `Codec`."""
+    return str(device) == "cpu" or (str(device) == "auto" and not has_gpu())
+
+
 def has_gpu() -> bool:
     """Whether torch finds a GPU; imports torch only if there may be one."""
     may_have = sys.platform in ("darwin", "win32") or any(map(os.path.exists, GPU_DEVICES))

@@ -116,7 +116,7 @@ class _MakesImages(CodecTask[T]):
     def announce_decoder(self) -> None:
         """Tell the user which decoder "auto" selected."""
         if self.settings.decode.decoder == "auto":
-            choice = decoder_names.resolve("auto")
+            choice = decoder_names.resolve("auto", self.settings.run.device)
             self.note = f"decoder: {choice.name}, {choice.note}"
 
     @staticmethod
@@ -129,7 +129,10 @@ class _MakesImages(CodecTask[T]):
             seekable = io.BytesIO(data)
         made_by = formats.open_file(seekable, "the output").getexif().get(save.SOFTWARE)
         options = settings.decode
-        names = [decoder_names.resolve(options.decoder).name, *registry.names("autoencoder")]
+        names = [
+            decoder_names.resolve(options.decoder, settings.run.device).name,
+            *registry.names("autoencoder"),
+        ]
         return made_by in [save.software(name, options.view) for name in names]
 
 

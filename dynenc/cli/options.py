@@ -24,7 +24,7 @@ EXECUTION = "Execution"
 SOURCES = "folders, tar shards, patterns or URLs; '-' reads standard input."
 ENCODERS = registry.names("encoder")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-DECODERS = ("auto", "embedded", "sd-vae", *registry.names("autoencoder"))
+DECODERS = ("auto", "embedded", "fine", "sd-vae", *registry.names("autoencoder"))
 SCALES = tuple(str(Fraction(1, divisor)) for divisor in DIVISORS)
 NUMBER = re.compile(r"\s*[+-]?[0-9]{1,9}\s*")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps(:\d+)?")
@@ -154,8 +154,9 @@ Decoder = Annotated[
         metavar="DECODER",
         autocompletion=completed(*DECODERS),
         rich_help_panel=DECODER,
-        help="auto (an SD VAE if there is one on this disk, else embedded), embedded, sd-vae, a "
-        "Hugging Face id, or a path to an SD VAE or TAESD. Files of the autoencoder use its own.",
+        help="auto (an SD VAE if there is one on this disk, else fine on a GPU and embedded on a "
+        "CPU), embedded, fine, sd-vae, a Hugging Face id, or a path to an SD VAE or TAESD. Files "
+        "of the autoencoder use its own.",
     ),
 ]
 DecodedRegion = Annotated[

@@ -2,8 +2,10 @@
 
 A name of a decoder is one of
 
-    auto       an SD VAE that is already on this disk, else the embedded decoder; never downloads
+    auto       an SD VAE that is already on this disk, else `fine` on a GPU and `embedded` on a
+               CPU; never downloads
     embedded   the small decoder that is shipped with dynenc
+    fine       the larger one, which is shipped as well
     autoencoder   that of the autoencoder, for its own latents only
     sd-vae     the SD VAE; downloaded from the Hugging Face hub if it is not on this disk
     anything else: a folder in diffusers form (or with one in `vae/`), a .safetensors file in
@@ -14,7 +16,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynenc import registry
+from dynenc import registry, runtime
 from dynenc.errors import WeightsError
 from dynenc.networks.vae_files import from_hub, on_disk
 
@@ -36,9 +38,11 @@ class Choice:
     path: Path | None = None  # on this disk; None: the embedded one, or still to be downloaded
 
 
-def resolve(name: str = "auto") -> Choice:
+def resolve(name: str = "auto", device: object = "auto") -> Choice:
     """Find the decoder that a name selects, without loading or downloading anything.
 
+    Args:
+        device: that the decoder will run on: see `Codec`.
     Raises: WeightsError if the name, or the one in DYNENC_SD_VAE, cannot be a decoder.
     """
     if name in registry.names("decoder"):
@@ -62,5 +66,6 @@ def resolve(name: str = "auto") -> Choice:
             return Choice(repository, note, path)
     if name == "sd-vae":
         return Choice(SD_VAES[0], "from the Hugging Face hub; the embedded decoder is faster")
-    note = "no SD VAE is on this disk; sd-vae, a 335 MB download, gives finer detail"
-    return Choice("embedded", note)
+    name = "embedded" if runtime.uses_cpu(device) else "fine"
+    finer = {"embedded": "fine, or sd-vae (a 335 MB download), is slower and finer"}
+    return Choice(name, f"no SD VAE is on this disk; {finer.get(name, 'embedded is faster')}")

@@ -17,7 +17,8 @@ from dynenc.latent_space import SD1, LatentSpace
 from dynenc.networks import loading
 from dynenc.networks.compat import fast_dtype, pick_device
 from dynenc.networks.decoder_names import Choice, resolve
-from dynenc.networks.tiling import EMBEDDED_TILES, LARGE_TILE, SMALL_TILE, Decoder
+from dynenc.networks.fine_decoder import FineDecoder
+from dynenc.networks.tiling import EMBEDDED_TILES, FINE_TILES, LARGE_TILE, SMALL_TILE, Decoder
 from dynenc.networks.vae_files import (
     PARTS,
     WEIGHTS,
@@ -40,21 +41,26 @@ def load_decoder(
     Args:
         space: of the latents; but for SD 1.x's, the name must be one of a foreign decoder.
 
-    Foreign decoders run in float16 on an accelerator, in bfloat16 on a CPU made for it, else in
-    float32; the embedded one keeps float32 weights, and computes as `layers.in_bfloat16` says.
+    `fine` and foreign decoders run in float16 on an accelerator, in bfloat16 on a CPU made for it,
+    else in float32; the embedded one keeps float32 weights, and computes as `compat.in_bfloat16`
+    says.
 
     Raises: WeightsError if there is no such decoder, it cannot be read, or is for latents of
         another space;
         DeviceError if there is no such device; UsageError if the name is no text.
     """
-    choice = name if isinstance(name, Choice) else resolve(file_name("a decoder", name))
-    device = pick_device(device)
+    if not isinstance(name, Choice):
+        name = resolve(file_name("a decoder", name), device)
+    choice, device = name, pick_device(device)
     logger.debug("decoder: %s on %s", choice.name, device)
     if choice.name in registry.names("decoder"):
         model = registry.named(choice.name, "decoder")
         if space not in (SD1, model.space):
             model = registry.for_space(choice.name, "decoder", space)
         network = loading.load_named(model.name, "decoder")
+        if isinstance(network, FineDecoder):
+            decoder = Decoder(model.name, network, space=model.space, **FINE_TILES)
+            return decoder.to(device, fast_dtype(device))
         return Decoder(model.name, network, space=model.space, **EMBEDDED_TILES).to(device)
     import_diffusers(choice.name)
     path = choice.path or from_hub(choice.name, download=True, space=space)

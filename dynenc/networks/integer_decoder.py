@@ -124,9 +124,7 @@ def packed(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Packed:
 
 def decodes(model: Model, decoder: str, device: object) -> bool:
     """Whether a decoder of that name on a device decodes latents of a model in integers."""
-    if model.space is not SD1 or decoder != "embedded":
-        return False
-    return str(device) == "cpu" or (str(device) == "auto" and not runtime.has_gpu())
+    return model.space is SD1 and decoder == "embedded" and runtime.uses_cpu(device)
 
 
 @cache

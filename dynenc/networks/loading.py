@@ -3,6 +3,7 @@
 On disk, weights are float16, or integers for the integer decoder.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar, overload
 
@@ -20,19 +21,23 @@ from dynenc.networks import integer_decoder, published
 from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.encoder import Encoder
+from dynenc.networks.fine_decoder import FineDecoder
 from dynenc.registry import Model
 
 N = TypeVar("N", bound=nn.Module)
 
 
-def build(model: Model) -> Encoder | EmbeddedDecoder | Autoencoder:
+def build(model: Model) -> Encoder | EmbeddedDecoder | FineDecoder | Autoencoder:
     """A new network of a model's architecture: float32, on the CPU, whatever torch's defaults."""
-    kinds = {
-        **{"autoencoder": Autoencoder, "encoder": Encoder},
-        **dict.fromkeys(("decoder", "thumbnail"), EmbeddedDecoder),
+    builders: dict[str, Callable[..., Encoder | EmbeddedDecoder | FineDecoder | Autoencoder]] = {
+        "autoencoder": Autoencoder,
+        "encoder": Encoder,
+        "decoder": EmbeddedDecoder,
+        "thumbnail": EmbeddedDecoder,
+        "fine": FineDecoder,
     }
     with torch.device("cpu"):
-        network: Encoder | EmbeddedDecoder | Autoencoder = kinds[model.kind](
+        network = builders.get(model.name, builders[model.kind])(
             **model.arguments, channels=model.space.channels
         )
     return network.float()
@@ -41,7 +46,7 @@ def build(model: Model) -> Encoder | EmbeddedDecoder | Autoencoder:
 @overload
 def load_named(name: str, kind: Literal["encoder"]) -> Encoder: ...
 @overload
-def load_named(name: str, kind: Literal["decoder"]) -> EmbeddedDecoder: ...
+def load_named(name: str, kind: Literal["decoder"]) -> EmbeddedDecoder | FineDecoder: ...
 def load_named(name: str, kind: registry.Network) -> nn.Module:
     """A network with the shipped weights, ready to run; of an autoencoder, the half asked for.
 

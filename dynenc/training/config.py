@@ -52,6 +52,9 @@ PRESETS = {
     "light": TrainConfig("light", steps=8000, learning_rate=1.6e-3, lpips=0.15, rate=0.04),
     "base": TrainConfig("base", rate=0.05),
     "embedded": TrainConfig("embedded", distill_steps=0),
+    "fine": TrainConfig(
+        "fine", distill_steps=0, learning_rate=2.5e-4, lpips=0.33, lpips_vgg=0.09, pattern=0.2
+    ),
     "autoencoder": TrainConfig(
         "autoencoder", steps=12000, distill_steps=0, lpips=0.008, tie=0.0, rate=0.006
     ),

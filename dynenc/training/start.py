@@ -21,6 +21,7 @@ from dynenc.errors import WeightsError
 from dynenc.networks import loading
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.encoder import Encoder, to_floats
+from dynenc.networks.fine_decoder import FineDecoder
 from dynenc.registry import Model
 from dynenc.training.crops import Crops
 
@@ -56,13 +57,18 @@ class Starts:
 
     Args:
         target: the teacher's encoder, images [B, 3, H, W] -> latents.
+        decoder: the teacher's decoder.
         random: draws the crops that layers are fitted to.
     """
 
     def __init__(
-        self, crops: Crops, target: Callable[[Tensor], Tensor], random: np.random.Generator
+        self,
+        crops: Crops,
+        target: Callable[[Tensor], Tensor],
+        decoder: nn.Module,
+        random: np.random.Generator,
     ) -> None:
-        self._crops, self._target, self._random = crops, target, random
+        self._crops, self._target, self._decoder, self._random = crops, target, decoder, random
 
     @cached_property
     def _samples(self) -> list[tuple[Tensor, Tensor]]:
@@ -75,7 +81,8 @@ class Starts:
 
         Args:
             path: weights of the model, or of the one that is the same in another space; None: an
-                encoder starts from the linear map of patches to latents, a decoder at random.
+                encoder starts from the linear map of patches to latents, `fine` from the teacher's
+                decoder, and other decoders at random.
         Raises: WeightsError.
         """
         if path is None:
@@ -83,6 +90,8 @@ class Starts:
             encoder = getattr(network, "encoder", network)
             if isinstance(encoder, Encoder):
                 self._fit_encoder(encoder, None)
+            elif isinstance(network, FineDecoder):
+                network.start_at(self._decoder)
             return network
         given, name = loading.load_path(path).requires_grad_(True), loading.model_name(path)
         if name == model.name:

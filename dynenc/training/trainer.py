@@ -77,7 +77,12 @@ class Trainer:
             self.decoders.append(self._frozen(self._given(paths.embedded)))
         self.model = nn.ModuleDict()  # networks in training, by name
         self.starts: dict[str, Path | None] = {}  # their initial weights
-        starts = Starts(self.crops, lambda x: self._target(x.to(device)), self._random(0, 2))
+        starts = Starts(
+            self.crops,
+            lambda x: self._target(x.to(device)),
+            teacher_decoder.network,
+            self._random(0, 2),
+        )
         self._train(starts, model, paths.start)
         for path in paths.encoders if config.joint else ():
             self._train(starts, self._of_space(path), path)
@@ -350,9 +355,9 @@ class Trainer:
     def figures(self, name: str, trained: dict[str, Any]) -> dict[str, float]:
         """Mean PSNR, LPIPS and DISTS of an exported network on the test images, if there are any.
 
-        An encoder is measured with the teacher's decoder. The embedded decoder is measured on
-        latents of the encoder it is trained with, else of the last of its encoders, else of the
-        teacher; an autoencoder on its own. Latents are quantised with TEST_STEP.
+        An encoder is measured with the teacher's decoder. A decoder is measured on latents
+        of the encoder it is trained with, else of the last of its encoders, else of the teacher; an
+        autoencoder on its own. Latents are quantised with TEST_STEP for both.
         """
         if not self.paths.test or not self.paths.lpips:
             return {}
@@ -385,7 +390,7 @@ class Trainer:
                 path if name == self.config.preset else path.with_name(f"{name}.safetensors"),
                 {
                     "model": name,
-                    "start": start.name if start else "linear",
+                    "start": start.name if start else "none",
                     "steps": str(self.step),
                     **origin(self.config, self.paths, len(self.crops), figures[name]),
                 },

@@ -51,6 +51,8 @@ def test_numbers_on_disk_do_not_move():
         ("encoder", "light"): 2,
         ("encoder", "base"): 3,
         ("decoder", "embedded"): 1,
+        ("decoder", "fine"): 4,
+        ("thumbnail", "thumbnail"): 1,
         ("coder", "fast"): 1,
         ("coder", "full"): 2,
         ("coder", "full-sdxl"): 2,  # of its space

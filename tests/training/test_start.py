@@ -32,7 +32,7 @@ def mix():
 
 def starts(crops, target, monkeypatch):
     monkeypatch.setattr(start, "BATCHES", 4)
-    return Starts(crops, target, np.random.default_rng(0))
+    return Starts(crops, target, nn.Identity(), np.random.default_rng(0))
 
 
 def weights(name):
