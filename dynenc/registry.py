@@ -134,7 +134,7 @@ MODELS = {
             2,
             "coder",
             "coder_flux1.safetensors",
-            "a500450a775ce5fbc2c452dba9f47cf48bb7c3d73060d694a62abb9c1d42dcb9",
+            "29563c94696f834a91b9276b51aaa46b644ee3966b407aab2b8be2c569c27c8f",
             space=FLUX1,
         ),
         Model(
@@ -142,7 +142,7 @@ MODELS = {
             2,
             "coder",
             "coder_sd3.safetensors",
-            "39d084eb05e42f44a31e8f623ac60df1bf839a8a296a2cdf48964f0647ff3a09",
+            "574dce39db60233994f4f54f107af6d2669bde6713757200bd3283d93e6d3375",
             space=SD3,
         ),
     )

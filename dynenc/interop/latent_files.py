@@ -26,7 +26,7 @@ from dynenc.coding import quantize
 from dynenc.coding.bitstream import MAX_SIDE, Chunk, Header
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import LatentsError, UsageError
-from dynenc.interop import beside, caches, containers
+from dynenc.interop import beside, caches, containers, likely_space
 from dynenc.interop.beside import Beside, Part
 from dynenc.interop.caches import RAW, Layout, Recognised, Scaling
 from dynenc.interop.containers import FLOATS, Container, Tensor
@@ -53,14 +53,21 @@ class ImportedLatents:
 
     @property
     def note(self) -> str:
-        """A warning for the user if their magnitude is unusual, else ""."""
+        """A warning for the user if they do not look like those of their space, else ""."""
         rms = math.sqrt(np.square(self.latents, dtype=np.float64).mean())
         least, most = USUAL_RMS[self.model.space.name]
-        if least <= rms <= most:
+        if not least <= rms <= most:
+            return (
+                f"the latents' root mean square is {rms:.2f}, outside the usual {least} to {most} "
+                f"of {self.model.space.title}: their scale may be another"
+            )
+        is_ours = self.step_q is not None
+        other = None if is_ours else likely_space.likelier(self.latents, self.model.space)
+        if other is None:
             return ""
         return (
-            f"the latents' root mean square is {rms:.2f}, outside the usual {least} to {most} of "
-            f"{self.model.space.title}: their scale may be another"
+            f"the latents look like those of {other.title}, not of {self.model.space.title}: if "
+            f"they are, give --space {other.name}"
         )
 
     def chunks(self, to_lat: Callable[[Floats], bytes]) -> list[Chunk]:

@@ -1,7 +1,8 @@
 """Add golden files to this folder, or to the one named: `python tests/golden/make.py [FOLDER]`.
 
 Files are added and never rewritten: what exists stays as it is, whatever this dynenc would write.
-To add one, add a case below, run this, and commit the new files.
+To add one, add a case below, run this, and commit the new files. Those of other latent spaces are
+in the folder `spaces`, without pixels.
 """
 
 import hashlib
@@ -25,7 +26,8 @@ from dynenc.coding import bitstream
 from dynenc.coding.bitstream import HAS_CHUNKS
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
-from dynenc.latent_space import SD1
+from dynenc.coding.quantize import to_symbols
+from dynenc.latent_space import FLUX1, SD1, SD3, SDXL, LatentSpace
 from dynenc.networks import integer_decoder
 from dynenc.networks.compat import CPU_DTYPE
 from dynenc.view import View
@@ -176,6 +178,42 @@ def cases() -> dict[str, Case]:
     return found
 
 
+def of_crops(space: LatentSpace, *, has_trellis: bool) -> bytes:
+    """The file of latents [C, 16, 12] that `light` makes of as many crops as the channels need."""
+    pictures = [photo().crop((64 * i, 60, 64 * i + 96, 188)) for i in range(space.channels // 4)]
+    latents = np.concatenate(Codec("light", device="cpu").latents(pictures))
+    model = registry.FOREIGN[space.name]
+    coder = load_coder(model.coder, has_trellis=has_trellis)
+    symbols = to_symbols(latents, 307, coder)
+    return LatFile.of_symbols(symbols, coder, (96, 128), 307, model).to_bytes()
+
+
+def of_leaps(space: LatentSpace, most: int, step_q: int, *, has_trellis: bool) -> bytes:
+    """The file of symbols [C, 5, 6] from -most to most in large leaps."""
+    ramp = np.linspace(-most, most, 30 * space.channels).round().astype(np.int32)
+    symbols = np.ascontiguousarray(ramp.reshape(30, space.channels).T.reshape(-1, 5, 6))
+    model = registry.FOREIGN[space.name]
+    coder = load_coder(model.coder, has_trellis=has_trellis)
+    return LatFile.of_symbols(symbols, coder, (48, 40), step_q, model).to_bytes()
+
+
+def space_cases() -> dict[str, Case]:
+    """Every golden file of the latent spaces besides that of SD 1.x, by name."""
+    found: dict[str, Case] = {}
+    lattices = (("plain", False), ("trellis", True))
+    for space, (lattice, trellis) in product((SDXL, FLUX1, SD3), lattices):
+        found[f"v1_{space.name}_{lattice}_crops"] = (
+            f"latents of crops, 96x128, step 307/1024, {space.name}, {lattice} lattice",
+            lambda s=space, t=trellis: of_crops(s, has_trellis=t),
+        )
+        for most, step_q in ((255, 307), (32_767, 65_535)):
+            found[f"v1_{space.name}_{lattice}_{most}_step_{step_q}"] = (
+                f"symbols -{most} to {most}, step {step_q}/1024, {space.name}, {lattice} lattice",
+                lambda *args, a=(space, most, step_q), t=trellis: of_leaps(*a, has_trellis=t),
+            )
+    return found
+
+
 def decoder_sha256(decoder: Codec, file: LatFile) -> str:
     """The sha256 of the weights that decode a file to pixels."""
     return registry.MODELS[decoder.decoder_of(file.model).name].sha256
@@ -211,14 +249,18 @@ def write_sums(folder: Path) -> None:
         (folder / sums).write_text("".join(lines), encoding="utf-8")
 
 
-def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
-    """Make the cases that the folder does not hold yet; return their names."""
+def add(folder: Path, wanted: dict[str, Case], *, pixels: bool = True) -> list[str]:
+    """Make the cases that the folder does not hold yet; return their names.
+
+    Args:
+        pixels: store the decoded images as well.
+    """
     decoder = Codec(decoder="embedded", device="cpu")
     added = []
     for name, (how, make) in wanted.items():
         lat = folder / f"{name}.lat"
         if lat.exists():
-            if not lat.with_suffix(".png").exists():  # to be made by another decoder
+            if pixels and not lat.with_suffix(".png").exists():  # to be made by another decoder
                 write_pixels(lat.with_suffix(".png"), decoder, LatFile.parse(lat.read_bytes()))
             continue
         blob = make()
@@ -227,15 +269,20 @@ def add(folder: Path, wanted: dict[str, Case]) -> list[str]:
             output.write(blob)
         with lat.with_suffix(".npy").open("xb") as output:
             np.save(output, file.symbols.astype(np.int16), allow_pickle=False)
-        write_pixels(lat.with_suffix(".png"), decoder, file)
+        if pixels:
+            write_pixels(lat.with_suffix(".png"), decoder, file)
         with (folder / "README.md").open("a", encoding="utf-8") as output:
             output.write(f"| `{name}` | {how} | `{hashlib.sha256(blob).hexdigest()}` |\n")
         added.append(name)
-    write_sums(folder)
+    if pixels:
+        write_sums(folder)
     return added
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     os.environ[CPU_DTYPE] = "float32"
-    print(*add(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE, cases()), sep="\n")
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
+    print(*add(target, cases()), sep="\n")
+    (target / "spaces").mkdir(exist_ok=True)
+    print(*add(target / "spaces", space_cases(), pixels=False), sep="\n")

@@ -23,6 +23,7 @@ LEAST_DB = 50.0  # as docs/guarantees.md promises
 CASES = {name: case for name, case in make.cases().items() if name in ("v1_nano_q0", "v1_chunks")}
 
 HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
+SPACES = [pytest.param(path, id=path.stem) for path in sorted(FOLDER.glob("spaces/*.lat"))]
 GOLDENS = [pytest.param(path, id=path.stem) for path in sorted(FOLDER.glob("*.lat"))]
 every_golden = pytest.mark.parametrize("lat", GOLDENS)
 
@@ -93,6 +94,13 @@ def check_damage(lat):
 @every_golden
 def test_symbols(lat):
     check_symbols(lat)
+
+
+@pytest.mark.parametrize("lat", SPACES)
+def test_other_spaces(lat):
+    check_symbols(lat)
+    check_row(lat)
+    assert lat.stem in make.space_cases()
 
 
 @every_golden
