@@ -26,4 +26,6 @@ def test_command(tmp_path):
     figures = json.loads(second.stdout)
     assert (figures["made"], figures["kept"], figures["orphans"]) == (0, 1, ["a"])
     assert run(*arguments, "-Q", "50").exit_code == 2
-    assert run(*arguments, "--space", "flux1").exit_code == 2
+    refused = run(*arguments, "--space", "flux1")
+    assert refused.exit_code == 5
+    assert "no encoder light of FLUX.1 latents" in refused.stderr
