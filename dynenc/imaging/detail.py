@@ -37,7 +37,7 @@ FORMS = {1: "AVIF", 2: "WEBP"}  # by their numbers in files, which never change
 HEAD = struct.Struct("<BBI")
 FEATHER = 4  # px at the mask's edges over which the layer fades in
 KEPT = 8  # px at the mask's edges that stay in the image beneath, for the decoder
-STRIP = 16 * TILE  # rows of px that are laid over at once, which bounds the memory
+STRIP = 4 * TILE  # rows of px that are laid over at once, which bounds the memory
 BLEND = FEATHER + 1  # weight of the layer farther inside
 MAX_SIDE, MAX_AREA = 32_768, 2**28  # px, of the image: limits of libavif
 AVIF_OPTIONS = {  # tune: as legible at an eighth fewer bytes; 4:4:4: coloured type
@@ -96,6 +96,8 @@ class Detail:
         for y in range(top, bottom, STRIP) if left < right else ():
             part = Region(left, y, right - left, min(STRIP, bottom - y))
             weight = weights(self.mask, self.size, region=part)
+            if not weight.any():
+                continue
             above = self.image.crop(Region(left - box[0], y - box[1], *part[2:]).box)
             place = left // divisor - corner.left, y // divisor - corner.top
             if divisor > 1 or weight.min() < BLEND:
@@ -109,14 +111,17 @@ def _blend(weight: Bytes, above: Bytes, below: Bytes, divisor: int) -> Image.Ima
     """Pixels of the layer, of some weights, over those of an image of smaller sides."""
     rows, columns = (range(0, side, divisor) for side in weight.shape)
 
-    def sums(values: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+    def sums(values: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+        if divisor == 1:
+            return values
         by_row = np.add.reduceat(values, rows, 0, np.int32)
         found: npt.NDArray[np.int32] = np.add.reduceat(by_row, columns, 1)
         return found
 
     by_layer = sums(weight[..., None])
     of_all = sums(np.full_like(weight, BLEND)[..., None])
-    total = sums(weight[..., None] * above.astype(np.uint16)) + (of_all - by_layer) * below
+    total = sums(weight[..., None] * above.astype(np.uint16))
+    total = total + (of_all - by_layer) * below.astype(np.uint16)
     return Image.fromarray(((total + of_all // 2) // of_all).astype(np.uint8))
 
 

@@ -23,7 +23,7 @@ STILL, BACKGROUND = 64, 102  # rendered: pixels equal to neighbours; near the br
 CALM, SCANNED, BOTH = 110, 128, 180  # scanned: calm pixels; background; background and ink
 WINDOW = 2  # tiles to each side that must agree ...
 RENDERED_PEERS, SCANNED_PEERS = 6, 9  # ... so many of the 25
-MOSTLY = 0.6  # of the tiles with edges that could be text or graphics: then all of those are
+MOSTLY, PARTLY = 0.6, 0.75  # documents: tiles with edges that resemble text; of all, found at once
 RENDERED_LEVELS, SCANNED_LEVELS = 6, 10  # differences of backgrounds that count as the same
 EDGE, SMOOTH = 1, 90  # around what is found: sharp and calm pixels
 DITHERED = 32  # still pixels in drawn gradients, which are calm everywhere
@@ -96,9 +96,16 @@ def _found(tiles: _Tiles, least: int, *, eager: bool = False) -> Mask:
         found |= _on_flats(rendered, tiles.still >= FLAT)
     if found.sum() < least:
         return np.zeros_like(found)
-    if (rendered | scanned).sum() >= MOSTLY * sharp.sum():
-        found |= rendered | scanned
-    parts = rendered | scanned | (tiles.sharp >= EDGE) & (tiles.calm >= SMOOTH)
+    alike = rendered | scanned
+    found = _completed(found, tiles, alike)
+    if found.mean() < PARTLY and alike.sum() >= MOSTLY * sharp.sum():  # a document
+        found = _completed(found | alike, tiles, alike)
+    return found
+
+
+def _completed(found: Mask, tiles: _Tiles, alike: Mask) -> Mask:
+    """The tiles found, with those that adjoin them and resemble text, flats or frames."""
+    parts = alike | (tiles.sharp >= EDGE) & (tiles.calm >= SMOOTH)
     drawn = (tiles.still >= STILL) | (tiles.still >= DITHERED) & (tiles.calm == TILE**2)
     found = _grown(found, parts | drawn, most=2)
     found = _grown(found, drawn, most=sum(found.shape))
