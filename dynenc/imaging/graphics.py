@@ -30,6 +30,8 @@ DITHERED = 32  # still pixels in drawn gradients, which are calm everywhere
 ACROSS, FRAMED = 12, 212  # at the frames of photographs: pixels along one edge; calm beside it
 CLOSINGS, ENCLOSED = 2, 5  # rounds in which tiles are added that have so many neighbours
 LEAST = 6  # tiles, of what is taken for text
+OUTLINED, WHITE, BLACK = 56, 254, 10  # white type with a dark outline: sharp pixels; levels
+OUTLINED_STILL, OUTLINED_BOTH, OUTLINED_PEERS = 8, 80, 5  # still pixels; fill and outline; tiles
 FLAT, FLAT_PEERS = 192, 18  # drawn: still pixels; tiles of the 25 that have so many
 NOISY_CALM, NOISY_BACKGROUND, NOISY_INK = 48, 110, 32  # text in noise: pixels; most that are ink
 NOISY_TILES, NOISY_LEAST = 60, 10  # such tiles; those of the halved picture taken for text
@@ -70,7 +72,7 @@ def find(picture: Image.Image | Pixels, *, eager: bool = False) -> Mask:
     Returns: [rows, columns] of tiles of 16x16 px, those at the right and lower edge cut off.
     """
     tiles = _measured(picture)
-    found = _found(tiles, 1 if eager else LEAST, eager=eager)
+    found = _found(tiles, 1 if eager else LEAST, eager=eager) | _outlined(tiles)
     missed = np.count_nonzero(_like_noisy_text(tiles) & ~found)
     if missed < max(NOISY_TILES, found.sum() / 3):
         return found
@@ -113,6 +115,17 @@ def _completed(found: Mask, tiles: _Tiles, alike: Mask) -> Mask:
     for _ in range(CLOSINGS):
         found |= _set_around(found) >= ENCLOSED
     return found
+
+
+def _outlined(tiles: _Tiles) -> Mask:
+    """The tiles of white type with a dark outline, which stands upon photographs."""
+    likely = (tiles.sharp >= OUTLINED) & (tiles.still >= OUTLINED_STILL)
+    likely &= (tiles.high >= WHITE) & (tiles.low <= BLACK)
+    likely &= tiles.bright + tiles.dark >= OUTLINED_BOTH
+    found = _with_peers(likely, tiles.level, 255, OUTLINED_PEERS)
+    if np.count_nonzero(found) < LEAST:
+        return np.zeros_like(found)
+    return found | dilated(found) & (tiles.sharp >= ACROSS)
 
 
 def _like_noisy_text(tiles: _Tiles) -> Mask:

@@ -19,7 +19,7 @@ from dynenc.native.kernel import TILE, Floats
 
 NEARLY = 0.5  # share of tiles from which on a layer of the whole image is tried
 LIKE = 17.0  # quality that photographs need more in a layer to look as they do from latents
-LESS = 10.0  # quality that a layer beside a photograph needs less to be as legible
+LESS = 8.0  # quality that a layer beside a photograph needs less to be as legible
 CONTRAST = 6.0  # levels; the standard deviation of brightness in tiles of a photograph is larger
 PHOTOGRAPHIC = 0.25  # share of such tiles among those outside the mask that make a photograph
 NO_FORM = "install a Pillow that writes AVIF, or use another format"

@@ -135,6 +135,15 @@ def test_sparse_graphics_on_flats_are_found():
     assert graphics.find(picture).all()
 
 
+def test_outlined_type_upon_a_photograph_is_found():
+    picture = photo()
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(34)
+    draw.text((24, 20), "Owner Water", "white", font, stroke_width=2, stroke_fill="black")
+    mask = graphics.find(picture)
+    assert mask[2, 2:13].all()
+    assert not mask[5:].any()
+
+
 def test_single_words_are_found_if_eager():
     picture = photo()
     draw = ImageDraw.Draw(picture)
