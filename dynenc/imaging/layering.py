@@ -130,9 +130,7 @@ def of(picture: Checked, mode: DetailMode) -> Layering:
         advice = TOO_LARGE if features.check("avif") else NO_FORM
         return Layering(picture, warning=_warning(mask, advice))
     layering = Layering(picture, mask)
-    if layering.may_be_whole and layering.has_photograph:  # and the layer most of the file
-        return replace(layering, gain=-LESS)
-    return layering
+    return replace(layering, gain=-LESS) if layering.has_photograph else layering
 
 
 def _rgb(picture: Checked) -> Image.Image:
