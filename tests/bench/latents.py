@@ -26,7 +26,6 @@ from torch import Tensor
 
 from dynenc import LatentDataset, codec, load_decoder, load_encoder, metrics, registry
 from dynenc.coding import quantize
-from dynenc.coding.bitstream import Header
 from dynenc.coding.lat_file import LatFile
 from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
@@ -56,7 +55,8 @@ def write_caches(
             kept.append(tensor)
         height, width = tensor.shape[-2:]
         stem = f"{number:06d}"
-        npz = latent_files.write(".npz", Header(width, height, 1, 4, 1), latents[0].numpy())
+        exact = LatFile.of_latents(latents[0].numpy(), (width, height), 1, made_by)
+        npz, _ = latent_files.write("npz", exact, latents[0].numpy())
         (folder / "npz" / f"{stem}.npz").write_bytes(npz)
         np.savez_compressed(folder / "gzip" / f"{stem}.npz", **np.load(folder / f"npz/{stem}.npz"))
         half = {"latents": latents[0].half().contiguous()}

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("sides", nargs="*", type=int, default=SIDES)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    calls = {side: codecs(side, side, torch.device("cpu")) for side in arguments.sides}
+    calls = {side: codecs(side, side, torch.device("cpu"), ["jpeg"]) for side in arguments.sides}
     times: dict[tuple[Key, int], list[float]] = {}
     for _ in range(arguments.rounds):
         for row in ROWS:

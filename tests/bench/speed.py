@@ -13,7 +13,7 @@ import argparse
 import csv
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +88,10 @@ def networks(width: int, height: int, device: torch.device) -> dict[Key, Call]:
     return {key: call(*pair) for key, pair in pairs.items()}
 
 
-def codecs(width: int, height: int, device: torch.device) -> dict[Key, Call]:
-    """From an RGB array to the bytes of a file, and back."""
+def codecs(
+    width: int, height: int, device: torch.device, others: Sequence[str] = tuple(USUAL_SETTINGS)
+) -> dict[Key, Call]:
+    """From an RGB array to the bytes of a file, and back, by dynenc and others' codecs."""
     pixels = photo(width, height)
     calls: dict[Key, Call] = {}
     for name in ENCODERS:
@@ -99,6 +101,8 @@ def codecs(width: int, height: int, device: torch.device) -> dict[Key, Call]:
         back = "bytes to array", f"{name}, embedded"
         calls[back] = lambda codec=codec, blob=blob: np.asarray(codec.decode(blob))
     for peer in installed():
+        if peer.name not in others:
+            continue
         quality, options = USUAL_SETTINGS[peer.name]
 
         def encode(
