@@ -279,7 +279,9 @@ class Codec:
 
     def name_of_decoder(self, model: registry.Model) -> str:
         """The name of the decoder for the latents of a model; raises OtherLatents."""
-        return "embedded" if self._decodes_integers(model) else self.decoder_of(model).name
+        if self._decodes_integers(model):
+            return registry.for_space("embedded", "decoder", model.space).name
+        return self.decoder_of(model).name
 
     def decode_tensor(
         self, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS

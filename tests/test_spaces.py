@@ -40,6 +40,19 @@ def test_an_image_there_and_back(photo, space):
 
 
 @pytest.mark.usefixtures("shipped")
+def test_the_integer_decoder_is_that_of_the_space(photo):
+    """Here both spaces have the same decoder, so the same latents give the same pixels."""
+    codec = dynenc.Codec("light", decoder="embedded", device="cpu")
+    latents = codec.latents([photo])[0]
+    size, other = photo.size, registry.MODELS["light-sdxl"]
+    files = [LatFile.of_latents(latents, size, 64, model) for model in (codec.model, other)]
+    shown = [np.asarray(codec.decode(file), np.float32) for file in files]
+    assert np.abs(shown[0] - shown[1]).mean() < 1  # each was quantised for its own coder
+    small = codec.decode(files[1], scale=0.25)
+    assert small.size == (size[0] // 4, size[1] // 4)
+
+
+@pytest.mark.usefixtures("shipped")
 def test_native_and_torch_agree_where_both_exist(photo):
     pixels = torch.from_numpy(np.array(photo.resize((64, 64)))).permute(2, 0, 1)[None]
     network = dynenc.load_encoder("light", SDXL)

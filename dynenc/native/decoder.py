@@ -21,6 +21,7 @@ from dynenc.native.kernel import (
 )
 from dynenc.view import Region
 
+CHANNELS = 4  # of the latents
 UNIT = 2048  # integers of a latent of 1.0
 LIMIT = 32767  # their largest magnitude
 LARGEST_WIDTH = 4096  # pixels that are decoded side by side, which bounds the memory

@@ -17,8 +17,8 @@ from safetensors.numpy import load as load_tensors
 from dynenc import registry, runtime
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import WeightsError
-from dynenc.latent_space import SD1
-from dynenc.native.decoder import UNIT, Packed, PixelDecoder
+from dynenc.latent_space import SD1, LatentSpace
+from dynenc.native.decoder import CHANNELS, UNIT, Packed, PixelDecoder
 from dynenc.native.kernel import Bytes
 from dynenc.registry import Model
 from dynenc.view import WHOLE, Region, View
@@ -124,13 +124,17 @@ def packed(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Packed:
 
 def decodes(model: Model, decoder: str, device: object) -> bool:
     """Whether a decoder of that name on a device decodes latents of a model in integers."""
-    return model.space is SD1 and decoder == "embedded" and runtime.uses_cpu(device)
+    fits = model.space.channels == CHANNELS and registry.has("embedded", model.space)
+    return fits and decoder == "embedded" and runtime.uses_cpu(device)
 
 
 @cache
-def embedded(kind: registry.Kind = "decoder") -> PixelDecoder:
+def embedded(kind: registry.Kind = "decoder", space: LatentSpace = SD1) -> PixelDecoder:
     """A decoder that is shipped with dynenc: of pictures or thumbnails; raises WeightsError."""
-    model = registry.named("embedded" if kind == "decoder" else kind, kind)
+    if kind == "decoder":
+        model = registry.for_space("embedded", kind, space)
+    else:
+        model = registry.named(kind, kind)
     logger.debug("%s: %s, in integers on the CPU", kind, model.name)
     return load(read(model), model.arguments["widths"], model.arguments["blocks"])
 
@@ -144,10 +148,10 @@ def read(model: Model) -> Tensors:
 
 
 def picture(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> Image.Image:
-    """The colours of a file of SD latents, decoded by an embedded decoder: RGB.
+    """The colours of a file, decoded by the embedded decoder of its latents' space: RGB.
 
-    At 1/4 and 1/8 of the size the decoder of thumbnails makes the pixels. Those at 1/2 are means of
-    the whole picture's, and those at 1/8 means of those at 1/4.
+    At 1/4 and 1/8 of the size, the decoder of thumbnails makes the pixels of SD latents. Those at
+    1/2 are means of the whole picture's, and those at 1/8 means of those at 1/4.
 
     Args:
         needed: the part of the whole picture that is decoded; the rest is black. None: all of it.
@@ -158,7 +162,9 @@ def picture(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> 
     part = wanted.common(View(needed, divisor).scaled(size)) if needed else wanted
     if part.is_empty:
         return found
-    decoder = embedded("thumbnail" if divisor >= 4 else "decoder")
+    space = file.model.space
+    is_small = divisor >= 4 and space is SD1
+    decoder = embedded("thumbnail") if is_small else embedded("decoder", space)
     means = View(divisor=divisor * decoder.side // SD1.patch)  # of the decoder's pixels
     whole = View(divisor=divisor // means.divisor).scaled(size)
     region = Region(*(means.divisor * side for side in part)).common(whole)

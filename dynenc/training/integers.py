@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
+from dynenc import registry
 from dynenc.errors import WeightsError
 from dynenc.io.writing import writing
 from dynenc.native.decoder import UNIT, to_integers
@@ -305,7 +306,8 @@ def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder
     network = loading.load_path(start)
     if not isinstance(network, EmbeddedDecoder):
         raise WeightsError(f"{start} has no embedded decoder: use another file")
-    encode = loading.load_encoder(encoder)
+    space = registry.TRAINABLE[loading.model_name(start)].space
+    encode = loading.load_encoder(encoder, space)
     crops = open_crops(paths, run, CROP)
     random = np.random.default_rng(0)
     pictures = crops.sample(CROPS, random)

@@ -59,7 +59,6 @@ def test_numbers_on_disk_do_not_move():
         ("coder", "full-flux1"): 2,
         ("coder", "full-sd3"): 2,
         ("autoencoder", "autoencoder"): 5,
-        ("thumbnail", "thumbnail"): 1,
     }
 
 
