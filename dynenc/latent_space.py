@@ -6,6 +6,7 @@ dynenc codes latents of all of `SPACES`, and those of its own autoencoder.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,10 @@ class LatentSpace:
     scale: float  # `scaling_factor` of the VAE's config
     shift: float = 0.0  # `shift_factor` of the VAE's config
     mark: str = "$^"  # pattern of names of models and files that are of this space
+
+    def __reduce__(self) -> tuple[Callable[[str], LatentSpace], tuple[str]]:
+        """Spaces are compared by identity, which pickling and copying preserve."""
+        return _known, (self.name,)
 
     @property
     def patch_values(self) -> int:
@@ -56,6 +61,11 @@ FLUX1 = LatentSpace("flux1", "FLUX.1", 16, 8, 0.3611, 0.1159, mark="flux(?![-_. 
 SD3 = LatentSpace("sd3", "SD 3", 16, 8, 1.5305, 0.0609, mark="sd[-_]?3|diffusion-3")
 AUTOENCODER = LatentSpace("autoencoder", "the autoencoder", channels=4, patch=8, scale=1.0)
 SPACES = {space.name: space for space in (SD1, SDXL, FLUX1, SD3)}
+
+
+def _known(name: str) -> LatentSpace:
+    """The space of that name, AUTOENCODER included."""
+    return AUTOENCODER if name == AUTOENCODER.name else SPACES[name]
 
 
 def named(name: str) -> LatentSpace:

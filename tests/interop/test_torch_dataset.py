@@ -1,6 +1,7 @@
 """Latents for training loops: folders, shards, workers, damage."""
 
 import os
+import pickle
 import shutil
 import tarfile
 from pathlib import Path
@@ -62,6 +63,16 @@ def test_folders_and_shards_give_the_same(folder, shard, workers):
         assert seen == len(dataset)
         if workers:
             return  # they take long to start
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_workers_that_are_spawned_get_it_pickled(folder, pictures):
+    dataset = LatentDataset(folder, pictures=pictures)
+    expected = dataset[0]
+    sample = pickle.loads(pickle.dumps(dataset))[0]
+    assert sample.keys() == expected.keys()
+    assert torch.equal(sample["latents"], expected["latents"])
+    assert torch.equal(sample.get("picture", torch.ones(1)), expected.get("picture", torch.ones(1)))
 
 
 def test_pictures(folder):
