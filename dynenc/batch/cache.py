@@ -269,8 +269,10 @@ class _Run:
         written = self._write(members())
         for shard in touched:
             Path(shard.index).unlink()
-            Path(shard.tar).unlink()
-        for shard in [shard for shard in self.shards if shard not in touched] + written:
+        kept = [shard for shard in self.shards if shard not in touched] + written
+        for tar in latent_cache.left_over(self.cache, kept):
+            Path(tar).unlink()
+        for shard in kept:
             self.summary.buckets.update(entry.size for entry in shard.entries)
             self.summary.n_bytes += Path(shard.tar).stat().st_size
 
@@ -301,7 +303,8 @@ class _Run:
         following = max((latent_cache.number(shard) + 1 for shard in self.shards), default=0)
         first = next(members, None)
         while first is not None:
-            tar = names.join(self.cache, f"{following + len(written):05}.tar")
+            name = latent_cache.tar_name(following + len(written))
+            tar = names.join(self.cache, name)
             entries: list[Entry] = []
             with writing(tar, overwrite=True) as file:
                 writer = Writer(file)

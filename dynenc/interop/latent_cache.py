@@ -1,9 +1,10 @@
 """Caches of latents: tar shards of .lat files, each with an index beside it.
 
-`00000.tar` holds `key.lat`, and `key.flipped.lat` of the mirrored image, as WebDataset expects
-them. `00000.json` says how they were made, and of each image its key, the SHA-256 of its file,
-sizes, and the places of its latents in the tar. Both are complete or absent, and never change:
-what replaces them gets the next number, and of two entries of a key the later one counts.
+`latents-00000.tar` holds `key.lat`, and `key.flipped.lat` of the mirrored image, as WebDataset
+expects them. `latents-00000.json` says how they were made, and of each image its key, the SHA-256
+of its file, sizes, and the places of its latents in the tar. Both are complete or absent, and never
+change: what replaces them gets the next number, and of two entries of a key the later one counts. A
+tar without an index is left over from a run that was interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dynenc.io import names, storage
 from dynenc.io.writing import writing
 
 VERSION = 1
-INDEX = re.compile(r"(\d{5,9})\.json")
+FILE = re.compile(r"latents-(\d{5,9})\.(json|tar)")
 MAX_BYTES = 2**30  # of an index
 
 
@@ -79,12 +80,26 @@ def shards(folder: str) -> list[Shard]:
 
     Raises: UsageError if an index is damaged; ImageError if the folder cannot be read.
     """
-    found = [
+    return [_read(path) for _, path in sorted(_files(folder, "json"))]
+
+
+def left_over(folder: str, found: list[Shard]) -> list[str]:
+    """The tars of a cache without an index."""
+    known = {number(shard) for shard in found}
+    return [path for each, path in _files(folder, "tar") if each not in known]
+
+
+def tar_name(number: int) -> str:
+    """The name of the tar of a shard."""
+    return f"latents-{number:05}.tar"
+
+
+def _files(folder: str, suffix: str) -> list[tuple[int, str]]:
+    return [
         (int(match[1]), path)
         for path, relative in storage.walk(folder, recursive=False)
-        if (match := INDEX.fullmatch(relative))
+        if (match := FILE.fullmatch(relative)) and match[2] == suffix
     ]
-    return [_read(path) for _, path in sorted(found)]
 
 
 def current(found: list[Shard]) -> Iterator[tuple[Shard, Entry]]:
@@ -95,7 +110,8 @@ def current(found: list[Shard]) -> Iterator[tuple[Shard, Entry]]:
 
 def number(shard: Shard) -> int:
     """The number of a shard."""
-    return int(names.with_suffix(names.base(shard.tar), ""))
+    match = FILE.fullmatch(names.base(shard.tar))
+    return int(match[1]) if match else -1
 
 
 def _read(path: str) -> Shard:

@@ -78,7 +78,7 @@ def test_loaders_with_workers_shuffle_over_shards(pictures, cache):
 def test_only_what_has_changed_is_made_again(pictures, cache):
     make_cache(str(pictures), cache, shard_size=2)
     before = {shard.tar: shard.entries for shard in latent_cache.shards(cache)}
-    assert make_cache(str(pictures), cache, shard_size=2).kept == 4
+    assert make_cache(str(pictures), f"{cache}/", shard_size=2).kept == 4
     assert {shard.tar: shard.entries for shard in latent_cache.shards(cache)} == before
     draw(pictures / "a.png", (64, 64), 9)  # in the first shard
     draw(pictures / "new.png", (64, 64), 10)
@@ -126,6 +126,22 @@ def test_an_interrupted_run_goes_on(pictures, cache, monkeypatch):
     assert sorted(keys(cache)) == sorted(SIZES)
 
 
+def test_what_a_killed_run_left_over_is_removed(pictures, cache, tmp_path):
+    make_cache(str(pictures), cache)
+    (tmp_path / "cache" / "latents-00001.tar").write_bytes(b"not indexed")
+    (tmp_path / "cache" / "mine.tar").write_bytes(b"of the user")
+    assert len(LatentDataset(cache)) == 4
+    make_cache(str(pictures), cache)
+    names = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert names == ["latents-00000.json", "latents-00000.tar", "mine.tar"]
+
+
+def test_folders_with_other_json_files_are_no_caches(tmp_path):
+    shutil.copy("tests/golden/v1_light_q0.lat", tmp_path / "00000.lat")
+    (tmp_path / "00000.json").write_text('{"caption": "a cat"}')
+    assert len(LatentDataset(tmp_path)) == 1
+
+
 def test_other_settings_are_refused_unless_all_is_made_again(pictures, cache):
     make_cache(str(pictures), cache)
     with pytest.raises(UsageError, match="made with other settings"):
@@ -150,11 +166,11 @@ def test_refused(pictures, cache, tmp_path):
 def test_damaged_indices(pictures, cache, tmp_path, damage):
     make_cache(str(pictures), cache)
     [shard] = latent_cache.shards(cache)
-    (tmp_path / "cache" / "00000.json").write_text(damage)
-    with pytest.raises(UsageError, match=r"00000\.json is"):
+    (tmp_path / "cache" / "latents-00000.json").write_text(damage)
+    with pytest.raises(UsageError, match=r"latents-00000\.json is"):
         LatentDataset(cache)
     content = {"version": 1, "settings": {"space": "sd1"}, "images": []}
-    (tmp_path / "cache" / "00000.json").write_text(json.dumps(content))
+    (tmp_path / "cache" / "latents-00000.json").write_text(json.dumps(content))
     with pytest.raises(UsageError, match="make the cache again"):
         make_cache(str(pictures), cache)
     assert shard.entries
