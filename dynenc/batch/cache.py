@@ -28,7 +28,7 @@ from dynenc.imaging.pixels import to_rgb
 from dynenc.interop import latent_cache
 from dynenc.interop.latent_cache import Entry, Settings, Shard
 from dynenc.io import names, storage
-from dynenc.io.shards import Writer
+from dynenc.io.shards import Writer, is_archive
 from dynenc.io.writing import make_folder, writing
 from dynenc.latent_space import SD1, LatentSpace
 from dynenc.latent_space import named as space_named
@@ -192,6 +192,8 @@ class Maker:
 
     def member(self, source: Source) -> Member | DynencError:
         """Encode an image; an error of the image is returned."""
+        if is_archive(source.path):
+            return ImageError(f"{source.path} is an archive: unpack it to cache its images")
         try:
             data = read_image(source.path)
             return self._member(source.key, data, open_image(data, name=source.path))

@@ -105,8 +105,11 @@ def test_a_picture_that_fails_stops_nothing_and_keeps_its_latents(pictures, cach
     make_cache(str(pictures), cache)
     (pictures / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (pictures / "e.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (pictures / "f.tar").write_bytes(bytes(1024))
     summary = make_cache(str(pictures), cache)
-    assert {path.rpartition("/")[2] for path, _ in summary.failures} == {"a.png", "e.png"}
+    failed = {path.rpartition("/")[2]: str(error) for path, error in summary.failures}
+    assert failed.keys() == {"a.png", "e.png", "f.tar"}
+    assert "is an archive: unpack it" in failed["f.tar"]
     assert sorted(keys(cache)) == sorted(SIZES)
 
 
