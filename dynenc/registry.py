@@ -95,8 +95,8 @@ MODELS = {
             1,
             "thumbnail",
             "thumbnail.safetensors",
-            "3cae019372fa0202ab815dc1684261be4039be4e433031292258c286bd06df25",
-            {"widths": (64,), "blocks": (2,)},
+            "0ea2ed4cd170e5296f18ca048de09a0123f002bba3d8dfa2ce0623687cb2da1f",
+            {"widths": (64,), "blocks": (3,)},
         ),
         Model(
             "fine",

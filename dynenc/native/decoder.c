@@ -98,7 +98,8 @@ static Product take_product(Reading *r, int32_t outputs, int32_t taps, int32_t c
         for (int32_t k = 0; k < length; k++) {
             sum += row[k];
             if (weights && plain)
-                ((int16_t *)weights)[k * outputs + output] = row[k];
+                ((int16_t *)weights)[group * GROUP * length + k / 2 * 2 * GROUP + place * 2 + k % 2] =
+                    row[k];
             else if (weights)
                 weights[(int64_t)group * GROUP * length + k / 4 * 128 + place * 4 + k % 4] = row[k];
         }
@@ -106,7 +107,7 @@ static Product take_product(Reading *r, int32_t outputs, int32_t taps, int32_t c
             (!plain && !fits(row, length)))
             r->error = DYNENC_INEXACT;
         if (bias && plain) {
-            bias[output] = constants[output];
+            bias[GROUP * group + place] = constants[output];
         } else if (bias) {
             bias[2 * GROUP * group + place] = constants[output] - 128 * sum;
             bias[2 * GROUP * group + GROUP + place] = constants[output];

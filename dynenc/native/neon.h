@@ -3,6 +3,7 @@
 #define VEC int32x4_t
 #define SHORTS int16x8_t
 #define BIAS 1
+#define add_pairs(a, pair, p) add_pairs_neon((a), vreinterpretq_s16_s32(vdupq_n_s32(pair)), load(p))
 #define pack(a, b, shift)                                       \
     vcombine_s16(vqmovn_s32(vshlq_s32((a), vdupq_n_s32(-(shift)))), \
                  vqmovn_s32(vshlq_s32((b), vdupq_n_s32(-(shift)))))

@@ -48,7 +48,8 @@ typedef struct {
     uint64_t size;
     int32_t count, width; /* layers after the first convolution; its outputs */
     int32_t side;         /* pixels for a latent, in one dimension */
-    Product first;        /* its weights: int16 [taps, 4, outputs], its bias plain */
+    Product first;        /* its weights: int16 [outputs / 32, taps * 2, 32, 2], and one bias of each
+                           * output, [outputs / 32, 32]; both in the order of other products */
     Layer layers[MAX_LAYERS];
 } PixelDecoder;
 

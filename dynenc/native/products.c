@@ -6,11 +6,7 @@
 #define EACH_OF_8(DO) EACH_OF_4(DO) DO(4) DO(5) DO(6) DO(7)
 #define EACH_OF_12(DO) EACH_OF_8(DO) DO(8) DO(9) DO(10) DO(11)
 
-/* sums and weights of the first convolution, in vectors of the compiler */
-typedef int32_t Sums8 __attribute__((vector_size(32)));
-typedef int16_t Shorts8 __attribute__((vector_size(16)));
-
-static ALWAYS_INLINE int32_t four(const uint8_t *p) {
+static ALWAYS_INLINE int32_t four(const void *p) {
     int32_t bytes;
     memcpy(&bytes, p, 4);
     return bytes;
@@ -90,6 +86,14 @@ static ALWAYS_INLINE void store_bytes_portable(uint8_t *p, Shorts a) {
 static ALWAYS_INLINE void store_pixels_portable(uint8_t *p, Shorts a) {
     EACH p[lane] = (uint8_t)clamp32(a.lanes[lane], 0, 255);
 }
+static ALWAYS_INLINE Sums add_pairs_portable(Sums a, int32_t pair, const int16_t *w) {
+    int16_t x[2];
+    memcpy(x, &pair, sizeof x);
+    for (int lane = 0; lane < 4; lane++)
+        a.lanes[lane] += x[0] * w[2 * lane] + x[1] * w[2 * lane + 1];
+    return a;
+}
+#define add_pairs add_pairs_portable
 #define load_sums load_sums_portable
 #define STEP 4
 #define WEIGHTS int8_t *
@@ -156,6 +160,7 @@ static ALWAYS_INLINE __m128i pack_sse2(__m128i a, __m128i b, int shift) {
         a = _mm_add_epi32(a, _mm_madd_epi16(odd, w.a_odd));                      \
         b = _mm_add_epi32(b, _mm_madd_epi16(odd, w.b_odd));                      \
     }
+#define add_pairs(a, pair, p) _mm_add_epi32((a), _mm_madd_epi16(_mm_set1_epi32(pair), load(p)))
 #define pack pack_sse2
 #define load_sums(p) _mm_loadu_si128((const __m128i *)(p))
 #define load(p) _mm_loadu_si128((const __m128i *)(p))
@@ -213,6 +218,8 @@ TARGET static ALWAYS_INLINE __m128i low_half_avx2(__m256i packed) {
         a = _mm256_add_epi32(a, eights_avx2(x0, w.a0, x1, w.a1));       \
         b = _mm256_add_epi32(b, eights_avx2(x0, w.b0, x1, w.b1));       \
     }
+#define add_pairs(a, pair, p)                                                        \
+    _mm256_add_epi32((a), _mm256_madd_epi16(_mm256_set1_epi32(pair), load(p)))
 #define pack pack_avx2
 #define load_sums(p) _mm256_loadu_si256((const __m256i *)(p))
 #define load(p) _mm256_loadu_si256((const __m256i *)(p))
@@ -258,6 +265,8 @@ TARGET static ALWAYS_INLINE __m512i pack_avx512(__m512i a, __m512i b, int shift)
         __asm__("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(inputs), "v"(w.a)); \
         __asm__("vpdpbusd %2, %1, %0" : "+v"(r) : "v"(inputs), "v"(w.b)); \
     }
+#define add_pairs(a, pair, p)                                                        \
+    _mm512_add_epi32((a), _mm512_madd_epi16(_mm512_set1_epi32(pair), load(p)))
 #define pack pack_avx512
 #define load_sums(p) _mm512_loadu_si512(p)
 #define load(p) _mm512_loadu_si512(p)
@@ -280,6 +289,11 @@ TARGET static ALWAYS_INLINE __m512i pack_avx512(__m512i a, __m512i b, int shift)
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
+
+static ALWAYS_INLINE int32x4_t add_pairs_neon(int32x4_t sums, int16x8_t x, int16x8_t w) {
+    return vaddq_s32(sums, vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(w)),
+                                      vmull_high_s16(x, w)));
+}
 
 #define PATH(name) name##_neon
 #define TARGET
@@ -382,6 +396,8 @@ static ALWAYS_INLINE WeightsWasm load_weights_simd128(const int8_t *p) {
         a = wasm_i32x4_add(a, wasm_i32x4_dot_i16x8(odd, w.a_odd));    \
         b = wasm_i32x4_add(b, wasm_i32x4_dot_i16x8(odd, w.b_odd));    \
     }
+#define add_pairs(a, pair, p) \
+    wasm_i32x4_add((a), wasm_i32x4_dot_i16x8(wasm_i32x4_splat(pair), load(p)))
 #define pack(a, b, shift)                                       \
     wasm_i16x8_narrow_i32x4(wasm_i32x4_shr((a), (uint32_t)(shift)), \
                             wasm_i32x4_shr((b), (uint32_t)(shift)))

@@ -12,6 +12,8 @@
  * load_weights(p)     WEIGHTS from p and 64 bytes after p, and those 128 bytes after both
  * dot(a, b, x, w)     add the products of the inputs x[STEP] to two VEC
  * BIAS                which of the two biases `dot` needs
+ * add_pairs(a, x, p)  VEC a, to which the products of the two int16 in x and those of each lane,
+ *                     int16 [LANES, 2] from p, are added
  * pack(a, b, shift)   two VEC, shifted to the right and saturated, as SHORTS
  * load(p), store(p, v)      SHORTS
  * splat(x)            SHORTS of one int16
@@ -159,38 +161,26 @@ TARGET static void PATH(activate)(const PixelDecoder *decoder, const Input *inpu
 TARGET static void PATH(first)(const PixelDecoder *decoder, int32_t pixels,
                                const int16_t *const taps[MAX_TAPS], int16_t *to) {
     const Product *product = &decoder->first;
-    const int32_t outputs = product->outputs, shift = product->shift;
     const int16_t *weights = PART(decoder, int16_t, product->weights_at);
     const int32_t *bias = PART(decoder, int32_t, product->bias_at);
     const int16_t *multiplier = PART(decoder, int16_t, product->multiplier_at);
-    for (int32_t pixel = 0; pixel < pixels; pixel++)
-        for (int32_t first = 0; first < outputs; first += GROUP) {
-            int32_t sums[GROUP];
-            Sums8 a, b, c, d;
-            memcpy(&a, bias + first, sizeof a);
-            memcpy(&b, bias + first + 8, sizeof b);
-            memcpy(&c, bias + first + 16, sizeof c);
-            memcpy(&d, bias + first + 24, sizeof d);
-            for (int32_t i = 0; i < MAX_TAPS * LATENTS; i++) {
-                const int32_t x = taps[i / LATENTS][LATENTS * pixel + i % LATENTS];
-                const int16_t *row = weights + i * outputs + first;
-                Shorts8 w[4];
-                memcpy(w, row, sizeof w);
-                a += x * __builtin_convertvector(w[0], Sums8);
-                b += x * __builtin_convertvector(w[1], Sums8);
-                c += x * __builtin_convertvector(w[2], Sums8);
-                d += x * __builtin_convertvector(w[3], Sums8);
+    for (int32_t pixel = 0; pixel < pixels; pixel++) {
+        const int16_t *at = weights;
+        for (int32_t first = 0; first < product->outputs; first += GROUP) {
+            for (int32_t part = 0; part < 16; part += LANES) {
+                VEC a = load_sums(bias + first + part), b = load_sums(bias + first + part + 16);
+                for (int32_t i = 0; i < MAX_TAPS * LATENTS / 2; i++) {
+                    const int32_t pair = four(taps[i / 2] + LATENTS * pixel + i % 2 * 2);
+                    a = add_pairs(a, pair, at + 2 * (GROUP * i + part));
+                    b = add_pairs(b, pair, at + 2 * (GROUP * i + part + 16));
+                }
+                const SHORTS t = pack(a, b, product->shift);
+                store(to + (int64_t)pixel * product->outputs + first + 2 * part,
+                      scaled(t, load(multiplier + first + 2 * part)));
             }
-            memcpy(sums, &a, sizeof a);
-            memcpy(sums + 8, &b, sizeof b);
-            memcpy(sums + 16, &c, sizeof c);
-            memcpy(sums + 24, &d, sizeof d);
-            for (int32_t i = 0; i < GROUP; i++) {
-                const int32_t t = clamp32(sums[i] >> shift, INT16_MIN, INT16_MAX);
-                to[pixel * outputs + first + i] =
-                    (int16_t)((t * multiplier[first + i] + (1 << 14)) >> 15);
-            }
+            at += MAX_TAPS * LATENTS * GROUP;
         }
+    }
 }
 
 #undef SUMS_NAME
@@ -208,6 +198,7 @@ TARGET static void PATH(first)(const PixelDecoder *decoder, int32_t pixels,
 #undef load_weights
 #undef dot
 #undef load_sums
+#undef add_pairs
 #undef pack
 #undef load
 #undef store
