@@ -145,7 +145,7 @@ class PixelDecoder:
         """The strips of a part (top, left, height and width), each with the rows above it."""
         height, width = place[2:]
         room = min(height, max(self.side, STRIP // width // 2 * 2))
-        strip = np.empty((max(room, self.side), width, 3), np.uint8)
+        strip = np.empty((room, width, 3), np.uint8)
         call = Call(self._memory.ctypes.data, chosen_path(), *latents.shape[1:], *place)
         call.room, call.stride = len(strip), strip.strides[0]
         call.latents, call.pixels = latents.ctypes.data, strip.ctypes.data

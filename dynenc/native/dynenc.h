@@ -150,7 +150,7 @@ typedef struct {
     int32_t height, width;             /* of the latents, 1..8192 */
     int32_t top, left, rows, columns;  /* in pixels, inside the picture */
     int32_t step, done;                /* 0 at first: progress, and rows that have been decoded */
-    int32_t room;                      /* rows that `pixels` has, at least 8 */
+    int32_t room;                      /* rows that `pixels` has: 8 or more, or all that are left */
     const int16_t *latents;            /* [4, height, width] in 1/2048 */
     uint8_t *pixels;                   /* [room, columns, 3], from row `done` of the part on */
     int64_t stride;                    /* bytes from a row of pixels to the next */

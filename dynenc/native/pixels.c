@@ -335,7 +335,8 @@ int64_t dynenc_pixels(dynenc_pixels_call *call) {
         return failed;
     if (!call->latents || !call->pixels || call->stride < 3LL * call->columns || !call->workspace ||
         (uintptr_t)call->workspace % PIXEL_ALIGNMENT || call->step < 0 || call->done < 0 ||
-        call->done >= call->rows || call->room < picture.decoder->side)
+        call->done >= call->rows || call->room < 1 ||
+        (call->room < picture.decoder->side && call->room < call->rows - call->done))
         return DYNENC_BAD_ARGUMENT;
     if (call->workspace_size < (int64_t)picture.size)
         return DYNENC_TOO_SMALL;

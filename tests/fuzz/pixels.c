@@ -13,7 +13,7 @@
 
 #include "memory.h"
 
-enum { WIDTH = 32, LAST = 12, LARGEST_SIDE = 8, CHANGED = 1, RAW = 2, HOSTILE_CALL = 4 };
+enum { WIDTH = 32, LAST = 12, LEAST_ROOM = 8, CHANGED = 1, RAW = 2, HOSTILE_CALL = 4 };
 
 typedef struct {
     const uint8_t *data;
@@ -115,7 +115,7 @@ static uint8_t *decoded(dynenc_pixels_call call, int32_t hostile) {
             abort();
         return NULL;
     }
-    call.workspace_size -= hostile;
+    call.workspace_size -= hostile / 2;
     call.workspace = workspace_of(call.workspace_size);
     const int64_t size = call.stride * (call.rows - 1) + 3 * call.columns;
     call.pixels = calloc(1, (size_t)size);
@@ -124,24 +124,15 @@ static uint8_t *decoded(dynenc_pixels_call call, int32_t hostile) {
     while (call.done < call.rows) {
         const int32_t rest = call.rows - call.done, before = call.done;
         call.pixels = pixels + before * call.stride;
-        call.room = room < rest ? room : rest < LARGEST_SIDE ? LARGEST_SIDE : rest;
-        uint8_t *last = NULL; /* the end, with room for more rows than are left */
-        if (call.room > rest)
-            call.pixels = last = calloc(1, (size_t)(call.room * call.stride));
-        if (dynenc_pixels(&call)) {
-            if (!hostile)
-                abort();
-            free(last), free(pixels);
-            pixels = NULL;
-            break;
-        }
-        if (call.done <= before && !hostile)
+        call.room = room < rest ? room : rest;
+        const int64_t error = dynenc_pixels(&call);
+        if ((error || call.done <= before) && !hostile)
             abort();
-        for (int32_t y = 0; last && y < rest; y++)
-            memcpy(pixels + (before + y) * call.stride, last + y * call.stride,
-                   (size_t)(3 * call.columns));
-        free(last);
-        if (hostile && call.done <= before)
+        if (error) {
+            free(pixels);
+            return NULL;
+        }
+        if (call.done <= before)
             break;
     }
     return pixels;
@@ -209,13 +200,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         part.rows = place[2] * far - 1, part.columns = place[3] * far - 1;
         part.stride = 3LL * part.columns - place[3] % 2;
         part.room = place[3], part.step = place[2] * (place[3] % 2), part.done = place[1] % 5;
-        free(decoded(part, place[2] % 64));
+        free(decoded(part, 1 + place[2] % 64));
     } else {
         part.top = place[0] % call.rows, part.left = place[1] % call.columns;
         part.rows = 1 + place[2] % (call.rows - part.top);
         part.columns = 1 + place[3] % (call.columns - part.left);
         part.stride = 3LL * part.columns + place[3] % 2;
-        part.room = LARGEST_SIDE + place[0] % 32;
+        part.room = LEAST_ROOM + place[0] % 32;
         compare(call, part);
     }
     free(latents), free(decoder);
