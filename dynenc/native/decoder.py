@@ -124,8 +124,8 @@ class PixelDecoder:
 
         Args:
             take: called with each strip, which changes after it returns, and its corner in the
-                region. Corners and sides are even if the region's are, up to its end. The calls
-                come from all threads.
+                region, a multiple of `side`. The calls come from all threads, and must not call
+                the kernel.
         """
         latents = np.ascontiguousarray(latents)
         parts = [
@@ -144,17 +144,22 @@ class PixelDecoder:
     def _strips(self, latents: Latents, place: tuple[int, ...]) -> Iterator[tuple[Bytes, int]]:
         """The strips of a part (top, left, height and width), each with the rows above it."""
         height, width = place[2:]
-        room = min(height, max(self.side, STRIP // width // 2 * 2))
+        room = min(height, max(2, STRIP // width // self.side) * self.side)
         strip = np.empty((room, width, 3), np.uint8)
         call = Call(self._memory.ctypes.data, chosen_path(), *latents.shape[1:], *place)
-        call.room, call.stride = len(strip), strip.strides[0]
-        call.latents, call.pixels = latents.ctypes.data, strip.ctypes.data
+        call.stride, call.latents = strip.strides[0], latents.ctypes.data
         call.workspace_size = checked(library().dynenc_pixels_workspace(ctypes.byref(call)), FAULTS)
         memory = workspace(call.workspace_size)
         call.workspace = memory.ctypes.data
-        while (done := call.done) < height:
+        done = 0  # rows passed on; those decoded after them are at the start of the strip
+        while done < height:
+            call.room = room - (call.done - done)
+            call.pixels = strip[call.done - done :].ctypes.data
             checked(library().dynenc_pixels(ctypes.byref(call)), FAULTS)
-            yield strip[: call.done - done], done
+            end = call.done if call.done == height else call.done // self.side * self.side
+            yield strip[: end - done], done
+            strip[: call.done - end] = strip[end - done : call.done - done].copy()
+            done = end
 
 
 def to_integers(latents: npt.NDArray[np.floating]) -> Latents:

@@ -90,6 +90,16 @@ def test_parts_strips_and_threads_give_the_pixels_of_the_whole(sizes, strip, mon
         assert np.array_equal(found, expected[region.slices])
 
 
+def test_strips_begin_at_whole_latents(monkeypatch):
+    decoder = integer_decoder.load(made_up(SIZES[0]), *SIZES[0])
+    latents = some_latents((9, 3), 1)
+    tops = []
+    monkeypatch.setattr("dynenc.native.decoder.STRIP", 500)
+    decoder.decode_strips(latents, whole(latents), lambda _, left, top: tops.append(top))
+    assert len(tops) > 3
+    assert not any(top % 8 for top in tops)
+
+
 def test_wide_pictures_are_decoded_in_parts(monkeypatch):
     decoder = integer_decoder.load(made_up(SIZES[0]), *SIZES[0])
     latents = some_latents((2, 50), 1)
