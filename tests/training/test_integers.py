@@ -26,9 +26,9 @@ def psnr_db(one, other):
     return 10 * np.log10(255**2 / error)
 
 
-def float_pixels(network, latents):
+def float_pixels(network, latents, dtype=torch.float32):
     with torch.inference_mode():
-        image = network(torch.from_numpy(latents)[None])[0].numpy()
+        image = network(torch.from_numpy(latents)[None].to(dtype))[0].float().numpy()
     return np.rint((image.clip(-1, 1) + 1) * 127.5).transpose(1, 2, 0)
 
 
@@ -56,11 +56,12 @@ def test_integers_decode_as_the_floats_they_are_made_of():
         assert len(np.unique(pixels)) > 50
 
 
-def test_the_shipped_decoder_is_nearly_the_same_in_floats():
-    network = loading.load_named("embedded", "decoder")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_shipped_decoder_is_nearly_the_same_in_floats(dtype):
+    network = loading.load_named("embedded", "decoder").to(dtype)
     file = LatFile.parse((GOLDEN / "v1_light_photo_q50.lat").read_bytes())
     pixels = np.asarray(integer_decoder.picture(file))
-    floats = float_pixels(network, file.latents)[: pixels.shape[0], : pixels.shape[1]]
+    floats = float_pixels(network, file.latents, dtype)[: pixels.shape[0], : pixels.shape[1]]
     assert psnr_db(pixels, floats) > 45
 
 
