@@ -70,6 +70,6 @@ def _known(name: str) -> LatentSpace:
 
 def named(name: str) -> LatentSpace:
     """The space of that name; raises UsageError."""
-    if name not in SPACES:
+    if not isinstance(name, str) or name not in SPACES:
         raise UsageError(f"there is no space {name!r}: choose one of {', '.join(SPACES)}")
     return SPACES[name]

@@ -158,6 +158,19 @@ CALLS = {  # the names of arguments: wrong values
         lambda o, inputs: o["dense"](inputs),
         {"inputs": [None, zeros(2, 5), zeros(()), zeros(2, 4, dtype=torch.int64)]},
     ),
+    "make_cache": (
+        lambda _, **o: dynenc.make_cache(**{"pictures": "a.png", "cache": "cache"} | o),
+        {
+            "pictures": [None, 5, b"a.png", [None], []],
+            "cache": [None, 5, b"cache", "memory://cache"],
+            "space": [None, 5, [1], "sd2", "flux1"],
+            "encoder": [None, 5, "imported", "autoencoder"],
+            "vae": [5, "missing", "a.png"],
+            "resolution": [-1, 1.5, "512"],
+            "quality": [-1, 101, None, "80", float("nan")],
+            "shard_size": [0, -1, 1.5, None],
+        },
+    ),
     "LatentDataset": (
         lambda _, **o: dynenc.LatentDataset(**{"sources": "a.lat"} | o)[0],
         {

@@ -14,7 +14,7 @@ from PIL import ImageOps
 from PIL.Image import Image
 
 from dynenc import registry, runtime
-from dynenc.arguments import integer
+from dynenc.arguments import file_name, integer, number
 from dynenc.batch.find import find
 from dynenc.batch.inputs import read_image
 from dynenc.batch.records import InputOptions
@@ -101,12 +101,14 @@ def make_cache(
         on_progress: called with the images done and to do.
     Raises: UsageError, WeightsError, ImageError, OutputError.
     """
+    cache = file_name("a folder", cache)
     if names.is_url(cache):
         raise UsageError(f"{cache} is no local folder: make the cache on this disk, then copy it")
     for name, value in (("shard_size", shard_size), ("resolution", resolution or 8)):
         integer(name, value, 1)
     maker = Maker.of(space_named(space), encoder, vae, resolution, quality, flips, device)
-    given = [pictures] if isinstance(pictures, str) else list(pictures)
+    listed = isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes)
+    given = [file_name("an image or folder", p) for p in (pictures if listed else [pictures])]
     found = find("encode", given, cache, InputOptions(recursive=True))
     sources = _keyed([(file.relative, file.path) for file in found.files])
     make_folder(cache)
@@ -154,12 +156,13 @@ class Maker:
         device: str,
     ) -> Maker:
         """Check the arguments of `make_cache`; raises UsageError or WeightsError."""
-        weights = ""
+        weights, encoder = "", file_name("an encoder", encoder)
+        number("quality", quality)
         if vae is None:
             model = registry.for_space(encoder, "encoder", space)
             encoder, weights = model.name, model.sha256
         else:
-            encoder = names.base(vae.rstrip("/"))
+            encoder = names.base(file_name("a VAE", vae).rstrip("/"))
         quality_to_step(quality, has_trellis=True)  # refuses what is out of range
         side = resolution or (512 if space is SD1 else 1024)
         return cls(Settings(space.name, encoder, weights, side, quality, flips), space, vae, device)

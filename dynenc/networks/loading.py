@@ -75,7 +75,7 @@ def load_encoder(
         )
     network = load_path(Path(name), space)
     if not isinstance(network, Encoder | published.PublishedEncoder):
-        raise WeightsError(f"{name} has no encoder of a VAE's latents: use another file")
+        raise WeightsError(f"{name} has no encoder of SD latents: use another file")
     return network
 
 
