@@ -16,7 +16,7 @@ def test_command(tmp_path):
         Image.new("RGB", (128, 64), "teal").save(pictures / f"{name}.png")
     arguments = (pictures, "-o", tmp_path / "cache")
     first = run(*arguments)
-    assert first.exit_code == 0, first.output
+    assert first.exit_code == 0, (first.output, first.exc_info)
     assert first.stdout == "128x64  2 images\n"
     (pictures / "a.png").unlink()
     (pictures / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n")
