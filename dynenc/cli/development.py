@@ -157,9 +157,6 @@ def train_thumbnail(
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 4000,
-    start: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Weights to start from.")
-    ] = None,
 ) -> None:
     """Train and quantise the decoder of pictures at 1/4 and 1/8 of the size.
 
@@ -173,7 +170,7 @@ def train_thumbnail(
 
         done = iter(track(range(steps), "thumbnail", console=Console(stderr=True)))
         names = encoder or ["nano", "light", "base"]
-        size = make(data, run, output, names, steps, start, lambda _: next(done, None))
+        size = make(data, run, output, names, steps, lambda _: next(done, None))
         console.show(json.dumps({"path": str(output), "bytes": size}))
 
 

@@ -28,8 +28,7 @@ SIDE = 256  # px, of an image
 STEPS = (0.1, 0.2, 0.3, 0.3, 0.5, 0)  # quantiser steps of latents, in turn; 0: not quantised
 SCALE = 4  # px of the original in one pixel, in one dimension
 PART = 16  # latents that a step sees of an image, in one dimension
-BATCH, WARMUP = 8, 50
-RATES = 2e-3, 1e-3  # learning rates, from nothing and from other weights
+BATCH, LEARNING_RATE, WARMUP = 8, 2e-3, 50
 EDGE = 4  # pixels of a part that are not judged: what is beyond is missing
 FLAT_AREA = 9  # pixels, side of the area that tells how flat a picture is
 FLAT_WEIGHT, FLAT_VARIANCE = 0.01, 0.004  # more weight where the variance is low: skies show noise
@@ -81,11 +80,7 @@ def loss(decoded: Tensor, wanted: Tensor) -> Tensor:
 
 
 def train(
-    network: EmbeddedDecoder,
-    examples: Examples,
-    steps: int,
-    rate: float,
-    report: Callable[[int], object],
+    network: EmbeddedDecoder, examples: Examples, steps: int, report: Callable[[int], object]
 ) -> None:
     """Train a decoder by Adam; `report` is called with the number of each step."""
     random = np.random.default_rng(0)
@@ -93,7 +88,7 @@ def train(
     for step in range(steps):
         [group] = optimizer.param_groups
         cosine = 0.5 + 0.5 * np.cos(np.pi * step / steps)
-        group["lr"] = rate * min(1.0, (step + 1) / WARMUP) * cosine
+        group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * cosine
         latents, wanted = examples.sample(random)
         optimizer.zero_grad()
         loss(network(latents), wanted).backward()
@@ -108,7 +103,6 @@ def make(
     export: Path,
     encoders: Sequence[str],
     steps: int,
-    start: Path | None,
     report: Callable[[int], object],
 ) -> int:
     """Train the thumbnail decoder, quantise it and write the integers; return the size in bytes.
@@ -116,7 +110,6 @@ def make(
     Args:
         paths: folders or tar shards of images, decoded once to the folder `run`.
         encoders: names or files of encoders of SD latents.
-        start: a thumbnail decoder to go on from; None begins with random weights.
     """
     crops = open_crops(paths, run, SIDE)
     random = np.random.default_rng(0)
@@ -129,10 +122,8 @@ def make(
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         network = loading.build(registry.named("thumbnail", "thumbnail"))
-    if start:
-        network.load_state_dict(loading.load_path(start).state_dict())
     assert isinstance(network, EmbeddedDecoder)
-    train(network, examples, steps, RATES[start is not None], report)
+    train(network, examples, steps, report)
     tensors = integers.of_network(network, list(_some(examples.latents)))
     described = {"data": [path.name for path in paths], "encoders": list(encoders)}
     metadata = {"model": "thumbnail", "steps": str(steps), "training": json.dumps(described)}
