@@ -67,8 +67,8 @@ class FineDecoder(nn.Module):
             self.load_state_dict(teacher.state_dict())
         except RuntimeError as exc:
             raise WeightsError(
-                "the teacher's decoder does not have the architecture of TAESD's: use TAESD, or "
-                "give --start"
+                "the teacher's decoder does not have the architecture of TAESD's: use TAESD",
+                hint="or give --start",
             ) from exc
 
     def forward(self, latents: Tensor) -> Tensor:
