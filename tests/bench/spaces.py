@@ -1,0 +1,93 @@
+"""What latents of a space cost, and what rounding them loses.
+
+    python tests/bench spaces PICTURES TEACHER SPACE [--every N] [--steps STEP ...]
+
+PICTURES is a folder or tar shard, TEACHER an autoencoder of the SPACE in diffusers form. For each
+quantiser step: bits per pixel by the entropy of the symbols of each image and channel (zero-order),
+of whole files on the plain lattice, and on the trellis with a step 1.12 times as large; how much
+smaller the latter are than float32 latents; the PSNR of the teacher's decoded images, and what they
+lose against latents that are not rounded.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dynenc import metrics, registry
+from dynenc.coding.entropy import load_coder
+from dynenc.coding.lat_file import LatFile
+from dynenc.coding.quantize import STEP_UNIT, to_symbols
+from dynenc.evaluation.curves import table
+from dynenc.imaging import tensors
+from dynenc.imaging.sources import iter_images
+from dynenc.latent_space import named
+from dynenc.native.kernel import Floats
+from dynenc.networks.external_vae import load_teacher
+
+STEPS = (0.1, 0.3, 0.5)
+TRELLIS = 1.12  # step of the trellis with the same noise, relative to the plain lattice
+FLOAT32 = 32  # bits of a value
+
+
+def zero_order_bits(latents: Floats, step: float) -> float:
+    """Bits of latents [C, h, w] by the entropy of each channel's rounded values."""
+    bits = 0.0
+    for channel in np.rint(latents / step):
+        _, counts = np.unique(channel, return_counts=True)
+        bits -= float((counts * np.log2(counts / channel.size)).sum())
+    return bits
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("space")
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--steps", type=float, nargs="+", default=STEPS)
+    arguments = parser.parse_args()
+    space = named(arguments.space)
+    model = registry.FOREIGN[space.name]
+    encode, decode = load_teacher(arguments.teacher, space)
+    found: dict[float, list[tuple[float, ...]]] = {step: [] for step in arguments.steps}
+    for number, (_, picture) in enumerate(iter_images(arguments.pictures)):
+        if number % arguments.every:
+            continue
+        image = tensors.pad(tensors.to_tensor(picture))
+        latents = encode(image)[0].numpy()
+
+        def psnr_db(values: Floats, image: torch.Tensor = image) -> float:
+            decoded = decode(torch.from_numpy(values)[None]).clamp(-1, 1)
+            return metrics.psnr_db(decoded, image)
+
+        ceiling = psnr_db(latents)
+        for step in arguments.steps:
+            files = []
+            for has_trellis, factor in ((False, 1.0), (True, TRELLIS)):
+                coder = load_coder(model.coder, has_trellis=has_trellis)
+                step_q = round(step * factor * STEP_UNIT)
+                symbols = to_symbols(latents, step_q, coder)
+                size = image.shape[3], image.shape[2]
+                files.append(LatFile.of_symbols(symbols, coder, size, step_q, model, []))
+            bits = [zero_order_bits(latents, step), *(8 * len(f.to_bytes()) for f in files)]
+            bpp = [each / image[0, 0].numel() for each in bits]
+            found[step].append((*bpp, ceiling, psnr_db(files[1].latents)))
+    heads = ["step", "zero-order, bpp", "plain", "trellis", "than float32", "PSNR", "loss"]
+    rows = []
+    for step, each in found.items():
+        zero, plain, trellis, ceiling, reached = np.mean(each, 0)
+        smaller = FLOAT32 * space.channels / space.patch**2 / trellis
+        bpp = [f"{value:.3f}" for value in (zero, plain, trellis)]
+        loss = f"{ceiling - reached:.2f} dB"
+        rows.append([f"{step}", *bpp, f"{smaller:.1f}x", f"{reached:.2f} dB", loss])
+    print(table(heads, rows))
+
+
+if __name__ == "__main__":
+    main()
