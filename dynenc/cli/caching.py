@@ -24,7 +24,7 @@ SECTION = Section("Convert")
 class Caching:
     """What is cached, and how: the arguments of `dynenc.make_cache`."""
 
-    space: options.MadeSpace = SD1.name
+    space: options.CachedSpace = SD1.name
     encoder: options.Encoder = "light"
     vae: Annotated[
         str | None,

@@ -200,7 +200,7 @@ def import_latents(
     messages: Messages,
     quality: options.ImportQuality = None,
     scale: options.Scale = None,
-    space: options.Space = None,
+    space: options.ReadSpace = None,
     jobs: options.Jobs = None,
 ) -> None:
     """Compress latents made by another program or encoder to .lat files.

@@ -11,6 +11,13 @@ from dynenc.cli.commands import Section
 
 SECTION = Section("Develop")
 
+Images = Annotated[
+    list[Path], typer.Option(metavar="PATH", help="Folder or tar of images; repeatable.")
+]
+Weights = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write.")
+]
+
 
 @SECTION.command(
     "train",
@@ -27,18 +34,14 @@ def train(
             "base-flux1, full-sd3.",
         ),
     ],
-    data: Annotated[
-        list[Path], typer.Option(metavar="PATH", help="Folder or tar of images; repeatable.")
-    ],
+    data: Images,
     teacher: Annotated[
         Path, typer.Option(metavar="PATH", help="VAE of the latent space, in diffusers form.")
     ],
     run: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Folder for checkpoints, log and cached data.")
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write.")
-    ],
+    output: Weights,
     lpips: options.LpipsWeights = None,
     vgg: options.VggWeights = None,
     fonts: Annotated[
@@ -115,13 +118,9 @@ def quantize_decoder(
     start: Annotated[
         Path, typer.Argument(metavar="FILE", help="Float weights written by `dynenc train`.")
     ],
-    data: Annotated[
-        list[Path], typer.Option(metavar="PATH", help="Folder or tar of images; repeatable.")
-    ],
+    data: Images,
     run: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for cached data.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write.")
-    ],
+    output: Weights,
     encoder: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="Encoder for the images.")
     ] = "base",
@@ -143,13 +142,9 @@ def quantize_decoder(
     "dynenc train-thumbnail --data photos/ --run runs/t -o thumbnail.safetensors",
 )
 def train_thumbnail(
-    data: Annotated[
-        list[Path], typer.Option(metavar="PATH", help="Folder or tar of images; repeatable.")
-    ],
+    data: Images,
     run: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for cached data.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write.")
-    ],
+    output: Weights,
     encoder: Annotated[
         list[str] | None,
         typer.Option(
@@ -184,9 +179,7 @@ def import_checkpoint(
             metavar="CHECKPOINT", help="A .pt file published by the author of the paper."
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write.")
-    ],
+    output: Weights,
     force: options.Force = False,
 ) -> None:
     """Convert a checkpoint published with the paper to a file for --encoder.

@@ -13,17 +13,15 @@ from dynenc.cli.options import (
     OUTPUT,
     QUALITY,
     Device,
+    EncodedSpace,
     Encoder,
     Force,
     Jobs,
     Quality,
     Quiet,
-    check_space,
-    completed,
 )
 from dynenc.coding.rate_control import DetailMode
 from dynenc.errors import UsageError
-from dynenc.latent_space import SPACES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +29,7 @@ class Encoding:
     """How images are encoded."""
 
     encoder: Encoder = "light"
-    space: Annotated[
-        str | None,
-        typer.Option(
-            metavar="|".join(SPACES),
-            callback=check_space,
-            autocompletion=completed(*SPACES),
-            rich_help_panel=QUALITY,
-            help="Space of the latents. [default: that of the encoder: sd1]",
-        ),
-    ] = None
+    space: EncodedSpace = None
     quality: Quality = None
     target_bpp: Annotated[
         float | None,

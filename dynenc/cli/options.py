@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,6 +51,18 @@ def check_device(name: str) -> str:
     if DEVICE.fullmatch(name):
         return name
     raise _refused(name, (*DEVICES, "cuda:N"))
+
+
+def space_option(text: str, panel: str | None = None) -> Any:
+    """The option --space, with its help and the section of the help that it stands in."""
+    return typer.Option(
+        "--space",
+        metavar="|".join(SPACES),
+        callback=check_space,
+        autocompletion=completed(*SPACES),
+        rich_help_panel=panel,
+        help=text,
+    )
 
 
 def check_space(name: str | None) -> str | None:
@@ -203,26 +215,17 @@ Scale = Annotated[
         "for those that a diffusion model takes. [default: as the file says]",
     ),
 ]
-Space = Annotated[
+ReadSpace = Annotated[
     str | None,
-    typer.Option(
-        metavar="|".join(SPACES),
-        callback=check_space,
-        autocompletion=completed(*SPACES),
-        rich_help_panel=INPUT,
-        help="Space of the latents. [default: as the file says, else sd1 for 4 channels]",
+    space_option(
+        "Space of the latents. [default: as the file says, else sd1 for 4 channels]", INPUT
     ),
 ]
-MadeSpace = Annotated[
-    str,
-    typer.Option(
-        "--space",
-        metavar="|".join(SPACES),
-        callback=check_space,
-        autocompletion=completed(*SPACES),
-        help="Latent space: that of the model to be trained.",
-    ),
+EncodedSpace = Annotated[
+    str | None,
+    space_option("Space of the latents. [default: that of the encoder: sd1]", QUALITY),
 ]
+CachedSpace = Annotated[str, space_option("Latent space: that of the model to be trained.")]
 LatentForm = Annotated[
     str,
     typer.Option(

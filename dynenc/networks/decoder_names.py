@@ -66,6 +66,8 @@ def resolve(name: str = "auto", device: object = "auto") -> Choice:
             return Choice(repository, note, path)
     if name == "sd-vae":
         return Choice(SD_VAES[0], "from the Hugging Face hub; the embedded decoder is faster")
-    name = "embedded" if runtime.uses_cpu(device) else "fine"
-    finer = {"embedded": "fine, or sd-vae (a 335 MB download), is slower and finer"}
-    return Choice(name, f"no SD VAE is on this disk; {finer.get(name, 'embedded is faster')}")
+    missing = "no SD VAE is on this disk"
+    if runtime.uses_cpu(device):
+        finer = "fine, or sd-vae (a 335 MB download), is slower and finer"
+        return Choice("embedded", f"{missing}; {finer}")
+    return Choice("fine", f"{missing}; embedded is faster")
