@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lat_helpers import zero_order_bits
 
 from dynenc import metrics, registry
 from dynenc.coding.entropy import load_coder
@@ -29,15 +30,6 @@ from dynenc.networks.external_vae import load_teacher
 STEPS = (0.1, 0.3, 0.5)
 TRELLIS = 1.12  # step of the trellis with the same noise, relative to the plain lattice
 FLOAT32 = 32  # bits of a value
-
-
-def zero_order_bits(latents: Floats, step: float) -> float:
-    """Bits of latents [C, h, w] by the entropy of each channel's rounded values."""
-    bits = 0.0
-    for channel in np.rint(latents / step):
-        _, counts = np.unique(channel, return_counts=True)
-        bits -= float((counts * np.log2(counts / channel.size)).sum())
-    return bits
 
 
 @torch.inference_mode()
@@ -75,7 +67,10 @@ def main() -> None:
                 symbols = to_symbols(latents, step_q, coder)
                 size = image.shape[3], image.shape[2]
                 files.append(LatFile.of_symbols(symbols, coder, size, step_q, model, []))
-            bits = [zero_order_bits(latents, step), *(8 * len(f.to_bytes()) for f in files)]
+            bits = [
+                zero_order_bits(np.rint(latents / step)),
+                *(8 * len(f.to_bytes()) for f in files),
+            ]
             bpp = [each / image[0, 0].numel() for each in bits]
             found[step].append((*bpp, ceiling, psnr_db(files[1].latents)))
     heads = ["step", "zero-order, bpp", "plain", "trellis", "than float32", "PSNR", "loss"]
