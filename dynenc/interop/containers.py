@@ -68,7 +68,10 @@ class Tensor:
     def array(self) -> Array:
         """Its values; bfloat16 as float32."""
         values = np.frombuffer(self.data, DTYPES[self.dtype]).reshape(self.shape)
-        return (values.astype(np.uint32) << 16).view(np.float32) if self.dtype == "BF16" else values
+        if self.dtype != "BF16":
+            return values
+        bits = np.asarray(values.astype(np.uint32) << 16)  # without an axis, the shift is no array
+        return bits.view(np.float32)
 
     @property
     def floats(self) -> Floats:

@@ -1,6 +1,7 @@
 """Files of latents that other programs read and write: theirs are the oracles here."""
 
 import io
+import itertools
 import json
 import pickle
 import re
@@ -184,6 +185,17 @@ def test_other_dtypes(latents, dtype):
     for make in (safetensors.torch.save, pt):
         found = latent_files.read(make({"latents": latents.to(dtype)}), "a", SCALE)
         np.testing.assert_allclose(found.latents, latents, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["to_safetensors", "to_npz", "to_pt"])
+def test_tensors_of_any_type_and_shape_are_written(name):
+    for dtype, shape in itertools.product(containers.DTYPES, [(), (0,), (2, 3)]):
+        values = np.arange(np.prod(shape)).reshape(shape) % 2
+        tensor = containers.Tensor.of(values, dtype)
+        assert tensor.array.shape == tensor.floats.shape == shape
+        written = getattr(containers, name)(containers.Container({"a": tensor}))
+        found = containers.read(written, "a").tensors["a"]
+        np.testing.assert_array_equal(found.array, values)
 
 
 @pytest.mark.parametrize("make", [lambda t: pt(t), lambda t: pt({"latents": t})])
