@@ -59,7 +59,7 @@ class Distortion:
 
     Args:
         image: [1, 3, H, W] in [-1, 1], on the decoder's device.
-        latents: of the image, [1, 4, h, w], not rounded, on the same device.
+        latents: of the image, [1, C, h, w], not rounded, on the same device.
         feature_encoder: its features are compared; see `Encoder.features`.
         decoder: any decoder; only its output and gradient are used.
     """
@@ -78,12 +78,12 @@ class Distortion:
         return Target(original, middle, self.feature_encoder.features(pad(original)))
 
     def _decoded(self, latents: Tensor, window: Window) -> Tensor:
-        """The pixels of a window, [1, 3, height, width] in [-1, 1], of latents [1, 4, h, w]."""
+        """The pixels of a window, [1, 3, height, width] in [-1, 1], of latents [1, C, h, w]."""
         decoded: Tensor = self.decoder(latents[(..., *window.latents)])
         return decoded[(..., *window.inner)].clamp(-1, 1)
 
     def of(self, latents: Tensor) -> Floats:
-        """Sums over the pixels of each patch, [h, w], of latents [1, 4, h, w].
+        """Sums over the pixels of each patch, [h, w], of latents [1, C, h, w].
 
         If the latents require a gradient, that of the total is added to theirs. Works window by
         window, so that the memory of each is freed before the next.
@@ -99,7 +99,7 @@ class Distortion:
         return found
 
     def with_gradient(self, latents: Tensor) -> tuple[Floats, Tensor]:
-        """The result of `of`, and the gradient of the total, [1, 4, h, w]."""
+        """The result of `of`, and the gradient of the total, [1, C, h, w]."""
         leaf = latents.detach().requires_grad_()
         leaf.grad = torch.zeros_like(leaf)
         return self.of(leaf), leaf.grad

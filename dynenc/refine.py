@@ -34,13 +34,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynenc import registry
 from dynenc.coding.bit_costs import bit_costs, context_gradient
 from dynenc.coding.entropy import EntropyCoder, load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.distortion import Distortion, Window
 from dynenc.errors import OutOfMemory
-from dynenc.latent_space import SD1
 from dynenc.native.kernel import Floats, Index, Symbols
 from dynenc.networks.encoder import Encoder
 
@@ -68,7 +68,7 @@ OnStep = Callable[[int, int], None]  # steps done, total steps
 class Refiner:
     """Refines the latents of a file with an effort of 1 to 9.
 
-    Refined files use the plain lattice of the full coder, because the descent itself chooses the
+    Refined files use the plain lattice of the best coder, because the descent itself chooses the
     rounding.
     """
 
@@ -86,19 +86,20 @@ class Refiner:
 
         Args:
             file: made from the latents.
-            latents: [1, 4, h, w] float32, from the encoder.
+            latents: [1, C, h, w] float32, from the encoder.
             image: [1, 3, H, W] in [-1, 1], on the decoder's device.
             max_bytes: limit for the refined file; if infinite or below the size of the file, that
                 size is the limit.
         Raises: OutOfMemory.
         """
-        header, coder = file.header, load_coder("full", has_trellis=False)
+        best = registry.coders(file.model.space)[-1].name
+        header, coder = file.header, load_coder(best, has_trellis=False)
         max_payload = len(file.payload)
         if math.isfinite(max_bytes):
             max_payload += max(0, int(max_bytes) - len(file.to_bytes()))
         try:
             distortion = Distortion(image.clone(), latents, self.feature_encoder, self.decoder)
-            check_memory(self.feature_encoder, self.decoder, distortion.windows)
+            check_memory(self.feature_encoder, self.decoder, distortion.windows, latents.shape[1])
             start = torch.from_numpy(file.latents)[None].to(image)
             search = _Search(distortion, latents.clone(), header.step_q, coder, max_payload)
             before = float(distortion.of(start).sum())
@@ -213,7 +214,7 @@ class _Search:
         weight = self.weight
         curvature = self._curvature(symbols, gradient)
         # how much worse than predicted a rejected change was: [kinds, h, w]
-        penalties = np.zeros((2 * SD1.channels, *errors.shape), np.float32)
+        penalties = np.zeros((2 * len(symbols), *errors.shape), np.float32)
         for _ in range(rounds):
             _, more, less = self._bits(symbols)
             bits = np.float32(weight) * np.concatenate([more, less])
@@ -243,17 +244,17 @@ class _Search:
         return self.distortion.of(self._on_device(symbols) * self.step)
 
     def _at_symbols(self, symbols: npt.NDArray[Any]) -> tuple[Floats, Floats]:
-        """The distortion of symbols, [h, w], and its gradient [4, h, w]."""
+        """The distortion of symbols, [h, w], and its gradient [C, h, w]."""
         errors, gradient = self._with_gradient(self._on_device(symbols))
         return errors, gradient[0].cpu().numpy()
 
     def _with_gradient(self, latents: Tensor) -> tuple[Floats, Tensor]:
-        """The distortion of latents in units of the step, [h, w], and its gradient [1, 4, h, w]."""
+        """The distortion of latents in units of the step, [h, w], and its gradient [1, C, h, w]."""
         errors, gradient = self.distortion.with_gradient(latents * self.step)
         return errors, gradient * self.step
 
     def _curvature(self, symbols: Symbols, gradient: Floats) -> Floats:
-        """Mean second derivative of the distortion by the symbols of a channel: [8, 1, 1]."""
+        """Mean second derivative of the distortion by the symbols of a channel: [2C, 1, 1]."""
         choices = np.array([-PROBE_STEP, PROBE_STEP], np.float32)
         moves = np.random.default_rng(0).choice(choices, symbols.shape)
         _, moved = self._at_symbols(symbols + moves)
@@ -266,10 +267,11 @@ class _Search:
 
 
 def _changed(symbols: Symbols, kinds: Index, rows: Index, columns: Index) -> Symbols:
-    """Symbols [4, h, w] with changes: kinds 0..3 add one to a channel, kinds 4..7 subtract one."""
+    """Symbols [C, h, w] with changes: the first C kinds add one to a channel, others take one."""
+    channels = len(symbols)
     changed = symbols.astype(np.int32)
-    signs = np.where(kinds < SD1.channels, 1, -1).astype(np.int32)
-    changed[kinds % SD1.channels, rows, columns] += signs
+    signs = np.where(kinds < channels, 1, -1).astype(np.int32)
+    changed[kinds % channels, rows, columns] += signs
     return changed
 
 
@@ -295,10 +297,15 @@ def soft_round(values: Tensor, sharpness: float) -> Tensor:
     return middle + torch.tanh(sharpness * (values - middle)) / (2 * math.tanh(sharpness / 2))
 
 
-def check_memory(feature_encoder: Encoder, decoder: Decoder, windows: list[Window]) -> None:
+def check_memory(
+    feature_encoder: Encoder, decoder: Decoder, windows: list[Window], channels: int
+) -> None:
     """Raise OutOfMemory if the gradient of the largest window needs more memory than is free.
 
     This is extrapolated from what autograd keeps for a small window.
+
+    Args:
+        channels: of the latents.
     """
     device = next(decoder.parameters()).device
     kept: dict[int, int] = {}
@@ -307,7 +314,7 @@ def check_memory(feature_encoder: Encoder, decoder: Decoder, windows: list[Windo
         kept[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
-    shape = (1, SD1.channels, PROBE_SIDE, PROBE_SIDE)
+    shape = (1, channels, PROBE_SIDE, PROBE_SIDE)
     probe = torch.zeros(shape, device=device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         feature_encoder.features(decoder(probe))

@@ -217,7 +217,7 @@ def in_space(name: str, space: LatentSpace) -> Model | None:
 
 
 def coders(space: LatentSpace) -> list[Model]:
-    """The entropy coders of a space's latents; those of SD 1.x serve the autoencoder, too."""
+    """The entropy coders of a space's latents, the best last; the autoencoder's are SD 1.x's."""
     space = SD1 if space is AUTOENCODER else space
     return [m for m in MODELS.values() if m.kind == "coder" and m.space is space]
 

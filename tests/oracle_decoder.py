@@ -60,7 +60,7 @@ def pixels(values):
 
 
 def decode(tensors, widths, blocks, latents):
-    """Latents int16 [4, h, w] in 1/2048 -> pixels uint8, for each size twice as high."""
+    """Latents int16 [C, h, w] in 1/2048 -> pixels uint8, for each size twice as high."""
     residual = product(tensors, "layers.0", latents.astype(np.int64))
     index = 1
     for count in blocks[: len(widths)]:

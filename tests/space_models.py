@@ -1,15 +1,17 @@
 """Models for other latent spaces, with random weights, as if they were shipped.
 
-The decoder for latents of 4 channels has those of SD 1.x, in integers.
+Decoders have those of SD 1.x, in integers, which read the first 4 channels of the latents.
 """
 
 from dataclasses import replace
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from dynenc import registry
 from dynenc.networks import loading
+
+FIRST = "layers.0.weight"
 
 
 def ship(monkeypatch, *names):
@@ -19,8 +21,11 @@ def ship(monkeypatch, *names):
         torch.manual_seed(0)
         model = replace(registry.TRAINABLE[name], sha256=name)
         state = {key: t.contiguous() for key, t in loading.build(model).state_dict().items()}
-        is_integer = model.kind == "decoder" and model.space.channels == 4
-        files[name] = read(registry.MODELS["embedded"]) if is_integer else save(state)
+        if model.kind == "decoder":
+            state = load(read(registry.MODELS["embedded"]))
+            more = torch.zeros(len(state[FIRST]), model.space.channels - 4, 3, 3, dtype=torch.int8)
+            state[FIRST] = torch.cat([state[FIRST], more], 1)
+        files[name] = save(state)
         monkeypatch.setitem(registry.MODELS, name, model)
     shipped = [registry.MODELS[name] for name in names]
     encoders = [model for model in shipped if model.kind == "encoder"]

@@ -40,16 +40,37 @@ def test_an_image_there_and_back(photo, space):
 
 
 @pytest.mark.usefixtures("shipped")
-def test_the_integer_decoder_is_that_of_the_space(photo):
-    """Here both spaces have the same decoder, so the same latents give the same pixels."""
+@pytest.mark.parametrize("space", [SDXL, FLUX1], ids=lambda s: s.name)
+def test_the_integer_decoder_is_that_of_the_space(photo, space):
+    """Here all spaces have the same decoder, so the same latents give the same pixels."""
     codec = dynenc.Codec("light", decoder="embedded", device="cpu")
     latents = codec.latents([photo])[0]
-    size, other = photo.size, registry.MODELS["light-sdxl"]
-    files = [LatFile.of_latents(latents, size, 64, model) for model in (codec.model, other)]
-    shown = [np.asarray(codec.decode(file), np.float32) for file in files]
-    assert np.abs(shown[0] - shown[1]).mean() < 1  # each was quantised for its own coder
-    small = codec.decode(files[1], scale=0.25)
+    more = np.resize(latents, (space.channels, *latents.shape[1:]))
+    size, other = photo.size, registry.MODELS[f"light-{space.name}"]
+    own = LatFile.of_latents(latents, size, 32, codec.model)
+    file = LatFile.of_latents(more, size, 32, other)
+    whole = codec.decode(file)
+    difference = np.asarray(codec.decode(own), np.float32) - np.asarray(whole, np.float32)
+    assert np.abs(difference).mean() < 1  # each was quantised for its own coder
+    part = codec.decode(file, region=(8, 3, 41, 30))
+    assert np.array_equal(part, whole.crop((8, 3, 49, 33)))
+    small = codec.decode(file, scale=0.25)
     assert small.size == (size[0] // 4, size[1] // 4)
+    assert np.array_equal(small, whole.reduce(4))
+    assert "backend" not in vars(codec)  # in integers, without torch
+
+
+@pytest.mark.usefixtures("shipped")
+@pytest.mark.parametrize("space", [SDXL, FLUX1], ids=lambda s: s.name)
+def test_goals_and_effort(photo, space):
+    codec = dynenc.Codec(f"light-{space.name}", decoder="embedded", device="cpu")
+    small = codec.encode(photo, target_size=900, detail="off")
+    assert len(small) <= 900
+    refined = codec.encode(photo, target_size=900, effort=1, detail="off")
+    assert len(refined) <= 900
+    original = np.asarray(photo, np.float32)
+    errors = [np.square(codec.decode(each) - original).mean() for each in (small, refined)]
+    assert errors[1] < errors[0]
 
 
 @pytest.mark.usefixtures("shipped")

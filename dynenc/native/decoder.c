@@ -75,9 +75,9 @@ static int32_t fits(const int8_t *row, int32_t length) {
     return 1;
 }
 
-/* A product whose inputs are latents is plain; of others, outputs are rounded up to whole groups. */
+/* A product of fewer inputs than any other, which are latents, is plain; of others, outputs are rounded up to whole groups. */
 static Product take_product(Reading *r, int32_t outputs, int32_t taps, int32_t channels) {
-    const int32_t length = taps * channels, plain = channels == LATENTS;
+    const int32_t length = taps * channels, plain = channels <= MAX_LATENTS;
     const int32_t groups = (outputs + GROUP - 1) / GROUP;
     const int64_t size = (plain ? 2LL : 1LL) * groups * GROUP * length;
     Product product = {.outputs = outputs, .taps = taps, .channels = channels};
@@ -132,9 +132,10 @@ static int32_t is_width(int32_t width) { return width == 32 || width == 64 || wi
 /* Read all tensors: sizes and offsets, and what they point to if `fill`. */
 static int64_t read_all(Reading *r) {
     PixelDecoder *decoder = r->decoder;
-    const int32_t *header = take(r, DYNENC_DECODER_HEADER);
+    const int32_t *header = take(r, DYNENC_DECODER_HEADER), channels = *header++;
+    if (channels < 4 || channels > MAX_LATENTS || channels % 4)
+        return DYNENC_BAD_SHAPE;
     decoder->count = 0;
-    decoder->width = header[0];
     decoder->side = 1;
     int32_t stages = 0;
     int64_t layers = 0;
@@ -150,7 +151,7 @@ static int64_t read_all(Reading *r) {
     }
     if (!stages || layers > MAX_LAYERS)
         return DYNENC_BAD_SHAPE;
-    decoder->first = take_product(r, decoder->width, MAX_TAPS, LATENTS);
+    decoder->first = take_product(r, header[0], MAX_TAPS, channels);
     for (int32_t i = 0; i < stages; i++) {
         const int32_t width = header[i], last = i + 1 == stages;
         for (int32_t block = 0; block < header[STAGES_OF_SIZE + i]; block++) {

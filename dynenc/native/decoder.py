@@ -21,7 +21,6 @@ from dynenc.native.kernel import (
 )
 from dynenc.view import Region
 
-CHANNELS = 4  # of the latents
 UNIT = 2048  # integers of a latent of 1.0
 LIMIT = 32767  # their largest magnitude
 LARGEST_WIDTH = 4096  # pixels that are decoded side by side, which bounds the memory
@@ -95,6 +94,7 @@ class PixelDecoder:
 
     def __init__(self, packed: Packed, side: int = SD1.patch) -> None:
         self.side = side
+        self.channels = int(packed.numbers[0])  # of the latents
         lengths = ctypes.c_int64(len(packed.numbers)), ctypes.c_int64(len(packed.weights))
         tensors = pointer(packed.numbers), lengths[0], pointer(packed.weights), lengths[1]
         size = checked(library().dynenc_decoder_size(*tensors), FAULTS)
@@ -103,7 +103,7 @@ class PixelDecoder:
         checked(init(pointer(self._memory), ctypes.c_int64(size), *tensors), FAULTS)
 
     def decode(self, latents: Latents, region: Region, threads: int = 1) -> Bytes:
-        """The pixels of a region: latents [4, h, w] in 1/2048 -> uint8 [height, width, 3].
+        """The pixels of a region: latents [C, h, w] in 1/2048 -> uint8 [height, width, 3].
 
         They are those of the whole picture, and the same with any number of threads.
 
@@ -128,6 +128,8 @@ class PixelDecoder:
                 the kernel.
         """
         latents = np.ascontiguousarray(latents)
+        if len(latents) != self.channels:
+            raise ValueError(f"latents have {len(latents)} channels, not {self.channels}")
         parts = [
             Region(left, top, right - left, bottom - top)
             for top, bottom in _split(region.height, min(threads, region.height // FEWEST_ROWS))
@@ -163,7 +165,7 @@ class PixelDecoder:
 
 
 def to_integers(latents: npt.NDArray[np.floating]) -> Latents:
-    """Latents in SD scale -> in 1/2048, rounded and saturated: int16."""
+    """Latents, scaled -> in 1/2048, rounded and saturated: int16."""
     whole: Latents = np.rint(latents * UNIT).clip(-LIMIT, LIMIT).astype(np.int16)
     return whole
 

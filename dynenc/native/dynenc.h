@@ -126,9 +126,10 @@ DYNENC_API int64_t dynenc_gradient(const dynenc_call *call, const int16_t *symbo
 
 /* The decoder of pictures: latents to pixels by integers; docs/decoder.md says what is computed. */
 
-/* Length of a decoder's header: widths, and then numbers of blocks, at 1/8, 1/4 and 1/2 of the size.
- * The last one or two may be left out as zeros, for smaller pictures. */
-#define DYNENC_DECODER_HEADER 6
+/* Length of a decoder's header: channels of the latents (4, 8, 12 or 16), then widths, and then numbers
+ * of blocks, at 1/8, 1/4 and 1/2 of the size. The last one or two may be left out as zeros, for smaller
+ * pictures. */
+#define DYNENC_DECODER_HEADER 7
 
 /* Bytes of the decoder that these tensors make.
  *
@@ -151,7 +152,7 @@ typedef struct {
     int32_t top, left, rows, columns;  /* in pixels, inside the picture */
     int32_t step, done;                /* 0 at first: progress, and rows that have been decoded */
     int32_t room;                      /* rows that `pixels` has: 8 or more, or all that are left */
-    const int16_t *latents;            /* [4, height, width] in 1/2048 */
+    const int16_t *latents;            /* [channels, height, width] in 1/2048 */
     uint8_t *pixels;                   /* [room, columns, 3], from row `done` of the part on */
     int64_t stride;                    /* bytes from a row of pixels to the next */
     void *workspace;
@@ -166,17 +167,18 @@ DYNENC_API int64_t dynenc_pixels_workspace(const dynenc_pixels_call *call);
  * the next one needs. The pixels of a part are those of the whole. Returns 0. */
 DYNENC_API int64_t dynenc_pixels(dynenc_pixels_call *call);
 
-/* Bytes of the encoder of `width` features, a multiple of 16 up to 256, and 0..16 blocks. */
-DYNENC_API int64_t dynenc_encoder_size(int32_t width, int32_t blocks);
+/* Bytes of the encoder of `width` features, a multiple of 16 up to 256, 0..16 blocks, and latents of C
+ * channels, 1..16. */
+DYNENC_API int64_t dynenc_encoder_size(int32_t width, int32_t blocks, int32_t channels);
 
-/* Build an encoder of SD latents in encoder[0..size), aligned to 64 bytes.
+/* Build an encoder in encoder[0..size), aligned to 64 bytes.
  *
  * tensors[0..length), of magnitude 256 at most: stem weight [2 width, 3, 8, 8] and bias [2 width]; of
  * each block norm weight and bias [width], spatial weight [width, width, 3, 3] and bias [width], gate
  * weight [2 width, width] and bias [2 width], mix weight [width, width] and bias [width]; linear
- * weight [4, 3, 8, 8] and bias [4]; head weight [4, width] and bias [4]. Returns 0. */
+ * weight [C, 3, 8, 8] and bias [C]; head weight [C, width] and bias [C]. Returns 0. */
 DYNENC_API int64_t dynenc_encoder_init(void *encoder, int64_t size, int32_t width, int32_t blocks,
-                                       const float *tensors, int64_t length);
+                                       int32_t channels, const float *tensors, int64_t length);
 
 /* An RGB picture to encode. */
 typedef struct {
@@ -192,7 +194,7 @@ typedef struct {
 /* Bytes of the workspace that an encoder needs for pictures of a width. */
 DYNENC_API int64_t dynenc_latents_workspace(const void *encoder, int32_t width);
 
-/* Encode a picture to latents [4, ceil(height / 8), ceil(width / 8)]; its edge is repeated up to whole
+/* Encode a picture to latents [C, ceil(height / 8), ceil(width / 8)]; its edge is repeated up to whole
  * patches. Returns 0.
  *
  * Weights and features are integers of 16 bits where layers multiply them, so sums are exact, and

@@ -39,35 +39,36 @@ static Layer plan_layer(int64_t *size, int32_t inputs, int32_t outputs) {
 }
 
 /* Fill an encoder with sizes and offsets; returns its size in bytes, or an error. */
-static int64_t plan(Encoder *encoder, int32_t width, int32_t blocks) {
-    if (width < 16 || width > MAX_WIDTH || width % 16 || blocks < 0 || blocks > MAX_BLOCKS)
+static int64_t plan(Encoder *encoder, int32_t width, int32_t blocks, int32_t channels) {
+    if (width < 16 || width > MAX_WIDTH || width % 16 || blocks < 0 || blocks > MAX_BLOCKS ||
+        channels < 1 || channels > MAX_LATENTS)
         return DYNENC_BAD_ARGUMENT;
     int64_t size = 0;
     memset(encoder, 0, sizeof *encoder);
     reserve(&size, sizeof *encoder);
-    encoder->width = width, encoder->blocks = blocks;
+    encoder->width = width, encoder->blocks = blocks, encoder->channels = channels;
     encoder->one = (float)(int32_t)((MAX_UNIT - 1) / sqrt(width));
-    encoder->stem = plan_layer(&size, PATCH_SIZE, 2 * width + LATENTS);
+    encoder->stem = plan_layer(&size, PATCH_SIZE, 2 * width + channels);
     encoder->bytes_at = reserve(&size, (int64_t)PATCH_SIZE * encoder->stem.padded);
     for (int32_t i = 0; i < blocks; i++) {
         encoder->block[i].spatial = plan_layer(&size, 9 * width, width);
         encoder->block[i].gate = plan_layer(&size, width, 2 * width);
         encoder->block[i].mix = plan_layer(&size, width, width);
     }
-    encoder->head = plan_layer(&size, width, LATENTS);
+    encoder->head = plan_layer(&size, width, channels);
     encoder->size = (uint64_t)size;
     return size;
 }
 
-int64_t dynenc_encoder_size(int32_t width, int32_t blocks) {
+int64_t dynenc_encoder_size(int32_t width, int32_t blocks, int32_t channels) {
     Encoder encoder;
-    return plan(&encoder, width, blocks);
+    return plan(&encoder, width, blocks, channels);
 }
 
 /* The numbers of all tensors of an encoder. */
-static int64_t count_tensors(int32_t width, int32_t blocks) {
+static int64_t count_tensors(int32_t width, int32_t blocks, int32_t channels) {
     const int64_t n = width, block = 2 * n + 9 * n * n + n + 2 * (n * n + n) + n * n + n;
-    return (2 * n + LATENTS) * (PATCH_SIZE + 1) + blocks * block + LATENTS * (n + 1);
+    return (2 * n + channels) * (PATCH_SIZE + 1) + blocks * block + channels * (n + 1);
 }
 
 /* The next layer of the tensors. */
@@ -160,12 +161,13 @@ static void pack_spatial(Encoder *encoder, const Layer *layer, Linear norm, Line
 }
 
 int64_t dynenc_encoder_init(void *memory, int64_t size, int32_t width, int32_t blocks,
-                            const float *tensors, int64_t length) {
+                            int32_t channels, const float *tensors, int64_t length) {
     Encoder *encoder = memory, sizes;
-    const int64_t needed = plan(&sizes, width, blocks);
+    const int64_t needed = plan(&sizes, width, blocks, channels);
     if (needed < 0)
         return needed;
-    if (!memory || (uintptr_t)memory % 64 || !tensors || length != count_tensors(width, blocks))
+    if (!memory || (uintptr_t)memory % 64 || !tensors ||
+        length != count_tensors(width, blocks, channels))
         return DYNENC_BAD_ARGUMENT;
     if (size < needed)
         return DYNENC_TOO_SMALL;
@@ -184,9 +186,9 @@ int64_t dynenc_encoder_init(void *memory, int64_t size, int32_t width, int32_t b
         const Linear mix = take(&tensors, width, width);
         pack_layer(encoder, &block->mix, mix);
     }
-    const Linear linear = take(&tensors, PATCH_SIZE, LATENTS);
-    pack_stem(encoder, 2 * width, LATENTS, linear);
-    const Linear head = take(&tensors, width, LATENTS);
+    const Linear linear = take(&tensors, PATCH_SIZE, channels);
+    pack_stem(encoder, 2 * width, channels, linear);
+    const Linear head = take(&tensors, width, channels);
     pack_layer(encoder, &encoder->head, head);
     return 0;
 }

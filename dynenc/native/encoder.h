@@ -8,7 +8,7 @@ enum {
     PATCH = 8,                    /* pixels, across and down */
     PATCH_ROW = 3 * PATCH,        /* bytes of a row of a patch */
     PATCH_SIZE = PATCH * PATCH_ROW,
-    LATENTS = 4,                  /* channels */
+    MAX_LATENTS = 16,             /* channels */
     MAX_WIDTH = 256,              /* channels of the features, a multiple of 16 */
     MAX_BLOCKS = 16,
     POSITIONS = 16,               /* patches of a row that are computed at once */
@@ -35,6 +35,7 @@ typedef struct {
 typedef struct {
     uint64_t size;
     int32_t width, blocks;
+    int32_t channels;             /* of the latents */
     float one;                    /* 1 of a normalised feature is this integer */
     Layer stem;                   /* of pixels 0..255, in the order row, column, colour */
     int64_t bytes_at;             /* its weights once more, as int8 [inputs / 4, padded, 4] */

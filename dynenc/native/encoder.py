@@ -1,4 +1,4 @@
-"""The encoders without hidden units in the native kernel: RGB pixels of 8 bits -> SD latents.
+"""The encoders without hidden units in the native kernel: RGB pixels of 8 bits -> latents.
 
 Layers multiply integers, and what is float in between is computed in one fixed order, so that the
 latents are the same on every machine. Never imports torch.
@@ -18,7 +18,7 @@ from dynenc.native.kernel import Bytes, Floats
 
 WIDTHS = range(16, 257, 16)  # features that the kernel computes
 MAX_BLOCKS = 16
-CHANNELS = 4  # of the latents
+MAX_CHANNELS = 16  # of the latents
 LAYERS = ("norm", "spatial", "gate", "mix")  # of a block
 
 
@@ -37,7 +37,8 @@ def flattened(tensors: Mapping[str, npt.NDArray[np.floating]], blocks: int) -> F
 
 def has(hidden: int, width: int, blocks: int, channels: int) -> bool:
     """Whether the kernel computes an encoder of these arguments of `networks.encoder.Encoder`."""
-    return hidden == 0 and width in WIDTHS and blocks <= MAX_BLOCKS and channels == CHANNELS
+    fits = width in WIDTHS and blocks <= MAX_BLOCKS and channels <= MAX_CHANNELS
+    return hidden == 0 and fits
 
 
 def encodes(model: registry.Model, device: object) -> bool:
@@ -52,7 +53,7 @@ def load(model: registry.Model) -> "Encoder":
     """The encoder of a model for which `has` holds; raises WeightsError."""
     width, blocks = model.arguments["width"], model.arguments["blocks"]
     tensors = load_tensors(registry.read_file(model))
-    return Encoder(flattened(tensors, blocks), width, blocks)
+    return Encoder(flattened(tensors, blocks), width, blocks, model.space.channels)
 
 
 class Encoder:
@@ -62,30 +63,34 @@ class Encoder:
         tensors: as `flattened` returns them.
         width: features, of `WIDTHS`.
         blocks: 0..`MAX_BLOCKS`.
+        channels: of the latents, C, 1..`MAX_CHANNELS`.
     Raises: WeightsError if a weight is not finite or beyond 256.
     """
 
-    def __init__(self, tensors: Floats, width: int, blocks: int) -> None:
-        self.tensors, self.width, self.blocks = tensors, width, blocks
+    def __init__(
+        self, tensors: Floats, width: int, blocks: int, channels: int = SD1.channels
+    ) -> None:
+        self.tensors, self.blocks, self.channels = tensors, blocks, channels
+        self._sizes = width, blocks, channels
         library = kernel.library()
-        size = kernel.checked(library.dynenc_encoder_size(width, blocks))
+        size = kernel.checked(library.dynenc_encoder_size(*self._sizes))
         self._memory = kernel.aligned(size)
         place, length = kernel.pointer(self._memory), ctypes.c_int64(len(tensors))
         values = kernel.pointer(tensors)
         init = library.dynenc_encoder_init
-        kernel.checked(init(place, ctypes.c_int64(size), width, blocks, values, length))
+        kernel.checked(init(place, ctypes.c_int64(size), *self._sizes, values, length))
 
-    def __reduce__(self) -> tuple[type["Encoder"], tuple[Floats, int, int]]:
-        return Encoder, (self.tensors, self.width, self.blocks)  # copies keep the alignment
+    def __reduce__(self) -> tuple[type["Encoder"], tuple[Floats, int, int, int]]:
+        return Encoder, (self.tensors, *self._sizes)  # copies keep the alignment
 
     def latents(self, pixels: Bytes) -> Floats:
-        """Encode an RGB picture [H, W, 3], sides of any length: [4, ceil(H / 8), ceil(W / 8)].
+        """Encode an RGB picture [H, W, 3], sides of any length: [C, ceil(H / 8), ceil(W / 8)].
 
         Its edge is repeated up to whole patches.
         """
         pixels = kernel.in_rows(pixels)
         height, width, _ = pixels.shape
-        latents = np.empty((CHANNELS, *SD1.size(height, width)), np.float32)
+        latents = np.empty((self.channels, *SD1.size(height, width)), np.float32)
         encoder = kernel.pointer(self._memory)
         size = kernel.checked(kernel.library().dynenc_latents_workspace(encoder, width))
         workspace = kernel.workspace(size)

@@ -49,7 +49,7 @@ typedef struct {
     uint8_t *edge;                 /* [PATCH, POSITIONS * PATCH_ROW], the last tile's pixels */
     float *features;               /* [blocks + 1, 2, room, width]: the last two rows of each input */
     int16_t *normalised;           /* [blocks, 3, 1 + room + 1, width]: the last three rows */
-    float *linear;                 /* [blocks + 1, room, LATENTS]: the last rows of the linear map */
+    float *linear;                 /* [blocks + 1, room, MAX_LATENTS]: last rows of the linear map */
     Scratch scratch;
 } Encoding;
 
@@ -67,7 +67,7 @@ static int64_t lay_out(Encoding *encoding, char *workspace) {
     encoding->edge = carve(workspace, &used, PATCH * POSITIONS * PATCH_ROW);
     encoding->features = carve(workspace, &used, 4 * (blocks + 1) * 2 * room * width);
     encoding->normalised = carve(workspace, &used, 2 * blocks * 3 * (room + 2) * width);
-    encoding->linear = carve(workspace, &used, 4 * (blocks + 1) * room * LATENTS);
+    encoding->linear = carve(workspace, &used, 4 * (blocks + 1) * room * MAX_LATENTS);
     encoding->scratch.sums = carve(workspace, &used, 4LL * POSITIONS * encoder->stem.padded);
     encoding->scratch.integers = carve(workspace, &used, 2 * POSITIONS * width);
     encoding->scratch.floats = carve(workspace, &used, 4 * POSITIONS * width);
@@ -127,7 +127,8 @@ static int16_t *normalised_of(const Encoding *encoding, int32_t block, int32_t r
 }
 
 static float *linear_of(const Encoding *encoding, int32_t row) {
-    return encoding->linear + (int64_t)(row % (encoding->encoder->blocks + 1)) * encoding->room * LATENTS;
+    const int32_t rows = encoding->encoder->blocks + 1;
+    return encoding->linear + (int64_t)(row % rows) * encoding->room * MAX_LATENTS;
 }
 
 /* Point at the 8 rows of pixels of a tile. Where the picture ends they are a copy whose edge is
@@ -170,7 +171,7 @@ static void enter_row(Encoding *encoding, int32_t row) {
         find_pixels(encoding, row, column, rows);
         encoding->loops.run_stem(encoding->encoder, rows, count_of(encoding, column), &encoding->scratch,
                             features_of(encoding, 0, row) + (int64_t)column * encoding->encoder->width,
-                            linear_of(encoding, row) + (int64_t)column * LATENTS);
+                            linear_of(encoding, row) + (int64_t)column * MAX_LATENTS);
     }
 }
 
@@ -197,7 +198,7 @@ static void leave_row(Encoding *encoding, int32_t row, float *latents) {
     const float *features = features_of(encoding, encoder->blocks, row), *linear = linear_of(encoding, row);
     for (int32_t column = 0; column < encoding->columns; column += POSITIONS)
         encoding->loops.run_head(encoder, features + (int64_t)column * encoder->width,
-                            linear + (int64_t)column * LATENTS, count_of(encoding, column),
+                            linear + (int64_t)column * MAX_LATENTS, count_of(encoding, column),
                             &encoding->scratch, latents + (int64_t)row * encoding->columns + column,
                             (int64_t)encoding->rows * encoding->columns);
 }

@@ -228,7 +228,7 @@ TARGET static ALWAYS_INLINE void PATH(normalise_tile)(const Encoder *encoder, co
                                                    factors[position]);
 }
 
-/* A tile of the stem: features float [count, width] and the linear map float [count, LATENTS]. */
+/* A tile of the stem: features float [count, width] and the linear map float [count, MAX_LATENTS]. */
 TARGET static ALWAYS_INLINE void PATH(stem_tile)(const Encoder *encoder, const uint8_t *const *rows,
                                                  int count, const int width, Scratch *scratch,
                                                  float *features, float *linear) {
@@ -240,8 +240,10 @@ TARGET static ALWAYS_INLINE void PATH(stem_tile)(const Encoder *encoder, const u
             const FLOATS outputs = PATH(finished_gated)(encoder, stem, i, width, sums, 1.0f);
             memcpy(features + position * width + i, &outputs, sizeof outputs);
         }
-        const FLOATS outputs = PATH(finished)(encoder, stem, 2 * width, sums, 1.0f);
-        memcpy(linear + position * LATENTS, &outputs, sizeof(float) * LATENTS);
+        for (int i = 0; i < encoder->channels; i += LANES) {
+            const FLOATS outputs = PATH(finished)(encoder, stem, 2 * width + i, sums, 1.0f);
+            memcpy(linear + position * MAX_LATENTS + i, &outputs, sizeof outputs);
+        }
     }
 }
 
@@ -296,10 +298,13 @@ TARGET static ALWAYS_INLINE void PATH(head_tile)(const Encoder *encoder, const f
     PATH(dot)(encoder, &encoder->head, &operand, count, scratch->sums);
     for (int position = 0; position < count; position++) {
         const int32_t *sums = scratch->sums + position * encoder->head.padded;
-        const FLOATS outputs = PATH(finished)(encoder, &encoder->head, 0, sums, units[position]);
-        for (int channel = 0; channel < LATENTS; channel++)
-            latents[channel * apart + position] =
-                outputs[channel] + linear[position * LATENTS + channel];
+        for (int i = 0; i < encoder->channels; i += LANES) {
+            const FLOATS outputs =
+                PATH(load_floats)(linear + position * MAX_LATENTS + i) +
+                PATH(finished)(encoder, &encoder->head, i, sums, units[position]);
+            for (int lane = 0; lane < LANES && i + lane < encoder->channels; lane++)
+                latents[(i + lane) * apart + position] = outputs[lane];
+        }
     }
 }
 

@@ -28,7 +28,8 @@ typedef struct {
     Rows rows[MAX_LAYERS];
     Side latent_rows, latent_columns;
     int32_t first_large, first_small;
-    int16_t *latents;           /* 3 rows [columns, 4] with repeated edges */
+    int32_t channels;           /* of the latents */
+    int16_t *latents;           /* 3 rows [columns, channels] with repeated edges */
     uint8_t *hidden, *gated;    /* of a row of any layer */
     uint8_t *pixels;            /* [columns, 12] */
     uint64_t size;              /* of the workspace */
@@ -96,7 +97,8 @@ static void plan(Picture *picture, char *memory) {
     picture->latent_rows = rows;
     picture->latent_columns = columns;
     picture->size = 0;
-    picture->latents = take(picture, memory, 2ULL * 3 * LATENTS * (uint64_t)(columns.count + SPARE));
+    picture->latents =
+        take(picture, memory, 2ULL * 3 * (uint64_t)((columns.count + SPARE) * picture->channels));
     rows = convolved(rows);
     columns = convolved(columns);
     uint64_t most = 0;
@@ -248,12 +250,12 @@ static void load_latents(const Picture *picture, int32_t row, int16_t *to) {
     const Side *columns = &picture->latent_columns;
     const int64_t plane = (int64_t)call->height * call->width;
     const int64_t line = (int64_t)(picture->latent_rows.start + row) * call->width + columns->start;
-    const int32_t begin = columns->at_start;
+    const int32_t begin = columns->at_start, channels = picture->channels;
     for (int32_t x = 0; x < begin + columns->count + columns->at_end; x++) {
         int32_t from = x - begin;
         from = from < 0 ? 0 : from >= columns->count ? columns->count - 1 : from;
-        for (int32_t channel = 0; channel < LATENTS; channel++)
-            to[LATENTS * x + channel] = call->latents[channel * plane + line + from];
+        for (int32_t channel = 0; channel < channels; channel++)
+            to[channels * x + channel] = call->latents[channel * plane + line + from];
     }
 }
 
@@ -262,14 +264,14 @@ static void take_row(Picture *picture, int32_t row) {
     const Side *rows = &picture->latent_rows;
     if ((row == 0 && !rows->at_start) || (row + 1 == rows->count && !rows->at_end))
         return;
-    const int64_t stride = (int64_t)LATENTS * (picture->latent_columns.count + SPARE);
+    const int64_t stride = (int64_t)picture->channels * (picture->latent_columns.count + SPARE);
     const int16_t *taps[MAX_TAPS];
     for (int32_t down = 0; down < 3; down++) {
         int32_t from = row + down - 1;
         from = from < 0 ? 0 : from >= rows->count ? rows->count - 1 : from;
         load_latents(picture, from, picture->latents + down * stride);
         for (int32_t right = 0; right < 3; right++)
-            taps[3 * down + right] = picture->latents + down * stride + LATENTS * right;
+            taps[3 * down + right] = picture->latents + down * stride + picture->channels * right;
     }
     const int32_t out = row - !rows->at_start;
     picture->kernels.first(picture->decoder, convolved(picture->latent_columns).count, taps,
@@ -313,6 +315,7 @@ static int64_t start(dynenc_pixels_call *call, Picture *picture) {
     memset(picture, 0, sizeof *picture);
     picture->call = call;
     picture->decoder = decoder;
+    picture->channels = decoder->first.channels;
     picture->kernels = dynenc_pixel_kernels(call->path);
     if (!picture->kernels.multiply)
         return DYNENC_BAD_ARGUMENT;

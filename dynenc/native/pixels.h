@@ -9,7 +9,7 @@ enum {
     MAX_TAPS = 9,
     MAX_WIDTH = 128,      /* channels of the residuals */
     MAX_LAYERS = 64,
-    LATENTS = 4,          /* channels of the latents */
+    MAX_LATENTS = 16,     /* channels of the latents, a multiple of 4 */
     QUAD = 128,           /* most that the magnitudes of weights with a sum of 16 bits add up to */
     MAX_BIAS = 1 << 30,
     SPARE = 32,           /* pixels after those of a row that may be read and written */
@@ -46,10 +46,10 @@ typedef struct {
 
 typedef struct {
     uint64_t size;
-    int32_t count, width; /* layers after the first convolution; its outputs */
+    int32_t count;        /* layers after the first convolution */
     int32_t side;         /* pixels for a latent, in one dimension */
-    Product first;        /* its weights: int16 [outputs / 32, taps * 2, 32, 2], and one bias of each
-                           * output, [outputs / 32, 32]; both in the order of other products */
+    Product first;        /* its weights: int16 [outputs / 32, taps * channels / 2, 32, 2], and one bias
+                           * of each output, [outputs / 32, 32]; both in the order of other products */
     Layer layers[MAX_LAYERS];
 } PixelDecoder;
 

@@ -157,28 +157,31 @@ TARGET static void PATH(activate)(const PixelDecoder *decoder, const Input *inpu
     }
 }
 
-/* The first convolution: of latents [pixels, 4] by tap to residuals. */
+/* The first convolution: of latents [pixels, channels] by tap to residuals. */
 TARGET static void PATH(first)(const PixelDecoder *decoder, int32_t pixels,
                                const int16_t *const taps[MAX_TAPS], int16_t *to) {
     const Product *product = &decoder->first;
     const int16_t *weights = PART(decoder, int16_t, product->weights_at);
     const int32_t *bias = PART(decoder, int32_t, product->bias_at);
     const int16_t *multiplier = PART(decoder, int16_t, product->multiplier_at);
+    const int32_t channels = product->channels;
     for (int32_t pixel = 0; pixel < pixels; pixel++) {
-        const int16_t *at = weights;
         for (int32_t first = 0; first < product->outputs; first += GROUP) {
             for (int32_t part = 0; part < 16; part += LANES) {
+                const int16_t *at = weights + first * MAX_TAPS * channels + 2 * part;
                 VEC a = load_sums(bias + first + part), b = load_sums(bias + first + part + 16);
-                for (int32_t i = 0; i < MAX_TAPS * LATENTS / 2; i++) {
-                    const int32_t pair = four(taps[i / 2] + LATENTS * pixel + i % 2 * 2);
-                    a = add_pairs(a, pair, at + 2 * (GROUP * i + part));
-                    b = add_pairs(b, pair, at + 2 * (GROUP * i + part + 16));
+                for (int32_t tap = 0; tap < MAX_TAPS; tap++) {
+                    const int16_t *x = taps[tap] + channels * pixel;
+                    for (const int16_t *end = x + channels; x < end; x += 2, at += 2 * GROUP) {
+                        const int32_t pair = four(x);
+                        a = add_pairs(a, pair, at);
+                        b = add_pairs(b, pair, at + 2 * 16);
+                    }
                 }
                 const SHORTS t = pack(a, b, product->shift);
                 store(to + (int64_t)pixel * product->outputs + first + 2 * part,
                       scaled(t, load(multiplier + first + 2 * part)));
             }
-            at += MAX_TAPS * LATENTS * GROUP;
         }
     }
 }

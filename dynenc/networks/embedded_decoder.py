@@ -69,7 +69,7 @@ class EmbeddedDecoder(nn.Module):
             layers.append(conv(width, 4 * following, 3 if last else 1, padding=int(last)))
             layers.append(nn.PixelShuffle(2))
         self.layers = nn.Sequential(*layers)
-        self.sizes = widths, blocks
+        self.sizes = widths, blocks, channels
         self.reaches = [0]  # after each PixelShuffle: positions around a pixel that it depends on
         for count in reversed(blocks[1:]):
             last = len(self.reaches) == 1

@@ -99,7 +99,8 @@ class Encoder(nn.Module):
         tensors = {name: t.detach().float().numpy() for name, t in self.named_parameters()}
         weights = native.flattened(tensors, len(self.context))
         if self._native is None or not np.array_equal(self._native.tensors, weights):
-            self._native = native.Encoder(weights, self.head.in_channels, len(self.context))
+            sizes = self.head.in_channels, len(self.context), self.channels
+            self._native = native.Encoder(weights, *sizes)
         encode = self._native.latents
         found = [torch.from_numpy(encode(one.permute(1, 2, 0).numpy())) for one in image]
         return torch.stack(found).to(self.head.weight.dtype)

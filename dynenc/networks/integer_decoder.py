@@ -18,7 +18,7 @@ from dynenc import registry, runtime
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import WeightsError
 from dynenc.latent_space import SD1, LatentSpace
-from dynenc.native.decoder import CHANNELS, UNIT, Packed, PixelDecoder
+from dynenc.native.decoder import UNIT, Packed, PixelDecoder
 from dynenc.native.kernel import Bytes
 from dynenc.registry import Model
 from dynenc.view import WHOLE, Region, View
@@ -52,8 +52,14 @@ def plan(widths: Sizes, blocks: Sizes) -> Iterator[tuple[str, str, int, int]]:
         index += 2
 
 
-def shapes(widths: Sizes, blocks: Sizes) -> dict[str, tuple[str, Sizes]]:
-    """Type and shape of every tensor of a decoder, in the order of the layers."""
+def shapes(
+    widths: Sizes, blocks: Sizes, latents: int = SD1.channels
+) -> dict[str, tuple[str, Sizes]]:
+    """Type and shape of every tensor of a decoder, in the order of the layers.
+
+    Args:
+        latents: their number of channels.
+    """
     found: dict[str, tuple[str, Sizes]] = {}
 
     def inputs(name: str, channels: int) -> None:
@@ -67,7 +73,7 @@ def shapes(widths: Sizes, blocks: Sizes) -> dict[str, tuple[str, Sizes]]:
         found[f"{name}.multiplier"] = "int16", (outputs,)
         found[f"{name}.shift"] = "int32", (1,)
 
-    product("layers.0", widths[0], 4, 3)
+    product("layers.0", widths[0], latents, 3)
     for name, kind, channels, outputs in plan(widths, blocks):
         inputs(name, channels)
         if kind == "block":
@@ -85,9 +91,9 @@ def are_integers(tensors: Collection[str]) -> bool:
     return "layers.0.multiplier" in tensors
 
 
-def check(tensors: Tensors, widths: Sizes, blocks: Sizes) -> None:
+def check(tensors: Tensors, widths: Sizes, blocks: Sizes, latents: int = SD1.channels) -> None:
     """Raise WeightsError unless the tensors are those of a decoder, by name, type and shape."""
-    expected = shapes(widths, blocks)
+    expected = shapes(widths, blocks, latents)
     for name in sorted(expected.keys() ^ tensors.keys()):
         problem = "lack" if name in expected else "have besides"
         raise WeightsError(f"the decoder's tensors {problem} {name}")
@@ -99,17 +105,19 @@ def check(tensors: Tensors, widths: Sizes, blocks: Sizes) -> None:
             )
 
 
-def load(tensors: Tensors, widths: Sizes, blocks: Sizes) -> PixelDecoder:
+def load(
+    tensors: Tensors, widths: Sizes, blocks: Sizes, latents: int = SD1.channels
+) -> PixelDecoder:
     """The decoder with these integer tensors; raises WeightsError."""
-    return PixelDecoder(packed(tensors, widths, blocks), 2 ** len(widths))
+    return PixelDecoder(packed(tensors, widths, blocks, latents), 2 ** len(widths))
 
 
-def packed(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Packed:
+def packed(tensors: Tensors, widths: Sizes, blocks: Sizes, latents: int = SD1.channels) -> Packed:
     """The tensors of a decoder as the native kernel takes them; raises WeightsError."""
-    check(tensors, widths, blocks)
+    check(tensors, widths, blocks, latents)
     shuffled = {name for name, kind, _, _ in plan(widths, blocks) if kind != "block"}
     numbers, weights = [], []
-    for name in shapes(widths, blocks):
+    for name in shapes(widths, blocks, latents):
         tensor = tensors[name]
         layer, _, part = name.rpartition(".")
         if layer in shuffled and part != "shift":  # [channel, down, right] -> the kernel's order
@@ -119,13 +127,13 @@ def packed(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Packed:
         else:
             numbers.append(tensor)
     left_out = (0,) * (SIZES - len(widths))
-    return Packed.of((*widths, *left_out, *blocks, *left_out), numbers, weights)
+    return Packed.of((latents, *widths, *left_out, *blocks, *left_out), numbers, weights)
 
 
 def decodes(model: Model, decoder: str, device: object) -> bool:
     """Whether a decoder of that name on a device decodes latents of a model in integers."""
-    fits = model.space.channels == CHANNELS and registry.has("embedded", model.space)
-    return fits and decoder == "embedded" and runtime.uses_cpu(device)
+    is_embedded = decoder == "embedded" and registry.has(decoder, model.space)
+    return is_embedded and runtime.uses_cpu(device)
 
 
 @cache
@@ -136,7 +144,8 @@ def embedded(kind: registry.Kind = "decoder", space: LatentSpace = SD1) -> Pixel
     else:
         model = registry.named(kind, kind)
     logger.debug("%s: %s, in integers on the CPU", kind, model.name)
-    return load(read(model), model.arguments["widths"], model.arguments["blocks"])
+    sizes = model.arguments["widths"], model.arguments["blocks"]
+    return load(read(model), *sizes, model.space.channels)
 
 
 def read(model: Model) -> Tensors:
@@ -180,9 +189,11 @@ def picture(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> 
     return found
 
 
-def to_floats(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Floats:
+def to_floats(
+    tensors: Tensors, widths: Sizes, blocks: Sizes, latents: int = SD1.channels
+) -> Floats:
     """The state dict of the `EmbeddedDecoder` that computes the same, except for rounding."""
-    check(tensors, widths, blocks)
+    check(tensors, widths, blocks, latents)
     found: Floats = {}
 
     def product(name: str, inputs: Doubles, outputs: Doubles, shift: Doubles | float = 0.0) -> None:
@@ -195,7 +206,7 @@ def to_floats(tensors: Tensors, widths: Sizes, blocks: Sizes) -> Floats:
         found[f"{name}.weight"] = (weight * inputs[:, None, None]).astype(np.float32)
         found[f"{name}.bias"] = bias.astype(np.float32)
 
-    product("layers.0", np.full(4, float(UNIT)), np.full(widths[0], RESIDUAL_UNIT))
+    product("layers.0", np.full(latents, float(UNIT)), np.full(widths[0], RESIDUAL_UNIT))
     for name, kind, channels, outputs in plan(widths, blocks):
         bits = int(tensors[f"{name}.input.shift"][0])
         scale = tensors[f"{name}.input.scale"].astype(np.float64)

@@ -79,7 +79,7 @@ class Ranges:
 
 @torch.no_grad()
 def calibrate(network: EmbeddedDecoder, latents: Iterable[Tensor]) -> Ranges:
-    """Decode latents [B, 4, h, w] in floats, and record the ranges in all layers."""
+    """Decode latents [B, C, h, w] in floats, and record the ranges in all layers."""
     ranges = Ranges()
     for x in latents:
         for index, layer in enumerate(network.layers):
@@ -101,10 +101,10 @@ def calibrate(network: EmbeddedDecoder, latents: Iterable[Tensor]) -> Ranges:
 def quantize(network: EmbeddedDecoder, ranges: Ranges) -> Tensors:
     """The integer tensors of a float decoder."""
     layers = _Layers(network, ranges)
-    widths, blocks = network.sizes
+    widths, blocks, channels = network.sizes
     units = [2.0**bits for bits in _residual_bits(ranges, widths, blocks)]
     first = np.tile(ranges.power["layers.0.in"], 9) * UNIT**2
-    layers.add("layers.0", 1 / np.full(4, UNIT), units[0], power=first)
+    layers.add("layers.0", 1 / np.full(channels, UNIT), units[0], power=first, are_bytes=False)
     stage = 0
     for name, kind, _, _ in plan(widths, blocks):
         if kind == "block":
@@ -112,7 +112,7 @@ def quantize(network: EmbeddedDecoder, ranges: Ranges) -> Tensors:
             continue
         stage += 1
         layers.add_conv(name, units[stage - 1], units[stage] if stage < len(units) else None)
-    check(layers.tensors, widths, blocks)
+    check(layers.tensors, *network.sizes)
     return layers.tensors
 
 
@@ -202,11 +202,13 @@ class _Layers:
         *,
         power: Doubles,
         most: Doubles | None = None,
+        are_bytes: bool = True,
     ) -> None:
         """Add a product: inputs [C] are the values of an integer 1; unit, the integer for 1.0.
 
         `power` [K] are the mean squares of its input integers; `most` [N] are the magnitudes that
-        its outputs must be able to reach, by default those measured.
+        its outputs must be able to reach, by default those measured. Of inputs that are not
+        bytes, but latents, the sums are not bound by QUAD.
         """
         weight, bias = self.floats[f"{name}.weight"], self.floats[f"{name}.bias"]
         if most is None:
@@ -214,7 +216,7 @@ class _Layers:
         unit = np.broadcast_to(unit, bias.shape)
         rows = weight.transpose(0, 2, 3, 1) * inputs  # [N, side, side, C]
         rows = rows.reshape(len(rows), -1) * unit[:, None]
-        scale = _scales(rows, power)
+        scale = _scales(rows, power, are_bytes)
         most = np.minimum(most, 32767)
         bits = max(0, int(np.ceil(np.log2(most / scale).max())) - 15)
         while bits and scale.max() * ONE * 2.0**bits > 32767:
@@ -222,7 +224,7 @@ class _Layers:
         multiplier = np.rint(scale * ONE * 2.0**bits).clip(1, 32767)
         scale = multiplier / (ONE * 2.0**bits)
         side = weight.shape[2]
-        whole = _limited(rows / scale[:, None]).reshape(len(rows), side, side, -1)
+        whole = _limited(rows / scale[:, None], are_bytes).reshape(len(rows), side, side, -1)
         constant = np.rint(bias * unit / scale) + (1 << bits >> 1)
         self.tensors |= {
             f"{name}.weight": whole.transpose(0, 3, 1, 2).astype(np.int8, "C"),
@@ -232,26 +234,28 @@ class _Layers:
         }
 
 
-def _scales(rows: Doubles, power: Doubles) -> Doubles:
+def _scales(rows: Doubles, power: Doubles, are_bytes: bool) -> Doubles:
     """The scale with the least error for each row of weights [N, K]."""
     widest = np.abs(rows).max(1) / 127
-    if rows.shape[1] % 8 == 0:
+    if are_bytes:
         widest = np.maximum(widest, np.abs(_fours(rows)).sum(-1).max(1) / QUAD)
     widest = np.maximum(widest, 1e-12)
     best, least = widest.copy(), np.full(len(rows), np.inf)
     for clip in CLIPS:
         scale = widest * clip
-        error = ((_limited(rows / scale[:, None]) * scale[:, None] - rows) ** 2 * power).sum(1)
+        error = (
+            (_limited(rows / scale[:, None], are_bytes) * scale[:, None] - rows) ** 2 * power
+        ).sum(1)
         better = error < least
         best[better], least[better] = scale[better], error[better]
     scales: Doubles = np.maximum(best, best.max() * LEAST_MULTIPLIER)
     return scales
 
 
-def _limited(rows: Doubles) -> Doubles:
-    """Integer weights near [N, K], within 127 and (except in the first layer) QUAD."""
+def _limited(rows: Doubles, are_bytes: bool) -> Doubles:
+    """Integer weights near [N, K], within 127 and, of inputs that are bytes, QUAD."""
     whole: Doubles = np.rint(rows).clip(-127, 127)
-    if rows.shape[1] % 8:
+    if not are_bytes:
         return whole
     fours, real = _fours(whole), _fours(rows)
     total = np.abs(real).sum(-1, keepdims=True)
@@ -268,7 +272,7 @@ def _fours(rows: npt.NDArray[np.float64]) -> Doubles:
 @torch.no_grad()
 def centre(tensors: Tensors, network: EmbeddedDecoder, latents: Sequence[Tensor]) -> None:
     """Adjust the last biases so that the mean pixels equal those of the float decoder."""
-    name = list(plan(*network.sizes))[-1][0]
+    name = list(plan(*network.sizes[:2]))[-1][0]
     decoder = load(tensors, *network.sizes)
     errors = []
     for z in latents:
@@ -285,7 +289,7 @@ def centre(tensors: Tensors, network: EmbeddedDecoder, latents: Sequence[Tensor]
 def of_network(
     network: EmbeddedDecoder, latents: Sequence[Tensor], extremes: Sequence[Tensor] = ()
 ) -> Tensors:
-    """The integer tensors of a float decoder, calibrated on latents [B, 4, h, w].
+    """The integer tensors of a float decoder, calibrated on latents [B, C, h, w].
 
     Args:
         extremes: count for the ranges only.

@@ -53,16 +53,19 @@ static void *built(const int32_t *tensors, int64_t length) {
     return NULL;
 }
 
+/* Channels of the latents of an encoder. */
+static int32_t channels_of(int32_t choice) { return choice == 3 ? 16 : 4; }
+
 /* Build an encoder of the bytes' weights, cyclically, as multiples of 1/32; null if refused. */
-static void *built_encoder(Data data, int32_t blocks) {
+static void *built_encoder(Data data, int32_t blocks, int32_t channels) {
     const int64_t block = 2 * 16 + 145 * 16 + 17 * 32 + 17 * 16;
-    const int64_t count = 36 * 193 + blocks * block + 4 * 17;
+    const int64_t count = (32 + channels) * 193 + blocks * block + channels * 17;
     float *weights = malloc((size_t)count * 4);
     for (int64_t i = 0, next = 0; i < count; i++, next = next + 1 == data.size ? 0 : next + 1)
         weights[i] = (float)(int8_t)data.at[next] / 32 * (data.at[0] == 7 ? 65 : 1);
-    const int64_t room = dynenc_encoder_size(FEATURES, blocks);
+    const int64_t room = dynenc_encoder_size(FEATURES, blocks, channels);
     void *encoder = memory_of(room);
-    const int64_t error = dynenc_encoder_init(encoder, room, FEATURES, blocks, weights, count);
+    const int64_t error = dynenc_encoder_init(encoder, room, FEATURES, blocks, channels, weights, count);
     expect(error == 0 || error == DYNENC_BAD_WEIGHTS);
     free(weights);
     if (!error)
@@ -88,7 +91,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
         uint8_t bytes[997];
         for (int32_t k = 0; k < 997; k++)
             bytes[k] = (uint8_t)((k + 1) * (k + 7 * i + 3) / 5);
-        encoders[i] = built_encoder((Data){bytes, 997}, i % 3);
+        encoders[i] = built_encoder((Data){bytes, 997}, i % 3, channels_of(i));
         expect(encoders[i] != NULL);
     }
     return fclose(file);
@@ -216,8 +219,8 @@ static void measure_tiles(dynenc_picture picture, int32_t compared) {
 }
 
 /* Encode a picture to latents, which must be finite and, if compared, those of the portable path. */
-static void encode(dynenc_picture picture, int32_t compared) {
-    const int64_t count = 4LL * ((picture.height + 7) / 8) * ((picture.width + 7) / 8);
+static void encode(dynenc_picture picture, int32_t channels, int32_t compared) {
+    const int64_t count = (int64_t)channels * ((picture.height + 7) / 8) * ((picture.width + 7) / 8);
     float *expected = malloc((size_t)count * 4), *latents = malloc((size_t)count * 4);
     picture.workspace_size = dynenc_latents_workspace(picture.encoder, picture.width);
     picture.workspace = workspace_of(picture.workspace_size);
@@ -231,7 +234,8 @@ static void encode(dynenc_picture picture, int32_t compared) {
     free(expected), free(latents);
 }
 
-/* A picture of the bytes, with rows that lie some bytes apart, to an encoder, or its tiles if null. */
+/* A picture of the bytes, with rows that lie some bytes apart, to an encoder of the input's choice, or
+ * its tiles if null. */
 static void see(const Input *input, const void *encoder) {
     const int32_t apart = input->choice / 16 % 4;
     dynenc_picture picture = {.encoder = encoder, .path = input->path};
@@ -247,7 +251,7 @@ static void see(const Input *input, const void *encoder) {
     }
     picture.pixels = pixels;
     if (encoder)
-        encode(picture, input->takes_long);
+        encode(picture, channels_of(input->choice / 64), input->takes_long);
     else
         measure_tiles(picture, input->takes_long);
     free(pixels);
@@ -309,7 +313,7 @@ static void run(const Input *input, dynenc_call *call) {
         see(input, NULL);
         break;
     case 15:
-        encoder = built_encoder(input->data, input->choice / 64 % 3);
+        encoder = built_encoder(input->data, input->choice / 64 % 3, channels_of(input->choice / 64));
         if (encoder)
             see(input, encoder);
         free(encoder);

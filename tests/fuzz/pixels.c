@@ -1,7 +1,7 @@
 /* Coverage-guided fuzzing of the integer decoder of pictures with libFuzzer; kernel.py compiles and runs
  * it.
  *
- * An input is: mode, height and width of the latents, blocks and sizes, then 4 numbers of the region
+ * An input is: mode, height and width of the latents, blocks, sizes and channels, then 4 numbers of the region
  * (2 bytes each), then two paths, then data, which are read cyclically: changes of the tensors, the
  * tensors, and latents. Tensors are within the rules of docs/decoder.md but for what modes change.
  * Whatever is accepted decodes to the same pixels on every path, those of a region being those of the
@@ -13,7 +13,7 @@
 
 #include "memory.h"
 
-enum { WIDTH = 32, LAST = 12, LEAST_ROOM = 8, CHANGED = 1, RAW = 2, HOSTILE_CALL = 4 };
+enum { WIDTH = 32, LAST = 12, MAX_LATENTS = 16, LEAST_ROOM = 8, CHANGED = 1, RAW = 2, HOSTILE_CALL = 4 };
 
 typedef struct {
     const uint8_t *data;
@@ -77,10 +77,11 @@ static void input(Tensors *t) {
 }
 
 /* Tensors that are accepted. */
-static void fill(Tensors *t, const int32_t blocks[3], int32_t stages) {
-    for (int32_t i = 0; i < DYNENC_DECODER_HEADER; i++)
+static void fill(Tensors *t, int32_t channels, const int32_t blocks[3], int32_t stages) {
+    t->numbers[t->n_numbers++] = channels;
+    for (int32_t i = 0; i < DYNENC_DECODER_HEADER - 1; i++)
         t->numbers[t->n_numbers++] = i % 3 >= stages ? 0 : i < 3 ? WIDTH : blocks[i - 3];
-    product(t, WIDTH, 36);
+    product(t, WIDTH, 9 * channels);
     for (int32_t stage = 0; stage < stages; stage++) {
         for (int32_t block = 0; block < blocks[stage]; block++) {
             input(t);
@@ -159,7 +160,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const int32_t blocks[3] = {data[3] % 2, data[3] / 2 % 2, data[3] / 4 % 2};
     Tensors t = {.numbers = malloc(16384 * 4), .weights = malloc(65536), .bytes = &bytes};
     const int32_t stages = 1 + data[3] / 8 % 3, side = 1 << stages;
-    fill(&t, blocks, stages);
+    const int32_t channels = data[3] / 32 % 2 ? 16 : 4;
+    fill(&t, channels, blocks, stages);
     /* not a number more than may be read */
     int32_t *own = malloc((size_t)t.n_numbers * 4);
     int8_t *weights = malloc((size_t)t.n_weights);
@@ -178,8 +180,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     free(own), free(weights);
     if (!decoder)
         return 0;
-    int16_t *latents = malloc(2 * 4 * (size_t)(height * width));
-    for (int32_t i = 0; i < 4 * height * width; i++) {
+    int16_t *latents = malloc(2 * MAX_LATENTS * (size_t)(height * width)); /* changed channels fit */
+    for (int32_t i = 0; i < MAX_LATENTS * height * width; i++) {
         latents[i] = (int16_t)(next(&bytes) << 8 | next(&bytes));
         if (latents[i] == INT16_MIN)
             latents[i] = INT16_MAX;

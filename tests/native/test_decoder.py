@@ -13,6 +13,7 @@ from dynenc.view import Region
 HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
 SIZES = [((32, 32, 32), (1, 1, 1)), ((128, 64, 32), (1, 0, 2)), ((64, 128, 64), (0, 2, 1))]
 SMALLER = [((64,), (2,)), ((32, 64), (0, 1)), ((32,), (1,))]  # to pictures at 1/4 and 1/2
+SIXTEEN = [((64, 32, 32), (1, 0, 1), 16), ((32,), (1,), 16)]  # channels of latents
 SHAPES = [(1, 1), (1, 7), (5, 1), (3, 4), (9, 26)]
 
 
@@ -43,8 +44,8 @@ def made_up(sizes, seed=0):
     return tensors
 
 
-def some_latents(shape, scale, seed=0):
-    values = np.random.default_rng(seed).standard_normal((4, *shape)) * scale
+def some_latents(shape, scale, channels=4, seed=0):
+    values = np.random.default_rng(seed).standard_normal((channels, *shape)) * scale
     return to_integers(values.astype(np.float32))
 
 
@@ -59,26 +60,26 @@ def path(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("path")
-@pytest.mark.parametrize("sizes", SIZES + SMALLER, ids=str)
+@pytest.mark.parametrize("sizes", SIZES + SMALLER + SIXTEEN, ids=str)
 @pytest.mark.parametrize("scale", [1, 1000])
 def test_pixels_are_those_of_the_numpy_decoder(sizes, scale):
     tensors = made_up(sizes)
     decoder = integer_decoder.load(tensors, *sizes)
     for shape in SHAPES:
-        latents = some_latents(shape, scale)
-        expected = oracle_decoder.decode(tensors, *sizes, latents)
+        latents = some_latents(shape, scale, decoder.channels)
+        expected = oracle_decoder.decode(tensors, *sizes[:2], latents)
         assert np.array_equal(decoder.decode(latents, whole(latents, decoder.side)), expected)
     assert len(np.unique(expected)) > (20 if scale == 1 else 2)
 
 
 @pytest.mark.parametrize("strip", [1, 500, 10**6])
-@pytest.mark.parametrize("sizes", [SIZES[1], SMALLER[1]], ids=str)
+@pytest.mark.parametrize("sizes", [SIZES[1], SMALLER[1], SIXTEEN[0]], ids=str)
 def test_parts_strips_and_threads_give_the_pixels_of_the_whole(sizes, strip, monkeypatch):
     decoder = integer_decoder.load(made_up(sizes), *sizes)
-    latents = some_latents((40, 21), 1)
+    latents = some_latents((40, 21), 1, decoder.channels)
     random = np.random.default_rng(0)
     everything = whole(latents, decoder.side)
-    expected = oracle_decoder.decode(made_up(sizes), *sizes, latents)
+    expected = oracle_decoder.decode(made_up(sizes), *sizes[:2], latents)
     monkeypatch.setattr("dynenc.native.decoder.STRIP", strip)
     for threads in (1, 2, 3, 9):
         assert np.array_equal(decoder.decode(latents, everything, threads), expected)
@@ -120,6 +121,19 @@ def test_a_region_outside_the_picture_is_refused():
     ):
         with pytest.raises(ValueError, match="refuses"):
             decoder.decode(latents, region)
+
+
+def test_latents_of_other_channels_are_refused():
+    decoder = integer_decoder.load(made_up(SIXTEEN[0]), *SIXTEEN[0])
+    latents = some_latents((2, 3), 1)
+    with pytest.raises(ValueError, match="have 4 channels, not 16"):
+        decoder.decode(latents, whole(latents))
+    with pytest.raises(WeightsError, match=r"layers.0.weight is int8 \[64, 16, 3, 3\], not"):
+        integer_decoder.load(made_up(SIXTEEN[0]), *SIXTEEN[0][:2])
+    for channels in (0, 2, 20):
+        sizes = (*SIZES[0], channels)
+        with pytest.raises(WeightsError, match="do not fit"):
+            integer_decoder.load(made_up(sizes), *sizes)
 
 
 def test_latents_are_rounded_and_saturated():

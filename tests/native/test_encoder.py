@@ -54,7 +54,7 @@ def gated(outputs):
 
 
 def numpy_latents(tensors, width, blocks, pixels):
-    """What dynenc.h and encoder.h say, in numpy: pixels [H, W, 3] -> [4, h, w]."""
+    """What dynenc.h and encoder.h say, in numpy: pixels [H, W, 3] -> [C, h, w]."""
     t = {name: value.astype(np.float64) for name, value in tensors.items()}
     missing = [-side % 8 for side in pixels.shape[:2]]
     padded = np.pad(pixels, [(0, missing[0]), (0, missing[1]), (0, 0)], "edge")
@@ -95,16 +95,16 @@ def numpy_latents(tensors, width, blocks, pixels):
             if name == "gate":
                 x, units = to_integers(gated(outputs))
         features = features + outputs
-    weight = t["head.weight"].reshape(4, width)
+    weight = t["head.weight"].reshape(-1, width)
     x, units = to_integers(features)
     head = finished(x, layer(weight, t["head.bias"], np.abs(weight).sum(1)), units)
     return (head + stem("linear")).transpose(2, 0, 1)
 
 
-def made(width, blocks, seed=0):
+def made(width, blocks, channels=4, seed=0):
     """An encoder of random weights in torch, and its tensors."""
     torch.manual_seed(seed)
-    encoder = Encoder(0, width, blocks).eval().requires_grad_(False)
+    encoder = Encoder(0, width, blocks, channels).eval().requires_grad_(False)
     for parameter in encoder.parameters():
         parameter.mul_(1 + torch.rand(()))
     return encoder, {name: value.numpy() for name, value in encoder.state_dict().items()}
@@ -123,12 +123,13 @@ def picture(height, width, seed=0):
 
 
 @pytest.mark.parametrize("path", HERE)
-@pytest.mark.parametrize(("width", "blocks"), [(16, 1), (64, 3), (48, 2), (32, 0)])
+@pytest.mark.parametrize("sizes", [(16, 1), (64, 3), (48, 2), (32, 0), (64, 1, 16), (16, 1, 13)])
 @pytest.mark.parametrize("size", [(1, 1), (8, 9), (60, 137), (17, 300)], ids=str)
-def test_latents_are_those_of_plain_numpy(monkeypatch, path, width, blocks, size):
+def test_latents_are_those_of_plain_numpy(monkeypatch, path, sizes, size):
     monkeypatch.setenv(kernel.VARIABLE, path)
-    _, tensors = made(width, blocks)
-    encoder = native.Encoder(native.flattened(tensors, blocks), width, blocks)
+    width, blocks = sizes[:2]
+    _, tensors = made(*sizes)
+    encoder = native.Encoder(native.flattened(tensors, blocks), *sizes)
     pixels = picture(*size)
     found = encoder.latents(pixels)
     expected = numpy_latents(tensors, width, blocks, pixels)
