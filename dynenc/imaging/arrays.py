@@ -70,11 +70,6 @@ def part_of(picture: Image.Image | Pixels, left: int, top: int, right: int, bott
     return np.asarray(picture)
 
 
-def halved(picture: Image.Image | Pixels) -> Image.Image:
-    """An image of half the sides, rounded up: means of 2x2 px."""
-    return (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).reduce(2)
-
-
 @dataclass(frozen=True, slots=True)
 class Tile:
     """A part of an image that is encoded separately."""

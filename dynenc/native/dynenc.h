@@ -204,12 +204,28 @@ DYNENC_API int64_t dynenc_latents(const dynenc_picture *picture, float *latents)
 /* Statistics of tiles of DYNENC_TILE x DYNENC_TILE pixels, by the brightness of pixels; those of the
  * picture's `rows` first rows of tiles. Its encoder and workspace are not used.
  *
- * statistics [7][rows][ceil(width / DYNENC_TILE)]: of each tile the number of pixels that equal those
+ * divisor: 1, or 2 for the tiles of the picture of half the sides, rounded up, whose pixels are the
+ * means of 2x2. statistics [7][rows][columns]: of each tile the number of pixels that equal those
  * right and below, that differ by at most 8, and by at least 48; of those within a sixth of the tile's
  * range of its brightest, and of its darkest pixel; these two pixels. The last four are 0 if fewer than
- * least_sharp pixels differ by 48. The picture's edge is repeated up to whole tiles. Returns 0. */
-enum { DYNENC_TILE = 16 };
-DYNENC_API int64_t dynenc_tiles(const dynenc_picture *picture, int32_t rows, int32_t least_sharp,
+ * DYNENC_LEAST_SHARP pixels differ by 48. The picture's edge is repeated up to whole tiles. Returns 0. */
+enum { DYNENC_TILE = 16, DYNENC_LEAST_SHARP = 20 };
+DYNENC_API int64_t dynenc_tiles(const dynenc_picture *picture, int32_t rows, int32_t divisor,
                                 uint16_t *statistics);
+
+/* What dynenc_graphics looks for. */
+enum dynenc_search {
+    DYNENC_TEXT = 0,
+    DYNENC_EAGER = 1,  /* single tiles that resemble text by themselves, too */
+    DYNENC_HALVED = 2, /* text in the picture of half the sides, which has half the noise */
+};
+
+/* Find the tiles that hold text or graphics, and flats that adjoin them.
+ *
+ * statistics [7][rows][columns] of dynenc_tiles, rows and columns 1..4096; workspace: 8 bytes for each
+ * tile, aligned to 64; found [rows][columns]: 1 for those tiles, else 0. Returns how many others could
+ * be text in noise. */
+DYNENC_API int64_t dynenc_graphics(const uint16_t *statistics, int32_t rows, int32_t columns,
+                                   int32_t search, void *workspace, uint8_t *found);
 
 #endif

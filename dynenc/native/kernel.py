@@ -8,6 +8,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from enum import IntEnum
 from functools import cache
 from typing import Any
 
@@ -77,6 +78,14 @@ class Picture(ctypes.Structure):
     )
 
 
+class Search(IntEnum):
+    """`dynenc_search` of dynenc.h: what `graphics` looks for."""
+
+    TEXT = 0
+    EAGER = 1  # single tiles that resemble text by themselves, too
+    HALVED = 2  # text in a picture of half the sides, which has half the noise
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The compiled library; in a checkout it is compiled first if a source is newer.
@@ -96,7 +105,7 @@ def library() -> ctypes.CDLL:
         *("quantize", "points", "integer_latents", "contexts", "gradient"),
         *("encoder_size", "encoder_init", "latents_workspace", "latents"),
         *("decoder_size", "decoder_init", "pixels_workspace", "pixels"),
-        "tiles",
+        *("tiles", "graphics"),
     ):
         getattr(found, f"dynenc_{name}").restype = ctypes.c_int64
     found.dynenc_roughness.restype = ctypes.c_double
@@ -271,19 +280,31 @@ def _shorts(symbols: Symbols) -> Shorts:
     return np.ascontiguousarray(symbols, np.int16)
 
 
-def tiles(pixels: Bytes, rows: int, least_sharp: int) -> Counts:
+def tiles(pixels: Bytes, rows: int, divisor: int = 1) -> Counts:
     """Statistics of 16x16 tiles of an RGB picture [H, W, 3]: [7, rows, ceil(W / 16)].
 
     Args:
         rows: of tiles that are wanted; the pixels below them are looked at, too.
-        least_sharp: of tiles with fewer sharp pixels the last four are 0.
+        divisor: 2 for the tiles of the picture of half the sides.
     See `dynenc_tiles` in dynenc.h.
     """
-    found = np.empty((7, rows, -(-pixels.shape[1] // TILE)), np.uint16)
+    found = np.empty((7, rows, -(-pixels.shape[1] // (divisor * TILE))), np.uint16)
     given = in_rows(pixels)
     call = library().dynenc_tiles
-    checked(call(ctypes.byref(picture(given)), rows, least_sharp, pointer(found)))
+    checked(call(ctypes.byref(picture(given)), rows, divisor, pointer(found)))
     return found
+
+
+def graphics(statistics: Counts, search: Search) -> tuple[npt.NDArray[np.bool_], int]:
+    """The tiles that hold text or graphics, [rows, columns], by the statistics of `tiles`.
+
+    Returns: them, and how many others could be text in noise.
+    """
+    found = np.empty(statistics.shape[1:], np.bool_)
+    scratch = pointer(workspace(8 * found.size))
+    call = library().dynenc_graphics
+    missed = call(pointer(statistics), *found.shape, int(search), scratch, pointer(found))
+    return found, checked(missed)
 
 
 def in_rows(pixels: Bytes) -> Bytes:

@@ -48,77 +48,118 @@ __attribute__((target("avx2"))) static inline void store_32_greys(const uint8_t 
 #define KERNELS "tiles.h"
 #include "paths.h"
 
-/* The sum of counters [SIDE], each at most SIDE. */
-static uint16_t sum(const uint8_t *counters) {
+/* A row of a tile. */
+typedef uint8_t Row __attribute__((vector_size(SIDE)));
+
+static inline Row row_at(const uint8_t *levels) {
+    Row row;
+    memcpy(&row, levels, sizeof row);
+    return row;
+}
+
+/* The sum of counters, each at most SIDE. */
+static inline uint16_t sum(Row counters) {
     uint64_t halves[2];
-    memcpy(halves, counters, SIDE);
+    memcpy(halves, &counters, sizeof halves);
     const uint64_t ones = 0x0101010101010101;
     return (uint16_t)((halves[0] * ones >> 56) + (halves[1] * ones >> 56));
 }
 
 /* The brightest and darkest pixel of a tile, and how many are near them. */
 static void measure_ends(const uint8_t grey[][STRIDE], int32_t left, uint16_t ends[4]) {
-    uint8_t high[SIDE] = {0}, low[SIDE], counters[2][SIDE] = {{0}};
-    memset(low, 255, SIDE);
-    for (int32_t y = 0; y < SIDE; y++)
-        for (int32_t x = 0; x < SIDE; x++) {
-            const uint8_t level = grey[y][left + x];
-            high[x] = level > high[x] ? level : high[x];
-            low[x] = level < low[x] ? level : low[x];
-        }
-    for (int32_t x = 1; x < SIDE; x++) {
-        high[0] = high[x] > high[0] ? high[x] : high[0];
-        low[0] = low[x] < low[0] ? low[x] : low[0];
+    Row highs = {0}, lows = row_at(grey[0] + left), near_high = {0}, near_low = {0};
+    for (int32_t y = 0; y < SIDE; y++) {
+        const Row row = row_at(grey[y] + left);
+        const Row more = (Row)(row > highs), less = (Row)(row < lows);
+        highs = (row & more) | (highs & ~more);
+        lows = (row & less) | (lows & ~less);
     }
-    const uint8_t near = (uint8_t)((high[0] - low[0]) / NEAR);
-    const uint8_t bright = (uint8_t)(high[0] - near), dark = (uint8_t)(low[0] + near);
-    for (int32_t y = 0; y < SIDE; y++)
-        for (int32_t x = 0; x < SIDE; x++) {
-            counters[0][x] = (uint8_t)(counters[0][x] + (grey[y][left + x] >= bright));
-            counters[1][x] = (uint8_t)(counters[1][x] + (grey[y][left + x] <= dark));
-        }
-    ends[0] = sum(counters[0]);
-    ends[1] = sum(counters[1]);
-    ends[2] = high[0];
-    ends[3] = low[0];
+    uint8_t high = highs[0], low = lows[0];
+    for (int32_t x = 1; x < SIDE; x++) {
+        high = highs[x] > high ? highs[x] : high;
+        low = lows[x] < low ? lows[x] : low;
+    }
+    const uint8_t near = (uint8_t)((high - low) / NEAR);
+    const uint8_t bright = (uint8_t)(high - near), dark = (uint8_t)(low + near);
+    for (int32_t y = 0; y < SIDE; y++) {
+        const Row row = row_at(grey[y] + left);
+        near_high -= (Row)(row >= bright); /* true is -1 */
+        near_low -= (Row)(row <= dark);
+    }
+    ends[0] = sum(near_high);
+    ends[1] = sum(near_low);
+    ends[2] = high;
+    ends[3] = low;
+}
+
+/* A picture, or the one of half its sides. */
+typedef struct {
+    const dynenc_picture *picture;
+    int32_t divisor, height, width; /* of what is seen, divided */
+} Seen;
+
+/* The brightness of `count` pixels of a row from `left` on. */
+static void read_row(const Seen *seen, int32_t row, int32_t left, int32_t count, uint8_t *grey) {
+    const dynenc_picture *picture = seen->picture;
+    const int32_t path = picture->path, first = seen->divisor * row;
+    const int32_t second = first + 1 < picture->height ? first + 1 : first;
+    const int64_t start = 3LL * seen->divisor * left;
+    const uint8_t *above = picture->pixels + first * picture->row_bytes + start;
+    if (seen->divisor == 1) {
+        SELECT(path, to_grey)(above, count, grey);
+        return;
+    }
+    const uint8_t *below = picture->pixels + second * picture->row_bytes + start;
+    const int32_t there = (picture->width - 2 * left) / 2; /* pairs of pixels */
+    const int32_t pairs = count < there ? count : there;
+    uint8_t means[6 * (BLOCK + 1)] = {0}, pixels[3 * (BLOCK + 1) + 1];
+    SELECT(path, average)(above, below, 6 * pairs - 3, means);
+    for (int32_t x = 0; x < pairs; x++)
+        memcpy(pixels + 3 * x, means + 6 * x, 4); /* faster than 3; the next overwrites it */
+    for (int32_t i = 0; i < 3 && pairs < count; i++)
+        pixels[3 * pairs + i] = (uint8_t)((above[6 * pairs + i] + below[6 * pairs + i] + 1) >> 1);
+    SELECT(path, to_grey)(pixels, count, grey);
 }
 
 /* Statistics of the tiles of a block of columns from `left` on, in a row of tiles; `plane` is the
  * distance between statistics of a tile. */
-static void measure_block(const dynenc_picture *picture, int32_t top, int32_t left,
-                          int32_t least_sharp, uint16_t *statistics, int64_t plane) {
+static void measure_block(const Seen *seen, int32_t top, int32_t left, uint16_t *statistics,
+                          int64_t plane) {
     uint8_t grey[SIDE + 1][STRIDE], counters[3][BLOCK] = {{0}};
-    const int32_t there = picture->width - left, count = there < BLOCK + 1 ? there : BLOCK + 1;
+    const int32_t there = seen->width - left, count = there < BLOCK + 1 ? there : BLOCK + 1;
     for (int32_t y = 0; y <= SIDE; y++) {
-        const int32_t row = top + y < picture->height ? top + y : picture->height - 1;
-        const uint8_t *pixels = picture->pixels + row * picture->row_bytes + 3LL * left;
-        SELECT(picture->path, to_grey)(pixels, count, grey[y]);
+        const int32_t row = top + y < seen->height ? top + y : seen->height - 1;
+        read_row(seen, row, left, count, grey[y]);
         memset(grey[y] + count, grey[y][count - 1], (size_t)(STRIDE - count));
     }
     for (int32_t y = 0; y < SIDE; y++)
-        SELECT(picture->path, count_changes)(grey[y], grey[y + 1], counters);
+        SELECT(seen->picture->path, count_changes)(grey[y], grey[y + 1], counters);
     for (int32_t x = 0; x < BLOCK && x < there; x += SIDE, statistics++) {
         uint16_t ends[4] = {0};
         for (int32_t i = 0; i < 3; i++)
-            statistics[i * plane] = sum(counters[i] + x);
-        if (statistics[2 * plane] >= least_sharp)
+            statistics[i * plane] = sum(row_at(counters[i] + x));
+        if (statistics[2 * plane] >= DYNENC_LEAST_SHARP)
             measure_ends(grey, x, ends);
         for (int32_t i = 0; i < 4; i++)
             statistics[(3 + i) * plane] = ends[i];
     }
 }
 
-int64_t dynenc_tiles(const dynenc_picture *picture, int32_t rows, int32_t least_sharp,
+int64_t dynenc_tiles(const dynenc_picture *picture, int32_t rows, int32_t divisor,
                      uint16_t *statistics) {
     if (!picture || !picture->pixels || !statistics || !dynenc_has_path(picture->path) ||
         picture->height < 1 || picture->height > 65536 || picture->width < 1 ||
-        picture->width > 65536 || picture->row_bytes < 3LL * picture->width || rows < 1 ||
-        rows > (picture->height + SIDE - 1) / SIDE)
+        picture->width > 65536 || picture->row_bytes < 3LL * picture->width || divisor < 1 ||
+        divisor > 2)
         return DYNENC_BAD_ARGUMENT;
-    const int32_t columns = (picture->width + SIDE - 1) / SIDE;
+    const Seen seen = {picture, divisor, (picture->height + divisor - 1) / divisor,
+                       (picture->width + divisor - 1) / divisor};
+    if (rows < 1 || rows > (seen.height + SIDE - 1) / SIDE)
+        return DYNENC_BAD_ARGUMENT;
+    const int32_t columns = (seen.width + SIDE - 1) / SIDE;
     for (int32_t row = 0; row < rows; row++)
-        for (int32_t left = 0; left < picture->width; left += BLOCK)
-            measure_block(picture, row * SIDE, left, least_sharp,
+        for (int32_t left = 0; left < seen.width; left += BLOCK)
+            measure_block(&seen, row * SIDE, left,
                           statistics + (int64_t)row * columns + left / SIDE,
                           (int64_t)rows * columns);
     return 0;

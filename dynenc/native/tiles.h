@@ -23,3 +23,11 @@ TARGET static void PATH(count_changes)(const uint8_t *row, const uint8_t *below,
         counters[2][x] = (uint8_t)(counters[2][x] + (change >= SHARP));
     }
 }
+
+/* Means of 2x2 pixels of two rows, of each byte with that of the same colour right of it: means[i] is
+ * of bytes i and i + 3. */
+TARGET static void PATH(average)(const uint8_t *above, const uint8_t *below, int32_t count,
+                                 uint8_t *means) {
+    for (int32_t i = 0; i < count; i++)
+        means[i] = (uint8_t)((above[i] + above[i + 3] + below[i] + below[i + 3] + 2) >> 2);
+}

@@ -2,10 +2,11 @@
  *
  * An input is: mode, path, coder and lattice, cost, height, width (a byte each), step_q (2 bytes), data.
  * By mode the data are a payload, symbols, latents, gradients, changes of a coder's tensors, pixels of a
- * picture, weights of an encoder, or the arguments of a call. What decodes must be coded to the same
- * bytes, latents must survive what they are quantised to, and every path gives the same as the
- * portable one. Pictures are small but for few inputs, as most of what can go wrong needs no size, and
- * few inputs do what takes long: search the trellis, backpropagate, build encoders, compare paths.
+ * picture, statistics of one, weights of an encoder, or the arguments of a call. What decodes must be
+ * coded to the same bytes, latents must survive what they are quantised to, and every path gives the
+ * same as the portable one. Pictures are small but for few inputs, as most of what can go wrong needs
+ * no size, and few inputs do what takes long: search the trellis, backpropagate, build encoders,
+ * compare paths.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +14,7 @@
 
 #include "memory.h"
 
-enum { CODERS = 3, CHANGEABLE = 2, ENCODERS = 4, FEATURES = 16, LARGEST_SIDE = 36, MODES = 17 };
+enum { CODERS = 3, CHANGEABLE = 2, ENCODERS = 4, FEATURES = 16, LARGEST_SIDE = 36, MODES = 18 };
 
 typedef struct {
     int32_t *tensors;
@@ -205,15 +206,43 @@ static void change_coder(dynenc_call *call, Data data) {
     free(other), free(changed);
 }
 
-/* Count tiles; if compared, the portable path must count the same. */
-static void measure_tiles(dynenc_picture picture, int32_t compared) {
-    const int64_t rows = (picture.height + 15) / 16, columns = (picture.width + 15) / 16;
-    const size_t bytes = (size_t)(2 * 7 * rows * columns);
+/* Find text and graphics by statistics of tiles [7, rows, columns]. */
+static void find_graphics(const uint16_t *statistics, int32_t rows, int32_t columns, int32_t search) {
+    const int32_t count = rows * columns;
+    void *workspace = memory_of(8LL * count);
+    uint8_t *found = malloc((size_t)count);
+    const int64_t missed = dynenc_graphics(statistics, rows, columns, search, workspace, found);
+    int32_t others = 0;
+    for (int32_t i = 0; i < count; i++) {
+        expect(found[i] <= 1);
+        others += !found[i];
+    }
+    expect(missed >= 0 && missed <= others);
+    free(workspace), free(found);
+}
+
+/* The same of any statistics. */
+static void find_in_anything(const Input *input) {
+    const int32_t count = input->height * input->width;
+    uint16_t *statistics = malloc(14 * (size_t)count);
+    for (int64_t i = 0, next = 0; i < 7 * count; i++, next += 1 + i % 13 / 12)
+        statistics[i] = (uint16_t)(input->data.at[next % input->data.size] << (i % 97 == 96) * 8);
+    find_graphics(statistics, input->height, input->width, input->choice % 3);
+    free(statistics);
+}
+
+/* Count tiles; if compared, the portable path must count the same. Then find text by them. */
+static void measure_tiles(dynenc_picture picture, int32_t choice, int32_t compared) {
+    const int32_t divisor = 1 + choice % 2, side = 16 * divisor;
+    const int32_t rows = (picture.height + side - 1) / side;
+    const int32_t columns = (picture.width + side - 1) / side;
+    const size_t bytes = 14 * (size_t)rows * (size_t)columns;
     uint16_t *expected = malloc(bytes), *statistics = malloc(bytes);
-    expect(!dynenc_tiles(&picture, (int32_t)rows, 20, statistics));
+    expect(!dynenc_tiles(&picture, rows, divisor, statistics));
+    find_graphics(statistics, rows, columns, choice % 3);
     picture.path = DYNENC_PORTABLE;
     if (compared)
-        expect(!dynenc_tiles(&picture, (int32_t)rows, 20, expected) &&
+        expect(!dynenc_tiles(&picture, rows, divisor, expected) &&
                !memcmp(expected, statistics, bytes));
     free(expected), free(statistics);
 }
@@ -253,7 +282,7 @@ static void see(const Input *input, const void *encoder) {
     if (encoder)
         encode(picture, channels_of(input->choice / 64), input->takes_long);
     else
-        measure_tiles(picture, input->takes_long);
+        measure_tiles(picture, input->choice, input->takes_long);
     free(pixels);
 }
 
@@ -317,6 +346,9 @@ static void run(const Input *input, dynenc_call *call) {
         if (encoder)
             see(input, encoder);
         free(encoder);
+        break;
+    case 16:
+        find_in_anything(input);
         break;
     default:
         call_with_anything(call, input->data);

@@ -22,7 +22,7 @@ from dynenc.native.kernel import Ints
 
 NAMES = ("neighbours", "hidden", "middle", "output", "bias")
 MAX_BYTES = 512  # of an input
-MODES = 17  # of kernel.c
+MODES = 18  # of kernel.c
 CODERS = (  # name, tables, and of the networks inputs and units of each hidden layer
     ("full", [*range(10), *range(70, 80), *range(140, 150)], 7, 5),
     ("full-flux1", [*range(10), *range(70, 80), *range(140, 150)], 4, 5),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import oracle_graphics
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
@@ -34,40 +35,52 @@ def page(size=(320, 256)):
     return picture
 
 
-def slow_statistics(picture, least_sharp):
-    """What `dynenc_tiles` counts, tile by tile."""
-    missing = [(0, -side % kernel.TILE) for side in picture.shape[:2]]
-    values = np.asarray(Image.fromarray(picture).convert("L")).astype(int)
-    values = np.pad(values, missing, mode="edge")
-    change = np.zeros(values.shape, int)
-    change[:, :-1] = abs(np.diff(values, axis=1))
-    change[:-1] = np.maximum(change[:-1], abs(np.diff(values, axis=0)))
-    rows, columns = (side // kernel.TILE for side in values.shape)
-    found = np.zeros((7, rows, columns), int)
-    for row, column in np.ndindex(rows, columns):
-        place = np.s_[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
-        tile, moved = values[place], change[place]
-        high, low = tile.max(), tile.min()
-        near = (high - low) // 6
-        counts = moved == 0, moved <= 8, moved >= 48, tile >= high - near, tile <= low + near
-        found[:, row, column] = [*(each.sum() for each in counts), high, low]
-    found[3:, found[2] < least_sharp] = 0
-    return found
-
-
 @pytest.mark.parametrize("path", HERE)
-@pytest.mark.parametrize("shape", [(1, 1), (16, 48), (61, 32), (40, 275), (33, 513)])
+@pytest.mark.parametrize("shape", [(1, 1), (16, 48), (61, 32), (40, 275), (33, 513), (70, 1031)])
 @pytest.mark.parametrize("most", [2, 60, 256])
 def test_statistics_are_those_counted_slowly(path, shape, most, monkeypatch):
     monkeypatch.setenv(kernel.VARIABLE, path)
     pixels = np.random.default_rng(most).integers(0, most, (*shape, 3), np.uint8)
     pixels[:, ::3] = pixels[:, :1]
-    found = slow_statistics(pixels, 20)
-    rows = found.shape[1]
-    assert np.array_equal(kernel.tiles(pixels, rows, 20), found)
     strided = np.zeros((shape[0], shape[1] + 5, 3), np.uint8)[:, :-5]
     strided[:] = pixels
-    assert np.array_equal(kernel.tiles(strided, 1, 20), found[:, :1])
+    for divisor in (1, 2):  # Pillow's halves are means, too
+        given = np.asarray(Image.fromarray(pixels).reduce(divisor))
+        found = oracle_graphics.statistics(given)
+        assert np.array_equal(kernel.tiles(pixels, found.shape[1], divisor), found)
+        assert np.array_equal(kernel.tiles(strided, 1, divisor), found[:, :1])
+
+
+@pytest.mark.parametrize("search", kernel.Search)
+@pytest.mark.parametrize("seed", range(40))
+def test_tiles_of_any_statistics_are_those_found_slowly(search, seed):
+    """Statistics about the thresholds, in patches, so that each rule applies to some tiles."""
+    random = np.random.default_rng(seed)
+    sides = random.integers(1, 40, 2)
+    tiles = [  # still, calm, sharp, bright, dark, high and low; some count all pixels
+        *random.choice([0, 20, 40, 70, 200, 256], (1, *sides)),
+        *random.choice([30, 50, 100, 120, 220, 256], (1, *sides)),
+        *random.choice([0, 1, 5, 12, 20, 60], (1, *sides)),
+        *random.choice([0, 30, 90, 110, 150], (2, *sides)),
+        *random.choice([253, 254, 240, 255], (1, *sides)),
+        *random.choice([0, 10, 11], (1, *sides)),
+    ]
+    patches = random.integers(0, sides.prod(), -(-sides // 5)).repeat(5, 0).repeat(5, 1)
+    rows, columns = np.divmod(patches[: sides[0], : sides[1]], sides[1])
+    alike = random.random(sides) < random.random()
+    given = np.where(alike, np.array(tiles)[:, rows, columns], tiles).astype(np.uint16)
+    found, missed = kernel.graphics(given, search)
+    expected, also_missed = oracle_graphics.graphics(given, search)
+    assert np.array_equal(found, expected)
+    assert missed == also_missed
+
+
+def test_pictures_have_the_text_that_is_found_slowly():
+    noise = np.random.default_rng(0).normal(0, 8, (420, 311, 3))
+    noisy = (np.asarray(screen((311, 420))) * 0.6 + 20 + noise).clip(0, 255).astype(np.uint8)
+    pictures = [np.asarray(each) for each in (screen(), photo(), page())]
+    for picture in (*pictures, noisy):
+        assert np.array_equal(graphics.find(picture), oracle_graphics.find(picture))
 
 
 def test_strips_and_arrays_have_the_tiles_of_the_whole(monkeypatch):
