@@ -6,6 +6,6 @@ from pathlib import Path
 # `python -m` puts the current folder first, and a stray torch.py in it would be run
 sys.path[:] = [path for path in sys.path if path not in ("", str(Path.cwd()))]
 
-from dynenc.cli.main import app  # noqa: E402
+from dynenc.cli import run  # noqa: E402
 
-app(prog_name="dynenc")
+run()

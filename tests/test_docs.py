@@ -9,7 +9,7 @@ from typer.main import get_command
 from write_docs import CONSOLE, PAGES, ROOT
 
 from dynenc import __version__, errors
-from dynenc.cli import app
+from dynenc.cli.main import app
 from dynenc.coding import bitstream
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 from typer.testing import CliRunner
 
-from dynenc.cli import app
+from dynenc.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from PIL import ImageOps
-from PIL.Image import Image
-
-from dynenc import registry, runtime
-from dynenc.arguments import file_name, integer, number
-from dynenc.batch.find import find
+from dynenc import runtime
+from dynenc.arguments import file_name, integer
+from dynenc.batch.cache_maker import Maker, Member, Source
+from dynenc.batch.find import Listing, find
 from dynenc.batch.inputs import read_image
 from dynenc.batch.records import InputOptions
-from dynenc.codec import Codec
-from dynenc.coding.lat_file import LatFile
-from dynenc.coding.quantize import quality_to_step
-from dynenc.errors import DynencError, ImageError, UsageError
-from dynenc.imaging import buckets
-from dynenc.imaging.image import open_image
-from dynenc.imaging.pixels import to_rgb
+from dynenc.errors import Corrupt, DynencError, ImageError, UsageError
 from dynenc.interop import latent_cache
 from dynenc.interop.latent_cache import Entry, Settings, Shard
 from dynenc.io import names, storage
-from dynenc.io.shards import Writer, is_archive
-from dynenc.io.writing import make_folder, writing
-from dynenc.latent_space import SD1, LatentSpace
+from dynenc.io.names import STREAM
+from dynenc.io.shards import Writer
+from dynenc.io.writing import alone, make_folder, remove, sweep, writing
+from dynenc.latent_space import SD1
 from dynenc.latent_space import named as space_named
-from dynenc.native.kernel import Floats
 
 AT_ONCE = 32  # images in memory
 SHARD_SIZE = 1000  # images
@@ -48,22 +40,9 @@ class Summary:
     removed: int = 0
     orphans: list[str] = field(default_factory=list)  # keys in the cache, of images not given
     failures: list[tuple[str, DynencError]] = field(default_factory=list)  # by path
+    notes: list[tuple[str, str]] = field(default_factory=list)  # by path, on what is lost
     buckets: Counter[tuple[int, int]] = field(default_factory=Counter)  # images by size
     n_bytes: int = 0  # of all shards
-
-
-class Source(NamedTuple):
-    """An image to cache."""
-
-    key: str
-    path: str
-
-
-class Member(NamedTuple):
-    """An image of a shard to write: its entry, whose places are still to be set, and its files."""
-
-    entry: Entry
-    blobs: Sequence[bytes]
 
 
 def make_cache(
@@ -85,7 +64,7 @@ def make_cache(
     """Make or update a cache of the latents of images, for `LatentDataset` and WebDataset.
 
     Only images that are new or whose content has changed are encoded. After an interruption, the
-    shards that were complete stay.
+    shards that were complete stay. Latents that are damaged are made again.
 
     Args:
         pictures: files, folders (with sub-folders), patterns.
@@ -93,143 +72,85 @@ def make_cache(
         space: of the latents: 'sd1', 'sdxl', 'flux1' or 'sd3'.
         encoder: of dynenc, if it has one for the space.
         vae: folder or file of an autoencoder of the space, to encode with instead.
-        resolution: images have at most the pixels of a square of this side; None: 512 for sd1, 1024
-            for the other spaces.
+        resolution: images have at most the pixels of a square of this side, 64 or more; None: 512
+            for sd1, 1024 for the other spaces.
         flips: add the latents of the mirrored images.
         prune: remove images from the cache that are not given.
         force: make all of it again, of the given images alone; other settings need that.
         on_progress: called with the images done and to do.
-    Raises: UsageError, WeightsError, ImageError, OutputError.
+    Raises: UsageError; WeightsError; ImageError if an input does not exist, or with `prune` if a
+        sub-folder cannot be read; OutputError, also if another run is at work in the folder.
     """
     cache = file_name("a folder", cache)
     if names.is_url(cache):
         raise UsageError(f"{cache} is no local folder: make the cache on this disk, then copy it")
-    for name, value in (("shard_size", shard_size), ("resolution", resolution or 8)):
-        integer(name, value, 1)
+    integer("shard_size", shard_size, 1)
     maker = Maker.of(space_named(space), encoder, vae, resolution, quality, flips, device)
     listed = isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes)
     given = [file_name("an image or folder", p) for p in (pictures if listed else [pictures])]
-    found = find("encode", given, cache, InputOptions(recursive=True))
-    sources = _keyed([(file.relative, file.path) for file in found.files])
+    prune = prune or force
+    found = _found(given, cache, prune)
+    sources = _keyed([(file.relative, file.path) for file in found.files], flips)
     make_folder(cache)
-    shards = latent_cache.shards(cache)
-    if not force and any(shard.settings != maker.settings for shard in shards):
-        raise UsageError(
-            f"{cache} was made with other settings", hint="choose another folder, or use --force"
-        )
     summary = Summary()
-    run = _Run(cache, maker, shards, summary, shard_size, on_progress or (lambda _done, _all: None))
-    run.update(sources, keep=not force, prune=prune or force)
+    summary.failures += [(each.source, each.error) for each in found.unreadable if each.error]
+    summary.notes += [(each.source, each.note) for each in found.ignored_images]
+    with alone(cache):
+        sweep(cache)
+        shards = latent_cache.shards(cache)
+        if not force:
+            _check_settings(shards, maker.settings)
+        tell = on_progress or (lambda _done, _all: None)
+        _Run(cache, maker, shards, summary, shard_size, tell).update(sources, not force, prune)
     return summary
 
 
-def _keyed(files: list[tuple[str, str]]) -> list[Source]:
+def _found(given: list[str], cache: str, prune: bool) -> Listing:
+    """The images to cache; shards of the cache, if it is in a folder of images, are none.
+
+    Raises: ImageError for what does not exist, or would be pruned because it cannot be read.
+    """
+    if STREAM in given:
+        raise UsageError("'-' has no name to find its latents by: name a file or folder")
+    found = find("encode", given, cache, InputOptions(recursive=True))
+    for file in found.files:
+        if file.named and not names.is_url(file.path) and not storage.exists(file.path):
+            raise ImageError(f"{file.path} does not exist")
+    if prune and found.unreadable:
+        raise ImageError(
+            f"{found.unreadable[0].source} cannot be read, so that latents of its images would be "
+            "removed: check its permissions"
+        )
+    own = set(map(os.path.realpath, latent_cache.tars(cache))) if storage.is_folder(cache) else ()
+    found.files = [file for file in found.files if os.path.realpath(file.path) not in own]
+    return found
+
+
+def _check_settings(shards: list[Shard], wanted: Settings) -> None:
+    """Raise UsageError if a shard was made with other settings than those wanted."""
+    for shard in shards:
+        if differences := shard.settings.differences(wanted):
+            raise UsageError(
+                f"{shard.tar} was made with other settings: {differences}",
+                hint="choose another folder, or use --force",
+            )
+
+
+def _keyed(files: list[tuple[str, str]], flips: bool) -> list[Source]:
+    """The images by the key of each; raises UsageError if two have the same name in a tar."""
     sources: dict[str, Source] = {}
     for relative, path in files:
         key = names.with_suffix(relative, "")
-        if key in sources:
+        other = sources.setdefault(key, Source(key, path)).path
+        if other != path and os.path.realpath(other) != os.path.realpath(path):
+            raise UsageError(f"{other} and {path} have the same key, {key}: rename one of them")
+    for key, path in sources.values() if flips else ():
+        if (mirrored := f"{key}.flipped") in sources:
             raise UsageError(
-                f"{sources[key].path} and {path} have the same key: rename one of them"
+                f"{path}, flipped, and {sources[mirrored].path} have the same name in a shard: "
+                "rename one of them"
             )
-        sources[key] = Source(key, path)
     return list(sources.values())
-
-
-@dataclass(frozen=True)
-class Maker:
-    """Makes the .lat files of images."""
-
-    settings: Settings
-    space: LatentSpace
-    vae: str | None
-    device: str
-
-    @classmethod
-    def of(
-        cls,
-        space: LatentSpace,
-        encoder: str,
-        vae: str | None,
-        resolution: int | None,
-        quality: float,
-        flips: bool,
-        device: str,
-    ) -> Maker:
-        """Check the arguments of `make_cache`; raises UsageError or WeightsError."""
-        weights, encoder = "", file_name("an encoder", encoder)
-        number("quality", quality)
-        if vae is None:
-            model = registry.for_space(encoder, "encoder", space)
-            encoder, weights = model.name, model.sha256
-        else:
-            encoder = names.base(file_name("a VAE", vae).rstrip("/"))
-        quality_to_step(quality, has_trellis=True)  # refuses what is out of range
-        side = resolution or (512 if space is SD1 else 1024)
-        return cls(Settings(space.name, encoder, weights, side, quality, flips), space, vae, device)
-
-    @cached_property
-    def model(self) -> registry.Model:
-        """The model that the files name."""
-        if self.vae is None:
-            return registry.MODELS[self.settings.encoder]
-        return registry.FOREIGN[self.space.name]
-
-    @cached_property
-    def codec(self) -> Codec:
-        """dynenc's encoder."""
-        return Codec(self.settings.encoder, device=self.device)
-
-    @cached_property
-    def teacher(self) -> Any:
-        """The VAE's encoder: image -> scaled latents."""
-        from dynenc.networks.compat import pick_device
-        from dynenc.networks.external_vae import load_teacher
-
-        encoder, _ = load_teacher(str(self.vae), self.space)
-        return encoder.to(pick_device(self.device))
-
-    @property
-    def threads(self) -> int | None:
-        """In how many threads images are made; None: in as many as the process may use."""
-        return None if self.vae is None and self.codec.native else 1
-
-    def member(self, source: Source) -> Member | DynencError:
-        """Encode an image; an error of the image is returned."""
-        if is_archive(source.path):
-            return ImageError(f"{source.path} is an archive: unpack it to cache its images")
-        try:
-            data = read_image(source.path)
-            return self._member(source.key, data, open_image(data, name=source.path))
-        except ImageError as exc:
-            return exc
-
-    def _member(self, key: str, data: bytes, picture: Image) -> Member:
-        size = buckets.bucket(*picture.size, self.settings.resolution)
-        if not all(size):
-            raise ImageError(f"{key} is smaller than 8 px")
-        fitted = buckets.fit(to_rgb(picture), size)
-        shown = [fitted.picture]
-        if self.settings.flips:
-            shown.append(ImageOps.mirror(fitted.picture))
-        step_q = quality_to_step(self.settings.quality, has_trellis=self.model.has_trellis)
-        files = [LatFile.of_latents(self.latents(each), size, step_q, self.model) for each in shown]
-        digest, none = hashlib.sha256(data).hexdigest(), (0, 0)
-        entry = Entry(key, digest, picture.size, size, (fitted.left, fitted.top), none)
-        return Member(entry, [file.to_bytes() for file in files])
-
-    def latents(self, picture: Image) -> Floats:
-        """The latents [C, h, w] of an image whose sides are multiples of the patch."""
-        if self.vae is None:
-            latents: Floats = self.codec.latents([picture])[0]
-            return latents
-        import torch
-
-        from dynenc.imaging.tensors import to_tensor
-
-        device = next(self.teacher.parameters()).device
-        with torch.inference_mode():
-            found: Floats = self.teacher(to_tensor(picture).to(device))[0].float().cpu().numpy()
-        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,43 +164,71 @@ class _Run:
     shard_size: int
     on_progress: Callable[[int, int], None]
 
-    def update(self, sources: list[Source], *, keep: bool, prune: bool) -> None:
-        """Write what is new or changed, copy what lies beside it, and remove what is replaced."""
-        present = {entry.key: entry for _, entry in latent_cache.current(self.shards)}
-        keys = {source.key for source in sources}
-        orphans = [key for key in present if key not in keys]
-        todo = [s for s in sources if not (keep and self._is_current(s, present.get(s.key)))]
-        gone = set(orphans if prune else ())
-        counted = {(shard.tar, entry.key) for shard, entry in latent_cache.current(self.shards)}
-        replaced = gone | {source.key for source in todo}
+    def update(self, sources: list[Source], keep: bool, prune: bool) -> None:
+        """Write what is new or changed, copy what lies beside it, and remove what is replaced.
+
+        Args:
+            keep: do not make again what is current.
+            prune: remove what is of none of the sources.
+        """
+        usable = self._usable()
+        todo = [s for s in sources if not (keep and self._is_current(s, usable.get(s.key)))]
+        self.summary.kept = len(sources) - len(todo)
+        gone = self._orphans({source.key for source in sources}, usable, prune)
+        outdated = gone | {source.key for source in todo}
         touched = [
             shard
             for shard in self.shards
-            if any(e.key in replaced or (shard.tar, e.key) not in counted for e in shard.entries)
+            if any(e.key in outdated or self.shard_of[e.key] is not shard for e in shard.entries)
         ]
-        self.summary.kept = len(keys) - len(todo)
-        if prune:
-            self.summary.removed = len(orphans)
-        else:
-            self.summary.orphans = orphans
 
         def members() -> Iterator[Member]:
             for member in self._made(todo):
                 gone.add(member.entry.key)
                 yield member
             for shard in touched:  # also what could not be made again
-                counts = [e for e in shard.entries if (shard.tar, e.key) in counted]
-                yield from _members(shard, [e for e in counts if e.key not in gone])
+                for entry, blobs in shard.members():
+                    is_counted = self.shard_of[entry.key] is shard and entry.key in usable
+                    if is_counted and entry.key not in gone:
+                        yield Member(entry, blobs)
 
         written = self._write(members())
         for shard in touched:
-            Path(shard.index).unlink()
+            remove(shard.index)
         kept = [shard for shard in self.shards if shard not in touched] + written
         for tar in latent_cache.left_over(self.cache, kept):
-            Path(tar).unlink()
+            remove(tar)
         for shard in kept:
             self.summary.buckets.update(entry.size for entry in shard.entries)
             self.summary.n_bytes += Path(shard.tar).stat().st_size
+
+    @cached_property
+    def shard_of(self) -> dict[str, Shard]:
+        """The shard that counts, by key."""
+        return {entry.key: shard for shard, entry in latent_cache.current(self.shards)}
+
+    def _usable(self) -> dict[str, Entry]:
+        """By key, what the cache has that was made with these settings and is not damaged."""
+        return {
+            entry.key: entry
+            for shard in self.shards
+            if shard.settings == self.maker.settings
+            for entry, _ in shard.members()
+            if self.shard_of[entry.key] is shard
+        }
+
+    def _orphans(self, keys: set[str], usable: Container[str], prune: bool) -> set[str]:
+        """Count what the cache has of no image given; return the keys that are to be removed."""
+        orphans = [key for key in self.shard_of if key not in keys]
+        if prune:
+            self.summary.removed = len(orphans)
+            return set(orphans)
+        self.summary.orphans = [key for key in orphans if key in usable]
+        damaged = [key for key in orphans if key not in usable]
+        for key in damaged:
+            error = Corrupt(f"the latents of {key} are damaged and removed: give its image again")
+            self.summary.failures.append((self.shard_of[key].tar, error))
+        return set(damaged)
 
     def _is_current(self, source: Source, entry: Entry | None) -> bool:
         """Whether the cache has an image as it is now."""
@@ -299,6 +248,7 @@ class _Run:
                     self.summary.failures.append((source.path, result))
                 else:
                     self.summary.made += 1
+                    self.summary.notes += [(source.path, note) for note in result.notes]
                     yield result
             self.on_progress(start + len(part), len(todo))
 
@@ -331,14 +281,3 @@ def _added(writer: Writer, member: Member) -> Entry:
         for suffix, blob in zip(suffixes, member.blobs, strict=False)
     ]
     return replace(member.entry, place=places[0], flipped=places[1] if len(places) > 1 else None)
-
-
-def _members(shard: Shard, entries: list[Entry]) -> Iterator[Member]:
-    """Some members of a shard, as they are."""
-    with storage.reading(shard.tar) as file:
-        for entry in entries:
-            blobs = []
-            for _, (start, n_bytes) in entry.places:
-                file.seek(start)
-                blobs.append(file.read(n_bytes))
-            yield Member(entry, blobs)

@@ -11,7 +11,7 @@ import typer
 from dynenc.cli import console, options
 from dynenc.cli.commands import Section
 from dynenc.cli.options import OUTPUT, QUALITY
-from dynenc.errors import DynencError
+from dynenc.errors import DynencError, with_name
 from dynenc.latent_space import SD1
 
 if TYPE_CHECKING:
@@ -123,13 +123,15 @@ def cache(
                 device=device,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
+        for path, note in summary.notes if not quiet else ():
+            console.tell(f"dynenc: {path}: {note}")
         for path, error in summary.failures:
-            console.tell(f"dynenc: {path}: {error.sentence}")
+            console.tell(f"dynenc: {with_name(error, path).sentence}")
         if as_json:
             console.show(json.dumps(_figures(summary)))
         elif not quiet:
             for (width, height), count in sorted(summary.buckets.items()):
-                console.show(f"{width}x{height}  {count} images")
+                console.show(f"{width}x{height}  {count} image{'s' * (count > 1)}")
             console.tell(_line(summary))
         if summary.failures:
             raise typer.Exit(DynencError.exit_code)

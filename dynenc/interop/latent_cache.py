@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import BinaryIO
 
-from dynenc.errors import ImageError, UsageError
+from dynenc.coding import bitstream
+from dynenc.errors import BitstreamError, Corrupt, ImageError, UsageError
 from dynenc.io import names, storage
 from dynenc.io.writing import writing
+from dynenc.latent_space import SPACES
 
 VERSION = 1
 FILE = re.compile(r"latents-(\d{5,9})\.(json|tar)")
 MAX_BYTES = 2**30  # of an index
+MAX_NUMBER = 2**53  # in an index: what JSON can hold everywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +34,18 @@ class Settings:
 
     space: str  # of latent_space.SPACES
     encoder: str  # name of a model of dynenc, or of a VAE
-    weights: str  # SHA-256 of the encoder's weight file; "" of a VAE
+    weights: str  # SHA-256 of the encoder's or VAE's weight file
     resolution: int  # px; see `imaging.buckets`
     quality: float  # 0..100
     flips: bool  # whether there are latents of the mirrored images, too
+
+    def differences(self, wanted: Settings) -> str:
+        """How they differ from those wanted, for messages; "" if they are equal."""
+        return ", ".join(
+            f"{field.name} {getattr(self, field.name)} instead of {getattr(wanted, field.name)}"
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(wanted, field.name)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +81,37 @@ class Shard:
         return names.with_suffix(self.tar, ".json")
 
     def write_index(self) -> None:
-        """Write the index; the tar has to be complete."""
+        """Write the index; the tar has to be complete.
+
+        Bytes of a file name that are not UTF-8 are surrogates in its key, and escaped.
+        """
         entries = [asdict(entry) for entry in self.entries]
         content = {"version": VERSION, "settings": asdict(self.settings), "images": entries}
         with writing(self.index, overwrite=True) as file:
-            file.write(json.dumps(content, ensure_ascii=False).encode())
+            file.write(json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+
+    def members(self) -> Iterator[tuple[Entry, list[bytes]]]:
+        """The entries whose .lat files are in the tar and not damaged, with these files."""
+        try:
+            with storage.reading(self.tar) as file:
+                for entry in self.entries:
+                    try:
+                        yield entry, [_lat(file, place, entry.size) for _, place in entry.places]
+                    except BitstreamError:
+                        continue
+        except OSError:  # the tar is gone
+            return
+
+
+def _lat(file: BinaryIO, place: tuple[int, int], size: tuple[int, int]) -> bytes:
+    """A .lat file in a tar; raises BitstreamError if it is damaged, or not of that size."""
+    start, n_bytes = place
+    file.seek(start)
+    blob = file.read(min(n_bytes, bitstream.MAX_BYTES))
+    header = bitstream.read(blob, sys.maxsize).header
+    if (header.width, header.height) != size:
+        raise Corrupt(f"the file is of {header.width}x{header.height} px")
+    return blob
 
 
 def shards(folder: str) -> list[Shard]:
@@ -87,6 +126,11 @@ def left_over(folder: str, found: list[Shard]) -> list[str]:
     """The tars of a cache without an index."""
     known = {number(shard) for shard in found}
     return [path for each, path in _files(folder, "tar") if each not in known]
+
+
+def tars(folder: str) -> list[str]:
+    """All tars of a cache."""
+    return [path for _, path in _files(folder, "tar")]
 
 
 def tar_name(number: int) -> str:
@@ -118,13 +162,15 @@ def _read(path: str) -> Shard:
     try:
         with storage.reading(path) as file:
             content = json.loads(storage.read_at_most(file, MAX_BYTES, path, ImageError))
-        if content["version"] != VERSION:
+        if type(content["version"]) is int and content["version"] > VERSION:
             raise UsageError(f"{path} is of a newer dynenc: update this one")
-        settings = Settings(**content["settings"])
         entries = tuple(_entry(fields) for fields in content["images"])
+        if content["version"] != VERSION or len({entry.key for entry in entries}) < len(entries):
+            raise ValueError("not of this version, or a key occurs twice")
+        settings = _settings(content["settings"])
     except OSError as exc:
         raise UsageError(f"{path} cannot be read: {exc.strerror}") from exc
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         if isinstance(exc, UsageError | ImageError):
             raise
         raise UsageError(
@@ -133,17 +179,31 @@ def _read(path: str) -> Shard:
     return Shard(names.with_suffix(path, ".tar"), settings, entries)
 
 
+def _settings(values: dict[str, object]) -> Settings:
+    """Settings as JSON holds them; raises ValueError or TypeError."""
+    found = Settings(**values)  # type: ignore[arg-type]
+    kinds = (str, str, str, int, int | float, bool)
+    if found.space not in SPACES or not all(
+        isinstance(getattr(found, field.name), kind)
+        for field, kind in zip(fields(found), kinds, strict=True)
+    ):
+        raise ValueError("not settings")
+    return found
+
+
 def _entry(fields: dict[str, object]) -> Entry:
     """An entry as JSON holds it; raises ValueError, TypeError or KeyError."""
+    key, sha256 = fields["key"], fields["sha256"]
+    if not isinstance(key, str) or not key or not isinstance(sha256, str):
+        raise ValueError("no key")
     pairs = ("original", "size", "crop", "place", "flipped")
     numbers = {name: fields[name] for name in pairs if fields.get(name) is not None}
-    whole = {name: _pair(value) for name, value in numbers.items()}
-    return Entry(key=str(fields["key"]), sha256=str(fields["sha256"]), **whole)
+    return Entry(key, sha256, **{name: _pair(value) for name, value in numbers.items()})
 
 
 def _pair(value: object) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError("not a pair")
-    if not all(type(number) is int and number >= 0 for number in value):
+    if not all(type(number) is int and 0 <= number < MAX_NUMBER for number in value):
         raise ValueError("not whole numbers")
     return value[0], value[1]

@@ -271,6 +271,39 @@ def make_folder(name: str) -> None:
         raise kind(f"the folder {name} cannot be created: {exc.strerror}") from exc
 
 
+def remove(name: str) -> None:
+    """Remove a local file; raises OutputError."""
+    try:
+        Path(name).unlink()
+    except OSError as exc:
+        kind = DiskFull if exc.errno in NO_SPACE else OutputError
+        raise kind(f"{name} cannot be removed: {exc.strerror}") from exc
+
+
+@contextmanager
+def alone(folder: str) -> Iterator[None]:
+    """A context that one process at a time can enter for a local folder.
+
+    The folder itself is locked, so nothing is written, and what is killed leaves no lock behind.
+    Where there are no locks, all enter.
+    Raises: OutputError if another run is at work in the folder.
+    """
+    descriptor = None
+    with suppress(OSError):  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+    if descriptor is None:
+        yield
+        return
+    try:
+        if _lock(descriptor) is False:
+            raise OutputError(
+                f"another run is at work in {folder}", hint="run this again when it has ended"
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
 # Temporary files of killed runs
 
 

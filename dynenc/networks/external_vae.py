@@ -22,10 +22,10 @@ from dynenc.networks.tiling import EMBEDDED_TILES, FINE_TILES, LARGE_TILE, SMALL
 from dynenc.networks.vae_files import (
     PARTS,
     WEIGHTS,
+    existing,
     from_hub,
     import_diffusers,
     load_vae,
-    on_disk,
 )
 
 logger = logging.getLogger(__name__)
@@ -79,10 +79,7 @@ def load_teacher(path: Path | str, space: LatentSpace = SD1) -> tuple[nn.Module,
     Returns: encoder, [B, 3, H, W] in [-1, 1] -> scaled latents [B, C, H/8, W/8], and `Decoder`.
     Raises: WeightsError as `load_decoder`.
     """
-    found = on_disk(str(path))
-    if found is None:
-        raise WeightsError(f"{path} is not on this disk: download it first")
-    vae = load_vae(found, str(path), PARTS, space)
+    vae = load_vae(existing(str(path)), str(path), PARTS, space)
     decoder, encoder = _decoder(str(path), vae, space), vae.encoder
     if _has_posterior(vae):
         encoder = nn.Sequential(encoder, vae.quant_conv or nn.Identity())

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -40,6 +41,26 @@ def on_disk(name: str) -> Path | None:
     if registry.is_weight_file(name) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise WeightsError(f"{name} does not exist: give a folder, a .safetensors file or a hub id")
     return from_hub(name, download=False)
+
+
+def weights_of(name: str) -> str:
+    """The SHA-256 of an autoencoder's weights; raises WeightsError if they are not on this disk."""
+    _, file = _find(existing(name))
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            while chunk := stream.read(2**20):
+                digest.update(chunk)
+        return digest.hexdigest()
+    except OSError as exc:
+        raise WeightsError(f"{file} cannot be read: {exc.strerror}") from exc
+
+
+def existing(name: str) -> Path:
+    """The local path of a named autoencoder; raises WeightsError if it is not on this disk."""
+    if (found := on_disk(name)) is None:
+        raise WeightsError(f"{name} is not on this disk: download it first")
+    return found
 
 
 def from_hub(repository: str, *, download: bool, space: LatentSpace | None = None) -> Path | None:

@@ -1,7 +1,10 @@
 """Caches of latents: what is made again, what is kept, and what a data set reads of them."""
 
+import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +14,10 @@ from torch.utils.data import DataLoader
 
 from dynenc import Codec, LatentDataset, SameSizeBatches, make_cache
 from dynenc.coding.lat_file import LatFile
-from dynenc.errors import UsageError, WeightsError
+from dynenc.errors import ImageError, OutputError, UsageError, WeightsError
 from dynenc.interop import latent_cache
+from dynenc.io import writing
+from dynenc.io.writing import alone
 
 SIZES = {"a": (192, 128), "b": (128, 192), "c": (200, 140), "sub/d": (128, 128)}
 
@@ -165,7 +170,11 @@ def test_refused(pictures, cache, tmp_path):
         make_cache(str(pictures), cache)
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"version": 2}', '{"version": 1, "settings": {}}'])
+@pytest.mark.parametrize(
+    "damage",
+    ["{", "[]", '{"version": 2}', '{"version": 1, "settings": {}}', "[" * 100_000],
+    ids=["cut", "list", "newer", "empty", "deep"],
+)
 def test_damaged_indices(pictures, cache, tmp_path, damage):
     make_cache(str(pictures), cache)
     [shard] = latent_cache.shards(cache)
@@ -179,19 +188,132 @@ def test_damaged_indices(pictures, cache, tmp_path, damage):
     assert shard.entries
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("key", "b"), ("key", ""), ("place", [2**70, 1]), ("size", [8]), ("crop", 0)],
+)
+def test_damaged_entries(pictures, cache, tmp_path, field, value):
+    make_cache(str(pictures), cache)
+    index = tmp_path / "cache" / "latents-00000.json"
+    content = json.loads(index.read_text())
+    content["images"][0][field] = value
+    index.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="remove it and make the cache again"):
+        LatentDataset(cache)
+
+
+def cut_short(tar):
+    os.truncate(tar, 700)
+
+
+def alter(tar):
+    content = bytearray(tar.read_bytes())
+    content[600] ^= 1
+    tar.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut_short, alter])
+def test_latents_that_are_damaged_are_made_again(pictures, cache, damage):
+    make_cache(str(pictures), cache, shard_size=2)
+    whole = {s["key"]: s["latents"] for s in LatentDataset(cache)}
+    damage(Path(cache) / "latents-00000.tar")
+    summary = make_cache(str(pictures), cache, shard_size=2)
+    assert summary.made in (1, 2)  # of the shard
+    assert summary.kept == 4 - summary.made
+    again = {s["key"]: s["latents"] for s in LatentDataset(cache)}
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[key], whole[key]) for key in whole)
+
+
+def test_damaged_latents_of_a_picture_that_is_gone_are_told(pictures, cache):
+    make_cache(str(pictures), cache)
+    alter(Path(cache) / "latents-00000.tar")  # those of a
+    (pictures / "a.png").unlink()
+    summary = make_cache(str(pictures), cache)
+    assert "the latents of a are damaged and removed" in str(dict(summary.failures))
+    assert sorted(keys(cache)) == ["b", "c", "sub/d"]
+    assert make_cache(str(pictures), cache).failures == []
+
+
+def test_forced_settings_leave_nothing_of_others(pictures, cache):
+    make_cache(str(pictures), cache, flips=True)
+    (pictures / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert len(make_cache(str(pictures), cache, encoder="nano", force=True).failures) == 1
+    assert sorted(keys(cache)) == ["b", "c", "sub/d"]
+
+
+def test_one_run_at_a_time(pictures, cache):
+    make_cache(str(pictures), cache)
+    with alone(cache), pytest.raises(OutputError, match="another run is at work"):
+        make_cache(str(pictures), cache)
+    assert make_cache(str(pictures), cache).kept == 4
+
+
+def test_nothing_is_pruned_for_what_cannot_be_found_or_read(pictures, cache, monkeypatch):
+    make_cache(str(pictures), cache)
+    with pytest.raises(ImageError, match="picturse does not exist"):
+        make_cache(f"{pictures}/../picturse", cache, prune=True)
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(ImageError, match=r"sub cannot be read.*would be removed"):
+        make_cache(str(pictures), cache, prune=True)
+    summary = make_cache(str(pictures), cache)
+    assert (summary.kept, len(summary.failures)) == (3, 1)
+    assert sorted(keys(cache)) == sorted(SIZES)
+
+
+def test_keys_of_odd_names(pictures, cache):
+    odd = [os.fsdecode(b"latin\xe9"), "дом 🏠", "new\nline", "v1.2"]
+    for name in odd:
+        try:
+            shutil.copy(pictures / "a.png", pictures / f"{name}.png")
+        except OSError:
+            pytest.skip("file names of this system are UTF-8")
+    make_cache(str(pictures), cache, flips=True)
+    assert {s["key"] for s in LatentDataset(cache)} == {*SIZES, *odd}
+    assert make_cache(str(pictures), cache, flips=True).kept == 8
+
+
+def test_a_picture_given_twice_is_one(pictures, cache):
+    both = [f"{pictures}/./a.png", str(pictures)]
+    assert make_cache(both, cache).made == 4
+    shutil.copy(pictures / "a.png", pictures / "b.flipped.png")
+    with pytest.raises(UsageError, match="have the same name in a shard"):
+        make_cache(str(pictures), cache, flips=True, force=True)
+
+
+def test_a_cache_beside_its_pictures(pictures):
+    (pictures / writing.partial_name()).touch()  # of a run that was killed
+    for _ in range(2):
+        assert make_cache(str(pictures), str(pictures)).failures == []
+    assert not list(pictures.glob(".*"))
+
+
 def test_latents_of_a_vae_of_any_space(pictures, cache, tmp_path):
     from diffusers import AutoencoderTiny
 
-    torch.manual_seed(0)
-    AutoencoderTiny(
-        encoder_block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        num_encoder_blocks=(1, 1, 1, 1),
-        num_decoder_blocks=(1, 1, 1, 1),
-        latent_channels=16,
-    ).save_pretrained(tmp_path / "taef1")
+    def save_vae(seed):
+        torch.manual_seed(seed)
+        AutoencoderTiny(
+            encoder_block_out_channels=(8, 8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8, 8),
+            num_encoder_blocks=(1, 1, 1, 1),
+            num_decoder_blocks=(1, 1, 1, 1),
+            latent_channels=16,
+        ).save_pretrained(tmp_path / "taef1")
+
+    save_vae(0)
     make_cache(str(pictures), cache, space="flux1", vae=str(tmp_path / "taef1"))
     with pytest.raises(UsageError, match=r"FLUX\.1 latents, not those of SD 1\.x"):
         LatentDataset(cache)
     data = LatentDataset(cache, space="flux1")
     assert data[0]["latents"].shape == (16, 16, 24)
+    save_vae(1)
+    with pytest.raises(UsageError, match="other settings: weights"):
+        make_cache(str(pictures), cache, space="flux1", vae=str(tmp_path / "taef1"))

@@ -20,11 +20,16 @@ def test_command(tmp_path):
     assert first.stdout == "128x64  2 images\n"
     (pictures / "a.png").unlink()
     (pictures / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    frames = [Image.new("RGB", (128, 64), colour) for colour in ("teal", "navy")]
+    frames[0].save(pictures / "d.gif", save_all=True, append_images=frames[1:])
     second = run(*arguments, "--json")
     assert second.exit_code == 1
-    assert "c.png" in second.stderr
+    assert second.stderr.splitlines() == [
+        f"dynenc: {pictures}/d.gif: frames after the first are dropped",
+        f"dynenc: {pictures}/c.png cannot be read as an image: no known format",
+    ]
     figures = json.loads(second.stdout)
-    assert (figures["made"], figures["kept"], figures["orphans"]) == (0, 1, ["a"])
+    assert (figures["made"], figures["kept"], figures["orphans"]) == (1, 1, ["a"])
     assert run(*arguments, "-Q", "50").exit_code == 2
     refused = run(*arguments, "--space", "flux1")
     assert refused.exit_code == 5

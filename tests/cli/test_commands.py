@@ -348,7 +348,7 @@ def test_doctor_finds_what_is_wrong(monkeypatch, tmp_path):
 
 def test_help_does_not_import_torch():
     code = (
-        "import sys; from typer.testing import CliRunner; from dynenc.cli import app;"
+        "import sys; from typer.testing import CliRunner; from dynenc.cli.main import app;"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0;"
         "assert not {'torch', 'numpy', 'PIL', 'diffusers'} & set(sys.modules)"
     )
@@ -357,7 +357,7 @@ def test_help_does_not_import_torch():
 
 def test_encode_does_not_import_diffusers(picture):
     code = (
-        "import sys; from dynenc.cli import app;"
+        "import sys; from dynenc.cli.main import app;"
         f"app(['encode', {str(picture)!r}, '-e', 'nano'], standalone_mode=False);"
         "heavy = {'diffusers', 'huggingface_hub', 'torchvision', 'matplotlib'};"
         "assert not heavy & set(sys.modules)"

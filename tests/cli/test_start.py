@@ -65,3 +65,13 @@ def test_pillow_tells_the_size_of_a_lat_file_without_torch(folder):
     modules = imported("-c", PLUGIN, cwd=folder)
     assert "dynenc.pillow" in modules
     assert "torch" not in modules
+
+
+def test_ctrl_c_at_the_start_is_no_traceback():
+    code = (
+        "import sys, threading, _thread; from dynenc.cli import run;"
+        "sys.meta_path.insert(0, type('', (), {'find_spec': lambda *_: _thread.interrupt_main()}));"
+        "run()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "dynenc: interrupted\n")

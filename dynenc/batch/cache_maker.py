@@ -1,0 +1,149 @@
+"""What makes the members of a cache: an image -> its bucket -> the .lat files of its latents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from PIL import ImageOps
+from PIL.Image import Image
+
+from dynenc import registry
+from dynenc.arguments import file_name, integer, number
+from dynenc.batch.inputs import read_image
+from dynenc.codec import Codec
+from dynenc.coding.lat_file import LatFile
+from dynenc.coding.quantize import quality_to_step
+from dynenc.errors import DynencError, ImageError
+from dynenc.imaging import buckets, notes
+from dynenc.imaging.image import open_image
+from dynenc.imaging.pixels import to_rgb
+from dynenc.interop.latent_cache import Entry, Settings
+from dynenc.io import names
+from dynenc.io.shards import is_archive
+from dynenc.latent_space import SD1, LatentSpace
+from dynenc.native.kernel import Floats
+from dynenc.networks.vae_files import weights_of
+
+LEAST_RESOLUTION = 64  # px
+
+
+class Source(NamedTuple):
+    """An image to cache."""
+
+    key: str
+    path: str
+
+
+class Member(NamedTuple):
+    """An image of a shard to write: its entry, whose places are still to be set, and its files."""
+
+    entry: Entry
+    blobs: Sequence[bytes]
+    notes: Sequence[str] = ()  # on what is lost of the image
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the .lat files of images."""
+
+    settings: Settings
+    space: LatentSpace
+    vae: str | None
+    device: str
+
+    @classmethod
+    def of(
+        cls,
+        space: LatentSpace,
+        encoder: str,
+        vae: str | None,
+        resolution: int | None,
+        quality: float,
+        flips: bool,
+        device: str,
+    ) -> Maker:
+        """Check the arguments of `make_cache`; raises UsageError or WeightsError."""
+        encoder = file_name("an encoder", encoder)
+        quality = number("quality", quality)
+        quality_to_step(quality, has_trellis=True)  # refuses what is out of range
+        if resolution is None:
+            resolution = 512 if space is SD1 else 1024
+        resolution = integer("resolution", resolution, LEAST_RESOLUTION)
+        if vae is None:
+            model = registry.for_space(encoder, "encoder", space)
+            encoder, weights = model.name, model.sha256
+        else:
+            encoder = names.base(file_name("a VAE", vae).rstrip("/"))
+            weights = weights_of(vae)
+        made_with = Settings(space.name, encoder, weights, resolution, quality, flips)
+        return cls(made_with, space, vae, device)
+
+    @cached_property
+    def model(self) -> registry.Model:
+        """The model that the files name."""
+        if self.vae is None:
+            return registry.MODELS[self.settings.encoder]
+        return registry.FOREIGN[self.space.name]
+
+    @cached_property
+    def codec(self) -> Codec:
+        """dynenc's encoder."""
+        return Codec(self.settings.encoder, device=self.device)
+
+    @cached_property
+    def teacher(self) -> Any:
+        """The VAE's encoder: image -> scaled latents."""
+        from dynenc.networks.compat import pick_device
+        from dynenc.networks.external_vae import load_teacher
+
+        encoder, _ = load_teacher(str(self.vae), self.space)
+        return encoder.to(pick_device(self.device))
+
+    @property
+    def threads(self) -> int | None:
+        """In how many threads images are made; None: in as many as the process may use."""
+        return None if self.vae is None and self.codec.native else 1
+
+    def member(self, source: Source) -> Member | DynencError:
+        """Encode an image; an error of the image is returned."""
+        if is_archive(source.path):
+            return ImageError(f"{source.path} is an archive: unpack it to cache its images")
+        try:
+            data = read_image(source.path)
+            with notes.collected() as lost:
+                picture = open_image(data, name=source.path)
+            size = buckets.bucket(*picture.size, self.settings.resolution)
+            if not all(size):
+                raise ImageError(f"{source.path} is smaller than 8 px, the side of a latent")
+            return self._member(source.key, data, picture, size)._replace(notes=lost)
+        except ImageError as exc:
+            return exc
+
+    def _member(self, key: str, data: bytes, picture: Image, size: tuple[int, int]) -> Member:
+        fitted = buckets.fit(to_rgb(picture), size)
+        shown = [fitted.picture]
+        if self.settings.flips:
+            shown.append(ImageOps.mirror(fitted.picture))
+        step_q = quality_to_step(self.settings.quality, has_trellis=self.model.has_trellis)
+        files = [LatFile.of_latents(self.latents(each), size, step_q, self.model) for each in shown]
+        digest, none = hashlib.sha256(data).hexdigest(), (0, 0)
+        entry = Entry(key, digest, picture.size, size, (fitted.left, fitted.top), none)
+        return Member(entry, [file.to_bytes() for file in files])
+
+    def latents(self, picture: Image) -> Floats:
+        """The latents [C, h, w] of an image whose sides are multiples of the patch."""
+        if self.vae is None:
+            latents: Floats = self.codec.latents([picture])[0]
+            return latents
+        import torch
+
+        from dynenc.imaging.tensors import to_tensor
+
+        device = next(self.teacher.parameters()).device
+        with torch.inference_mode():
+            found: Floats = self.teacher(to_tensor(picture).to(device))[0].float().cpu().numpy()
+        return found
