@@ -78,6 +78,7 @@ class Recognised:
     space: LatentSpace | None = None  # None: the file does not say
     scaling: Scaling | None = None  # None: the file does not say ...
     is_scaled: bool | None = None  # ... but whether it is that of its space, or raw
+    unknown: str = ""  # name of the model of the latents, if the file gives one without a space
 
 
 def recognise(container: Container, name: str) -> Recognised:
@@ -95,7 +96,8 @@ def recognise(container: Container, name: str) -> Recognised:
         return _musubi(facts, name)
     if "latent" in tensors and "latent_space_version" in facts:
         version = str(facts["latent_space_version"])
-        return Recognised(AI_TOOLKIT, AI_TOOLKIT_SPACES.get(version) or named, None, True)
+        space = AI_TOOLKIT_SPACES.get(version) or named
+        return Recognised(AI_TOOLKIT, space, None, True, "" if space else version)
     if "latent_image" in tensors:
         return Recognised(ONETRAINER, named, RAW)
     if any(SD_SCRIPTS.first.fullmatch(key) for key in tensors) and (

@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import math
+import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -97,10 +98,18 @@ def read(data: bytes, name: str) -> Container:
     Raises: LatentsError if it is no such file, is damaged, unpacks to more than MAX_BYTES, or holds
         anything but tensors and plain values.
     """
+    if not data:
+        raise LatentsError(f"{name} is empty")
     try:
         return _read(data, name)
     except LatentsError:
         raise
+    except zipfile.BadZipFile as exc:
+        raise LatentsError(f"{name} is cut short or damaged: {exc}") from exc
+    except pickle.UnpicklingError as exc:  # whose text advises to unpickle it
+        raise LatentsError(
+            f"{name} holds pickled objects, which can run any code: save its tensors alone"
+        ) from exc
     except Exception as exc:  # these libraries raise whatever a damaged file makes them trip over
         reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         raise LatentsError(f"{name} cannot be read as latents: {reason}") from exc
@@ -175,31 +184,35 @@ def _read_pt(data: bytes, name: str) -> Container:
     tensors, facts = {}, {}
     for key, value in content.items():
         if not isinstance(value, torch.Tensor):
-            facts[str(key)] = _plain(value, f"{name}, {key},")
+            facts[str(key)] = _plain(value, f"{name} holds under {key!r}")
             continue
-        if value.is_sparse or value.is_quantized or value.is_complex():
-            raise LatentsError(f"{name} holds {key} of another layout: save it as float32")
+        what = f"{name} holds {key}" if key else f"{name} holds a tensor"
+        if value.layout != torch.strided or value.is_quantized or value.is_complex():
+            raise LatentsError(f"{what} of another layout: save it dense, as float32")
+        if value.is_meta:
+            raise LatentsError(f"{what} without data: save it again from the CPU")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise LatentsError(f"{name} claims to hold more latents than it does")
         array = value.detach().contiguous()
         if value.dtype == torch.bfloat16:
             tensors[str(key)] = Tensor.of(array.float().numpy(), "BF16")
         elif value.is_floating_point() and value.itemsize == 1:
-            raise LatentsError(f"{name} holds {key} of type {value.dtype}: save it as float32")
+            raise LatentsError(f"{what} of type {value.dtype}: save it as float32")
         else:
             tensors[str(key)] = Tensor.of(array.numpy())
     return Container(tensors, facts, "pt")
 
 
-def _plain(value: Any, name: str) -> Any:
+def _plain(value: Any, where: str) -> Any:
     """A value as JSON has it; raises LatentsError if it is not plain."""
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(each, name) for each in value]
+        return [_plain(each, where) for each in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(each, name) for key, each in value.items()}
-    raise LatentsError(f"{name} is a {type(value).__name__}, neither a tensor nor a plain value")
+        return {str(key): _plain(each, where) for key, each in value.items()}
+    kind = type(value).__name__
+    raise LatentsError(f"{where} a {kind}, which is no plain value: save it without")
 
 
 def to_safetensors(container: Container) -> bytes:

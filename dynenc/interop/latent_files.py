@@ -269,6 +269,12 @@ def _space(tensor: Tensor, known: Recognised, name: str, asked: LatentSpace | No
         )
     if found := known.space or asked:
         return found
+    if known.unknown:
+        titles = ", ".join(each.title for each in SPACES.values())
+        raise LatentsError(
+            f"{name} is of {known.unknown}, and nothing says whether its latents are of {titles}",
+            hint="give --space if they are",
+        )
     channels = [side for side in tensor.shape if side != 1][:1]
     if channels != [SD1.channels] and channels and channels[0] in _CHANNELS:
         titles = " or ".join(s.title for s in SPACES.values() if s.channels == channels[0])

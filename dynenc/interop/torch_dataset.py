@@ -250,6 +250,8 @@ def _entries(shards: list[Shard]) -> Iterator[Place]:
 def _files(name: str) -> list[Place]:
     """The .lat files of a folder, or a .lat file by itself."""
     if not storage.is_folder(name):
+        if not names.is_url(name) and not storage.exists(name):
+            raise UsageError(f"{name} does not exist: name a cache, folder, tar or .lat file")
         return [Place(with_suffix(names.base(name), ""), name)]
     return [
         Place(with_suffix(relative, ""), path)

@@ -223,7 +223,12 @@ BAD = {
     "half of a cache": (
         "a.npz",
         lambda: npz(latents=scaled(SD1), original_size=[64, 48])[:600],
-        "cannot be read as latents",
+        "is cut short or damaged",
+    ),
+    "another model of ai-toolkit": (
+        "a.safetensors",
+        lambda: safetensors.torch.save({"latent": scaled(SD1)}, {"latent_space_version": "pixart"}),
+        "is of pixart, and nothing says whether its latents are of SD 1.x, SDXL",
     ),
     "another model of musubi-tuner": (
         "a_0064x0048_qi.safetensors",
@@ -238,7 +243,10 @@ BAD = {
         "is of anima",
     ),
     "OneTrainer's list of files": ("a.pt", lambda: pt([{"image_path": "a"}]), "holds a list"),
-    "code": ("a.pt", lambda: pt({"latents": scaled(SD1), "a": {1, 2}}), "neither a tensor nor a"),
+    "code": ("a.pt", lambda: pt({"latents": scaled(SD1), "a": {1, 2}}), "under 'a' a set"),
+    "an object": ("a.pt", lambda: pt({"latents": scaled(SD1), "a": Tensor}), "pickled objects"),
+    "no data": ("a.pt", lambda: pt(scaled(SD1).to("meta")), "a tensor without data"),
+    "complex": ("a.pt", lambda: pt(scaled(SD1) * 1j), "a tensor of another layout"),
     "a control image alone": (
         "a.safetensors",
         lambda: safetensors.torch.save(

@@ -270,7 +270,7 @@ OTHERS = {
     "a list": (lambda t: pt([t]), "holds a list"),
     "more than there is": (lambda t: pt(torch.zeros(1).expand(4, 8000, 8000)), "claims to hold"),
     "a picture": (lambda t: b"\x89PNG\r\n\x1a\n" + bytes(40), "neither safetensors nor"),
-    "nothing": (lambda t: b"", "neither safetensors nor"),
+    "nothing": (lambda t: b"", "is empty"),
     "an old pickle": (lambda t: pickle.dumps({"latents": 1}), "pickles, which can run any code"),
     "an empty zip": (lambda t: npz(), "neither|no latents"),
 }

@@ -111,6 +111,8 @@ def test_damage_names_the_file(folder, shard):
 
 
 def test_nothing_to_read(tmp_path, shard):
+    with pytest.raises(UsageError, match="cahce does not exist"):
+        LatentDataset(tmp_path / "cahce")
     with pytest.raises(UsageError, match=r"no \.lat file in"):
         LatentDataset([])
     with tarfile.open(tmp_path / "1.tar.gz", "w:gz") as tar:
