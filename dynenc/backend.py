@@ -78,27 +78,22 @@ class Backend:
     def decoder_of(self, model: registry.Model) -> Decoder:
         """The decoder for the latents of a model; raises OtherLatents if another one is chosen."""
         name, space = self.decoder_name, model.space
-        title = "Stable Diffusion" if space is SD1 else space.title
-        if name in registry.names("autoencoder") and space is not AUTOENCODER:
-            raise OtherLatents(
-                f"the latents are those of {title}, which the {name} cannot read",
-                hint="leave out --decoder",
-            )
-        if space is SD1:
+        named = registry.MODELS.get(name)
+        if space is SD1 and (named is None or named.space is SD1):
             return self.decoder
-        if space is AUTOENCODER:
-            if name not in ("auto", "embedded", model.name):
-                raise OtherLatents(
-                    f"the latents are those of {title}, which decoder {name} cannot read",
-                    hint="leave out --decoder",
-                )
-            return self._other_decoder(model.name, space)
-        if name in ("auto", "embedded") and registry.has("embedded", space):
-            return self._other_decoder("embedded", space)
-        if name in ("auto", "embedded", "fine", "sd-vae"):
+        own = model if space is AUTOENCODER else registry.shipped("embedded", space)
+        if own and name in ("auto", "embedded", own.name):
+            return self._other_decoder(own.name, space)
+        title = "Stable Diffusion" if space is SD1 else space.title
+        if own is None and name in ("auto", "embedded", "fine", "sd-vae"):
             raise OtherLatents(
                 f"the latents are those of {title}, for which dynenc has no decoder",
                 hint=f"name a VAE of {title} with --decoder",
+            )
+        if named or name == "sd-vae" or space is AUTOENCODER:
+            raise OtherLatents(
+                f"the latents are those of {title}, which decoder {name} cannot read",
+                hint="leave out --decoder",
             )
         return self._other_decoder(name, space)
 

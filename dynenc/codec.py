@@ -24,6 +24,7 @@ from dynenc.encoding import Encoded, Encoding
 from dynenc.imaging import arrays, extras, image, layering, notes, pixels
 from dynenc.imaging import detail as detail_layer
 from dynenc.imaging.arrays import Checked, Picture
+from dynenc.latent_space import SD1
 from dynenc.native import encoder as native
 from dynenc.native.kernel import Floats
 from dynenc.networks import integer_decoder
@@ -269,7 +270,11 @@ class Codec:
 
     def _decodes_integers(self, model: registry.Model) -> bool:
         """Whether the latents of a model are decoded in integer arithmetic."""
-        return integer_decoder.decodes(model, self._decoder_choice, self._device)
+        is_other = self.decoder_name == "auto" and model.space is not SD1
+        name = (
+            "embedded" if is_other else self._decoder_choice
+        )  # an SD VAE may be chosen for SD 1.x
+        return integer_decoder.decodes(model, name, self._device)
 
     @cached_property
     def _decoder_choice(self) -> str:

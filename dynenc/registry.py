@@ -227,10 +227,10 @@ def coder(number: int, space: LatentSpace) -> Model | None:
     return next((m for m in coders(space) if m.number == number), None)
 
 
-def has(name: str, space: LatentSpace) -> bool:
-    """Whether a model that is in a space what the named one is in its own is shipped."""
+def shipped(name: str, space: LatentSpace) -> Model | None:
+    """The shipped model that is in a space what the named one is in its own, or None."""
     model = in_space(name, space)
-    return model is not None and model.name in MODELS
+    return model if model and model.name in MODELS else None
 
 
 def for_space(name: str, kind: Network, space: LatentSpace) -> Model:
@@ -238,8 +238,8 @@ def for_space(name: str, kind: Network, space: LatentSpace) -> Model:
 
     Raises: WeightsError.
     """
-    model = in_space(named(name, kind).name, space)
-    if model is None or not has(name, space):
+    model = shipped(named(name, kind).name, space)
+    if model is None:
         raise WeightsError(
             f"dynenc has no {kind} {name} of {space.title} latents: use a VAE of these"
         )

@@ -29,5 +29,6 @@ def ship(monkeypatch, *names):
         monkeypatch.setitem(registry.MODELS, name, model)
     shipped = [registry.MODELS[name] for name in names]
     encoders = [model for model in shipped if model.kind == "encoder"]
-    monkeypatch.setattr(registry, "LATENT_MODELS", (*registry.LATENT_MODELS, *encoders))
+    others = [model for model in registry.LATENT_MODELS if model.name not in names]
+    monkeypatch.setattr(registry, "LATENT_MODELS", (*others, *encoders))
     monkeypatch.setattr(registry, "read_file", lambda m: files.get(m.name) or read(m))

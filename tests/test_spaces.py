@@ -11,7 +11,7 @@ import dynenc
 from dynenc import registry
 from dynenc.cli.main import app
 from dynenc.coding.lat_file import LatFile
-from dynenc.errors import UsageError, WeightsError
+from dynenc.errors import OtherLatents, UsageError, WeightsError
 from dynenc.latent_space import FLUX1, SDXL
 from dynenc.networks import loading
 
@@ -74,6 +74,25 @@ def test_goals_and_effort(photo, space):
 
 
 @pytest.mark.usefixtures("shipped")
+def test_decoders_of_another_space_are_refused_by_name(photo):
+    files = {
+        encoder: dynenc.Codec(encoder, device="cpu").encode(photo, detail="off")
+        for encoder in ("light", "light-sdxl", "light-flux1")
+    }
+    for encoder, decoder, title in (
+        ("light", "embedded-sdxl", "Stable Diffusion"),
+        ("light-flux1", "embedded-sdxl", r"FLUX\.1"),
+        ("light-sdxl", "fine", "SDXL"),
+        ("light-sdxl", "autoencoder", "SDXL"),
+    ):
+        with pytest.raises(OtherLatents, match=f"those of {title}, which decoder {decoder} cannot"):
+            dynenc.Codec(decoder=decoder, device="cpu").decode(files[encoder])
+    own = dynenc.Codec(decoder="embedded-sdxl", device="cpu").decode(files["light-sdxl"])
+    usual = dynenc.Codec(device="cpu").decode(files["light-sdxl"])
+    assert np.array_equal(own, usual)
+
+
+@pytest.mark.usefixtures("shipped")
 def test_native_and_torch_agree_where_both_exist(photo):
     pixels = torch.from_numpy(np.array(photo.resize((64, 64)))).permute(2, 0, 1)[None]
     network = dynenc.load_encoder("light", SDXL)
@@ -108,7 +127,7 @@ def test_trained_files_say_their_space(photo, tmp_path):
 
 
 def test_what_is_not_shipped_is_refused_by_name():
-    with pytest.raises(WeightsError, match="no encoder light of SDXL latents"):
-        dynenc.vae("light", space="sdxl")
+    with pytest.raises(WeightsError, match="no encoder light of SD 3 latents"):
+        dynenc.vae("light", space="sd3")
     with pytest.raises(UsageError, match="there is no space 'sd2'"):
         dynenc.vae("light", space="sd2")

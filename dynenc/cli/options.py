@@ -23,6 +23,7 @@ INPUT, OUTPUT, QUALITY, DECODER = "Input", "Output", "Quality", "Decoder"  # sec
 EXECUTION = "Execution"
 SOURCES = "folders, tar shards, patterns or URLs; '-' reads standard input."
 ENCODERS = registry.names("encoder")
+STEMS = dict.fromkeys(registry.stem(registry.MODELS[name]) for name in ENCODERS)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DECODERS = ("auto", "embedded", "fine", "sd-vae", *registry.names("autoencoder"))
 SCALES = tuple(str(Fraction(1, divisor)) for divisor in DIVISORS)
@@ -104,7 +105,7 @@ Encoder = Annotated[
         "--encoder",
         "--model",
         "-e",
-        metavar="|".join([*ENCODERS, "FILE"]),
+        metavar="|".join([*STEMS, "FILE"]),
         callback=check_encoder,
         autocompletion=completed(*ENCODERS),
         rich_help_panel=QUALITY,

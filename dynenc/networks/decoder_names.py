@@ -4,7 +4,7 @@ A name of a decoder is one of
 
     auto       an SD VAE that is already on this disk, else `fine` on a GPU and `embedded` on a
                CPU; never downloads
-    embedded   the small decoder that is shipped with dynenc
+    embedded   the small decoder that is shipped with dynenc, of the space of the latents
     fine       the larger one, which is shipped as well
     autoencoder   that of the autoencoder, for its own latents only
     sd-vae     the SD VAE; downloaded from the Hugging Face hub if it is not on this disk

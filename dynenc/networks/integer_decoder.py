@@ -132,8 +132,8 @@ def packed(tensors: Tensors, widths: Sizes, blocks: Sizes, latents: int = SD1.ch
 
 def decodes(model: Model, decoder: str, device: object) -> bool:
     """Whether a decoder of that name on a device decodes latents of a model in integers."""
-    is_embedded = decoder == "embedded" and registry.has(decoder, model.space)
-    return is_embedded and runtime.uses_cpu(device)
+    own = registry.shipped("embedded", model.space)
+    return own is not None and decoder in ("embedded", own.name) and runtime.uses_cpu(device)
 
 
 @cache

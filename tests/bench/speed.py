@@ -22,6 +22,7 @@ from PIL import Image, ImageOps, features
 
 from dynenc import Codec, __version__, load_decoder, load_encoder, registry
 from dynenc.evaluation.peers import Peer, installed
+from dynenc.latent_space import SD1
 
 SIZES = ["256", "512", "768x512", "2048"]
 PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
@@ -34,7 +35,7 @@ SD_VAE = {  # the architecture of SD 1.x
     "latent_channels": 4,
 }
 SD_VAE_PIXELS = 2**19  # larger pictures take it minutes on a CPU, and tens of GB
-ENCODERS = registry.names("encoder")
+ENCODERS = [*registry.encoders(SD1), *registry.names("autoencoder")]
 PEERS = {  # of each kind of figure
     "encoder": ["SD VAE", "TAESD"],
     "decoder": ["SD VAE", "TAESD"],

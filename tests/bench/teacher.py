@@ -1,9 +1,9 @@
-"""The latents of every encoder beside those of a teacher, not quantised.
+"""The latents of every encoder of a space beside those of a teacher, not quantised.
 
-    python tests/bench teacher PICTURES TEACHER LPIPS
+    python tests/bench teacher PICTURES TEACHER LPIPS [--space SPACE] [--encoder FILE ...]
 
-PICTURES is a folder, TEACHER a TAESD or SD VAE in diffusers form, whose decoder decodes all
-latents, LPIPS the weights that `dynenc eval --lpips` takes. Whole files are measured by
+PICTURES is a folder, TEACHER a TAESD or VAE of the space in diffusers form, whose decoder decodes
+all latents, LPIPS the weights that `dynenc eval --lpips` takes. Whole files are measured by
 `dynenc eval`, and by the benchmark quality.
 """
 
@@ -17,7 +17,7 @@ from dynenc.evaluation.curves import table
 from dynenc.evaluation.measure import Measure, load_distances, means
 from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
-from dynenc.latent_space import SD1
+from dynenc.latent_space import SD1, named
 from dynenc.networks.external_vae import load_teacher
 
 
@@ -30,16 +30,22 @@ def main() -> None:
     parser.add_argument("pictures", type=Path)
     parser.add_argument("teacher", type=Path)
     parser.add_argument("lpips", type=Path)
+    parser.add_argument("--space", default=SD1.name)
+    parser.add_argument("--encoder", nargs="+", help="weight files, instead of those of dynenc")
+    parser.add_argument("--every", type=int, default=1, help="measure one of so many pictures")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     measure = Measure(load_distances(arguments.lpips))
-    encode, decode = load_teacher(arguments.teacher)
-    pictures = [tensors.pad(tensors.to_tensor(p)) for _, p in iter_images(arguments.pictures)]
+    space = named(arguments.space)
+    encode, decode = load_teacher(arguments.teacher, space)
+    chosen = [picture for _, picture in iter_images(arguments.pictures)][:: arguments.every]
+    pictures = [tensors.pad(tensors.to_tensor(picture)) for picture in chosen]
     targets = [encode(picture) for picture in pictures]
     rows = []
-    encoders = {name: load_encoder(name) for name in registry.encoders(SD1)}
+    names = arguments.encoder or registry.encoders(space)
+    encoders = {Path(name).stem: load_encoder(name, space) for name in names}
     for name, encoder in {**encoders, "the teacher's own": encode}.items():
         latents = [encoder(picture) for picture in pictures]
         mean = means(

@@ -2,7 +2,7 @@
 
 Files are added and never rewritten: what exists stays as it is, whatever this dynenc would write.
 To add one, add a case below, run this, and commit the new files. Those of other latent spaces are
-in the folder `spaces`, without pixels.
+in the folder `spaces`, without pictures.
 """
 
 import hashlib
@@ -211,6 +211,11 @@ def space_cases() -> dict[str, Case]:
                 f"symbols -{most} to {most}, step {step_q}/1024, {space.name}, {lattice} lattice",
                 lambda *args, a=(space, most, step_q), t=trellis: of_leaps(*a, has_trellis=t),
             )
+    for encoder in (name for space in (SDXL, FLUX1, SD3) for name in registry.encoders(space)):
+        found[f"v1_{encoder}_q50"] = (
+            f"crop, 64x48, `{encoder}`, quality 50",
+            lambda e=encoder: encoded(crop(64, 48), e, 50),
+        )
     return found
 
 
@@ -233,20 +238,34 @@ def write_pixels(path: Path, decoder: Codec, file: LatFile) -> None:
 
 def pixels_sha256(file: LatFile, threads: int = 1, kind: registry.Kind = "decoder") -> str:
     """The sha256 of the colours of a file's latents: RGB, row by row, before alpha and layers."""
-    decoder = integer_decoder.embedded(kind)
+    decoder = integer_decoder.embedded(kind, file.model.space)
     view = View(divisor=SD1.patch // decoder.side)
     region = view.scaled((file.header.width, file.header.height))
     pixels = decoder.decode(file.integers(), region, threads)
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
+def has_integers(file: LatFile, kind: registry.Kind) -> bool:
+    """Whether a decoder of that kind decodes the latents of a file in integers."""
+    space = file.model.space
+    return space is SD1 if kind == "thumbnail" else registry.shipped("embedded", space) is not None
+
+
+def sums(folder: Path, kind: registry.Kind, threads: int = 1) -> str:
+    """What the pixels of the folder's files are on every machine, a line a file: sha256, name."""
+    files = ((lat.stem, LatFile.parse(lat.read_bytes())) for lat in sorted(folder.glob("*.lat")))
+    return "".join(
+        f"{pixels_sha256(file, threads, kind)}  {name}\n"
+        for name, file in files
+        if has_integers(file, kind)
+    )
+
+
 def write_sums(folder: Path) -> None:
-    """Write what the pixels of the folder's files of SD latents are, on every machine."""
-    files = {lat.stem: LatFile.parse(lat.read_bytes()) for lat in sorted(folder.glob("*.lat"))}
-    files = {name: file for name, file in files.items() if file.model.space is SD1}
-    for kind, sums in SUMS.items():
-        lines = (f"{pixels_sha256(file, kind=kind)}  {name}\n" for name, file in files.items())
-        (folder / sums).write_text("".join(lines), encoding="utf-8")
+    """Write what the pixels of the folder's files are, on every machine."""
+    for kind, name in SUMS.items():
+        if lines := sums(folder, kind):
+            (folder / name).write_text(lines, encoding="utf-8")
 
 
 def add(folder: Path, wanted: dict[str, Case], *, pixels: bool = True) -> list[str]:
@@ -274,8 +293,7 @@ def add(folder: Path, wanted: dict[str, Case], *, pixels: bool = True) -> list[s
         with (folder / "README.md").open("a", encoding="utf-8") as output:
             output.write(f"| `{name}` | {how} | `{hashlib.sha256(blob).hexdigest()}` |\n")
         added.append(name)
-    if pixels:
-        write_sums(folder)
+    write_sums(folder)
     return added
 
 

@@ -2,9 +2,10 @@
  *
  *     conformance PATH CODER LATTICE NUMBERS WEIGHTS < FILES > PIXELS
  *
- * CODER, NUMBERS and WEIGHTS are files of what dynenc_coder_init and dynenc_decoder_init take. FILES
- * are, one after the other: width, height, step_q and length of the payload, 4 bytes each, and the
- * payload. PIXELS are theirs, [height, width, 3]. Exits with 2 if the instruction set is missing.
+ * CODER, NUMBERS and WEIGHTS are files of what dynenc_coder_init and dynenc_decoder_init take, of one
+ * latent space. FILES are, one after the other: width, height, step_q and length of the payload, 4
+ * bytes each, and the payload. PIXELS are theirs, [height, width, 3]. Exits with 2 if the instruction
+ * set is missing.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,9 +38,9 @@ static void *contents(const char *name, int64_t *size) {
 
 static void decode(dynenc_call call, dynenc_pixels_call to, const uint8_t *payload,
                    int64_t length) {
-    const int64_t count = 4LL * call.height * call.width;
+    const int64_t count = (int64_t)call.channels * call.height * call.width;
     int16_t *symbols = memory_of(2 * count), *latents = memory_of(2 * count);
-    call.workspace_size = dynenc_workspace_size(4, call.height, call.width);
+    call.workspace_size = dynenc_workspace_size(call.channels, call.height, call.width);
     call.workspace = memory_of(call.workspace_size);
     check(dynenc_decode(&call, payload, length, symbols));
     check(dynenc_integer_latents(&call, symbols, latents));
@@ -76,7 +77,7 @@ int main(int argc, char **argv) {
         if (fread(payload, 1, fields[3], stdin) != fields[3])
             return 1;
         const dynenc_call call = {
-            .coder = coder, .path = path, .lattice = atoi(argv[3]), .channels = 4,
+            .coder = coder, .path = path, .lattice = atoi(argv[3]), .channels = numbers[0],
             .height = (height + 7) / 8, .width = (width + 7) / 8, .step_q = (int32_t)fields[2],
         };
         const dynenc_pixels_call pixels = {

@@ -1,4 +1,4 @@
-"""Golden files have the pixels of tests/golden/pixels.sha256 on arm64, too, where qemu runs it."""
+"""Golden files have the pixels of their pixels.sha256 on arm64, too, where qemu runs it."""
 
 import hashlib
 import shutil
@@ -15,23 +15,24 @@ from safetensors.numpy import load
 from dynenc import registry
 from dynenc.coding import entropy
 from dynenc.coding.lat_file import LatFile
-from dynenc.latent_space import SD1
+from dynenc.latent_space import SD1, SPACES
 from dynenc.native import compile, kernel
 from dynenc.networks import integer_decoder
 
 GOLDEN = Path(make.__file__).parent
+HERE = [space for space in SPACES.values() if registry.shipped("embedded", space)]
 SMALL = 2**13  # px; larger files take minutes where a processor is emulated
 PROCESSORS = {"portable": "max", "neon": "cortex-a53", "neondot": "max"}  # for each path
 
 
-def files_of_coders(most_pixels):
-    """Name, header and payload of golden files of SD latents, by coder and lattice."""
+def files_of_coders(folder, space, most_pixels):
+    """Name, header and payload of golden files of a space, by coder and lattice."""
     found = defaultdict(list)
-    for path in sorted(GOLDEN.glob("*.lat")):
+    for path in sorted(folder.glob("*.lat")):
         file = LatFile.parse(path.read_bytes())
         n_pixels = file.header.width * file.header.height
-        if file.model.space is SD1 and n_pixels <= most_pixels:
-            key = registry.coder(file.header.coder_id, SD1).name, file.header.has_trellis
+        if file.model.space is space and n_pixels <= most_pixels:
+            key = registry.coder(file.header.coder_id, space).name, file.header.has_trellis
             found[key].append((path.stem, file.header, file.payload))
     return found
 
@@ -50,12 +51,12 @@ def program(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory):
-    """Files of the embedded decoder's tensors."""
+def decoder(tmp_path_factory, space):
+    """Files of the tensors of a space's embedded decoder."""
     folder = tmp_path_factory.mktemp("decoder")
-    model = registry.named("embedded", "decoder")
-    tensors = integer_decoder.read(model)
-    packed = integer_decoder.packed(tensors, model.arguments["widths"], model.arguments["blocks"])
+    model = registry.for_space("embedded", "decoder", space)
+    sizes = model.arguments["widths"], model.arguments["blocks"], space.channels
+    packed = integer_decoder.packed(integer_decoder.read(model), *sizes)
     (folder / "numbers").write_bytes(packed.numbers.tobytes())
     (folder / "weights").write_bytes(packed.weights.tobytes())
     return folder
@@ -82,14 +83,16 @@ def decoded(program, path, coder, decoder, files):
     }
 
 
+@pytest.mark.parametrize("space", HERE, ids=lambda s: s.name, scope="module")
 @pytest.mark.parametrize("path", PROCESSORS)
 @pytest.mark.parametrize(
     "most_pixels", [SMALL, pytest.param(2**32, marks=pytest.mark.slow)], ids=["small", "all"]
 )
-def test_pixels_on_arm64(program, decoder, tmp_path, path, most_pixels):
-    lines = (GOLDEN / make.SUMS["decoder"]).read_text(encoding="utf-8").splitlines()
+def test_pixels_on_arm64(program, space, decoder, tmp_path, path, most_pixels):
+    folder = GOLDEN if space is SD1 else GOLDEN / "spaces"
+    lines = (folder / make.SUMS["decoder"]).read_text(encoding="utf-8").splitlines()
     expected = dict(reversed(line.split("  ")) for line in lines)
-    for (name, has_trellis), files in files_of_coders(most_pixels).items():
+    for (name, has_trellis), files in files_of_coders(folder, space, most_pixels).items():
         tensors = load(registry.read_file(registry.named(name, "coder")))
         coder = tmp_path / "coder"
         coder.write_bytes(entropy.packed(tensors, has_trellis=has_trellis).tobytes())
