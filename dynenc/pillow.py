@@ -9,6 +9,7 @@ torch is imported only if decoding or encoding needs it.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from functools import cache
 from typing import IO, TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dynenc.arguments import file_name
 from dynenc.coding import bitstream
-from dynenc.errors import BitstreamError
+from dynenc.errors import BitstreamError, with_name
 from dynenc.imaging import extras
 from dynenc.io.storage import read_at_most
 from dynenc.view import DIVISORS, WHOLE, View
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from dynenc.codec import Codec
 
 FORMAT, SUFFIX, MIME = "LAT", ".lat", "image/x-lat"
-OPTIONS = ("quality", "target_bpp", "target_size", "target_psnr", "detail", "keep_metadata")
+TARGETS = ("quality", "target_bpp", "target_size", "target_psnr")
+OPTIONS = (*TARGETS, "effort", "detail", "keep_metadata")  # of `Codec.encode`
 
 decoder = "embedded"  # for Image.open, which takes no options: any name of `load_decoder`
 
@@ -37,22 +39,28 @@ class LatImageFile(ImageFile.ImageFile):
     format = FORMAT
     format_description = "Stable Diffusion latents"
 
+    _blob: bytes | None = None  # the file until it is decoded; a pickled image has its pixels
+    _view = WHOLE
+
     def _open(self) -> None:
         """Read the size; raises UnidentifiedImageError, an OSError, if the file is damaged."""
-        self._blob: bytes | None = b""
-        self._view = WHOLE
         try:
-            if self.fp:  # at most the largest valid file is read
-                self._blob = read_at_most(self.fp, bitstream.MAX_BYTES, "the file")
+            # at most the largest valid file is read
+            blob = read_at_most(self.fp, bitstream.MAX_BYTES, self._name) if self.fp else b""
             # Pillow applies its own limit to the size
-            header, _, chunks = bitstream.read(self._blob, sys.maxsize)
+            header, _, chunks = bitstream.read(blob, sys.maxsize)
         except BitstreamError as exc:
-            raise UnidentifiedImageError(str(exc)) from exc
+            raise UnidentifiedImageError(str(with_name(exc, self._name))) from exc
+        self._blob = blob
         self._size = header.width, header.height
         tags = {tag for tag, _ in chunks}
         self._mode = "L" if extras.GREY in tags else "RGB"
         if extras.ALPHA in tags:
             self._mode += "A"
+
+    @property
+    def _name(self) -> str:
+        return os.fsdecode(self.filename) if self.filename else "the file"
 
     def draft(
         self, mode: str | None, size: tuple[int, int] | None
@@ -80,7 +88,7 @@ class LatImageFile(ImageFile.ImageFile):
                     self._blob, scale=1 / self._view.divisor, max_pixels=sys.maxsize
                 )
             except BitstreamError as exc:
-                raise OSError(str(exc)) from exc
+                raise OSError(str(with_name(exc, self._name))) from exc
             self._blob = None
             if self.fp and self._exclusive_fp:
                 self.fp.close()

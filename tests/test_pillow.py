@@ -1,7 +1,9 @@
 """Pillow opens and saves .lat files, without importing torch before pixels are needed."""
 
+import copy
 import io
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,18 @@ def test_open_gives_what_the_codec_decodes():
         expected = Codec(decoder="embedded").decode(GOLDEN.read_bytes())
         assert ImageChops.difference(picture, expected).getbbox() is None
         assert picture.resize((8, 8)).size == (8, 8)
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_pictures_can_be_copied_and_pickled(is_loaded):
+    expected = Image.open(GOLDEN)
+    for again in (copy.copy, copy.deepcopy, lambda picture: pickle.loads(pickle.dumps(picture))):
+        picture = Image.open(GOLDEN)
+        if is_loaded:
+            picture.load()
+        copied = again(picture)
+        assert copied.size == (33, 40)
+        assert ImageChops.difference(copied, expected).getbbox() is None
 
 
 @pytest.mark.parametrize(
@@ -114,6 +128,8 @@ def test_metadata_is_kept_if_asked_for(picture):
 def test_options_of_save(picture):
     assert saved(picture) == Codec().encode(picture)
     assert bitstream.read(saved(picture, encoder="nano"))[0].model_id == 1
+    tuned = saved(picture, quality=50, effort=1)
+    assert tuned == Codec().encode(picture, quality=50, effort=1) != saved(picture)
     with pytest.raises(WeightsError, match="unknown encoder 'none'"):
         saved(picture, encoder="none")
     with pytest.raises(ValueError, match="quality 101"):
@@ -133,9 +149,12 @@ def test_decoder_is_a_choice(monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:4], lambda b: b[:30] + b[31:]])
-def test_damaged_files_are_refused(damage):
+def test_damaged_files_are_refused(damage, tmp_path):
     with pytest.raises(UnidentifiedImageError, match="file is"):
         Image.open(io.BytesIO(damage(GOLDEN.read_bytes())))
+    (tmp_path / "a.lat").write_bytes(damage(GOLDEN.read_bytes()))
+    with pytest.raises(UnidentifiedImageError, match=r"a\.lat: .*file is"):
+        Image.open(tmp_path / "a.lat")
 
 
 def test_damaged_payload_is_noticed_at_load():
