@@ -2,17 +2,17 @@
 #include "job.h"
 #include "range_coder.h"
 
-/* Sort the plane's symbols by table; ends[t] becomes the end of table t's symbols among the sorted. */
-static void sort_by_table(Contexts *contexts, int32_t tables, uint32_t ends[256]) {
-    uint32_t counts[256] = {0}, total = 0;
+/* Sort the plane's symbols by table. */
+static void sort_by_table(Contexts *contexts, int32_t tables) {
+    uint32_t counts[256] = {0}, starts[256], total = 0;
     for (int64_t i = 0; i < contexts->count; i++)
         counts[contexts->tables[i]]++;
     for (int32_t table = 0; table < tables; table++) {
-        ends[table] = total; /* its beginning, and its end once all are sorted */
+        starts[table] = total;
         total += counts[table];
     }
     for (int64_t i = 0; i < contexts->count; i++)
-        contexts->sorted[ends[contexts->tables[i]]++] = (uint32_t)i;
+        contexts->sorted[starts[contexts->tables[i]]++] = (uint32_t)i;
 }
 
 /* Write the symbols of a plane, table by table, then those that have no place in the tables. */
@@ -21,7 +21,6 @@ static void write_plane(Job *job, Writer *writer, const int16_t *symbols) {
     const Slot *slots = (const Slot *)((const char *)coder + coder->slots_at);
     Contexts *contexts = &job->contexts;
     const int32_t radius = coder->radius;
-    uint32_t ends[256];
     int64_t escapes = 0;
     for (int64_t i = 0; i < contexts->count; i++) {
         const int32_t context = contexts->expected[i];
@@ -31,12 +30,12 @@ static void write_plane(Job *job, Writer *writer, const int16_t *symbols) {
         contexts->coded[i] = (uint8_t)(escaped ? 2 * radius + 1 : column);
         escapes += escaped;
     }
-    sort_by_table(contexts, coder->scales * VARIANTS, ends);
-    for (int64_t table = 0, i = 0; i < contexts->count; table++, slots += coder->columns)
-        for (; i < ends[table]; i++) {
-            const Slot slot = slots[contexts->coded[contexts->sorted[i]]];
-            write_slot(writer, slot.left, slot.count);
-        }
+    sort_by_table(contexts, coder->scales * VARIANTS);
+    for (int64_t i = 0; i < contexts->count; i++) {
+        const uint32_t place = contexts->sorted[i];
+        const Slot *slot = slots + contexts->tables[place] * coder->columns + contexts->coded[place];
+        write_slot(writer, slot->left, slot->count);
+    }
     for (int64_t i = 0; escapes; i++)
         if (contexts->coded[i] > 2 * radius) {
             write_slot(writer, (uint32_t)(symbols[contexts->places[i]] + LIMIT), 1);
@@ -51,28 +50,25 @@ static int64_t read_plane(Job *job, Reader *reader, int16_t *symbols) {
     const uint8_t *starts = (const uint8_t *)coder + coder->starts_at;
     Contexts *contexts = &job->contexts;
     const int32_t radius = coder->radius;
-    uint32_t ends[256];
     int64_t escapes = 0;
     int32_t outside = 0;
-    sort_by_table(contexts, coder->scales * VARIANTS, ends);
-    for (int64_t table = 0, i = 0; i < contexts->count; table++) {
-        for (; i < ends[table]; i++) {
-            const uint32_t quantile = peek(reader), place = contexts->sorted[i];
-            const Slot *slot = slots + starts[quantile >> 8];
-            while (quantile - slot->left >= slot->count)
-                slot++;
-            skip_slot(reader, slot->left, slot->count);
-            const int32_t column = (int32_t)(slot - slots), residual = column - radius;
-            const int32_t context = contexts->expected[place];
-            const int32_t symbol = (context >> 1) + (context & 1 ? -residual : residual);
-            const int32_t escaped = column > 2 * radius;
-            contexts->coded[place] = (uint8_t)column;
-            escapes += escaped;
-            outside |= !escaped & (symbol < -LIMIT || symbol > LIMIT);
-            symbols[contexts->places[place]] = (int16_t)symbol;
-        }
-        slots += coder->columns;
-        starts += 256;
+    sort_by_table(contexts, coder->scales * VARIANTS);
+    for (int64_t i = 0; i < contexts->count; i++) {
+        const uint32_t place = contexts->sorted[i], quantile = peek(reader);
+        const int32_t table = contexts->tables[place];
+        const Slot *first = slots + table * coder->columns;
+        const Slot *slot = first + starts[256 * table + (int32_t)(quantile >> 8)];
+        while (quantile - slot->left >= slot->count)
+            slot++;
+        skip_slot(reader, slot->left, slot->count);
+        const int32_t column = (int32_t)(slot - first), residual = column - radius;
+        const int32_t context = contexts->expected[place];
+        const int32_t symbol = (context >> 1) + (context & 1 ? -residual : residual);
+        const int32_t escaped = column > 2 * radius;
+        contexts->coded[place] = (uint8_t)column;
+        escapes += escaped;
+        outside |= !escaped & (symbol < -LIMIT || symbol > LIMIT);
+        symbols[contexts->places[place]] = (int16_t)symbol;
     }
     for (int64_t i = 0; escapes; i++)
         if (contexts->coded[i] > 2 * radius) {

@@ -88,7 +88,9 @@ typedef void RunSearch(Search *search);
 enum { GRADIENT_TILE = 16 };
 typedef void AddGradient(const NetworkCall *call, const int16_t *values, int64_t at,
                          const float by_output[3][GRADIENT_TILE], float *gradient);
+typedef void RoundLatents(const float *latents, int64_t count, float per_step, int16_t *symbols);
 typedef struct {
+    RoundLatents *round_latents;
     RunNetwork *run_network;
     RunSearch *run_search;
     AddGradient *add_gradient;
@@ -99,6 +101,23 @@ Kernels dynenc_kernels(int32_t path);
 
 static inline int32_t clamp32(int32_t value, int32_t low, int32_t high) {
     return value < low ? low : value > high ? high : value;
+}
+
+/* The nearest integer, ties to even, of a magnitude below 2^22. */
+static inline float nearest_integer(float value) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23 */
+    return (value + magic) - magic;
+}
+
+static inline float clampf(float value, float low, float high) {
+    return value < low ? low : value > high ? high : value;
+}
+
+/* A latent in steps, within what rounds to symbols; NaN counts as 0. */
+static inline float in_steps(float latent, float per_step) {
+    const float largest = (float)LIMIT + 0.5f;
+    latent *= per_step;
+    return latent != latent ? 0.0f : clampf(latent, -largest, largest);
 }
 
 #endif

@@ -4,23 +4,23 @@
  * Floats: no operation is fused or moved, so that every instruction set gives the same. */
 
 /* Write sums [2 * ROWS / vectors][padded] of one register block: the products of `runs` runs of inputs
- * with weights[..][padded][2]. */
-TARGET static ALWAYS_INLINE void PATH(dot_block)(const int vectors, const Operand *operand,
-                                                 int position, const int16_t *weights, int padded,
-                                                 int32_t *out) {
+ * with weights[..][padded][2]. `step` is the operand's. */
+TARGET static ALWAYS_INLINE void PATH(dot_block)(const int vectors, const int step,
+                                                 const Operand *operand, int position,
+                                                 const int16_t *weights, int padded, int32_t *out) {
     const int positions = 2 * ROWS / vectors;
     VEC sums[2 * ROWS];
     UNROLL for (int i = 0; i < 2 * ROWS; i++)
         sums[i] = splat(0);
     for (int run = 0; run < operand->runs; run++) {
-        const int16_t *x = operand->starts[run] + position * operand->step;
+        const int16_t *x = operand->starts[run] + position * step;
         for (int pair = 0; pair < operand->pairs; pair++, x += 2, weights += 2 * padded) {
             PAIRS weight[2];
             weight[0] = load_pairs(weights);
             weight[1] = vectors == 2 ? load_pairs(weights + 2 * LANES) : weight[0];
             UNROLL for (int i = 0; i < positions; i++) {
                 int32_t inputs;
-                memcpy(&inputs, x + i * operand->step, 4);
+                memcpy(&inputs, x + i * step, 4);
                 const WEIGHTS input = load_weights(&inputs);
                 UNROLL for (int j = 0; j < vectors; j++)
                     sums[i * vectors + j] = multiply_add(sums[i * vectors + j], weight[j], input);
@@ -33,19 +33,29 @@ TARGET static ALWAYS_INLINE void PATH(dot_block)(const int vectors, const Operan
 }
 
 /* The sums of a layer at `count` positions, rounded up to ROWS or 2 * ROWS: int32 [count, padded]. */
-TARGET static void PATH(dot)(const Encoder *encoder, const Layer *layer, const Operand *operand,
-                             int count, int32_t *sums) {
+TARGET static ALWAYS_INLINE void PATH(dot_all)(const Encoder *encoder, const Layer *layer,
+                                               const int step, const Operand *operand, int count,
+                                               int32_t *sums) {
     const int16_t *weights = at(encoder, layer->weights_at);
     const int vectors = (layer->outputs + LANES - 1) / LANES, padded = layer->padded;
     int first = 0;
     for (; first + 2 <= vectors; first += 2)
         for (int position = 0; position < count; position += ROWS)
-            PATH(dot_block)(2, operand, position, weights + 2 * LANES * first, padded,
+            PATH(dot_block)(2, step, operand, position, weights + 2 * LANES * first, padded,
                             sums + position * padded + LANES * first);
     if (first < vectors)
         for (int position = 0; position < count; position += 2 * ROWS)
-            PATH(dot_block)(1, operand, position, weights + 2 * LANES * first, padded,
+            PATH(dot_block)(1, step, operand, position, weights + 2 * LANES * first, padded,
                             sums + position * padded + LANES * first);
+}
+
+/* The same, compiled for the narrowest features by itself, so that no register holds their places. */
+TARGET static void PATH(dot)(const Encoder *encoder, const Layer *layer, const Operand *operand,
+                             int count, int32_t *sums) {
+    if (operand->step == GROUP)
+        PATH(dot_all)(encoder, layer, GROUP, operand, count, sums);
+    else
+        PATH(dot_all)(encoder, layer, operand->step, operand, count, sums);
 }
 
 #if defined(multiply_add_bytes)
@@ -146,13 +156,16 @@ TARGET static ALWAYS_INLINE float PATH(sum)(const FLOATS *x) {
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-/* The largest magnitude of x[width]. */
-TARGET static ALWAYS_INLINE float PATH(largest)(const float *x, int width) {
+/* The bits of the largest magnitude of x[width]. */
+TARGET static ALWAYS_INLINE int32_t PATH(largest)(const float *x, int width) {
     INTEGERS most = {0}; /* bits of floats >= 0, which are ordered as their bits are */
     for (int i = 0; i < width; i += LANES) {
         const INTEGERS bits = (INTEGERS)PATH(load_floats)(x + i) & 0x7fffffff, more = bits > most;
         most = (bits & more) | (most & ~more);
     }
+#if defined(largest_lane)
+    return largest_lane((VEC)most);
+#else
     int32_t lanes[LANES];
     memcpy(lanes, &most, sizeof lanes);
     FourIntegers four, other;
@@ -164,10 +177,8 @@ TARGET static ALWAYS_INLINE float PATH(largest)(const float *x, int width) {
     }
     const int32_t first = four[0] > four[1] ? four[0] : four[1];
     const int32_t second = four[2] > four[3] ? four[2] : four[3];
-    const int32_t bits = first > second ? first : second;
-    float largest;
-    memcpy(&largest, &bits, sizeof largest);
-    return largest;
+    return first > second ? first : second;
+#endif
 }
 
 /* Round to integers within int16. */
@@ -183,15 +194,14 @@ TARGET static ALWAYS_INLINE void PATH(put_integers)(int16_t *integers, FLOATS x)
 TARGET static ALWAYS_INLINE void PATH(to_integers)(const float *features, int count, const int width,
                                                    int16_t *integers, float *units) {
     float factors[POSITIONS];
-    for (int position = 0; position < POSITIONS; position++)
-        units[position] = LEAST;
-    for (int position = 0; position < count; position++) {
-        const float largest = PATH(largest)(features + position * width, width);
-        units[position] = largest > LEAST ? largest : LEAST;
-    }
+    int32_t bits[POSITIONS] = {0};
+    for (int position = 0; position < count; position++)
+        bits[position] = PATH(largest)(features + position * width, width);
+    memcpy(units, bits, sizeof bits);
     for (int position = 0; position < POSITIONS; position++) {
-        factors[position] = (float)MAX_UNIT / units[position];
-        units[position] = units[position] / (float)MAX_UNIT;
+        const float largest = units[position] > LEAST ? units[position] : LEAST;
+        factors[position] = (float)MAX_UNIT / largest;
+        units[position] = largest / (float)MAX_UNIT;
     }
     for (int position = 0; position < count; position++)
         for (int i = position * width; i < (position + 1) * width; i += LANES)

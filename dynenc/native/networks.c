@@ -4,8 +4,7 @@
 
 /* How far a value of magnitude below 2^22 is from the nearest even integer. */
 static inline float to_nearest(float value) {
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    return value - 2.0f * ((value * 0.5f + magic) - magic);
+    return value - 2.0f * nearest_integer(value * 0.5f);
 }
 
 /* The weight of one input in packed pairs, `block` rows together. */
@@ -18,7 +17,7 @@ static inline float weight_of(const int32_t *layer, int block, int pairs, int ro
 
 Kernels dynenc_kernels(int32_t path) {
     if (!dynenc_has_path(path))
-        return (Kernels){NULL, NULL, NULL};
-    return (Kernels){SELECT(path, run_network), SELECT(path, run_search),
-                     SELECT(path, add_gradient)};
+        return (Kernels){NULL, NULL, NULL, NULL};
+    return (Kernels){SELECT(path, round_latents), SELECT(path, run_network),
+                     SELECT(path, run_search), SELECT(path, add_gradient)};
 }

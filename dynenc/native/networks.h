@@ -29,8 +29,7 @@ TARGET static void PATH(layer)(const int16_t *x, int pairs, const int32_t *weigh
         PATH(dots)(sums, ROWS, x, pairs, weights + first / 8 * 8 * pairs + first % 8, 8);
         UNROLL for (int row = 0; row < ROWS; row += 2) {
             UNROLL for (int half = 0; half < 2; half++)
-                store_pairs(units + 2 * LANES * half, unit(sums[row][half]),
-                            unit(sums[row + 1][half]));
+                store_units(units + 2 * LANES * half, sums[row][half], sums[row + 1][half]);
             units += 4 * LANES;
         }
     }
@@ -58,14 +57,23 @@ TARGET static void PATH(run_network)(const NetworkCall *call, const int16_t *val
         PATH(layer)(tile, network->input_pairs, call->hidden_weights, call->bias, n_hidden, hidden);
         PATH(layer)(hidden, network->hidden_pairs, call->middle_weights, call->bias + n_hidden,
                     n_middle, middle);
-        VEC sums[4][2];
-        for (int row = 0; row < 4; row++)
+        VEC sums[3][2];
+        UNROLL for (int row = 0; row < 3; row++)
             sums[row][0] = sums[row][1] = splat(call->bias[n_hidden + n_middle + row]);
-        PATH(dots)(sums, 4, tile, pairs, call->output_weights, 4);
+        PATH(dots)(sums, 3, tile, pairs, call->output_weights, 4);
         for (int row = 0; row < 3; row++) {
             store(outputs + row * stride + start, sums[row][0]);
             store(outputs + row * stride + start + LANES, sums[row][1]);
         }
+    }
+}
+
+/* Round latents to symbols. */
+TARGET static void PATH(round_latents)(const float *latents, int64_t count, float per_step,
+                                       int16_t *symbols) {
+    for (int64_t i = 0; i < count; i++) {
+        const float symbol = nearest_integer(in_steps(latents[i], per_step));
+        symbols[i] = (int16_t)clamp32((int32_t)symbol, -LIMIT, LIMIT);
     }
 }
 

@@ -3,24 +3,6 @@
 
 #include "job.h"
 
-static const float LARGEST = (float)LIMIT + 0.5f; /* steps */
-
-/* The nearest integer, ties to even, of a magnitude below 2^22. */
-static inline float nearest_integer(float value) {
-    const float magic = 12582912.0f; /* 1.5 * 2^23 */
-    return (value + magic) - magic;
-}
-
-static inline float clampf(float value, float low, float high) {
-    return value < low ? low : value > high ? high : value;
-}
-
-/* A latent in steps; NaN counts as 0. */
-static inline float in_steps(float latent, float per_step) {
-    latent *= per_step;
-    return latent != latent ? 0.0f : clampf(latent, -LARGEST, LARGEST);
-}
-
 /* Enter the values of latents that are rounded to the nearest step. */
 static void enter_rounded(Job *job, const float *latents, float per_step) {
     const Grid *grid = &job->grid;
@@ -150,10 +132,8 @@ int64_t dynenc_quantize(const dynenc_call *call, const float *latents, double bi
     const Grid *grid = &job.grid;
     const float per_step = (float)(1024.0 / job.step_q);
     if (plain) {
-        for (int64_t i = 0; i < (int64_t)grid->channels * grid->height * grid->width; i++) {
-            const float symbol = nearest_integer(in_steps(latents[i], per_step));
-            symbols[i] = (int16_t)clamp32((int32_t)symbol, -LIMIT, LIMIT);
-        }
+        const int64_t count = (int64_t)grid->channels * grid->height * grid->width;
+        job.kernels.round_latents(latents, count, per_step, symbols);
         return 0;
     }
     set_targets(&job, latents, per_step, bit);

@@ -10,9 +10,9 @@
 #undef load_pairs
 #undef load_weights
 #undef multiply_add
-#undef unit
 #undef gather
 #undef store
-#undef store_pairs
+#undef store_units
 #undef multiply_add_bytes
+#undef largest_lane
 #undef load
