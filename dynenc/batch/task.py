@@ -26,7 +26,7 @@ from dynenc.coding.rate_control import DetailMode, Goal
 from dynenc.imaging import detail, extras, image, notes
 from dynenc.imaging.extras import Extras
 from dynenc.interop.forms import LATENT_FORMS
-from dynenc.io import storage
+from dynenc.io import names, storage
 from dynenc.io.storage import Readable
 from dynenc.io.writing import refuse_existing
 from dynenc.latent_space import SD1
@@ -168,7 +168,7 @@ def load_image(item: Input, settings: Settings) -> Loaded[Image.Image]:
     with notes.collected() as lost:
         picture = image.open_image(
             item.source if blob is None else blob,
-            name=item.source,
+            name=names.shown(item.source),
             max_pixels=settings.input.max_pixels,
             keep_metadata=settings.encode.keep_metadata,
             truncated=settings.input.truncated,

@@ -37,7 +37,7 @@ from dynenc.imaging.extras import Extras
 from dynenc.interop import latent_files, whole_latents
 from dynenc.interop.forms import LATENT_FORMS, LATENT_SUFFIXES
 from dynenc.interop.latent_files import ImportedLatents
-from dynenc.io import storage
+from dynenc.io import names, storage
 from dynenc.io.names import suffix_of
 from dynenc.io.storage import Readable
 from dynenc.latent_space import SPACES
@@ -303,7 +303,7 @@ class Import(Task[ImportedLatents]):
         blob = inputs.read_foreign(item.source) if item.data is None else item.data
         options = self.settings.encode
         space = SPACES.get(options.space)
-        foreign = latent_files.read(blob, item.source, options.scale, space)
+        foreign = latent_files.read(blob, names.shown(item.source), options.scale, space)
         return Loaded(foreign, len(blob), tuple(foreign.latents.shape[-2:]), foreign.note)
 
     def make(self, items: Sequence[Input], group: Sequence[Loaded[ImportedLatents]]) -> list[Made]:

@@ -38,7 +38,10 @@ import os, sysconfig
 from importlib import util
 package, entry, *parents_path = sys.argv[1:]
 own = {os.path.realpath(path) for path in sysconfig.get_paths().values()}
-here = os.path.realpath(os.getcwd())
+try:
+    here = os.path.realpath(os.getcwd())
+except OSError:  # it has been removed
+    here = ""
 def is_safe(path):
     real = os.path.realpath(path)
     return os.path.isabs(path) and (real != here or real in own)

@@ -41,11 +41,12 @@ class Settings:
 
     def differences(self, wanted: Settings) -> str:
         """How they differ from those wanted, for messages; "" if they are equal."""
-        return ", ".join(
-            f"{field.name} {getattr(self, field.name)} instead of {getattr(wanted, field.name)}"
-            for field in fields(self)
-            if getattr(self, field.name) != getattr(wanted, field.name)
-        )
+        every = (each.name for each in fields(self))
+        differ = {name for name in every if getattr(self, name) != getattr(wanted, name)}
+        if "encoder" in differ:
+            differ.discard("weights")
+        pairs = [(name, getattr(self, name), getattr(wanted, name)) for name in sorted(differ)]
+        return ", ".join(f"{name} {was!s:.40} instead of {new!s:.40}" for name, was, new in pairs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,10 @@ def times(name: str) -> Times | None:
 
 def ignores_case(folder: str) -> bool:
     """Whether `a` and `A` are the same name in a local folder, which need not exist yet."""
-    path = Path(folder or ".").absolute()
+    try:
+        path = Path(folder or ".").absolute()
+    except OSError:  # the current folder has been removed
+        return False
     while not os.path.exists(path) and path != path.parent:  # noqa: PTH110  # no error if too long
         path = path.parent
     for part in (path, *path.parents):

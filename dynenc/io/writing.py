@@ -93,7 +93,10 @@ def _descriptor(name: str) -> int | None:
     It is duplicated rather than reopened, which would truncate a file that the shell appends to.
     Symbolic links are followed one by one, because those in /proc lead to the file itself.
     """
-    path = os.path.abspath(name)  # noqa: PTH100
+    try:
+        path = os.path.abspath(name)  # noqa: PTH100
+    except OSError:  # the current folder has been removed
+        return None
     for _ in range(MAX_LINKS):
         if path in STANDARD:
             return STANDARD[path]

@@ -107,3 +107,16 @@ def test_names_are_quoted_on_a_terminal_and_nowhere_else(picture):
     assert b"a\x1b[31m.lat" in result.stdout
     result = run("encode", name, "-e", "nano")  # the message, that it exists, is for people
     assert rb"a\x1b[31m.lat exists" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("encode", "standard input is empty"),
+        ("import", "standard input is empty"),
+        ("decode", "standard input: this is not a .lat file"),
+    ],
+)
+def test_standard_input_is_called_so_once(command, message):
+    done = subprocess.run([*DYNENC, command, "-"], input=b"", capture_output=True)
+    assert done.stderr.decode().startswith(f"dynenc: {message}")

@@ -75,3 +75,15 @@ def test_ctrl_c_at_the_start_is_no_traceback():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "dynenc: interrupted\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the current folder cannot be removed")
+def test_the_current_folder_may_be_gone(folder):
+    code = (
+        "import os, runpy, sys, tempfile;"
+        "gone = tempfile.mkdtemp(); os.chdir(gone); os.rmdir(gone);"
+        f"sys.argv = ['dynenc', 'encode', {str(folder)!r}, '-o', {str(folder)!r}, '-e', 'nano'];"
+        "runpy.run_module('dynenc', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
