@@ -6,12 +6,13 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from dynenc import runtime
-from dynenc.arguments import file_name, integer
+from dynenc.arguments import file_name, function, integer
 from dynenc.batch.cache_maker import Maker, Member, Source
 from dynenc.batch.find import Listing, find
 from dynenc.batch.inputs import read_image
@@ -85,6 +86,7 @@ def make_cache(
     if names.is_url(cache):
         raise UsageError(f"{cache} is no local folder: make the cache on this disk, then copy it")
     integer("shard_size", shard_size, 1)
+    tell = function("on_progress", on_progress) or (lambda _done, _all: None)
     maker = Maker.of(space_named(space), encoder, vae, resolution, quality, flips, device)
     listed = isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes)
     given = [file_name("an image or folder", p) for p in (pictures if listed else [pictures])]
@@ -100,7 +102,6 @@ def make_cache(
         shards = latent_cache.shards(cache)
         if not force:
             _check_settings(shards, maker.settings)
-        tell = on_progress or (lambda _done, _all: None)
         _Run(cache, maker, shards, summary, shard_size, tell).update(sources, not force, prune)
     return summary
 
@@ -186,6 +187,9 @@ class _Run:
             for member in self._made(todo):
                 gone.add(member.entry.key)
                 yield member
+            if not (keep or self.summary.made):
+                touched.clear()  # every image failed: what they are to replace stays
+                self.summary.removed = 0
             for shard in touched:  # also what could not be made again
                 for entry, blobs in shard.members():
                     is_counted = self.shard_of[entry.key] is shard and entry.key in usable
@@ -200,7 +204,8 @@ class _Run:
             remove(tar)
         for shard in kept:
             self.summary.buckets.update(entry.size for entry in shard.entries)
-            self.summary.n_bytes += Path(shard.tar).stat().st_size
+            with suppress(OSError):  # the tar is gone, and nothing could be made again
+                self.summary.n_bytes += Path(shard.tar).stat().st_size
 
     @cached_property
     def shard_of(self) -> dict[str, Shard]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import ImageOps
 from PIL.Image import Image
 
@@ -17,7 +18,7 @@ from dynenc.batch.inputs import read_image
 from dynenc.codec import Codec
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.quantize import quality_to_step
-from dynenc.errors import DynencError, ImageError
+from dynenc.errors import DynencError, ImageError, with_name
 from dynenc.imaging import buckets, notes
 from dynenc.imaging.image import open_image
 from dynenc.imaging.pixels import to_rgb
@@ -79,7 +80,7 @@ class Maker:
         else:
             encoder = names.base(file_name("a VAE", vae).rstrip("/"))
             weights = weights_of(vae)
-        made_with = Settings(space.name, encoder, weights, resolution, quality, flips)
+        made_with = Settings(space.name, encoder, weights, resolution, quality, bool(flips))
         return cls(made_with, space, vae, device)
 
     @cached_property
@@ -121,7 +122,7 @@ class Maker:
                 raise ImageError(f"{source.path} is smaller than 8 px, the side of a latent")
             return self._member(source.key, data, picture, size)._replace(notes=lost)
         except ImageError as exc:
-            return exc
+            return with_name(exc, source.path)
 
     def _member(self, key: str, data: bytes, picture: Image, size: tuple[int, int]) -> Member:
         fitted = buckets.fit(to_rgb(picture), size)
@@ -146,4 +147,6 @@ class Maker:
         device = next(self.teacher.parameters()).device
         with torch.inference_mode():
             found: Floats = self.teacher(to_tensor(picture).to(device))[0].float().cpu().numpy()
+        if not np.isfinite(found).all():
+            raise ImageError(f"{self.vae} encodes it to NaN or infinite latents: try another VAE")
         return found

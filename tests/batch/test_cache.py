@@ -298,15 +298,18 @@ def test_a_cache_beside_its_pictures(pictures):
 def test_latents_of_a_vae_of_any_space(pictures, cache, tmp_path):
     from diffusers import AutoencoderTiny
 
-    def save_vae(seed):
+    def save_vae(seed, broken=False):
         torch.manual_seed(seed)
-        AutoencoderTiny(
+        vae = AutoencoderTiny(
             encoder_block_out_channels=(8, 8, 8, 8),
             decoder_block_out_channels=(8, 8, 8, 8),
             num_encoder_blocks=(1, 1, 1, 1),
             num_decoder_blocks=(1, 1, 1, 1),
             latent_channels=16,
-        ).save_pretrained(tmp_path / "taef1")
+        )
+        if broken:
+            torch.nn.init.constant_(next(vae.encoder.parameters()), float("nan"))
+        vae.save_pretrained(tmp_path / "taef1")
 
     save_vae(0)
     make_cache(str(pictures), cache, space="flux1", vae=str(tmp_path / "taef1"))
@@ -317,3 +320,10 @@ def test_latents_of_a_vae_of_any_space(pictures, cache, tmp_path):
     save_vae(1)
     with pytest.raises(UsageError, match="other settings: weights"):
         make_cache(str(pictures), cache, space="flux1", vae=str(tmp_path / "taef1"))
+    save_vae(2, broken=True)
+    vae = str(tmp_path / "taef1")
+    summary = make_cache(str(pictures), cache, space="flux1", vae=vae, force=True)
+    assert (summary.made, summary.removed, len(summary.failures)) == (0, 0, 4)
+    assert torch.equal(LatentDataset(cache, space="flux1")[0]["latents"], data[0]["latents"])
+    assert "a.png: " in (reason := str(summary.failures[0][1]))
+    assert "to NaN or infinite latents" in reason
