@@ -223,7 +223,8 @@ class Codec:
             return self.backend.latents(pictures)
 
         def encode(tile: arrays.Tile) -> Floats:
-            return np.stack([encoder.latents(arrays.part_of(p, *tile.box)) for p in pixels])
+            found = [encoder.latents(arrays.part_of(p, *tile.box)) for p in pixels]
+            return found[0][None] if len(found) == 1 else np.stack(found)  # which takes 20 us
 
         return arrays.in_tiles(arrays.size_of(pixels[0]), len(pixels), encoder.blocks, encode)
 

@@ -88,8 +88,9 @@ class Encoding:
             encoded = chosen._for_psnr(goal)
         else:
             encoded = chosen._for_size(goal)
-        is_whole = chosen is not self and detail_layer.has_layer(encoded.file)
-        return replace(encoded, note=notes.joined(encoded.note, ALL_LAYER if is_whole else ""))
+        if chosen is self or not detail_layer.has_layer(encoded.file):
+            return encoded
+        return replace(encoded, note=notes.joined(encoded.note, ALL_LAYER))
 
     def _cheaper(self, step_q: int) -> Encoding:
         """This file, or one whose layer covers the whole image if that is smaller."""
@@ -138,9 +139,10 @@ class Encoding:
 
     def _made(self, step_q: int) -> LatFile:
         height, width = arrays.size_of(self.layer.picture)
-        size, model = (width, height), self.codec.model
-        quality = quantize.step_to_quality(step_q, has_trellis=model.has_trellis)
-        chunks = [*self.chunks, *self.layer.chunk(quality)]
+        size, model, chunks = (width, height), self.codec.model, self.chunks
+        if self.layer.mask is not None:
+            quality = quantize.step_to_quality(step_q, has_trellis=model.has_trellis)
+            chunks = [*chunks, self.layer.chunk(quality)]
         if self.layer.is_whole:
             return detail_layer.without_latents(size, model, chunks)
         return LatFile.of_latents(self.latents, size, step_q, model, chunks)

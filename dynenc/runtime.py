@@ -82,6 +82,8 @@ def in_threads(
     Useful for functions that spend their time in the native kernel, which releases the GIL.
     Raises: the exception of the first item that fails.
     """
+    if len(items) == 1:
+        return [function(items[0])]
     count = min(len(items), threads or _owner.threads or cores())
     if count < 2:
         return [function(item) for item in items]

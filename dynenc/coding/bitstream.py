@@ -16,6 +16,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import NamedTuple
 
 from dynenc.errors import Corrupt, NotALatFile, TooLarge, UnknownModel, UnsupportedVersion
@@ -52,6 +53,7 @@ class Header:
 
 
 HEADER = struct.Struct("<" + "".join(f.metadata["fmt"] for f in fields(Header)))
+IN_ORDER = attrgetter(*(f.name for f in fields(Header)))
 FIXED = PREFIX.size + HEADER.size  # bytes before the payload; with the CRC 18
 
 
@@ -74,8 +76,7 @@ def write(header: Header, payload: bytes, chunks: Sequence[Chunk] = ()) -> bytes
         header = replace(header, flags=header.flags | HAS_CHUNKS)
         packed = [TAG.pack(tag.encode(), len(data)) + data for tag, data in chunks]
         payload = LENGTH.pack(len(payload)) + payload + b"".join(packed)
-    values = (getattr(header, f.name) for f in fields(header))
-    body = PREFIX.pack(MAGIC, VERSION) + HEADER.pack(*values) + payload
+    body = PREFIX.pack(MAGIC, VERSION) + HEADER.pack(*IN_ORDER(header)) + payload
     return body + CRC.pack(zlib.crc32(body))
 
 

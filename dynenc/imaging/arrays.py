@@ -107,11 +107,12 @@ def in_tiles(
         reach: see `tiles`; it makes the result equal to that of encoding the whole image.
         encode: returns the latents of the box of a tile for each image.
     """
-    latents: Floats | None = None
-    for tile in tiles(*size, reach):
-        found = encode(tile)
-        if latents is None:
-            latents = np.empty((count, found.shape[1], *SD1.size(*size)), np.float32)
-        latents[(..., *tile.latents)] = found[(..., *tile.inner)]
-    assert latents is not None, "an image has at least one tile"
+    first, *others = tiles(*size, reach)
+    found = encode(first)
+    if not others:
+        return found
+    latents = np.empty((count, found.shape[1], *SD1.size(*size)), np.float32)
+    latents[(..., *first.latents)] = found[(..., *first.inner)]
+    for tile in others:
+        latents[(..., *tile.latents)] = encode(tile)[(..., *tile.inner)]
     return latents

@@ -98,15 +98,14 @@ class Layering:
         warning = "" if self.mask is None else _warning(self.mask, "use a larger target")
         return replace(self, mask=None, warning=warning, chunks={})
 
-    def chunk(self, quality: float) -> list[Chunk]:
-        """The chunk of the layer for a quality of the file, if there is a layer."""
-        if self.mask is None:
-            return []
+    def chunk(self, quality: float) -> Chunk:
+        """The chunk of the layer for a quality of the file; there must be a layer."""
+        assert self.mask is not None
         wanted = (quality if self.held is None else self.held) + self.gain
         level = detail.layer_quality(wanted)
         if level not in self.chunks:
             self.chunks[level] = detail.to_chunk(self.rgb, self.mask, wanted)
-        return [detail.with_quality(self.chunks[level], quality)]
+        return detail.with_quality(self.chunks[level], quality)
 
 
 def of(picture: Checked, mode: DetailMode) -> Layering:

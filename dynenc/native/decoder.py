@@ -12,7 +12,7 @@ from dynenc.errors import WeightsError
 from dynenc.latent_space import SD1
 from dynenc.native.kernel import (
     Bytes,
-    aligned,
+    Memory,
     checked,
     chosen_path,
     library,
@@ -95,12 +95,12 @@ class PixelDecoder:
     def __init__(self, packed: Packed, side: int = SD1.patch) -> None:
         self.side = side
         self.channels = int(packed.numbers[0])  # of the latents
-        lengths = ctypes.c_int64(len(packed.numbers)), ctypes.c_int64(len(packed.weights))
-        tensors = pointer(packed.numbers), lengths[0], pointer(packed.weights), lengths[1]
+        numbers, weights = packed.numbers, packed.weights
+        tensors = pointer(numbers), len(numbers), pointer(weights), len(weights)
         size = checked(library().dynenc_decoder_size(*tensors), FAULTS)
-        self._memory = aligned(size)
+        self._memory = Memory(size)
         init = library().dynenc_decoder_init
-        checked(init(pointer(self._memory), ctypes.c_int64(size), *tensors), FAULTS)
+        checked(init(self._memory.address, size, *tensors), FAULTS)
 
     def decode(self, latents: Latents, region: Region, threads: int = 1) -> Bytes:
         """The pixels of a region: latents [C, h, w] in 1/2048 -> uint8 [height, width, 3].
@@ -148,11 +148,11 @@ class PixelDecoder:
         height, width = place[2:]
         room = min(height, max(2, STRIP // width // self.side) * self.side)
         strip = np.empty((room, width, 3), np.uint8)
-        call = Call(self._memory.ctypes.data, chosen_path(), *latents.shape[1:], *place)
+        call = Call(self._memory.address, chosen_path(), *latents.shape[1:], *place)
         call.stride, call.latents = strip.strides[0], latents.ctypes.data
         call.workspace_size = checked(library().dynenc_pixels_workspace(ctypes.byref(call)), FAULTS)
         memory = workspace(call.workspace_size)
-        call.workspace = memory.ctypes.data
+        call.workspace = memory.address
         done = 0  # rows passed on; those decoded after them are at the start of the strip
         while done < height:
             call.room = room - (call.done - done)

@@ -71,17 +71,12 @@ class Encoder:
         self, tensors: Floats, width: int, blocks: int, channels: int = SD1.channels
     ) -> None:
         self.tensors, self.blocks, self.channels = tensors, blocks, channels
-        self._sizes = width, blocks, channels
-        library = kernel.library()
-        size = kernel.checked(library.dynenc_encoder_size(*self._sizes))
-        self._memory = kernel.aligned(size)
-        place, length = kernel.pointer(self._memory), ctypes.c_int64(len(tensors))
-        values = kernel.pointer(tensors)
+        library, sizes = kernel.library(), (width, blocks, channels)
+        size = kernel.checked(library.dynenc_encoder_size(*sizes))
+        self._memory = kernel.Memory(size)
+        place, values = self._memory.address, kernel.pointer(tensors)
         init = library.dynenc_encoder_init
-        kernel.checked(init(place, ctypes.c_int64(size), *self._sizes, values, length))
-
-    def __reduce__(self) -> tuple[type["Encoder"], tuple[Floats, int, int, int]]:
-        return Encoder, (self.tensors, *self._sizes)  # copies keep the alignment
+        kernel.checked(init(place, size, *sizes, values, len(tensors)))
 
     def latents(self, pixels: Bytes) -> Floats:
         """Encode an RGB picture [H, W, 3], sides of any length: [C, ceil(H / 8), ceil(W / 8)].
@@ -91,12 +86,10 @@ class Encoder:
         pixels = kernel.in_rows(pixels)
         height, width, _ = pixels.shape
         latents = np.empty((self.channels, *SD1.size(height, width)), np.float32)
-        encoder = kernel.pointer(self._memory)
+        encoder = self._memory.address
         size = kernel.checked(kernel.library().dynenc_latents_workspace(encoder, width))
         workspace = kernel.workspace(size)
-        picture = kernel.picture(pixels)
-        picture.encoder, picture.workspace = encoder, workspace.ctypes.data
-        picture.workspace_size = size
+        picture = kernel.picture(pixels, encoder, workspace)
         call = kernel.library().dynenc_latents
         kernel.checked(call(ctypes.byref(picture), kernel.pointer(latents)))
         return latents

@@ -35,6 +35,31 @@ ALIGNMENT = 64
 MAX_SYMBOL = 32_767  # largest magnitude of a symbol
 TILE = 16  # px, side of the tiles whose statistics are taken
 KEPT = 2**23  # bytes of a workspace that a thread keeps for its next call, as fresh memory is slow
+POINTER, SIZE, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+FUNCTIONS: dict[str, tuple[type, ...]] = {  # their arguments; see dynenc.h
+    "has_path": (INT,),
+    "coder_size": (POINTER, SIZE),
+    "coder_init": (POINTER, SIZE, POINTER, SIZE),
+    "workspace_size": (INT, INT, INT),
+    "encode": (POINTER, POINTER, POINTER, SIZE),
+    "decode": (POINTER, POINTER, SIZE, POINTER),
+    "quantize": (POINTER, POINTER, ctypes.c_double, POINTER),
+    "roughness": (POINTER, INT, INT, INT),
+    "points": (POINTER, POINTER, POINTER),
+    "integer_latents": (POINTER, POINTER, POINTER),
+    "contexts": (POINTER, POINTER, POINTER, POINTER, POINTER, POINTER),
+    "gradient": (POINTER, POINTER, POINTER, POINTER),
+    "decoder_size": (POINTER, SIZE, POINTER, SIZE),
+    "decoder_init": (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE),
+    "pixels_workspace": (POINTER,),
+    "pixels": (POINTER,),
+    "encoder_size": (INT, INT, INT),
+    "encoder_init": (POINTER, SIZE, INT, INT, INT, POINTER, SIZE),
+    "latents_workspace": (POINTER, INT),
+    "latents": (POINTER, POINTER),
+    "tiles": (POINTER, INT, INT, POINTER),
+    "graphics": (POINTER, INT, INT, INT, POINTER, POINTER),
+}
 FAULTS: dict[int, DynencError] = {  # what an error code of the kernel means: dynenc.h
     -3: Corrupt("the payload is damaged, or does not end with the last symbol"),
     -4: Corrupt("the payload is damaged: it escapes what has an entry in the table"),
@@ -100,14 +125,9 @@ def library() -> ctypes.CDLL:
     except (compile.NoCompiler, OSError) as exc:
         hint = str(exc) if in_checkout else "reinstall dynenc"
         raise DynencError(f"{compile.LIBRARY} cannot be loaded", hint=hint) from exc
-    for name in (
-        *("workspace_size", "coder_size", "coder_init", "encode", "decode"),
-        *("quantize", "points", "integer_latents", "contexts", "gradient"),
-        *("encoder_size", "encoder_init", "latents_workspace", "latents"),
-        *("decoder_size", "decoder_init", "pixels_workspace", "pixels"),
-        *("tiles", "graphics"),
-    ):
-        getattr(found, f"dynenc_{name}").restype = ctypes.c_int64
+    for name, arguments in FUNCTIONS.items():
+        function = getattr(found, f"dynenc_{name}")
+        function.argtypes, function.restype = arguments, ctypes.c_int64
     found.dynenc_roughness.restype = ctypes.c_double
     return found
 
@@ -126,18 +146,27 @@ def chosen_path() -> int:
     return path_of(os.environ.get(VARIABLE, ""))
 
 
-def aligned(size: int) -> Bytes:
+class Memory:
     """Uninitialised memory with the alignment that the kernel needs."""
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size]
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._array = np.empty(size + ALIGNMENT, np.uint8)
+        start = pointer(self._array)
+        self.address = start + -start % ALIGNMENT
+
+    def __reduce__(self) -> tuple[type["Memory"], tuple[int], bytes]:
+        return Memory, (self.size,), ctypes.string_at(self.address, self.size)
+
+    def __setstate__(self, content: bytes) -> None:
+        ctypes.memmove(self.address, content, self.size)
 
 
-def workspace(size: int) -> Bytes:
+def workspace(size: int) -> Memory:
     """Scratch memory for one call, reused by later calls of the same thread."""
-    memory: Bytes | None = getattr(_kept, "memory", None)
-    if memory is None or len(memory) < size:
-        memory = aligned(size)
+    memory: Memory | None = getattr(_kept, "memory", None)
+    if memory is None or memory.size < size:
+        memory = Memory(size)
         if size <= KEPT:
             _kept.memory = memory
     return memory
@@ -156,10 +185,13 @@ def checked(result: int, faults: Mapping[int, DynencError] = FAULTS) -> int:
     return result
 
 
-def pointer(array: npt.NDArray[np.generic]) -> ctypes.c_void_p:
+def pointer(array: npt.NDArray[np.generic]) -> int:
     """Address of a contiguous array."""
-    assert array.flags.c_contiguous
-    return ctypes.c_void_p(array.ctypes.data)
+    flags = array.flags
+    assert flags.c_contiguous
+    if flags.writeable and array.size:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))  # faster than array.ctypes
+    return array.ctypes.data
 
 
 def packed(
@@ -195,26 +227,23 @@ class Coder:
     """
 
     def __init__(self, tensors: Ints, *, has_trellis: bool) -> None:
-        length = ctypes.c_int64(len(tensors))
-        size = checked(library().dynenc_coder_size(pointer(tensors), length))
+        given = pointer(tensors), len(tensors)
+        size = checked(library().dynenc_coder_size(*given))
         self.channels, self.has_trellis = int(tensors[0]), has_trellis
-        self._memory = aligned(size)
-        init = library().dynenc_coder_init
-        checked(init(pointer(self._memory), ctypes.c_int64(size), pointer(tensors), length))
+        self._memory = Memory(size)
+        checked(library().dynenc_coder_init(self._memory.address, size, *given))
 
     def encode(self, symbols: Symbols, step_q: int) -> bytes:
         """The payload of symbols [C, h, w]; ValueError if one exceeds 32767."""
         payload = np.empty(6 * symbols.size + 8, np.uint8)
-        room = ctypes.c_int64(len(payload))
         call = self._call(symbols.shape, step_q)
-        length = call.run("encode", _shorts(symbols), payload, room)
+        length = call.run("encode", _shorts(symbols), payload, len(payload))
         return payload[:length].tobytes()
 
     def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Shorts:
         """The symbols [C, height, width] of a payload; Corrupt unless `encode` writes it."""
         symbols = np.empty((self.channels, height, width), np.int16)
-        length = ctypes.c_int64(len(payload))
-        self._call(symbols.shape, step_q).run("decode", payload, length, symbols)
+        self._call(symbols.shape, step_q).run("decode", payload, len(payload), symbols)
         return symbols
 
     def quantize(self, latents: Floats, step_q: int, bit: float) -> Shorts:
@@ -301,9 +330,9 @@ def graphics(statistics: Counts, search: Search) -> tuple[npt.NDArray[np.bool_],
     Returns: them, and how many others could be text in noise.
     """
     found = np.empty(statistics.shape[1:], np.bool_)
-    scratch = pointer(workspace(8 * found.size))
+    scratch = workspace(8 * found.size)
     call = library().dynenc_graphics
-    missed = call(pointer(statistics), *found.shape, int(search), scratch, pointer(found))
+    missed = call(pointer(statistics), *found.shape, search, scratch.address, pointer(found))
     return found, checked(missed)
 
 
@@ -314,17 +343,19 @@ def in_rows(pixels: Bytes) -> Bytes:
     return pixels
 
 
-def picture(pixels: Bytes) -> Picture:
-    """The kernel's structure for pixels of `in_rows`, which must outlive it."""
+def picture(pixels: Bytes, encoder: int = 0, scratch: Memory | None = None) -> Picture:
+    """The kernel's structure for pixels of `in_rows`, which must outlive it, as must the memory."""
     height, width, _ = pixels.shape
-    place, row_bytes = pixels.ctypes.data, pixels.strides[0]
-    return Picture(None, chosen_path(), height, width, place, row_bytes, None, 0)
+    place = pointer(pixels) if pixels.flags.c_contiguous else pixels.ctypes.data
+    size = height, width, place, pixels.strides[0]
+    memory = (scratch.address, scratch.size) if scratch else (None, 0)
+    return Picture(encoder, chosen_path(), *size, *memory)
 
 
 def _quantize(call: "_Run", latents: Floats, bit: float) -> Shorts:
     symbols = np.empty(latents.shape, np.int16)
     latents = np.ascontiguousarray(latents, np.float32)
-    call.run("quantize", latents, ctypes.c_double(bit), symbols)
+    call.run("quantize", latents, bit, symbols)
     return symbols
 
 
@@ -332,15 +363,13 @@ class _Run:
     """One call for latents of shape [C, h, w], with its scratch memory."""
 
     def __init__(
-        self, shape: tuple[int, ...], step_q: int, coder: Bytes | None, *, has_trellis: bool
+        self, shape: tuple[int, ...], step_q: int, coder: Memory | None, *, has_trellis: bool
     ) -> None:
-        channels, height, width = shape
-        size = checked(library().dynenc_workspace_size(channels, height, width))
+        size = checked(library().dynenc_workspace_size(*shape))
         self.memory, self.coder = workspace(size), coder
-        address = None if coder is None else coder.ctypes.data
-        place = self.memory.ctypes.data
-        sizes = chosen_path(), int(has_trellis), channels, height, width, step_q
-        self.call = Call(address, *sizes, place, size)
+        address = coder and coder.address
+        place = self.memory.address
+        self.call = Call(address, chosen_path(), has_trellis, *shape, step_q, place, size)
 
     def run(self, name: str, *arguments: object) -> int:
         """Call a function of the library; raises as `checked` does."""

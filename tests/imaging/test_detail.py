@@ -167,12 +167,11 @@ def test_of_a_photograph_a_layer_has_the_quality_that_it_needs_and_type_no_more(
     paper = layering.of(screen((320, 256)), "auto")
     assert found.has_photograph
     assert not paper.has_photograph
-    assert found.chunk(50) == [
-        detail.with_quality(detail.to_chunk(picture, found.mask, 50 - layering.LESS), 50)
-    ]
+    less = detail.to_chunk(picture, found.mask, 50 - layering.LESS)
+    assert found.chunk(50) == detail.with_quality(less, 50)
     whole = found.whole()
     better = detail.to_chunk(picture, whole.mask, 50 + layering.LIKE)
-    assert whole.chunk(50) == [detail.with_quality(better, 50)]
+    assert whole.chunk(50) == detail.with_quality(better, 50)
 
 
 def test_hidden_latents_are_zeros_and_do_not_reach_visible_pixels(codec):

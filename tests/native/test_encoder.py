@@ -191,7 +191,10 @@ def test_rows_may_lie_apart_and_pixels_anywhere():
         assert np.array_equal(encoder.latents(part), encoder.latents(part.copy()))
 
 
-def test_copies_give_the_same():
+def test_copies_give_the_same_and_outlive_the_original():
     encoder, pixels = loaded("nano"), picture(30, 40)
-    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
-        assert np.array_equal(other.latents(pixels), encoder.latents(pixels))
+    expected = encoder.latents(pixels)
+    copies = copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))
+    del encoder
+    for other in copies:
+        assert np.array_equal(other.latents(pixels), expected)
