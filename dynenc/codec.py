@@ -203,7 +203,7 @@ class Codec:
             else []
             for picture in pictures
         ]
-        checked = [arrays.checked(picture) for picture in pictures]
+        checked = [arrays.unpacked(arrays.checked(picture)) for picture in pictures]
         layers = [layering.of(picture, detail) for picture in checked]
         found = self.latents([each.beneath for each in layers])
         patch = self.model.space.patch

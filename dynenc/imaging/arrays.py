@@ -22,6 +22,7 @@ Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 Floats = npt.NDArray[np.float32]
 Picture: TypeAlias = "Image.Image | Pixels | Tensor"  # any mode; [H, W, 3]; [1, 3, H, W]
 Checked: TypeAlias = "Image.Image | Pixels | Tensor"  # RGB; [H, W, 3]; [1, 3, H, W]
+UNPACKED = 2**21  # px
 TILE = 176  # patches; larger tiles need more memory, and more time to map it
 
 
@@ -49,6 +50,15 @@ def checked(picture: Picture) -> Checked:
     if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
         raise ImageError(f"the picture is {width}x{height} px; its sides must be 1 to {MAX_SIDE}")
     return picture
+
+
+def unpacked(picture: Checked) -> Checked:
+    """A Pillow image of up to UNPACKED px as an array, as Pillow copies its pixels at each access.
+
+    Larger ones are copied in parts, which takes less memory.
+    """
+    is_small = isinstance(picture, Image.Image) and picture.width * picture.height <= UNPACKED
+    return np.asarray(picture) if is_small else picture
 
 
 def size_of(picture: Checked) -> tuple[int, int]:
