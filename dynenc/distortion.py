@@ -2,7 +2,9 @@
 
 Squared error alone would blur, and exploit the decoder. So features that an encoder extracts from
 the decoded image are compared as well; features of deep networks agree better with perception than
-pixels do (Johnson et al., "Perceptual Losses for Real-Time Style Transfer", 2016).
+pixels do (Johnson et al., "Perceptual Losses for Real-Time Style Transfer", 2016). The encoder sees
+patches of 8x8 px, so it is also shown the image moved by half a patch, and at half the size: what
+depends on the position of patches counts less, and larger structure counts.
 
 Pixels are compared with the mean of the original and of what the decoder makes of the encoder's
 latents before rounding: networks trained on perceptual losses put texture there that squared error
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from dynenc.networks.tiling import Decoder
 
 STRUCTURE_WEIGHT = 0.0185  # of the structure loss, relative to the squared error of pixels
-FEATURE_WEIGHT = 4.0  # of the squared error of features
+FEATURE_WEIGHT = 2.7  # of the squared error of features of each view
 SCALES, BLOCK = 3, 8  # octaves on which structure is compared, and side of its blocks in px
 MARGIN = 12  # latents decoded around a window, so that its border is the same as in the whole image
 
@@ -51,7 +53,7 @@ class Target:
 
     original: Tensor  # [1, 3, H, W] in [-1, 1]
     middle: Tensor  # mean of the original and of the decoded latents
-    features: Tensor  # of the padded original
+    features: list[Tensor]  # of the original, see `features`
 
 
 class Distortion:
@@ -75,7 +77,7 @@ class Distortion:
     def _target(self, image: Tensor, latents: Tensor, window: Window) -> Target:
         original = image[(..., *window.pixels)]
         middle = (original + self._decoded(latents, window)) / 2
-        return Target(original, middle, self.feature_encoder.features(pad(original)))
+        return Target(original, middle, features(original, self.feature_encoder))
 
     def _decoded(self, latents: Tensor, window: Window) -> Tensor:
         """The pixels of a window, [1, 3, height, width] in [-1, 1], of latents [1, C, h, w]."""
@@ -105,6 +107,23 @@ class Distortion:
         return self.of(leaf), leaf.grad
 
 
+def features(image: Tensor, encoder: Encoder) -> list[Tensor]:
+    """An encoder's features of an image [1, 3, H, W]: of three views, [1, F, H/8, W/8] each.
+
+    The views are the image as it is, moved by half a patch, and at half the size.
+    """
+    height, width = (-(-side // SD1.patch) for side in image.shape[-2:])
+    half = SD1.patch // 2
+    moved = F.pad(image, (half, 0, half, 0), "replicate")
+    halved = encoder.features(pad(F.avg_pool2d(image, 2, ceil_mode=True)))
+    views = (
+        encoder.features(pad(image)),
+        encoder.features(pad(moved)),
+        F.interpolate(halved, scale_factor=2, mode="nearest"),
+    )
+    return [view[..., :height, :width] for view in views]
+
+
 def distortion(decoded: Tensor, target: Target, feature_encoder: Encoder) -> Tensor:
     """The distortion of an image, [1, 3, H, W], summed over the pixels of each patch: [H/8, W/8].
 
@@ -115,12 +134,12 @@ def distortion(decoded: Tensor, target: Target, feature_encoder: Encoder) -> Ten
     original = target.original
 
     def by_patch(errors: Tensor) -> Tensor:
-        height, width = target.features.shape[-2:]
+        height, width = target.features[0].shape[-2:]
         return F.adaptive_avg_pool2d(errors.mean(1), (height, width))[0]
 
     total = by_patch((pad(decoded) - pad(target.middle)).square())
-    features = feature_encoder.features(pad(decoded))
-    total = total + FEATURE_WEIGHT * by_patch((features - target.features).square())
+    for found, wanted in zip(features(decoded, feature_encoder), target.features, strict=True):
+        total = total + FEATURE_WEIGHT * by_patch((found - wanted).square())
     for scale in range(SCALES):
         if scale:
             decoded, original = F.avg_pool2d(decoded, 2), F.avg_pool2d(original, 2)

@@ -39,7 +39,7 @@ from dynenc.coding.bit_costs import bit_costs, context_gradient
 from dynenc.coding.entropy import EntropyCoder, load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
-from dynenc.distortion import Distortion, Window
+from dynenc.distortion import Distortion, Window, features
 from dynenc.errors import OutOfMemory
 from dynenc.native.kernel import Floats, Index, Symbols
 from dynenc.networks.encoder import Encoder
@@ -317,7 +317,7 @@ def check_memory(
     shape = (1, channels, PROBE_SIDE, PROBE_SIDE)
     probe = torch.zeros(shape, device=device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        feature_encoder.features(decoder(probe))
+        features(decoder(probe), feature_encoder)
     parameters = *feature_encoder.parameters(), *decoder.parameters()
     own = {parameter.data_ptr() for parameter in parameters}
     bytes_each = sum(n for place, n in kept.items() if place not in own) / PROBE_SIDE**2
