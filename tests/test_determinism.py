@@ -25,9 +25,9 @@ print(hashlib.sha256(symbols.astype("<i4").tobytes()).hexdigest())
 ENCODE = """
 import sys
 import torch
-from dynenc import cli
+from dynenc.cli import main
 torch.set_num_threads(1)
-cli.app(["encode", "-e", "nano", "-o", "-", "--device", "cpu", sys.argv[1]])
+main.app(["encode", "-e", "nano", "-o", "-", "--device", "cpu", sys.argv[1]])
 """
 
 
