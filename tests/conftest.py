@@ -7,11 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from dynenc import registry
 
 PHOTO = Path(__file__).parent / "images" / "chelsea.png"
 NOBODY = 65_534
+
+# the same examples in every run, so that a change is judged by what it changes; for others, pytest
+# takes --hypothesis-profile default
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session", autouse=True)
