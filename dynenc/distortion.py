@@ -112,7 +112,7 @@ def features(image: Tensor, encoder: Encoder) -> list[Tensor]:
 
     The views are the image as it is, moved by half a patch, and at half the size.
     """
-    height, width = (-(-side // SD1.patch) for side in image.shape[-2:])
+    height, width = SD1.size(*image.shape[-2:])
     half = SD1.patch // 2
     moved = F.pad(image, (half, 0, half, 0), "replicate")
     halved = encoder.features(pad(F.avg_pool2d(image, 2, ceil_mode=True)))

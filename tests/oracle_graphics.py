@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dynenc.imaging.graphics import dilated
 from dynenc.native.kernel import Search
 
 TILE = 16
@@ -129,7 +130,7 @@ def _completed(found: Mask, tiles: _Tiles, alike: Mask) -> Mask:
     drawn = (tiles.still >= STILL) | (tiles.still >= DITHERED) & (tiles.calm == TILE**2)
     found = _grown(found, parts | drawn, most=2)
     found = _grown(found, drawn, most=sum(found.shape))
-    found |= _dilated(found) & (tiles.sharp >= ACROSS) & (tiles.calm >= FRAMED)
+    found |= dilated(found) & (tiles.sharp >= ACROSS) & (tiles.calm >= FRAMED)
     for _ in range(CLOSINGS):
         found |= _set_around(found) >= ENCLOSED
     return found
@@ -143,7 +144,7 @@ def _outlined(tiles: _Tiles) -> Mask:
     found = _with_peers(likely, tiles.level, 255, OUTLINED_PEERS)
     if np.count_nonzero(found) < LEAST:
         return np.zeros_like(found)
-    return found | _dilated(found) & (tiles.sharp >= ACROSS)
+    return found | dilated(found) & (tiles.sharp >= ACROSS)
 
 
 def _like_noisy_text(tiles: _Tiles) -> Mask:
@@ -183,7 +184,7 @@ def _on_flats(tiles: Mask, flat: Mask) -> Mask:
 def _grown(found: Mask, allowed: Mask, most: int) -> Mask:
     """The tiles found, grown by up to that many rings of allowed tiles."""
     for _ in range(most):
-        grown = found | _dilated(found) & allowed
+        grown = found | dilated(found) & allowed
         if np.array_equal(grown, found):
             break
         found = grown
@@ -196,14 +197,3 @@ def _set_around(mask: Mask) -> npt.NDArray[np.uint8]:
     high = padded[:-2] + padded[1:-1] + padded[2:]
     around: npt.NDArray[np.uint8] = high[:, :-2] + high[:, 1:-1] + high[:, 2:] - mask
     return around
-
-
-def _dilated(mask: Mask) -> Mask:
-    """A dilation by one tile in all eight directions."""
-    wide = mask.copy()
-    wide[1:] |= mask[:-1]
-    wide[:-1] |= mask[1:]
-    high = wide.copy()
-    high[:, 1:] |= wide[:, :-1]
-    high[:, :-1] |= wide[:, 1:]
-    return high

@@ -82,9 +82,14 @@ def writing(target: str, overwrite: bool, *, mtime: float | None = None) -> Iter
     except FileExistsError as exc:
         raise OutputExists(f"{target} was created by another program meanwhile: kept") from exc
     except OSError as exc:
-        kind = DiskFull if exc.errno in NO_SPACE else OutputError
         what = "standard output" if target == STREAM else target
-        raise kind(f"{what} cannot be written: {exc.strerror or exc}") from exc
+        raise _failure(f"{what} cannot be written", exc) from exc
+
+
+def _failure(sentence: str, exc: OSError) -> OutputError:
+    """The error of what failed, with the system's reason."""
+    kind = DiskFull if exc.errno in NO_SPACE else OutputError
+    return kind(f"{sentence}: {exc.strerror or exc}")
 
 
 def _descriptor(name: str) -> int | None:
@@ -270,8 +275,7 @@ def make_folder(name: str) -> None:
     try:
         Path(name).mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        kind = DiskFull if exc.errno in NO_SPACE else OutputError
-        raise kind(f"the folder {name} cannot be created: {exc.strerror}") from exc
+        raise _failure(f"the folder {name} cannot be created", exc) from exc
 
 
 def remove(name: str) -> None:
@@ -279,8 +283,7 @@ def remove(name: str) -> None:
     try:
         Path(name).unlink()
     except OSError as exc:
-        kind = DiskFull if exc.errno in NO_SPACE else OutputError
-        raise kind(f"{name} cannot be removed: {exc.strerror}") from exc
+        raise _failure(f"{name} cannot be removed", exc) from exc
 
 
 @contextmanager
