@@ -36,7 +36,6 @@ from dynenc.networks.external_vae import load_teacher
 from dynenc.training.config import TrainConfig, TrainPaths, check, check_paths
 from dynenc.training.crops import open_crops
 from dynenc.training.losses import Discriminator, Distortion, discriminator_loss
-from dynenc.training.muon import optimizers
 from dynenc.training.prior import Prior
 from dynenc.training.provenance import origin
 from dynenc.training.start import Starts
@@ -95,13 +94,12 @@ class Trainer:
         self.begun = [weight.detach().clone() for weight in self.model.parameters()]
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
         parameters = [*self.model.parameters(), *self.prior.parameters()]
-        self.optimizers = optimizers(parameters, config.learning_rate)
+        self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, (0.9, 0.99))
         self.discriminator = self._placed(
             Discriminator(self.space.channels) if config.gan else nn.Identity()
         )
-        if config.gan:
-            adversary = torch.optim.AdamW(self.discriminator.parameters(), betas=(0.5, 0.9))
-            self.optimizers["adversary"] = adversary
+        adversary = list(self.discriminator.parameters()) or [nn.Parameter(torch.zeros(1))]
+        self.adversary = torch.optim.AdamW(adversary, config.learning_rate, (0.5, 0.9))
         self.step, self.spent_s, self.begun_s = 0, 0.0, time.monotonic()
         self.ahead = ThreadPoolExecutor(1)  # draws the next batch while the device computes
         self.batches: dict[int, Future[Tensor]] = {}  # by step
@@ -267,7 +265,7 @@ class Trainer:
         latents: Tensor,
         terms: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Compute the discriminator's gradient, and backpropagate its judgement to the decoder.
+        """Train the discriminator for one step, and backpropagate its gradient to the decoder.
 
         The adversary's pixel gradient is scaled to a constant share of that of all other terms (as
         in VQGAN, Esser et al. 2021, which does so at the last layer).
@@ -276,7 +274,9 @@ class Trainer:
             real = self.discriminator(image, latents)
             fake = self.discriminator(decoded.detach(), latents)
             loss = discriminator_loss(real.float(), fake.float())
+        self.adversary.zero_grad(set_to_none=True)
         loss.backward()
+        self.adversary.step()
         total = torch.stack(list(terms.values())).sum()
         [pull] = torch.autograd.grad(total, judged)
         if self.step >= self.config.gan_warmup:
@@ -290,18 +290,16 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         """Run one optimiser step, or skip it if its gradient is not finite; return the terms."""
-        for name, optimizer in self.optimizers.items():
-            share = ADVERSARY_RATE if name == "adversary" else 1.0
+        for optimizer, share in ((self.optimizer, 1.0), (self.adversary, ADVERSARY_RATE)):
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate() * share
-            optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         terms = self._loss()
         if not self.config.gan:
             torch.stack(list(terms.values())).sum().backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if torch.isfinite(norm):
-            for optimizer in self.optimizers.values():
-                optimizer.step()
+            self.optimizer.step()
             self.average.update_parameters(self.model)
         self.step += 1
         return {name: value.item() for name, value in terms.items()}
@@ -313,8 +311,8 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         """The modules and optimisers in a checkpoint."""
-        modules = ("model", "prior", "average", "discriminator")
-        return {name: getattr(self, name) for name in modules} | self.optimizers
+        names = ("model", "prior", "average", "optimizer", "discriminator", "adversary")
+        return {name: getattr(self, name) for name in names}
 
     def save(self) -> None:
         """Write the state of the run, so that `resume` continues exactly as without a stop."""
