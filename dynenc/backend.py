@@ -81,7 +81,7 @@ class Backend:
         named = registry.MODELS.get(name)
         if space is SD1 and (named is None or named.space is SD1):
             return self.decoder
-        own = model if space is AUTOENCODER else registry.shipped("embedded", space)
+        own = model if space is AUTOENCODER else registry.in_space("embedded", space)
         if own and name in ("auto", "embedded", own.name):
             return self._other_decoder(own.name, space)
         title = "Stable Diffusion" if space is SD1 else space.title

@@ -107,6 +107,64 @@ MODELS = {
             {"width": 64, "blocks": (3, 3, 3, 1)},
         ),
         Model(
+            "light-sdxl",
+            9,
+            "encoder",
+            "light-sdxl.safetensors",
+            "4cd8997a81158c33255894e3f9328ef1cc9ed8b34a79fe231e9720a9728a92a0",
+            LIGHT,
+            SDXL,
+            "full-sdxl",
+        ),
+        Model(
+            "base-sdxl",
+            10,
+            "encoder",
+            "base-sdxl.safetensors",
+            "ee2351e134036c7525fab9c204c1e64bb96b02f4296a7eafc536bfbf6925f3c2",
+            BASE,
+            SDXL,
+            "full-sdxl",
+        ),
+        Model(
+            "light-flux1",
+            11,
+            "encoder",
+            "light-flux1.safetensors",
+            "586c50ae0e94de5ed59acd355a4994fde4a5fa852563f016003d8fa7cbf77bf6",
+            LIGHT,
+            FLUX1,
+            "full-flux1",
+        ),
+        Model(
+            "base-flux1",
+            12,
+            "encoder",
+            "base-flux1.safetensors",
+            "072cb2efbcda812b68726cf83e70c47948dd0ffc9fa7bbc49bc5d4c2e1a24133",
+            BASE,
+            FLUX1,
+            "full-flux1",
+        ),
+        Model(
+            "embedded-sdxl",
+            2,
+            "decoder",
+            "embedded-sdxl.safetensors",
+            "0a941e224712e8c0bfc020fcbaeb21491d0a692e6d1e2f7eddabacbddfcb7d13",
+            EMBEDDED,
+            SDXL,
+        ),
+        Model(
+            "embedded-flux1",
+            3,
+            "decoder",
+            "embedded-flux1.safetensors",
+            "5168b8f4bdb3fa397cb44339ed8681965a43f8ef6724a129258ef823336b20c9",
+            EMBEDDED,
+            FLUX1,
+        ),
+        Model(
             "fast",
             1,
             "coder",
@@ -147,21 +205,6 @@ MODELS = {
         ),
     )
 }
-
-UNSHIPPED = {  # models that can be trained, but whose weights are not part of dynenc
-    model.name: model
-    for model in (
-        Model("light-sdxl", 9, "encoder", "light-sdxl.safetensors", "", LIGHT, SDXL, "full-sdxl"),
-        Model("base-sdxl", 10, "encoder", "base-sdxl.safetensors", "", BASE, SDXL, "full-sdxl"),
-        Model(
-            "light-flux1", 11, "encoder", "light-flux1.safetensors", "", LIGHT, FLUX1, "full-flux1"
-        ),
-        Model("base-flux1", 12, "encoder", "base-flux1.safetensors", "", BASE, FLUX1, "full-flux1"),
-        Model("embedded-sdxl", 2, "decoder", "embedded-sdxl.safetensors", "", EMBEDDED, SDXL),
-        Model("embedded-flux1", 3, "decoder", "embedded-flux1.safetensors", "", EMBEDDED, FLUX1),
-    )
-}
-TRAINABLE = MODELS | UNSHIPPED
 
 IMPORTED = Model("imported", 4, "foreign")  # latents of any other encoder of SD 1.x
 FOREIGN = {  # latents of other encoders, by the name of their space
@@ -205,15 +248,13 @@ def stem(model: Model) -> str:
 
 def are_alike(one: str, other: str) -> bool:
     """Whether names are those of the same network, perhaps for different spaces."""
-    models = [TRAINABLE[name] for name in (one, other) if name in TRAINABLE]
+    models = [MODELS[name] for name in (one, other) if name in MODELS]
     return len(models) == 2 and stem(models[0]) == stem(models[1])
 
 
 def in_space(name: str, space: LatentSpace) -> Model | None:
-    """The trainable model that is in a space what the named one is in its own, or None."""
-    return next(
-        (m for m in TRAINABLE.values() if m.space is space and are_alike(name, m.name)), None
-    )
+    """The model that is in a space what the named one is in its own, or None."""
+    return next((m for m in MODELS.values() if m.space is space and are_alike(name, m.name)), None)
 
 
 def coders(space: LatentSpace) -> list[Model]:
@@ -227,18 +268,12 @@ def coder(number: int, space: LatentSpace) -> Model | None:
     return next((m for m in coders(space) if m.number == number), None)
 
 
-def shipped(name: str, space: LatentSpace) -> Model | None:
-    """The shipped model that is in a space what the named one is in its own, or None."""
-    model = in_space(name, space)
-    return model if model and model.name in MODELS else None
-
-
 def for_space(name: str, kind: Network, space: LatentSpace) -> Model:
-    """The shipped model that is in a space what the named one is in its own.
+    """The model that is in a space what the named one is in its own.
 
     Raises: WeightsError.
     """
-    model = shipped(named(name, kind).name, space)
+    model = in_space(named(name, kind).name, space)
     if model is None:
         raise WeightsError(
             f"dynenc has no {kind} {name} of {space.title} latents: use a VAE of these"
@@ -262,7 +297,7 @@ def _space_of(file: str) -> LatentSpace:
     """The latent space of the weights in a file; SD 1.x unless it says another."""
     try:
         with safe_open(file, "np") as tensors:
-            model = TRAINABLE.get((tensors.metadata() or {}).get("model", ""))
+            model = MODELS.get((tensors.metadata() or {}).get("model", ""))
     except (OSError, SafetensorError):  # reported when the weights are read
         model = None
     return model.space if model else SD1

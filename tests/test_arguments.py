@@ -163,7 +163,7 @@ CALLS = {  # the names of arguments: wrong values
         {
             "pictures": [None, 5, b"a.png", [None], []],
             "cache": [None, 5, b"cache", "memory://cache"],
-            "space": [None, 5, [1], "sd2", "flux1"],
+            "space": [None, 5, [1], "sd2", "sd3"],
             "encoder": [None, 5, "imported", "autoencoder"],
             "vae": [5, "missing", "a.png"],
             "resolution": [-1, 1.5, "512"],

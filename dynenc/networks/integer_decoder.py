@@ -132,7 +132,7 @@ def packed(tensors: Tensors, widths: Sizes, blocks: Sizes, latents: int = SD1.ch
 
 def decodes(model: Model, decoder: str, device: object) -> bool:
     """Whether a decoder of that name on a device decodes latents of a model in integers."""
-    own = registry.shipped("embedded", model.space)
+    own = registry.in_space("embedded", model.space)
     return own is not None and decoder in ("embedded", own.name) and runtime.uses_cpu(device)
 
 

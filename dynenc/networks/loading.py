@@ -91,7 +91,7 @@ def load_path(path: Path, space: LatentSpace | None = None) -> nn.Module:
     except OSError as exc:
         raise WeightsError(f"{path} cannot be read: {exc}") from exc
     name = metadata.get("model", "")
-    model = registry.TRAINABLE.get(name)
+    model = registry.MODELS.get(name)
     own = model.space if model else SD1
     if space and own is not space:
         raise WeightsError(

@@ -15,7 +15,7 @@ from dynenc.training.samples import FitConfig
 class TrainConfig:
     """Settings of one training run; they are stored in the metadata of the exported weights."""
 
-    preset: str  # a name of registry.TRAINABLE
+    preset: str  # a name of registry.MODELS
     steps: int = 6000  # total optimiser steps
     budget_s: float = 0.0  # if above 0, stop after this time; the cosine follows the clock
     distill_steps: int = 2000  # the first steps, which only regress to the teacher's latents
@@ -61,7 +61,7 @@ PRESETS = {
 }
 PRESETS |= {  # networks of other latent spaces are trained as those of SD 1.x are
     model.name: replace(PRESETS[registry.stem(model)], preset=model.name)
-    for model in registry.TRAINABLE.values()
+    for model in registry.MODELS.values()
     if model.kind in ("encoder", "decoder") and model.name not in PRESETS
 }
 FOUR_CHANNELS: dict[str, Any] = {
@@ -142,7 +142,7 @@ def check(config: TrainConfig | FitConfig) -> None:
     Raises: UsageError.
     """
     base = (PRESETS | CODERS)[config.preset]
-    kind = registry.TRAINABLE[config.preset].kind
+    kind = registry.MODELS[config.preset].kind
     for name in (field.name for field in fields(config) if field.name != "preset"):
         value = getattr(config, name)
         least, most = LEAST.get(name, 0), 1 if name in SHARES else math.inf
@@ -151,9 +151,7 @@ def check(config: TrainConfig | FitConfig) -> None:
             raise UsageError(f"{name}={value} is out of range: use {least}{upper}")
         kinds = USED_BY.get(name, (kind,))
         if kind not in kinds and value not in (0, getattr(base, name)):
-            users = ", ".join(
-                preset for preset in PRESETS if registry.TRAINABLE[preset].kind in kinds
-            )
+            users = ", ".join(preset for preset in PRESETS if registry.MODELS[preset].kind in kinds)
             raise UsageError(
                 f"{name}={value:g} has no effect on the training of {config.preset}: "
                 f"it applies to {users}"
@@ -167,7 +165,7 @@ def check_paths(config: TrainConfig | FitConfig, paths: TrainPaths) -> None:
 
     Raises: UsageError.
     """
-    kind, joint = registry.TRAINABLE[config.preset].kind, bool(getattr(config, "joint", 0))
+    kind, joint = registry.MODELS[config.preset].kind, bool(getattr(config, "joint", 0))
     if joint and not paths.embedded:
         raise UsageError("joint training needs an embedded decoder", hint="give --embedded")
     if paths.embedded and kind != "encoder":

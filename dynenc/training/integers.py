@@ -310,7 +310,7 @@ def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder
     network = loading.load_path(start)
     if not isinstance(network, EmbeddedDecoder):
         raise WeightsError(f"{start} has no embedded decoder: use another file")
-    space = registry.TRAINABLE[loading.model_name(start)].space
+    space = registry.MODELS[loading.model_name(start)].space
     encode = loading.load_encoder(encoder, space)
     crops = open_crops(paths, run, CROP)
     random = np.random.default_rng(0)

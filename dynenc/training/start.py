@@ -106,7 +106,7 @@ class Starts:
             self._fit_encoder(network, given)
         elif isinstance(network, EmbeddedDecoder) and isinstance(given, EmbeddedDecoder):
             _copy_all_but(("layers.0.",), given, network)
-            self._fit_decoder(network, given, registry.TRAINABLE[name])
+            self._fit_decoder(network, given, registry.MODELS[name])
         return network
 
     @torch.no_grad()

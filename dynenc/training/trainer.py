@@ -59,7 +59,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True  # all batches have the same few shapes
         self.distortion: nn.Module = self._frozen(Distortion(config, paths))
-        model = registry.TRAINABLE[config.preset]
+        model = registry.MODELS[config.preset]
         self.space = SD1 if model.space is AUTOENCODER else model.space
         teacher_encoder, teacher_decoder = load_teacher(paths.teacher, self.space)
         self.crops = open_crops(paths.data, paths.run, config.crop)
@@ -365,7 +365,7 @@ class Trainer:
         decode, step = self.decoders[0], 0.0
         if self.is_encoder:
             encode = trained[name if name in self.in_turn else self.config.preset]
-        if registry.TRAINABLE[name].kind == "decoder":
+        if registry.MODELS[name].kind == "decoder":
             decode, step = trained[name], TEST_STEP
         elif isinstance(model := trained[name], Autoencoder):
             encode, decode, step = model.encoder, model.decoder, TEST_STEP

@@ -159,8 +159,8 @@ def test_other_settings_are_refused_unless_all_is_made_again(pictures, cache):
 
 
 def test_refused(pictures, cache, tmp_path):
-    with pytest.raises(WeightsError, match=r"no encoder light of FLUX\.1 latents"):
-        make_cache(str(pictures), cache, space="flux1")
+    with pytest.raises(WeightsError, match=r"no encoder light of SD 3 latents"):
+        make_cache(str(pictures), cache, space="sd3")
     with pytest.raises(UsageError, match="there is no space"):
         make_cache(str(pictures), cache, space="sd2")
     with pytest.raises(UsageError, match="no local folder"):

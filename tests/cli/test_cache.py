@@ -31,6 +31,6 @@ def test_command(tmp_path):
     figures = json.loads(second.stdout)
     assert (figures["made"], figures["kept"], figures["orphans"]) == (1, 1, ["a"])
     assert run(*arguments, "-Q", "50").exit_code == 2
-    refused = run(*arguments, "--space", "flux1")
+    refused = run(*arguments, "--space", "sd3")
     assert refused.exit_code == 5
-    assert "no encoder light of FLUX.1 latents" in refused.stderr
+    assert "no encoder light of SD 3 latents" in refused.stderr

@@ -248,7 +248,7 @@ def pixels_sha256(file: LatFile, threads: int = 1, kind: registry.Kind = "decode
 def has_integers(file: LatFile, kind: registry.Kind) -> bool:
     """Whether a decoder of that kind decodes the latents of a file in integers."""
     space = file.model.space
-    return space is SD1 if kind == "thumbnail" else registry.shipped("embedded", space) is not None
+    return space is SD1 if kind == "thumbnail" else registry.in_space("embedded", space) is not None
 
 
 def sums(folder: Path, kind: registry.Kind, threads: int = 1) -> str:

@@ -11,16 +11,10 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from space_models import ship
 
 import dynenc
 from dynenc.imaging import tensors
 from dynenc.latent_space import FLUX1, SDXL
-
-
-@pytest.fixture(autouse=True)
-def _shipped(monkeypatch):
-    ship(monkeypatch, "light-sdxl", "embedded-sdxl", "light-flux1", "embedded-flux1")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from dynenc.native import compile, kernel
 from dynenc.networks import integer_decoder
 
 GOLDEN = Path(make.__file__).parent
-HERE = [space for space in SPACES.values() if registry.shipped("embedded", space)]
+HERE = [space for space in SPACES.values() if registry.in_space("embedded", space)]
 SMALL = 2**13  # px; larger files take minutes where a processor is emulated
 PROCESSORS = {"portable": "max", "neon": "cortex-a53", "neondot": "max"}  # for each path
 

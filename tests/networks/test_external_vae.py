@@ -328,9 +328,9 @@ def test_a_tiny_autoencoder_is_of_the_space_that_its_name_says(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["auto", "embedded", "sd-vae"])
-def test_no_decoder_of_dynenc_is_for_other_spaces(name):
-    with pytest.raises(OtherLatents, match=r"FLUX\.1, for which dynenc has no decoder"):
-        Backend("light", name, "cpu").decoder_of(FOREIGN["flux1"])
+def test_no_decoder_of_dynenc_is_for_sd3(name):
+    with pytest.raises(OtherLatents, match=r"SD 3, for which dynenc has no decoder"):
+        Backend("light", name, "cpu").decoder_of(FOREIGN["sd3"])
 
 
 def test_other_latents_are_refused_before_the_weights_are_downloaded(folder, monkeypatch):

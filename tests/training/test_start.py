@@ -45,7 +45,7 @@ def images(crops):
 
 def test_an_encoder_starts_from_one_of_another_space(crops, mix, monkeypatch):
     light = loading.load_encoder("light")
-    model = registry.TRAINABLE["light-flux1"]
+    model = registry.MODELS["light-flux1"]
     found = starts(crops, lambda x: mix(light(x)), monkeypatch).network(model, weights("light"))
     assert all(parameter.requires_grad for parameter in found.parameters())
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_an_encoder_starts_from_one_of_another_space(crops, mix, monkeypatch):
 
 def test_a_decoder_starts_from_one_of_another_space(crops, mix, monkeypatch):
     base, embedded = loading.load_encoder("base"), loading.load_named("embedded", "decoder")
-    model = registry.TRAINABLE["embedded-flux1"]
+    model = registry.MODELS["embedded-flux1"]
     found = starts(crops, lambda x: mix(base(x)), monkeypatch).network(model, weights("embedded"))
     with torch.no_grad():
         latents = base(images(crops))
@@ -66,6 +66,6 @@ def test_a_decoder_starts_from_one_of_another_space(crops, mix, monkeypatch):
 
 def test_other_networks_are_no_start(crops, mix, monkeypatch):
     with pytest.raises(WeightsError, match="weights of nano, from which light-sdxl cannot start"):
-        starts(crops, mix, monkeypatch).network(registry.TRAINABLE["light-sdxl"], weights("nano"))
+        starts(crops, mix, monkeypatch).network(registry.MODELS["light-sdxl"], weights("nano"))
     with pytest.raises(WeightsError, match=r"is for SD 1\.x latents: use a network of FLUX"):
         loading.load_path(weights("light"), FLUX1)
