@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynenc import registry
 from dynenc.arguments import file_name
 from dynenc.errors import WeightsError
-from dynenc.latent_space import SD1, LatentSpace
+from dynenc.latent_space import SD1, SDXL, LatentSpace
 from dynenc.networks import loading
 from dynenc.networks.compat import fast_dtype, pick_device
 from dynenc.networks.decoder_names import Choice, resolve
@@ -26,9 +27,13 @@ from dynenc.networks.vae_files import (
     from_hub,
     import_diffusers,
     load_vae,
+    wrong_space,
 )
 
 logger = logging.getLogger(__name__)
+
+PROBE_COLOURS = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0))
+FAR = 1.5  # ratio of its errors from which a decoder is taken to be of the other space
 
 
 def load_decoder(
@@ -70,6 +75,7 @@ def load_decoder(
             "in vae/: choose another decoder"
         )
     decoder = _decoder(choice.name, load_vae(path, choice.name, PARTS[2:], space), space)
+    _check_latents(decoder)
     return decoder.to(device, fast_dtype(device))
 
 
@@ -81,6 +87,7 @@ def load_teacher(path: Path | str, space: LatentSpace = SD1) -> tuple[nn.Module,
     """
     vae = load_vae(existing(str(path)), str(path), PARTS, space)
     decoder, encoder = _decoder(str(path), vae, space), vae.encoder
+    _check_latents(decoder)
     if _has_posterior(vae):
         encoder = nn.Sequential(encoder, vae.quant_conv or nn.Identity())
         encoder = _MeanEncoder(encoder, space)
@@ -107,6 +114,28 @@ def _decoder(name: str, vae: Any, space: LatentSpace) -> Decoder:
         network, tile = nn.Sequential(vae.post_quant_conv or nn.Identity(), network), SMALL_TILE
     scale, shift = (space.scale, space.shift) if _has_posterior(vae) else (1.0, 0.0)
     return Decoder(name, network, space=space, scale=scale, shift=shift, tile=tile)
+
+
+@torch.inference_mode()
+def _check_latents(decoder: Decoder) -> None:
+    """Raise WeightsError if a foreign decoder is evidently of another space than it is loaded for.
+
+    A file without a config does not say its space, and the VAEs of SD 1.x and SDXL have the same
+    architecture. So a small image of four colours is encoded for both: either TAESD decodes the
+    latents of its own space with half the error of the other's.
+    """
+    if decoder.space not in (SD1, SDXL):
+        return
+    colours = torch.tensor(PROBE_COLOURS).reshape(2, 2, 3).permute(2, 0, 1)[None]
+    image = F.interpolate(colours * 1.2 - 0.6, scale_factor=2.0 * decoder.space.patch)
+    error = {}
+    for space in (SD1, SDXL):
+        encoder = registry.for_space("light", "encoder", space)
+        latents = loading.load_named(encoder.name, "encoder")(image)
+        error[space] = F.mse_loss(decoder(latents).clamp(-1, 1), image).sqrt().item()
+    other = SDXL if decoder.space is SD1 else SD1
+    if error[decoder.space] > FAR * error[other]:
+        raise wrong_space(decoder.name, f"is for {other.title} latents", decoder.space)
 
 
 def _has_posterior(vae: Any) -> bool:

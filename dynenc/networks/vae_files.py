@@ -175,7 +175,7 @@ def _read(file: Path, space: LatentSpace) -> dict[str, Tensor]:
     with safe_open(file, "pt") as tensors:
         keys = list(tensors.keys())
         if space is not SDXL and any(key.startswith("conditioner.") for key in keys):
-            raise _wrong(str(file), f"is for {SDXL.title} latents", space)
+            raise wrong_space(str(file), f"is for {SDXL.title} latents", space)
         prefixes = ("first_stage_model.", "vae.", "")  # of a whole checkpoint
         prefix = next(
             (p for p in prefixes if any(key.startswith(p + "decoder.") for key in keys)), ""
@@ -241,14 +241,16 @@ def check_space(config: dict[str, Any], name: str, space: LatentSpace) -> None:
     for other in SPACES.values():
         is_other = not is_tiny and (channels, *found) == (other.channels, other.scale, other.shift)
         if other is not space and (is_other or (other.is_named_in(names) and not is_named)):
-            raise _wrong(name, f"is for {other.title} latents", space)
+            raise wrong_space(name, f"is for {other.title} latents", space)
     if channels != space.channels:
-        raise _wrong(name, f"is for latents of {channels} channels, not {space.channels}", space)
+        raise wrong_space(
+            name, f"is for latents of {channels} channels, not {space.channels}", space
+        )
     if found != right:
-        raise _wrong(name, f"is for latents with scale {scale}, not {right[0]}", space)
+        raise wrong_space(name, f"is for latents with scale {scale}, not {right[0]}", space)
 
 
-def _wrong(name: str, why: str, space: LatentSpace) -> WeightsError:
+def wrong_space(name: str, why: str, space: LatentSpace) -> WeightsError:
     return WeightsError(f"{name} {why}: use a decoder of {space.title} latents")
 
 

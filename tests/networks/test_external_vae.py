@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dynenc.backend import Backend
 from dynenc.errors import OtherLatents, WeightsError
-from dynenc.latent_space import FLUX1, SD1, SD3, SPACES
+from dynenc.latent_space import FLUX1, SD1, SD3, SDXL, SPACES
 from dynenc.networks import external_vae as module
 from dynenc.networks import loading, tiling
 from dynenc.networks.compat import CPU_DTYPE
@@ -325,6 +325,17 @@ def test_a_tiny_autoencoder_is_of_the_space_that_its_name_says(tmp_path):
     assert load_decoder(tmp_path / "taef1.safetensors", space=FLUX1).space is FLUX1
     with pytest.raises(WeightsError, match=r"is for FLUX\.1 latents: use a decoder of SD 3"):
         load_decoder(tmp_path / "taef1.safetensors", space=SD3)
+
+
+def test_a_file_that_does_not_say_its_space_is_told_by_what_it_decodes(tmp_path):
+    """The autoencoder in it has the decoder of `fine`, which is of SD 1.x."""
+    tiny, file = diffusers.AutoencoderTiny(), tmp_path / "mine.safetensors"
+    tiny.decoder.load_state_dict(loading.load_named("fine", "decoder").state_dict())
+    save_file(tiny.state_dict(), file)
+    assert load_decoder(file).space is SD1
+    for load in (load_decoder, module.load_teacher):
+        with pytest.raises(WeightsError, match=r"is for SD 1\.x latents: use a decoder of SDXL"):
+            load(file, space=SDXL)
 
 
 @pytest.mark.parametrize("name", ["auto", "embedded", "sd-vae"])
