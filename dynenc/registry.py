@@ -160,7 +160,7 @@ MODELS = {
             3,
             "decoder",
             "embedded-flux1.safetensors",
-            "a4c1146509ab7c87444ba70c264686fa3240310efd260c73014595c58898dff1",
+            "632bcf121520a63192fc69d8f7cd4b3f51f10ca735c4f199c2cc9e241652d2c0",
             EMBEDDED,
             FLUX1,
         ),
