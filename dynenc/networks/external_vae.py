@@ -75,7 +75,6 @@ def load_decoder(
             "in vae/: choose another decoder"
         )
     decoder = _decoder(choice.name, load_vae(path, choice.name, PARTS[2:], space), space)
-    _check_latents(decoder)
     return decoder.to(device, fast_dtype(device))
 
 
@@ -87,7 +86,6 @@ def load_teacher(path: Path | str, space: LatentSpace = SD1) -> tuple[nn.Module,
     """
     vae = load_vae(existing(str(path)), str(path), PARTS, space)
     decoder, encoder = _decoder(str(path), vae, space), vae.encoder
-    _check_latents(decoder)
     if _has_posterior(vae):
         encoder = nn.Sequential(encoder, vae.quant_conv or nn.Identity())
         encoder = _MeanEncoder(encoder, space)
@@ -108,12 +106,14 @@ class _MeanEncoder(nn.Module):
 
 
 def _decoder(name: str, vae: Any, space: LatentSpace) -> Decoder:
-    """The decoding half of a diffusers autoencoder."""
+    """The decoding half of a diffusers autoencoder; raises WeightsError, see `_check_latents`."""
     network, tile = vae.decoder, LARGE_TILE
     if _has_posterior(vae):
         network, tile = nn.Sequential(vae.post_quant_conv or nn.Identity(), network), SMALL_TILE
     scale, shift = (space.scale, space.shift) if _has_posterior(vae) else (1.0, 0.0)
-    return Decoder(name, network, space=space, scale=scale, shift=shift, tile=tile)
+    decoder = Decoder(name, network, space=space, scale=scale, shift=shift, tile=tile)
+    _check_latents(decoder)
+    return decoder
 
 
 @torch.inference_mode()
@@ -124,15 +124,15 @@ def _check_latents(decoder: Decoder) -> None:
     architecture. So a small image of four colours is encoded for both: either TAESD decodes the
     latents of its own space with half the error of the other's.
     """
-    if decoder.space not in (SD1, SDXL):
+    spaces = (SD1, SDXL)
+    if decoder.space not in spaces:
         return
     colours = torch.tensor(PROBE_COLOURS).reshape(2, 2, 3).permute(2, 0, 1)[None]
     image = F.interpolate(colours * 1.2 - 0.6, scale_factor=2.0 * decoder.space.patch)
-    error = {}
-    for space in (SD1, SDXL):
-        encoder = registry.for_space("light", "encoder", space)
-        latents = loading.load_named(encoder.name, "encoder")(image)
-        error[space] = F.mse_loss(decoder(latents).clamp(-1, 1), image).sqrt().item()
+    latents = torch.cat([loading.load_encoder("light", space)(image) for space in spaces])
+    difference = decoder(latents).clamp(-1, 1) - image
+    errors = difference.square().mean((1, 2, 3)).sqrt().tolist()
+    error = dict(zip(spaces, errors, strict=True))
     other = SDXL if decoder.space is SD1 else SD1
     if error[decoder.space] > FAR * error[other]:
         raise wrong_space(decoder.name, f"is for {other.title} latents", decoder.space)

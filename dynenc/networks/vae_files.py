@@ -251,6 +251,7 @@ def check_space(config: dict[str, Any], name: str, space: LatentSpace) -> None:
 
 
 def wrong_space(name: str, why: str, space: LatentSpace) -> WeightsError:
+    """The error for an autoencoder that is not of the space it is loaded for."""
     return WeightsError(f"{name} {why}: use a decoder of {space.title} latents")
 
 
