@@ -103,7 +103,7 @@ MODELS = {
             4,
             "decoder",
             "fine.safetensors",
-            "e41d8341e0a492ae28513baef17a74431e094a65f494b0b894ace56b03568361",
+            "6ed6f99388e44cdfbc136bcd607b9709af4abf05dd0cfe5c11a0ce1c974f94b8",
             {"width": 64, "blocks": (3, 3, 3, 1)},
         ),
         Model(
@@ -151,7 +151,7 @@ MODELS = {
             2,
             "decoder",
             "embedded-sdxl.safetensors",
-            "fedcf902f04f0e3c8adbaf02c8f025bfd6ceff7ca3e979bd611925f735d364df",
+            "00bb67ef8f1f68ec1a2c71079aa992e2e76d25375a83cede00b9b73610e407f6",
             EMBEDDED,
             SDXL,
         ),

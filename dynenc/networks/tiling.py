@@ -22,7 +22,7 @@ EMBEDDED_TILES = {  # equal the whole: of its reach of 13 latents the outer 7 ch
     "margin": 6,
     "overlap": 13,
 }
-FINE_TILES = {"tile": 96, "margin": 9, "overlap": 20}  # of its reach of 19 latents
+FINE_TILES = {"tile": 96, "margin": 10, "overlap": 22}  # of its reach of 19 latents
 LIMIT = 16.0  # magnitude at which latents are clamped; encoders write up to 3.2 of photographs,
 # 6.2 of synthetic patterns (the autoencoder 6.7 and 8.3), and TAESD 6.3
 # bfloat16 keeps pixels 50 dB from those in float32 for at least so many positions of latents (one
