@@ -196,15 +196,26 @@ def to_floats(
     check(tensors, widths, blocks, latents)
     found: Floats = {}
 
-    def product(name: str, inputs: Doubles, outputs: Doubles, shift: Doubles | float = 0.0) -> None:
-        """Float layer from integers of an input and of an output of 1.0; inputs are shifted."""
+    def product(
+        name: str, inputs: Doubles, outputs: Doubles | None, shift: Doubles | float = 0.0
+    ) -> Doubles:
+        """Float layer from integers of an input and of an output of 1.0; inputs are shifted.
+
+        Without those of an output, each output's weights are scaled to a norm of 1, so that
+        training can go on from them. Returns: integers of an output of 1.0.
+        """
         bits = int(tensors[f"{name}.shift"][0])
-        factor = tensors[f"{name}.multiplier"] / (ONE * 2.0**bits) / outputs
+        factor = tensors[f"{name}.multiplier"] / (ONE * 2.0**bits)
         weight = tensors[f"{name}.weight"] * factor[:, None, None, None]
         bias = (tensors[f"{name}.bias"] - (1 << bits >> 1)) * factor
         bias = bias + (weight.sum((2, 3)) * shift).sum(1)
-        found[f"{name}.weight"] = (weight * inputs[:, None, None]).astype(np.float32)
-        found[f"{name}.bias"] = bias.astype(np.float32)
+        weight *= inputs[:, None, None]
+        if outputs is None:
+            outputs = np.sqrt(np.square(weight).sum((1, 2, 3)))
+            outputs[outputs == 0] = 1
+        found[f"{name}.weight"] = (weight / outputs[:, None, None, None]).astype(np.float32)
+        found[f"{name}.bias"] = (bias / outputs).astype(np.float32)
+        return outputs
 
     product("layers.0", np.full(latents, float(UNIT)), np.full(widths[0], RESIDUAL_UNIT))
     for name, kind, channels, outputs in plan(widths, blocks):
@@ -218,8 +229,8 @@ def to_floats(
             found[f"{name}.offset"] = np.float32(offset / ACTIVATION_UNIT).reshape(column)
             ones = np.ones(channels)
             limit = tensors[f"{name}.limit"].astype(np.float64)
-            product(f"{name}.spatial", ones * ACTIVATION_UNIT, ones)
-            product(f"{name}.gate", ones, np.tile(limit / GATE_BOUND, 2))
+            spatial = product(f"{name}.spatial", ones * ACTIVATION_UNIT, None)
+            product(f"{name}.gate", spatial, np.tile(limit / GATE_BOUND, 2))
             product(f"{name}.mix", (limit / GATE_BOUND) ** 2 / ONE, ones * RESIDUAL_UNIT)
         else:
             unit = 127.5 if kind == "pixels" else RESIDUAL_UNIT

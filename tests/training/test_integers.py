@@ -1,5 +1,6 @@
 """The float decoder and its integers give nearly the same pixels."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -63,6 +64,21 @@ def test_the_shipped_decoder_is_nearly_the_same_in_floats(dtype):
     pixels = np.asarray(integer_decoder.picture(file))
     floats = float_pixels(network, file.latents, dtype)[: pixels.shape[0], : pixels.shape[1]]
     assert psnr_db(pixels, floats) > 45
+
+
+def test_training_can_go_on_from_the_shipped_decoder():
+    """A step of Adam, which is about as large for all weights, is too large for none of them."""
+    torch.manual_seed(0)
+    network = loading.load_named("embedded", "decoder").requires_grad_()
+    file = LatFile.parse((GOLDEN / "v1_light_photo_q50.lat").read_bytes())
+    latents = torch.from_numpy(file.latents[:, :24, :24])[None]
+    before = network(latents)
+    target = before.detach() + 0.05 * torch.randn_like(before)
+    optimizer = torch.optim.Adam(network.parameters(), 4e-4)
+    (before - target).square().mean().backward()
+    optimizer.step()
+    change = (network(latents) - before).square().mean().item()
+    assert 10 * math.log10(4 / change) > 30  # dB
 
 
 def test_a_file_of_floats_becomes_one_of_integers(tmp_path, photo_path, monkeypatch):
