@@ -68,7 +68,7 @@ OnStep = Callable[[int, int], None]  # steps done, total steps
 class Refiner:
     """Refines the latents of a file with an effort of 1 to 9.
 
-    Refined files use the plain lattice of the best coder, because the descent itself chooses the
+    Refined files use the plain lattice of the full coder, because the descent itself chooses the
     rounding.
     """
 
@@ -92,8 +92,8 @@ class Refiner:
                 size is the limit.
         Raises: OutOfMemory.
         """
-        best = registry.coders(file.model.space)[-1].name
-        header, coder = file.header, load_coder(best, has_trellis=False)
+        full = registry.full_coder(file.model).name
+        header, coder = file.header, load_coder(full, has_trellis=False)
         max_payload = len(file.payload)
         if math.isfinite(max_bytes):
             max_payload += max(0, int(max_bytes) - len(file.to_bytes()))

@@ -134,7 +134,7 @@ MODELS = {
             "586c50ae0e94de5ed59acd355a4994fde4a5fa852563f016003d8fa7cbf77bf6",
             LIGHT,
             FLUX1,
-            "full-flux1",
+            "encoders-flux1",
         ),
         Model(
             "base-flux1",
@@ -144,7 +144,7 @@ MODELS = {
             "072cb2efbcda812b68726cf83e70c47948dd0ffc9fa7bbc49bc5d4c2e1a24133",
             BASE,
             FLUX1,
-            "full-flux1",
+            "encoders-flux1",
         ),
         Model(
             "embedded-sdxl",
@@ -184,7 +184,7 @@ MODELS = {
             2,
             "coder",
             "coder_sdxl.safetensors",
-            "5deda5a780824182799177ac55db2ad7103173129577f7a9723fb93bd2bee892",
+            "b0d2ffacf7a656d2ef4a5863df454b721f225289ad098e606a1cf53503f16dfe",
             space=SDXL,
         ),
         Model(
@@ -193,6 +193,14 @@ MODELS = {
             "coder",
             "coder_flux1.safetensors",
             "29563c94696f834a91b9276b51aaa46b644ee3966b407aab2b8be2c569c27c8f",
+            space=FLUX1,
+        ),
+        Model(
+            "encoders-flux1",
+            3,
+            "coder",
+            "coder_flux1_encoders.safetensors",
+            "272b67f36f686c0dd52f08311fb765caa4e65f9ec871a7ada58b06621f5bab64",
             space=FLUX1,
         ),
         Model(
@@ -258,9 +266,15 @@ def in_space(name: str, space: LatentSpace) -> Model | None:
 
 
 def coders(space: LatentSpace) -> list[Model]:
-    """The entropy coders of a space's latents, the best last; the autoencoder's are SD 1.x's."""
+    """The entropy coders of a space's latents; the autoencoder's are those of SD 1.x."""
     space = SD1 if space is AUTOENCODER else space
     return [m for m in MODELS.values() if m.kind == "coder" and m.space is space]
+
+
+def full_coder(model: Model) -> Model:
+    """The coder of a model's latents that has both lattices: that of its files, if it can."""
+    both = (one for one in coders(model.space) if one.has_trellis)
+    return MODELS[model.coder] if MODELS[model.coder].has_trellis else next(both)
 
 
 def coder(number: int, space: LatentSpace) -> Model | None:

@@ -140,7 +140,8 @@ class LatFile:
 
         They keep their values: the lattice is the one they are on. Ties go to the model's default.
         """
-        full = (load_coder(_full(model), has_trellis=which) for which in (True, False))
+        name = registry.full_coder(model).name
+        full = (load_coder(name, has_trellis=which) for which in (True, False))
         choices = [
             (quantize.to_nearest(latents, step_q, coder), coder)
             for coder in dict.fromkeys((default_coder(model), *full))
@@ -199,11 +200,6 @@ def _cost(file: LatFile, latents: Floats) -> float:
 def default_coder(model: registry.Model) -> EntropyCoder:
     """The coder that new files of a model's latents are written with."""
     return load_coder(model.coder, has_trellis=model.has_trellis)
-
-
-def _full(model: registry.Model) -> str:
-    """The name of the coder of a model's space that has both lattices."""
-    return next(coder.name for coder in registry.coders(model.space) if coder.has_trellis)
 
 
 def coder_of(header: Header) -> EntropyCoder:

@@ -75,8 +75,23 @@ SIXTEEN_CHANNELS: dict[str, Any] = {"neighbours": 48}  # smaller: there are four
 CODERS = {  # these fit an entropy coder's tables
     "fast": FitConfig("fast", has_trellis=False),
     "full": FitConfig("full", **FOUR_CHANNELS),
-    "full-sdxl": FitConfig("full-sdxl", pictures=250, **FOUR_CHANNELS),
+    "full-sdxl": FitConfig(
+        "full-sdxl",
+        pictures=700,
+        samples=600_000,
+        iterations=10_000,
+        faded=0.1,
+        **FOUR_CHANNELS,
+    ),
     "full-flux1": FitConfig("full-flux1", pictures=250, **SIXTEEN_CHANNELS),
+    "encoders-flux1": FitConfig(
+        "encoders-flux1",
+        pictures=500,
+        samples=300_000,
+        iterations=3500,
+        faded=0.1,
+        **SIXTEEN_CHANNELS,
+    ),
     "full-sd3": FitConfig("full-sd3", pictures=250, **SIXTEEN_CHANNELS),
 }
 

@@ -286,7 +286,8 @@ def test_version():
         "format   reads 1, writes 1",
         "space    sd1: nano 1, light 2, base 3, imported 4; coded by fast 1, full 2",
         "space    sdxl: imported-sdxl 6, light-sdxl 9, base-sdxl 10; coded by full-sdxl 2",
-        "space    flux1: imported-flux1 7, light-flux1 11, base-flux1 12; coded by full-flux1 2",
+        "space    flux1: imported-flux1 7, light-flux1 11, base-flux1 12; coded by full-flux1 2, "
+        "encoders-flux1 3",
         "space    sd3: imported-sd3 8; coded by full-sd3 2",
         "space    autoencoder: autoencoder 5; coded by fast 1, full 2",
     ]

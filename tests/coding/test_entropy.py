@@ -13,8 +13,8 @@ from dynenc.errors import Corrupt, WeightsError
 TABLES = registry.read_file(registry.MODELS["fast"])
 KINDS = {"fast": ("fast", False), "plain": ("full", False), "trellis": ("full", True)}
 SPACE_KINDS = {
-    f"{space}, {lattice}": (f"full-{space}", lattice == "trellis")
-    for space in ("sdxl", "flux1", "sd3")
+    f"{name}, {lattice}": (name, lattice == "trellis")
+    for name in ("full-sdxl", "full-flux1", "encoders-flux1", "full-sd3")
     for lattice in ("plain", "trellis")
 }
 ALL_KINDS = KINDS | SPACE_KINDS

@@ -27,7 +27,7 @@ from dynenc.coding.bitstream import HAS_CHUNKS
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.quantize import to_symbols
-from dynenc.latent_space import FLUX1, SD1, SD3, SDXL, LatentSpace
+from dynenc.latent_space import FLUX1, SD1, SD3, SDXL
 from dynenc.networks import integer_decoder
 from dynenc.networks.compat import CPU_DTYPE
 from dynenc.view import View
@@ -178,21 +178,21 @@ def cases() -> dict[str, Case]:
     return found
 
 
-def of_crops(space: LatentSpace, *, has_trellis: bool) -> bytes:
+def of_crops(model: registry.Model, *, has_trellis: bool) -> bytes:
     """The file of latents [C, 16, 12] that `light` makes of as many crops as the channels need."""
-    pictures = [photo().crop((64 * i, 60, 64 * i + 96, 188)) for i in range(space.channels // 4)]
+    count = model.space.channels // 4
+    pictures = [photo().crop((64 * i, 60, 64 * i + 96, 188)) for i in range(count)]
     latents = np.concatenate(Codec("light", device="cpu").latents(pictures))
-    model = registry.FOREIGN[space.name]
     coder = load_coder(model.coder, has_trellis=has_trellis)
     symbols = to_symbols(latents, 307, coder)
     return LatFile.of_symbols(symbols, coder, (96, 128), 307, model).to_bytes()
 
 
-def of_leaps(space: LatentSpace, most: int, step_q: int, *, has_trellis: bool) -> bytes:
+def of_leaps(model: registry.Model, most: int, step_q: int, *, has_trellis: bool) -> bytes:
     """The file of symbols [C, 5, 6] from -most to most in large leaps."""
-    ramp = np.linspace(-most, most, 30 * space.channels).round().astype(np.int32)
-    symbols = np.ascontiguousarray(ramp.reshape(30, space.channels).T.reshape(-1, 5, 6))
-    model = registry.FOREIGN[space.name]
+    channels = model.space.channels
+    ramp = np.linspace(-most, most, 30 * channels).round().astype(np.int32)
+    symbols = np.ascontiguousarray(ramp.reshape(30, channels).T.reshape(-1, 5, 6))
     coder = load_coder(model.coder, has_trellis=has_trellis)
     return LatFile.of_symbols(symbols, coder, (48, 40), step_q, model).to_bytes()
 
@@ -201,15 +201,17 @@ def space_cases() -> dict[str, Case]:
     """Every golden file of the latent spaces besides that of SD 1.x, by name."""
     found: dict[str, Case] = {}
     lattices = (("plain", False), ("trellis", True))
-    for space, (lattice, trellis) in product((SDXL, FLUX1, SD3), lattices):
-        found[f"v1_{space.name}_{lattice}_crops"] = (
-            f"latents of crops, 96x128, step 307/1024, {space.name}, {lattice} lattice",
-            lambda s=space, t=trellis: of_crops(s, has_trellis=t),
+    models = {space.name: registry.FOREIGN[space.name] for space in (SDXL, FLUX1, SD3)}
+    models["light-flux1"] = registry.MODELS["light-flux1"]  # its coder is another
+    for (name, model), (lattice, trellis) in product(models.items(), lattices):
+        found[f"v1_{name}_{lattice}_crops"] = (
+            f"latents of crops, 96x128, step 307/1024, {name}, {lattice} lattice",
+            lambda m=model, t=trellis: of_crops(m, has_trellis=t),
         )
         for most, step_q in ((255, 307), (32_767, 65_535)):
-            found[f"v1_{space.name}_{lattice}_{most}_step_{step_q}"] = (
-                f"symbols -{most} to {most}, step {step_q}/1024, {space.name}, {lattice} lattice",
-                lambda *args, a=(space, most, step_q), t=trellis: of_leaps(*a, has_trellis=t),
+            found[f"v1_{name}_{lattice}_{most}_step_{step_q}"] = (
+                f"symbols -{most} to {most}, step {step_q}/1024, {name}, {lattice} lattice",
+                lambda *args, a=(model, most, step_q), t=trellis: of_leaps(*a, has_trellis=t),
             )
     for encoder in (name for space in (SDXL, FLUX1, SD3) for name in registry.encoders(space)):
         found[f"v1_{encoder}_q50"] = (

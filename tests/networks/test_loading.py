@@ -66,6 +66,7 @@ def test_numbers_on_disk_do_not_move():
         ("coder", "full"): 2,
         ("coder", "full-sdxl"): 2,  # of its space
         ("coder", "full-flux1"): 2,
+        ("coder", "encoders-flux1"): 3,
         ("coder", "full-sd3"): 2,
         ("autoencoder", "autoencoder"): 5,
     }
