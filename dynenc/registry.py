@@ -208,7 +208,7 @@ MODELS = {
             2,
             "coder",
             "coder_sd3.safetensors",
-            "574dce39db60233994f4f54f107af6d2669bde6713757200bd3283d93e6d3375",
+            "589dcca8e02e0c21cdce656e4286a838afc2268213112a19fe008e5bff7c2ab7",
             space=SD3,
         ),
     )

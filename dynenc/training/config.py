@@ -92,7 +92,9 @@ CODERS = {  # these fit an entropy coder's tables
         faded=0.1,
         **SIXTEEN_CHANNELS,
     ),
-    "full-sd3": FitConfig("full-sd3", pictures=250, **SIXTEEN_CHANNELS),
+    "full-sd3": FitConfig(
+        "full-sd3", pictures=280, samples=180_000, iterations=1600, **SIXTEEN_CHANNELS
+    ),
 }
 
 
