@@ -25,14 +25,13 @@ from dynenc.networks import loading
 from dynenc.networks.compat import pick_device
 from dynenc.networks.encoder import Encoder
 from dynenc.networks.external_vae import load_decoder
+from dynenc.networks.perceptual_network import PerceptualNetwork
 from dynenc.networks.published import PublishedEncoder
 from dynenc.networks.tiling import Decoder
 from dynenc.refine import OnStep, Refiner
 from dynenc.view import WHOLE, View
 
 logger = logging.getLogger(__name__)
-
-FEATURE_ENCODER = "base"  # refinement compares its features
 
 
 class Backend:
@@ -58,9 +57,9 @@ class Backend:
 
     @cached_property
     @torch.inference_mode(False)
-    def feature_encoder(self) -> Encoder:
-        """The encoder that computes the features for refinement."""
-        return loading.load_named(FEATURE_ENCODER, "encoder").to(self.device)
+    def perceptual(self) -> PerceptualNetwork:
+        """The network whose features refinement compares."""
+        return loading.load_named("perceptual", "perceptual").to(self.device)
 
     @cached_property
     @torch.inference_mode(False)
@@ -164,7 +163,7 @@ class Backend:
     ) -> LatFile:
         """The file of latents [C, h, w] after refinement; see `Refiner.refine`."""
         decoder = self.decoder_of(file.model)
-        refiner = Refiner(self.feature_encoder, decoder, effort, on_step)
+        refiner = Refiner(self.perceptual, decoder, effort, on_step)
         original = tensors.to_tensor(picture).to(self.device)
         start = torch.from_numpy(latents)[None].to(self.device)
         with runtime.threads_for(math.prod(arrays.size_of(picture))):

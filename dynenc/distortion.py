@@ -1,12 +1,10 @@
 """The distortion that refinement minimises: the distance of decoded latents from an image.
 
-Squared error alone would blur, and exploit the decoder. So features that an encoder extracts from
-the decoded image are compared as well; features of deep networks agree better with perception than
-pixels do (Johnson et al., "Perceptual Losses for Real-Time Style Transfer", 2016). The encoder sees
-patches of 8x8 px, so it is also shown the image moved by half a patch, and at half the size: what
-depends on the position of patches counts less, and larger structure counts.
+Squared error alone would blur, and exploit the decoder. So the features of a network that imitates
+VGG-16 are compared as well; features of deep networks agree better with perception than pixels do
+(Johnson et al., "Perceptual Losses for Real-Time Style Transfer", 2016).
 
-Pixels are compared with the mean of the original and of what the decoder makes of the encoder's
+Pixels are compared with a mix of the original and of what the decoder makes of the encoder's
 latents before rounding: networks trained on perceptual losses put texture there that squared error
 would remove. This gives up some PSNR, and LPIPS and DISTS fall with effort.
 """
@@ -26,14 +24,15 @@ from torch import Tensor
 from dynenc.imaging.tensors import pad
 from dynenc.latent_space import SD1
 from dynenc.native.kernel import Floats
-from dynenc.networks.encoder import Encoder
+from dynenc.networks.perceptual_network import PerceptualNetwork
 
 if TYPE_CHECKING:
     from dynenc.networks.tiling import Decoder
 
 STRUCTURE_WEIGHT = 0.0185  # of the structure loss, relative to the squared error of pixels
-FEATURE_WEIGHT = 2.7  # of the squared error of features of each view
+FEATURE_WEIGHT = 0.3  # of the squared difference of features, summed over channels
 SCALES, BLOCK = 3, 8  # octaves on which structure is compared, and side of its blocks in px
+MIDDLE = 0.4  # share of the decoded latents in what pixels are compared with
 MARGIN = 12  # latents decoded around a window, so that its border is the same as in the whole image
 
 
@@ -52,8 +51,8 @@ class Target:
     """What the pixels of a window are compared with."""
 
     original: Tensor  # [1, 3, H, W] in [-1, 1]
-    middle: Tensor  # mean of the original and of the decoded latents
-    features: list[Tensor]  # of the original, see `features`
+    middle: Tensor  # between the original and the decoded latents, see MIDDLE
+    features: list[Tensor]  # of the original, see `PerceptualNetwork`
 
 
 class Distortion:
@@ -62,22 +61,22 @@ class Distortion:
     Args:
         image: [1, 3, H, W] in [-1, 1], on the decoder's device.
         latents: of the image, [1, C, h, w], not rounded, on the same device.
-        feature_encoder: its features are compared; see `Encoder.features`.
+        perceptual: its features are compared.
         decoder: any decoder; only its output and gradient are used.
     """
 
     def __init__(
-        self, image: Tensor, latents: Tensor, feature_encoder: Encoder, decoder: Decoder
+        self, image: Tensor, latents: Tensor, perceptual: PerceptualNetwork, decoder: Decoder
     ) -> None:
-        self.feature_encoder, self.decoder = feature_encoder, decoder
+        self.perceptual, self.decoder = perceptual, decoder
         self.windows = list(windows(image.shape[-2], image.shape[-1], window_side(decoder)))
         with torch.no_grad():
             self.targets = [self._target(image, latents, window) for window in self.windows]
 
     def _target(self, image: Tensor, latents: Tensor, window: Window) -> Target:
         original = image[(..., *window.pixels)]
-        middle = (original + self._decoded(latents, window)) / 2
-        return Target(original, middle, features(original, self.feature_encoder))
+        middle = torch.lerp(original, self._decoded(latents, window), MIDDLE)
+        return Target(original, middle, self.perceptual(pad(original)))
 
     def _decoded(self, latents: Tensor, window: Window) -> Tensor:
         """The pixels of a window, [1, 3, height, width] in [-1, 1], of latents [1, C, h, w]."""
@@ -94,7 +93,7 @@ class Distortion:
         for window, target in zip(self.windows, self.targets, strict=True):
             with torch.set_grad_enabled(latents.requires_grad):
                 decoded = self._decoded(latents, window)
-                distances = distortion(decoded, target, self.feature_encoder)
+                distances = distortion(decoded, target, self.perceptual)
             if latents.requires_grad:
                 distances.sum().backward()
             found[window.patches] = distances.detach().cpu().numpy()
@@ -107,39 +106,22 @@ class Distortion:
         return self.of(leaf), leaf.grad
 
 
-def features(image: Tensor, encoder: Encoder) -> list[Tensor]:
-    """An encoder's features of an image [1, 3, H, W]: of three views, [1, F, H/8, W/8] each.
-
-    The views are the image as it is, moved by half a patch, and at half the size.
-    """
-    height, width = SD1.size(*image.shape[-2:])
-    half = SD1.patch // 2
-    moved = F.pad(image, (half, 0, half, 0), "replicate")
-    halved = encoder.features(pad(F.avg_pool2d(image, 2, ceil_mode=True)))
-    views = (
-        encoder.features(pad(image)),
-        encoder.features(pad(moved)),
-        F.interpolate(halved, scale_factor=2, mode="nearest"),
-    )
-    return [view[..., :height, :width] for view in views]
-
-
-def distortion(decoded: Tensor, target: Target, feature_encoder: Encoder) -> Tensor:
+def distortion(decoded: Tensor, target: Target, perceptual: PerceptualNetwork) -> Tensor:
     """The distortion of an image, [1, 3, H, W], summed over the pixels of each patch: [H/8, W/8].
 
-    The sum of the squared error of pixels, that of an encoder's features, and the loss of contrast
+    The sum of the squared error of pixels, that of features, and the loss of contrast
     and structure in 8x8 blocks of three octaves (second term of SSIM, Wang et al. 2004), which
     keeps texture that squared error alone blurs.
     """
     original = target.original
+    patches = SD1.size(*original.shape[-2:])
 
     def by_patch(errors: Tensor) -> Tensor:
-        height, width = target.features[0].shape[-2:]
-        return F.adaptive_avg_pool2d(errors.mean(1), (height, width))[0]
+        return F.adaptive_avg_pool2d(errors.mean(1), patches)[0]
 
     total = by_patch((pad(decoded) - pad(target.middle)).square())
-    for found, wanted in zip(features(decoded, feature_encoder), target.features, strict=True):
-        total = total + FEATURE_WEIGHT * by_patch((found - wanted).square())
+    for found, wanted in zip(perceptual(pad(decoded)), target.features, strict=True):
+        total = total + FEATURE_WEIGHT * by_patch((found - wanted).square().sum(1, keepdim=True))
     for scale in range(SCALES):
         if scale:
             decoded, original = F.avg_pool2d(decoded, 2), F.avg_pool2d(original, 2)

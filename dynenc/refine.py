@@ -39,10 +39,10 @@ from dynenc.coding.bit_costs import bit_costs, context_gradient
 from dynenc.coding.entropy import EntropyCoder, load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
-from dynenc.distortion import Distortion, Window, features
+from dynenc.distortion import Distortion, Window
 from dynenc.errors import OutOfMemory
 from dynenc.native.kernel import Floats, Index, Symbols
-from dynenc.networks.encoder import Encoder
+from dynenc.networks.perceptual_network import PerceptualNetwork
 
 if TYPE_CHECKING:
     from dynenc.networks.tiling import Decoder
@@ -72,7 +72,7 @@ class Refiner:
     rounding.
     """
 
-    feature_encoder: Encoder  # its features measure similarity; see distortion.py
+    perceptual: PerceptualNetwork  # its features measure similarity; see distortion.py
     decoder: Decoder  # its output is compared with the image
     effort: int  # number of STAGES and ROUNDS to run
     on_step: OnStep | None = None  # called after each step and round
@@ -98,8 +98,8 @@ class Refiner:
         if math.isfinite(max_bytes):
             max_payload += max(0, int(max_bytes) - len(file.to_bytes()))
         try:
-            distortion = Distortion(image.clone(), latents, self.feature_encoder, self.decoder)
-            check_memory(self.feature_encoder, self.decoder, distortion.windows, latents.shape[1])
+            distortion = Distortion(image.clone(), latents, self.perceptual, self.decoder)
+            check_memory(self.perceptual, self.decoder, distortion.windows, latents.shape[1])
             start = torch.from_numpy(file.latents)[None].to(image)
             search = _Search(distortion, latents.clone(), header.step_q, coder, max_payload)
             before = float(distortion.of(start).sum())
@@ -298,7 +298,7 @@ def soft_round(values: Tensor, sharpness: float) -> Tensor:
 
 
 def check_memory(
-    feature_encoder: Encoder, decoder: Decoder, windows: list[Window], channels: int
+    perceptual: PerceptualNetwork, decoder: Decoder, windows: list[Window], channels: int
 ) -> None:
     """Raise OutOfMemory if the gradient of the largest window needs more memory than is free.
 
@@ -317,8 +317,8 @@ def check_memory(
     shape = (1, channels, PROBE_SIDE, PROBE_SIDE)
     probe = torch.zeros(shape, device=device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        features(decoder(probe), feature_encoder)
-    parameters = *feature_encoder.parameters(), *decoder.parameters()
+        perceptual(decoder(probe))
+    parameters = *perceptual.parameters(), *decoder.parameters()
     own = {parameter.data_ptr() for parameter in parameters}
     bytes_each = sum(n for place, n in kept.items() if place not in own) / PROBE_SIDE**2
     largest = max(math.prod(s.stop - s.start for s in one.latents) for one in windows)

@@ -17,8 +17,9 @@ from dynenc.errors import WeightsError
 from dynenc.latent_space import AUTOENCODER, FLUX1, SD1, SD3, SDXL, LatentSpace
 
 Network = Literal["encoder", "decoder"]  # an autoencoder's file holds both
-Kind = Literal["encoder", "decoder", "autoencoder", "coder", "foreign", "thumbnail"]
-# foreign: imported; thumbnail: a decoder to pictures at 1/4 of the size
+Kind = Literal["encoder", "decoder", "autoencoder", "coder", "foreign", "thumbnail", "perceptual"]
+# foreign: imported; thumbnail: a decoder to pictures at 1/4 of the size; perceptual: features that
+# refinement compares
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,14 @@ MODELS = {
             "thumbnail.safetensors",
             "0ea2ed4cd170e5296f18ca048de09a0123f002bba3d8dfa2ce0623687cb2da1f",
             {"widths": (64,), "blocks": (3,)},
+        ),
+        Model(
+            "perceptual",
+            1,
+            "perceptual",
+            "perceptual.safetensors",
+            "638b1ef4603977bb11c1f2ad7a16efe474a4b3d96607917e14e68137b1a3db5b",
+            {"widths": (48, 96), "blocks": (2, 3), "outputs": (96, 96)},
         ),
         Model(
             "fine",

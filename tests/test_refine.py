@@ -45,10 +45,10 @@ def refined(nano, photo, effort, most_bytes=None):
     file = LatFile.of_symbols(symbols, coder, photo.size, STEP_Q, nano.model)
     if effort:
         most = most_bytes + len(file.to_bytes()) - len(file.payload) if most_bytes else math.inf
-        refiner = refine.Refiner(nano.backend.feature_encoder, nano.decoder, effort)
+        refiner = refine.Refiner(nano.backend.perceptual, nano.decoder, effort)
         file = refiner.refine(file, latents, picture, most)
     with torch.no_grad():
-        measure = Distortion(picture, latents, nano.backend.feature_encoder, nano.decoder)
+        measure = Distortion(picture, latents, nano.backend.perceptual, nano.decoder)
         distance = measure.of(torch.from_numpy(file.latents)[None]).sum()
     return file.symbols, distance, len(file.payload)
 
@@ -213,19 +213,18 @@ def test_soft_rounding():
     assert (hard - values.round())[away].abs().max() < 1e-3
 
 
-def test_features_are_normalised_and_react_to_lost_texture(nano, photo):
+def test_perceptual_features_react_to_lost_texture(nano, photo):
     picture = tensors.to_tensor(photo.crop((0, 0, 64, 48)))
-    seen = nano.backend.feature_encoder.features(picture)
-    assert seen.shape == (1, 7 * 160, 6, 8)
-    lengths = seen.unflatten(1, (7, 160)).norm(dim=2)
-    assert (lengths - 1).abs().max() < 1e-3
     blurred = tensors.to_tensor(photo.crop((0, 0, 64, 48)).filter(ImageFilter.GaussianBlur(2)))
     brighter = picture + (blurred - picture).square().mean().sqrt()  # the same squared error
-    far, near = (
-        (nano.backend.feature_encoder.features(each) - seen).square().mean()
-        for each in (blurred, brighter)
-    )
-    assert far > 2 * near
+    seen = nano.backend.perceptual(picture)
+    assert [one.shape for one in seen] == [(1, 96, 24, 32), (1, 96, 12, 16)]
+    for number, one in enumerate(seen):
+        far, near = (
+            (nano.backend.perceptual(each)[number] - one).square().mean()
+            for each in (blurred, brighter)
+        )
+        assert far > 2 * near
 
 
 def test_costs_are_those_of_the_coder():

@@ -1,4 +1,4 @@
-"""Commands for training networks: train, quantize-decoder, train-thumbnail, import-checkpoint."""
+"""Commands for training networks, quantising decoders and importing checkpoints."""
 
 import json
 from pathlib import Path
@@ -166,6 +166,39 @@ def train_thumbnail(
         done = iter(track(range(steps), "thumbnail", console=Console(stderr=True)))
         names = encoder or ["nano", "light", "base"]
         size = make(data, run, output, names, steps, lambda _: next(done, None))
+        console.show(json.dumps({"path": str(output), "bytes": size}))
+
+
+@SECTION.command(
+    "train-perceptual",
+    "dynenc train-perceptual --data photos/ --vgg vgg.safetensors --run runs/p -o p.safetensors",
+)
+def train_perceptual(
+    data: Images,
+    vgg: Annotated[
+        Path, typer.Option(metavar="FILE", help="Weights of LPIPS on VGG-16, as for `eval`.")
+    ],
+    run: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for cached data.")],
+    output: Weights,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|FILE", help="Encoder for the images; repeatable. [light, base]"),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 1800,
+) -> None:
+    """Train the network whose features --effort compares: a small imitation of VGG-16.
+
+    The same arguments give the same weights on one machine.
+    """
+    with console.session():
+        from rich.console import Console
+        from rich.progress import track
+
+        from dynenc.training.perceptual import make
+
+        done = iter(track(range(steps), "perceptual", console=Console(stderr=True)))
+        names = encoder or ["light", "base"]
+        size = make(data, vgg, run, output, names, steps, lambda _: next(done, None))
         console.show(json.dumps({"path": str(output), "bytes": size}))
 
 

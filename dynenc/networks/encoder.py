@@ -105,18 +105,6 @@ class Encoder(nn.Module):
         found = [torch.from_numpy(encode(one.permute(1, 2, 0).numpy())) for one in image]
         return torch.stack(found).to(self.head.weight.dtype)
 
-    def features(self, image: Tensor) -> Tensor:
-        """Outputs of the dynamic convolution and each block, normalised to length 1 per patch.
-
-        Distances between them measure texture and structure, like those of deeper networks (LPIPS,
-        Zhang et al. 2018).
-        Shapes: like `forward` -> [B, (1 + blocks) * width, H/8, W/8].
-        """
-        layers = [self._products(image)[0].permute(0, 3, 1, 2)]
-        for block in self.context:
-            layers.append(block(layers[-1]))
-        return torch.cat([F.normalize(layer, dim=1, eps=1e-3) for layer in layers], 1)
-
     def _products(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The dynamic convolution [B, H/8, W/8, width], and the linear map of the patches.
 

@@ -22,24 +22,26 @@ from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.encoder import Encoder
 from dynenc.networks.fine_decoder import FineDecoder
+from dynenc.networks.perceptual_network import PerceptualNetwork
 from dynenc.registry import Model
 
 N = TypeVar("N", bound=nn.Module)
+AnyNetwork = Encoder | EmbeddedDecoder | FineDecoder | Autoencoder | PerceptualNetwork
 
 
-def build(model: Model) -> Encoder | EmbeddedDecoder | FineDecoder | Autoencoder:
+def build(model: Model) -> AnyNetwork:
     """A new network of a model's architecture: float32, on the CPU, whatever torch's defaults."""
-    builders: dict[str, Callable[..., Encoder | EmbeddedDecoder | FineDecoder | Autoencoder]] = {
+    builders: dict[str, Callable[..., AnyNetwork]] = {
         "autoencoder": Autoencoder,
         "encoder": Encoder,
         "decoder": EmbeddedDecoder,
         "thumbnail": EmbeddedDecoder,
         "fine": FineDecoder,
+        "perceptual": PerceptualNetwork,
     }
+    of_latents = {} if model.kind == "perceptual" else {"channels": model.space.channels}
     with torch.device("cpu"):
-        network = builders.get(model.name, builders[model.kind])(
-            **model.arguments, channels=model.space.channels
-        )
+        network = builders.get(model.name, builders[model.kind])(**model.arguments, **of_latents)
     return network.float()
 
 
@@ -47,7 +49,9 @@ def build(model: Model) -> Encoder | EmbeddedDecoder | FineDecoder | Autoencoder
 def load_named(name: str, kind: Literal["encoder"]) -> Encoder: ...
 @overload
 def load_named(name: str, kind: Literal["decoder"]) -> EmbeddedDecoder | FineDecoder: ...
-def load_named(name: str, kind: registry.Network) -> nn.Module:
+@overload
+def load_named(name: str, kind: Literal["perceptual"]) -> PerceptualNetwork: ...
+def load_named(name: str, kind: registry.Kind) -> nn.Module:
     """A network with the shipped weights, ready to run; of an autoencoder, the half asked for.
 
     Raises: WeightsError if the model is unknown, or its file is missing or altered.

@@ -42,7 +42,7 @@ def write_caches(
 ) -> list[Tensor]:
     """Write all caches below a folder; return every tenth picture."""
     kept = []
-    features = codec.Codec(device="cpu")  # loads its networks only if an effort needs them
+    backend = codec.Codec(device="cpu").backend  # loads its networks only if an effort needs them
     made_by = registry.IMPORTED if arguments.vae else registry.encoder_model(arguments.encoder)
     names = [f"lat {quality:g}" for quality in arguments.qualities]
     for name in ("npz", "gzip", "float16", *names):
@@ -66,7 +66,7 @@ def write_caches(
             size = width, height
             file = LatFile.of_latents(latents[0].numpy(), size, step_q, made_by)
             if arguments.effort:
-                refiner = Refiner(features.feature_encoder, decode, arguments.effort)
+                refiner = Refiner(backend.perceptual, decode, arguments.effort)
                 file = refiner.refine(file, latents, tensor)
             (folder / name / f"{stem}.lat").write_bytes(file.to_bytes())
     return kept

@@ -62,6 +62,7 @@ def test_numbers_on_disk_do_not_move():
         ("decoder", "embedded-flux1"): 3,
         ("decoder", "fine"): 4,
         ("thumbnail", "thumbnail"): 1,
+        ("perceptual", "perceptual"): 1,
         ("coder", "fast"): 1,
         ("coder", "full"): 2,
         ("coder", "full-sdxl"): 2,  # of its space

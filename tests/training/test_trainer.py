@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_vgg import vgg_weights
 from typer.testing import CliRunner
 
 from dynenc.cli.main import app
@@ -56,18 +57,6 @@ def folder(tmp_path_factory):
     save_file(state, folder / "lpips.safetensors")
     save_file(vgg_weights(), folder / "vgg.safetensors")
     return folder
-
-
-def vgg_weights(width=4):
-    """Of a VGG-16 with so many channels everywhere."""
-    inputs = [3] + [width] * 12
-    convolutions = {
-        f"conv.{i}.weight": torch.randn(width, n, 3, 3) / 3 for i, n in enumerate(inputs)
-    }
-    biases = {f"conv.{i}.bias": torch.zeros(width) for i in range(13)}
-    heads = {f"head.{i}": torch.rand(1, width, 1, 1) for i in range(5)}
-    channels = {name: torch.rand(1, 3 + 5 * width, 1, 1) for name in ("alpha", "beta")}
-    return convolutions | biases | heads | channels
 
 
 def paths(folder, run, **changes):
