@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dynenc.networks.tiling import Decoder
 
 STRUCTURE_WEIGHT = 0.0185  # of the structure loss, relative to the squared error of pixels
-FEATURE_WEIGHT = 0.3  # of the squared difference of features, summed over channels
+FEATURE_WEIGHTS = 0.2, 0.6  # of the squared differences of features at 1/2 and at 1/4 of the size
 SCALES, BLOCK = 3, 8  # octaves on which structure is compared, and side of its blocks in px
 MIDDLE = 0.4  # share of the decoded latents in what pixels are compared with
 MARGIN = 12  # latents decoded around a window, so that its border is the same as in the whole image
@@ -120,8 +120,9 @@ def distortion(decoded: Tensor, target: Target, perceptual: PerceptualNetwork) -
         return F.adaptive_avg_pool2d(errors.mean(1), patches)[0]
 
     total = by_patch((pad(decoded) - pad(target.middle)).square())
-    for found, wanted in zip(perceptual(pad(decoded)), target.features, strict=True):
-        total = total + FEATURE_WEIGHT * by_patch((found - wanted).square().sum(1, keepdim=True))
+    seen = perceptual(pad(decoded))
+    for weight, found, wanted in zip(FEATURE_WEIGHTS, seen, target.features, strict=True):
+        total = total + weight * by_patch((found - wanted).square().sum(1, keepdim=True))
     for scale in range(SCALES):
         if scale:
             decoded, original = F.avg_pool2d(decoded, 2), F.avg_pool2d(original, 2)
