@@ -196,7 +196,7 @@ def test_windows_cover_every_pixel_once(height, width):
 def test_windows_give_the_whole_picture_s_gradient(nano, photo, monkeypatch):
     """In windows, the same descent as at once, but for blocks and features at their edges."""
     monkeypatch.setattr(distortion, "STRUCTURE_WEIGHT", 0)
-    monkeypatch.setattr(distortion, "FEATURE_WEIGHT", 0)
+    monkeypatch.setattr(distortion, "FEATURE_WEIGHTS", (0, 0))
     monkeypatch.setattr(refine, "STAGES", (1,))
     monkeypatch.setattr(distortion, "MARGIN", 40)
     whole = refined(nano, photo, 1)[0]
