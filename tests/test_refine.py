@@ -96,11 +96,12 @@ def test_there_is_no_chance_in_it(nano, photo):
 
 
 def test_more_bytes_may_be_used(nano, photo_path, monkeypatch):
+    """They help only where the limit binds, which it does in this part of the photo."""
     monkeypatch.undo()
-    photo = Image.open(photo_path).convert("RGB").crop((160, 80, 256, 176))
+    photo = Image.open(photo_path).convert("RGB").crop((280, 150, 376, 246))
     _, distance, n_bytes = refined(nano, photo, 3)
     _, smaller, more = refined(nano, photo, 3, most_bytes=2 * n_bytes)
-    assert smaller < distance
+    assert smaller < 0.98 * distance
     assert n_bytes < more <= 2 * n_bytes
 
 
