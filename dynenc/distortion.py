@@ -109,9 +109,9 @@ class Distortion:
 def distortion(decoded: Tensor, target: Target, perceptual: PerceptualNetwork) -> Tensor:
     """The distortion of an image, [1, 3, H, W], summed over the pixels of each patch: [H/8, W/8].
 
-    The sum of the squared error of pixels, that of features, and the loss of contrast
-    and structure in 8x8 blocks of three octaves (second term of SSIM, Wang et al. 2004), which
-    keeps texture that squared error alone blurs.
+    The sum of the squared error of pixels, that of features, and the loss of contrast and structure
+    in 8x8 blocks of three octaves (second term of SSIM, Wang et al. 2004), which keeps texture that
+    squared error alone blurs.
     """
     original = target.original
     patches = SD1.size(*original.shape[-2:])
@@ -119,8 +119,9 @@ def distortion(decoded: Tensor, target: Target, perceptual: PerceptualNetwork) -
     def by_patch(errors: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(errors.mean(1), patches)[0]
 
-    total = by_patch((pad(decoded) - pad(target.middle)).square())
-    seen = perceptual(pad(decoded))
+    padded = pad(decoded)
+    total = by_patch((padded - pad(target.middle)).square())
+    seen = perceptual(padded)
     for weight, found, wanted in zip(FEATURE_WEIGHTS, seen, target.features, strict=True):
         total = total + weight * by_patch((found - wanted).square().sum(1, keepdim=True))
     for scale in range(SCALES):

@@ -1,6 +1,7 @@
 """Commands for training networks, quantising decoders and importing checkpoints."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -158,14 +159,11 @@ def train_thumbnail(
     It takes some minutes of one core. The same arguments give the same integers on one machine.
     """
     with console.session():
-        from rich.console import Console
-        from rich.progress import track
-
+        from dynenc.training.small_run import SmallRun
         from dynenc.training.thumbnail import make
 
-        done = iter(track(range(steps), "thumbnail", console=Console(stderr=True)))
-        names = encoder or ["nano", "light", "base"]
-        size = make(data, run, output, names, steps, lambda _: next(done, None))
+        names, report = tuple(encoder or ("nano", "light", "base")), _progress("thumbnail", steps)
+        size = make(SmallRun(tuple(data), run, output, names, steps, report))
         console.show(json.dumps({"path": str(output), "bytes": size}))
 
 
@@ -191,14 +189,11 @@ def train_perceptual(
     The same arguments give the same weights on one machine.
     """
     with console.session():
-        from rich.console import Console
-        from rich.progress import track
-
         from dynenc.training.perceptual import make
+        from dynenc.training.small_run import SmallRun
 
-        done = iter(track(range(steps), "perceptual", console=Console(stderr=True)))
-        names = encoder or ["light", "base"]
-        size = make(data, vgg, run, output, names, steps, lambda _: next(done, None))
+        names, report = tuple(encoder or ("light", "base")), _progress("perceptual", steps)
+        size = make(SmallRun(tuple(data), run, output, names, steps, report), vgg)
         console.show(json.dumps({"path": str(output), "bytes": size}))
 
 
@@ -226,3 +221,12 @@ def import_checkpoint(
         parameters = sum(p.numel() for p in network.parameters())
         kind = type(network).__name__
         console.show(json.dumps({"path": str(output), "network": kind, "parameters": parameters}))
+
+
+def _progress(name: str, steps: int) -> Callable[[int], object]:
+    """A progress bar on stderr that each call advances by one step."""
+    from rich.console import Console
+    from rich.progress import track
+
+    done = iter(track(range(steps), name, console=Console(stderr=True)))
+    return lambda _: next(done, None)

@@ -1,11 +1,9 @@
 """The network whose features refinement compares (`--effort`)."""
 
-from functools import partial
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Conv = partial(nn.Conv2d, padding_mode="replicate")  # the border of a window is not an edge
+from dynenc.networks.embedded_decoder import EdgeConv
 
 
 class PerceptualBlock(nn.Module):
@@ -13,7 +11,7 @@ class PerceptualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.spatial = Conv(channels, channels, 3, padding=1)
+        self.spatial = EdgeConv(channels, channels, 3, padding=1)
         self.mix = nn.Conv2d(channels, channels, 1)
         nn.init.normal_(self.mix.weight, std=0.1 * channels**-0.5)
 
@@ -60,7 +58,7 @@ class PerceptualNetwork(nn.Module):
         self.stages, self.heads = nn.ModuleList(), nn.ModuleList()
         channels, side = 3, 6
         for width, count, output in zip(widths, blocks, outputs, strict=True):
-            down = Conv(channels, width, side, 2, side // 2 - 1)
+            down = EdgeConv(channels, width, side, 2, side // 2 - 1)
             residual = (PerceptualBlock(width) for _ in range(count))
             self.stages.append(nn.Sequential(down, nn.ReLU(), *residual))
             self.heads.append(PerceptualHead(width, output))

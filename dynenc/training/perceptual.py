@@ -6,25 +6,27 @@ makes of its latents: these are the differences that refinement has to see. The 
 the components, and to their differences.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
-from dynenc import registry
 from dynenc.evaluation.vgg import LPIPSVGG, VGG16
 from dynenc.networks import loading
 from dynenc.networks.encoder import to_floats
 from dynenc.networks.perceptual_network import PerceptualNetwork
-from dynenc.training.crops import Crops, open_crops
+from dynenc.training.crops import Crops
+from dynenc.training.small_run import Descent, SmallRun
 
 SIDE, BATCH = 96, 8  # px of a crop, and crops in a batch
-LEARNING_RATE, WARMUP, DECAY = 3e-3, 50, 0.998  # of Adam, and of the average that is exported
+DESCENT = Descent(learning_rate=3e-3, warmup_steps=50, clip=1.0)
+DECAY = 0.998  # of the average that is exported
 LARGEST_STEP, LARGEST_NOISE = 0.6, 0.3  # of the latents that are decoded
 LEAST_SHARE = 0.4  # of the decoder's error that an image shows
 LAYERS = 3  # of VGG-16
@@ -131,67 +133,47 @@ def loss(found: list[Tensor], wanted: list[Tensor], scales: list[float]) -> Tens
 
 
 def train(
-    network: PerceptualNetwork,
-    components: Components,
-    examples: Examples,
-    steps: int,
-    report: Callable[[int], object],
+    network: PerceptualNetwork, components: Components, examples: Examples, run: SmallRun
 ) -> dict[str, Tensor]:
-    """Train a network by Adam and return the average of its weights.
+    """Train a network and return the average of its weights."""
+    average = AveragedModel(network, avg_fn=_averaged)
+    batches: deque[tuple[Tensor, list[Tensor]]] = deque(maxlen=KEPT)
 
-    `report` is called with the number of each step.
-    """
-    average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.98))
-    batches: list[tuple[Tensor, list[Tensor]]] = []
-    for step in range(steps):
-        [group] = optimizer.param_groups
-        cosine = 0.5 + 0.5 * np.cos(np.pi * step / steps)
-        group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * cosine
+    def error(step: int) -> Tensor:
+        number = -1
         if step % USES == 0:  # VGG-16 takes most of the time
-            images = examples.sample()
-            batches = [*batches[1 - KEPT :], (images, components.of(images))]
-            number = len(batches) - 1
+            fresh = examples.sample()
+            batches.append((fresh, components.of(fresh)))
         else:
             number = int(examples.random.integers(len(batches)))
         images, wanted = batches[number]
-        optimizer.zero_grad()
-        loss(network(images), wanted, components.scales).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        decay = min(DECAY, (step + 1) / (step + 10))
-        for name, tensor in network.state_dict().items():
-            average[name].lerp_(tensor, 1 - decay)
-        report(step + 1)
-    return average
+        return loss(network(images), wanted, components.scales)
+
+    def report(done: int) -> None:
+        average.update_parameters(network)
+        run.report(done)
+
+    replace(run, report=report).descend(network, error, DESCENT)
+    return average.module.state_dict()
 
 
-def make(
-    paths: Sequence[Path],
-    vgg: Path,
-    run: Path,
-    export: Path,
-    encoders: Sequence[str],
-    steps: int,
-    report: Callable[[int], object],
-) -> int:
+def _averaged(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    """The average with one more tensor; the first ones are forgotten sooner."""
+    return average.lerp(current, 1 - min(DECAY, (int(count) + 1) / (int(count) + 10)))
+
+
+def make(run: SmallRun, vgg: Path) -> int:
     """Train the perceptual network and write its weights; return the size in bytes.
 
     Args:
-        paths: folders or tar shards of images, decoded once to the folder `run`.
         vgg: weights of VGG-16 and LPIPS, see `evaluation/vgg.py`.
-        encoders: names or files of encoders of SD latents.
     Raises: WeightsError.
     """
-    examples = Examples(open_crops(paths, run, SIDE), encoders)
+    examples = Examples(run.crops(SIDE), run.encoders)
     components = Components.found_in(LPIPSVGG(VGG16(vgg)), examples)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        network = loading.build(registry.named("perceptual", "perceptual"))
+    network = run.network("perceptual")
     assert isinstance(network, PerceptualNetwork)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    weights = train(network, components, examples, steps, report)
-    described = {"data": [path.name for path in paths], "encoders": list(encoders)}
-    metadata = {"model": "perceptual", "steps": str(steps), "training": json.dumps(described)}
-    loading.save_weights(weights, export, metadata)
-    return export.stat().st_size
+    weights = train(network, components, examples, run)
+    loading.save_weights(weights, run.export, run.metadata("perceptual"))
+    return run.export.stat().st_size

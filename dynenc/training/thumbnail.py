@@ -3,10 +3,8 @@
 It is small, so that a few minutes of one core suffice, and is quantised at the end.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,13 +12,11 @@ import torch.nn.functional as F
 from safetensors.numpy import save
 from torch import Tensor
 
-from dynenc import registry
 from dynenc.codec import Codec
 from dynenc.io.writing import writing
-from dynenc.networks import loading
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.training import integers
-from dynenc.training.crops import open_crops
+from dynenc.training.small_run import Descent, SmallRun
 from dynenc.training.synthetic import FLAT_SIDE, Synthetic, flats
 
 CROPS, DRAWN, FLATS = 1600, 160, 64  # images
@@ -28,7 +24,7 @@ SIDE = 256  # px, of an image
 STEPS = (0.1, 0.2, 0.3, 0.3, 0.5, 0)  # quantiser steps of latents, in turn; 0: not quantised
 SCALE = 4  # px of the original in one pixel, in one dimension
 PART = 16  # latents that a step sees of an image, in one dimension
-BATCH, LEARNING_RATE, WARMUP = 8, 2e-3, 50
+BATCH, DESCENT = 8, Descent(learning_rate=2e-3, warmup_steps=50, clip=0.5)
 EDGE = 4  # pixels of a part that are not judged: what is beyond is missing
 FLAT_AREA = 9  # pixels, side of the area that tells how flat a picture is
 FLAT_WEIGHT, FLAT_VARIANCE = 0.01, 0.004  # more weight where the variance is low: skies show noise
@@ -79,56 +75,33 @@ def loss(decoded: Tensor, wanted: Tensor) -> Tensor:
     return pixels[..., inside, inside].mean() + MEANS_WEIGHT * means[..., half, half].mean()
 
 
-def train(
-    network: EmbeddedDecoder, examples: Examples, steps: int, report: Callable[[int], object]
-) -> None:
-    """Train a decoder by Adam; `report` is called with the number of each step."""
+def train(network: EmbeddedDecoder, examples: Examples, run: SmallRun) -> None:
+    """Train a decoder."""
     random = np.random.default_rng(0)
-    optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.98))
-    for step in range(steps):
-        [group] = optimizer.param_groups
-        cosine = 0.5 + 0.5 * np.cos(np.pi * step / steps)
-        group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * cosine
+
+    def error(step: int) -> Tensor:
         latents, wanted = examples.sample(random)
-        optimizer.zero_grad()
-        loss(network(latents), wanted).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
-        optimizer.step()
-        report(step + 1)
+        return loss(network(latents), wanted)
+
+    run.descend(network, error, DESCENT)
 
 
-def make(
-    paths: Sequence[Path],
-    run: Path,
-    export: Path,
-    encoders: Sequence[str],
-    steps: int,
-    report: Callable[[int], object],
-) -> int:
-    """Train the thumbnail decoder, quantise it and write the integers; return the size in bytes.
-
-    Args:
-        paths: folders or tar shards of images, decoded once to the folder `run`.
-        encoders: names or files of encoders of SD latents.
-    """
-    crops = open_crops(paths, run, SIDE)
+def make(run: SmallRun) -> int:
+    """Train the thumbnail decoder, quantise it and write the integers; return the size in bytes."""
+    crops = run.crops(SIDE)
     random = np.random.default_rng(0)
     colours = flats(FLATS, random).repeat_interleave(SIDE // FLAT_SIDE, 2)
     drawn = [Synthetic(SIDE).sample(DRAWN, random), colours.repeat_interleave(SIDE // FLAT_SIDE, 3)]
     pictures = torch.cat([crops.sample(CROPS, random), *drawn])
     pictures = pictures[random.permutation(len(pictures))]
-    codecs = [Codec(encoder, "embedded", "cpu") for encoder in encoders]
+    codecs = [Codec(encoder, "embedded", "cpu") for encoder in run.encoders]
     examples = Examples.of(pictures, codecs)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        network = loading.build(registry.named("thumbnail", "thumbnail"))
+    network = run.network("thumbnail")
     assert isinstance(network, EmbeddedDecoder)
-    train(network, examples, steps, report)
+    train(network, examples, run)
     tensors = integers.of_network(network, list(_some(examples.latents)))
-    described = {"data": [path.name for path in paths], "encoders": list(encoders)}
-    metadata = {"model": "thumbnail", "steps": str(steps), "training": json.dumps(described)}
-    with writing(str(export), overwrite=True) as output:
-        output.write(data := save(tensors, metadata))
+    with writing(str(run.export), overwrite=True) as output:
+        output.write(data := save(tensors, run.metadata("thumbnail")))
     return len(data)
 
 

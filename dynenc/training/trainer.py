@@ -10,7 +10,6 @@ discriminator.
 """
 
 import copy
-import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -33,6 +32,7 @@ from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.compat import fast_dtype
 from dynenc.networks.encoder import to_floats
 from dynenc.networks.external_vae import load_teacher
+from dynenc.training import schedule
 from dynenc.training.config import TrainConfig, TrainPaths, check, check_paths
 from dynenc.training.crops import open_crops
 from dynenc.training.losses import Discriminator, Distortion, discriminator_loss
@@ -166,8 +166,9 @@ class Trainer:
     def learning_rate(self) -> float:
         """Learning rate of the current step: linear warm-up, then a cosine to 0."""
         config = self.config
-        rise = min(1.0, (self.step + 1) / config.warmup_steps)
-        return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * self.progress))
+        return schedule.learning_rate(
+            config.learning_rate, self.step, config.warmup_steps, self.progress
+        )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
