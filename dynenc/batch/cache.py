@@ -79,8 +79,9 @@ def make_cache(
         prune: remove images from the cache that are not given.
         force: make all of it again, of the given images alone; other settings need that.
         on_progress: called with the images done and to do.
-    Raises: UsageError; WeightsError; ImageError if an input does not exist, or with `prune` if a
-        sub-folder cannot be read; OutputError, also if another run is at work in the folder.
+    Raises: UsageError; WeightsError; ImageError if an input does not exist, if a shard of the
+        cache, or with `prune` a sub-folder, cannot be read; OutputError, also if another run is at
+        work in the folder.
     """
     cache = file_name("a folder", cache)
     if names.is_url(cache):
@@ -191,10 +192,20 @@ class _Run:
                 touched.clear()  # every image failed: what they are to replace stays
                 self.summary.removed = 0
             for shard in touched:  # also what could not be made again
+                staying = {
+                    entry.key
+                    for entry in shard.entries
+                    if self.shard_of[entry.key] is shard and entry.key in usable
+                } - gone
                 for entry, blobs in shard.members():
-                    is_counted = self.shard_of[entry.key] is shard and entry.key in usable
-                    if is_counted and entry.key not in gone:
+                    if entry.key in staying:
+                        staying.remove(entry.key)
                         yield Member(entry, blobs)
+                if staying:  # they could be read a moment ago
+                    raise ImageError(
+                        f"{shard.tar} cannot be read any more, and holds {len(staying)} images "
+                        "that are to be kept: run the command again"
+                    )
 
         written = self._write(members())
         for shard in touched:

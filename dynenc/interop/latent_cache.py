@@ -92,7 +92,10 @@ class Shard:
             file.write(json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace"))
 
     def members(self) -> Iterator[tuple[Entry, list[bytes]]]:
-        """The entries whose .lat files are in the tar and not damaged, with these files."""
+        """The entries whose .lat files are in the tar and not damaged, with these files.
+
+        None if there is no such tar. Raises: ImageError if there is one and it cannot be read.
+        """
         try:
             with storage.reading(self.tar) as file:
                 for entry in self.entries:
@@ -100,8 +103,10 @@ class Shard:
                         yield entry, [_lat(file, place, entry.size) for _, place in entry.places]
                     except BitstreamError:
                         continue
-        except OSError:  # the tar is gone
+        except FileNotFoundError:
             return
+        except OSError as exc:
+            raise ImageError(f"{self.tar} cannot be read: {exc.strerror}") from exc
 
 
 def _lat(file: BinaryIO, place: tuple[int, int], size: tuple[int, int]) -> bytes:

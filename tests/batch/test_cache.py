@@ -327,3 +327,25 @@ def test_latents_of_a_vae_of_any_space(pictures, cache, tmp_path):
     assert torch.equal(LatentDataset(cache, space="flux1")[0]["latents"], data[0]["latents"])
     assert "a.png: " in (reason := str(summary.failures[0][1]))
     assert "to NaN or infinite latents" in reason
+
+
+def test_a_shard_that_cannot_be_read_is_not_replaced(pictures, cache, monkeypatch):
+    make_cache(str(pictures), cache)
+    (pictures / "a.png").unlink()
+    draw(pictures / "b.png", SIZES["b"], 9)
+    before = {path.name: path.read_bytes() for path in Path(cache).iterdir()}
+    whole = latent_cache._lat
+    reads = iter(range(99))
+
+    def fail_later(*arguments):
+        if next(reads) >= len(SIZES):  # once all have been read, the disk fails
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(*arguments)
+
+    monkeypatch.setattr(latent_cache, "_lat", fail_later)
+    with pytest.raises(ImageError, match=r"latents-00000\.tar cannot be read"):
+        make_cache(str(pictures), cache)
+    after = {path.name: path.read_bytes() for path in Path(cache).iterdir()}
+    assert {name: after[name] for name in before} == before
+    monkeypatch.undo()
+    assert make_cache(str(pictures), cache).orphans == ["a"]
