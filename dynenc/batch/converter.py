@@ -9,10 +9,10 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from dynenc.batch.inputs import MAX_IMAGE_BYTES
 from dynenc.batch.plan import Job, input_suffixes, output_name
@@ -178,7 +178,7 @@ class Converter:
         """The outcome for each archive member, in order; large non-images are copied here."""
         suffixes, output = input_suffixes(self.settings.task), self.settings.output
         window: list[Input] = []
-        with storage.reading(job.source) as file:
+        with _source(job.source) as file:
             for member in shards.members(file, job.source):
                 convert = suffix_of(member.name).lower() in suffixes
                 name = member.name
@@ -244,3 +244,14 @@ class Converter:
                 raise
             message = f"unexpected {type(exc).__name__}: {exc}"
             return UnexpectedError(message, traceback=traceback.format_exc())
+
+
+@contextmanager
+def _source(name: str) -> Iterator[BinaryIO]:
+    """An archive to read; raises ImageError if it cannot be opened."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(storage.reading(name))
+        except OSError as exc:
+            raise ImageError(f"{name} cannot be read: {exc.strerror}") from exc
+        yield file

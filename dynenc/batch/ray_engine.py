@@ -11,14 +11,16 @@ import pickle
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dynenc import runtime
 from dynenc.batch.plan import Job
 from dynenc.batch.records import Result, Settings
-from dynenc.errors import DynencError, EngineError
+from dynenc.errors import DynencError, EngineError, OutputExists
+from dynenc.io.writing import refuse_existing
 
 BLOCK = 64  # jobs handed out at a time: at most these are lost with a node
 CPUS = 1  # per actor
@@ -66,8 +68,44 @@ def run(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]:
     Raises: EngineError if Ray is not installed, or the cluster cannot be reached or fails, and
         everything the local engine raises.
     """
+    refused = _refused(jobs, settings)
+    yield from ([result] for result in refused.values())
+    if jobs := [job for job in jobs if job not in refused]:
+        with _quiet():
+            yield from _on_cluster(jobs, settings)
+
+
+def _refused(jobs: Sequence[Job], settings: Settings) -> dict[Job, Result]:
+    """The jobs whose output exists and must not be overwritten, which an actor would do."""
+    refused = {}
+    for job in jobs:
+        try:
+            refuse_existing(job.target, job.overwrite or settings.output.overwrite)
+        except OutputExists as exc:
+            status: Literal["skipped", "failed"] = (
+                "skipped" if settings.output.existing == "skip" else "failed"
+            )
+            refused[job] = Result(job.source or job.target, job.target, status, error=exc)
+    return refused
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Ray's own messages; its C++ core bypasses logging and reads the environment."""
+    variable, messages = "RAY_BACKEND_LOG_LEVEL", logging.getLogger("ray.data")
+    is_ours, level = variable not in os.environ, messages.level
+    os.environ.setdefault(variable, "fatal")
+    messages.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        messages.setLevel(level)
+        if is_ours:
+            os.environ.pop(variable, None)
+
+
+def _on_cluster(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]:
     address = settings.run.address
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ core bypasses logging
     try:
         import ray
         from ray import data
@@ -112,9 +150,6 @@ def _run(ray: Any, data: Any, jobs: Sequence[Job], settings: Settings) -> Iterat
     )
     most = settings.run.jobs or max(1, int(there.get("GPU" if gpu else "CPU", 1)))
     logger.info("ray: up to %d actors, one per %s", most, "GPU" if gpu else "CPU")
-    context = data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     window = max(1, min(BLOCK, len(jobs) // (4 * most)))
     rows = data.from_items(
         [{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=-(-len(jobs) // window)
@@ -127,8 +162,13 @@ def _run(ray: Any, data: Any, jobs: Sequence[Job], settings: Settings) -> Iterat
         num_cpus=CPUS,
         num_gpus=1 if gpu else None,
     )
-    for row in answers.iter_rows():
-        answer = pickle.loads(row["answer"])
-        if isinstance(answer, DynencError):
-            raise answer
-        yield answer
+    context = data.DataContext.get_current()
+    has_bars, context.enable_progress_bars = context.enable_progress_bars, False
+    try:
+        for row in answers.iter_rows():
+            answer = pickle.loads(row["answer"])
+            if isinstance(answer, DynencError):
+                raise answer
+            yield answer
+    finally:
+        context.enable_progress_bars = has_bars

@@ -9,7 +9,7 @@ from PIL import Image
 
 import dynenc
 from dynenc.batch import converter, tasks
-from dynenc.errors import UsageError
+from dynenc.errors import ImageError, OutputExists, UsageError
 
 
 def png(side=16):
@@ -116,3 +116,17 @@ def test_a_lat_file_gets_no_name_of_an_image(tmp_path):
     with pytest.raises(UsageError, match="has the suffix of an image"):
         encode(tmp_path / "a.png", tmp_path / "out.jpg")
     assert not (tmp_path / "out.jpg").exists()
+
+
+def test_an_archive_that_is_gone_is_no_fault_of_the_output(tmp_path):
+    summary = encode(tmp_path / "gone.tar", tmp_path / "out.tar")
+    assert isinstance(summary.failures[0].error, ImageError)
+    assert not (tmp_path / "out.tar").exists()
+
+
+def test_ray_does_not_overwrite_what_exists(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "a.lat").write_bytes(b"precious")
+    with pytest.raises(OutputExists, match=r"a\.lat exists"):  # before any cluster is looked for
+        dynenc.convert("encode", tmp_path / "a.png", tmp_path / "a.lat", engine="ray")
+    assert (tmp_path / "a.lat").read_bytes() == b"precious"
