@@ -26,7 +26,7 @@ class LatentSpace:
     patch: int  # px; side of the square of pixels that one latent position covers
     scale: float  # `scaling_factor` of the VAE's config
     shift: float = 0.0  # `shift_factor` of the VAE's config
-    mark: str = "$^"  # pattern of names of models and files that are of this space
+    mark: str = "(?!)"  # pattern of names of models and files that are of this space
 
     def __reduce__(self) -> tuple[Callable[[str], LatentSpace], tuple[str]]:
         """Spaces are compared by identity, which pickling and copying preserve."""

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from dynenc.coding.bitstream import Chunk
 from dynenc.errors import Corrupt
 from dynenc.imaging.packing import pack, unpack
-from dynenc.interop.containers import DTYPES
+from dynenc.interop.containers import DTYPES, METADATA
 
 TAG = "cach"
 MAX_BYTES = 2**28  # of the chunk, unpacked
@@ -93,9 +93,11 @@ def _parsed(content: bytes) -> Beside:
         parts.append(Part(_name(key), dtype, shape, what, data))
         at += size
     own, names = sum(part.what == "payload" for part in parts), {part.key for part in parts}
+    form, facts = contents["form"], contents["facts"]
     if at != len(content) or own != 1 or len(names) < len(parts) or ("" in names and parts[1:]):
         raise ValueError("its parts do not fit")
-    form, facts = contents["form"], contents["facts"]
+    if METADATA in names or not names.isdisjoint(facts):
+        raise ValueError("a tensor has the name of something else")
     if not isinstance(facts, dict) or (
         form != "pt" and not all(isinstance(fact, str) for fact in facts.values())
     ):
@@ -109,7 +111,8 @@ def _parsed(content: bytes) -> Beside:
 def _shape(sides: Sequence[int]) -> tuple[int, ...]:
     """A shape that an array of numpy can have."""
     shape = tuple(map(index, sides))
-    if len(shape) > MAX_DIMENSIONS or not all(0 <= side <= MAX_BYTES for side in shape):
+    extent = math.prod(side for side in shape if side)  # of an empty one, numpy checks it too
+    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0 or extent > MAX_BYTES:
         raise ValueError(f"{len(shape)} sides are not those of a tensor")
     return shape
 

@@ -45,7 +45,7 @@ class Layout:
     form: str  # of LATENT_FORMS; "": that of the container
     latents: re.Pattern[str]  # names of all tensors of latents
     first: re.Pattern[str]  # names of those of the picture itself
-    mask: str = "$^"  # pattern of the names of masks, whose suffix is that of the latents
+    mask: str | None = None  # start of the names of masks, which end as those of the latents do
 
 
 PLAIN = Layout("", re.compile("latents|"), re.compile("latents|"))
@@ -81,11 +81,12 @@ class Recognised:
     unknown: str = ""  # name of the model of the latents, if the file gives one without a space
 
 
-def recognise(container: Container, name: str) -> Recognised:
+def recognise(container: Container, name: str, asked: LatentSpace | None = None) -> Recognised:
     """Tell what a file is.
 
     Args:
         name: of the file; its end tells the space of sd-scripts' caches.
+        asked: the space that its latents are said to be of.
     Raises: LatentsError if it holds no latents, or those of a model that dynenc does not know.
     """
     tensors, facts = container.tensors, container.facts
@@ -103,7 +104,7 @@ def recognise(container: Container, name: str) -> Recognised:
     if any(SD_SCRIPTS.first.fullmatch(key) for key in tensors) and (
         "arr_0" in tensors or any(key.startswith("original_size") for key in tensors)
     ):
-        return _sd_scripts(name, named)
+        return _sd_scripts(name, named, asked)
     if any(PLAIN.latents.fullmatch(key) for key in tensors):
         return _plain(facts, named, name)
     if any(SD_SCRIPTS.first.fullmatch(key) for key in tensors):
@@ -120,12 +121,13 @@ def _musubi(facts: dict[str, Any], name: str) -> Recognised:
     return Recognised(MUSUBI, MUSUBI_SPACES[architecture], None, is_scaled)
 
 
-def _sd_scripts(name: str, named: LatentSpace | None) -> Recognised:
+def _sd_scripts(name: str, named: LatentSpace | None, asked: LatentSpace | None) -> Recognised:
     if other := OTHER_PROGRAMS.search(name):
         raise _unknown(name, other[1])
     end = PurePath(name).stem.rpartition("_")[2].lower()
     space = SD_SCRIPTS_SPACES.get(end) if name.lower().endswith(".npz") else None
-    return Recognised(SD_SCRIPTS, space or named, None, (space or named) is FLUX1)
+    space = space or named
+    return Recognised(SD_SCRIPTS, space, None, (space or asked) is FLUX1)
 
 
 def _plain(facts: dict[str, Any], named: LatentSpace | None, name: str) -> Recognised:

@@ -43,6 +43,8 @@ DTYPES = {  # safetensors' names of them; numpy has no bfloat16
 }
 NAMES = {numpy: name for name, numpy in reversed(DTYPES.items()) if name != "BF16"}
 FLOATS = ("F16", "BF16", "F32", "F64")
+METADATA = "__metadata__"  # of texts, among the names of tensors in a safetensors file
+VALUE_BYTES = 1024  # that a plain value counts for, besides its text
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -154,7 +156,7 @@ def _read_safetensors(data: bytes, name: str) -> Container:
             raise LatentsError(f"{name} holds {key} of type {tensor['dtype']}: save it as float32")
         tensors[key] = Tensor(tensor["dtype"], tuple(tensor["shape"]), bytes(tensor["data"]))
     length = int.from_bytes(data[:8], "little")
-    return Container(tensors, json.loads(data[8 : 8 + length]).get("__metadata__") or {})
+    return Container(tensors, json.loads(data[8 : 8 + length]).get(METADATA) or {})
 
 
 def _npy(data: bytes, name: str) -> Tensor:
@@ -181,10 +183,10 @@ def _read_pt(data: bytes, name: str) -> Container:
         content = {"": content}  # it has no name
     if not isinstance(content, dict):
         raise LatentsError(f"{name} holds a {type(content).__name__} and no latents")
-    tensors, facts = {}, {}
+    tensors, facts, budget = {}, {}, _Budget(name)
     for key, value in content.items():
         if not isinstance(value, torch.Tensor):
-            facts[str(key)] = _plain(value, f"{name} holds under {key!r}")
+            facts[str(key)] = _plain(value, f"{name} holds under {key!r}", budget)
             continue
         what = f"{name} holds {key}" if key else f"{name} holds a tensor"
         if value.layout != torch.strided or value.is_quantized or value.is_complex():
@@ -193,6 +195,7 @@ def _read_pt(data: bytes, name: str) -> Container:
             raise LatentsError(f"{what} without data: save it again from the CPU")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise LatentsError(f"{name} claims to hold more latents than it does")
+        budget.spend(value.numel() * value.element_size())  # which tensors may share in the file
         array = value.detach().contiguous()
         if value.dtype == torch.bfloat16:
             tensors[str(key)] = Tensor.of(array.float().numpy(), "BF16")
@@ -203,21 +206,35 @@ def _read_pt(data: bytes, name: str) -> Container:
     return Container(tensors, facts, "pt")
 
 
-def _plain(value: Any, where: str) -> Any:
+class _Budget:
+    """What may still be unpacked of a file whose values can refer to one another."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.left = name, MAX_BYTES
+
+    def spend(self, n_bytes: int) -> None:
+        """Raise LatentsError if that is too much."""
+        self.left -= n_bytes
+        if self.left < 0:
+            raise _too_large(self.name)
+
+
+def _plain(value: Any, where: str, budget: _Budget) -> Any:
     """A value as JSON has it; raises LatentsError if it is not plain."""
+    budget.spend(VALUE_BYTES + (len(value) if isinstance(value, str) else 0))
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(each, where) for each in value]
+        return [_plain(each, where, budget) for each in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(each, where) for key, each in value.items()}
+        return {str(key): _plain(each, where, budget) for key, each in value.items()}
     kind = type(value).__name__
     raise LatentsError(f"{where} a {kind}, which is no plain value: save it without")
 
 
 def to_safetensors(container: Container) -> bytes:
     """A safetensors file of a container whose facts are texts."""
-    header: dict[str, Any] = {"__metadata__": container.facts} if container.facts else {}
+    header: dict[str, Any] = {METADATA: container.facts} if container.facts else {}
     end = 0
     for key, tensor in container.tensors.items():
         begin, end = end, end + len(tensor.data)

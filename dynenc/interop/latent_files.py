@@ -14,6 +14,7 @@ of the .lat file (see `beside`), and the file that is written for the same train
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from dynenc import registry
 from dynenc.coding import quantize
 from dynenc.coding.bitstream import MAX_SIDE, Chunk, Header
 from dynenc.coding.lat_file import LatFile
-from dynenc.errors import LatentsError, UsageError
+from dynenc.errors import Corrupt, LatentsError, UsageError
 from dynenc.interop import beside, caches, containers, likely_space
 from dynenc.interop.beside import Beside, Part
 from dynenc.interop.caches import RAW, Layout, Recognised, Scaling
@@ -75,6 +76,7 @@ class ImportedLatents:
 
         Args:
             to_lat: encodes other latents of the file as a .lat file.
+        Raises: LatentsError if the chunk cannot hold it.
         """
         space, facts = self.model.space, self.container.facts
         parts = []
@@ -97,7 +99,16 @@ class ImportedLatents:
             }
             if own == set(parts):
                 return []
-        return [beside.to_chunk(Beside(form, self.scaling, facts, tuple(parts)))]
+        if form != "pt":  # other containers hold texts alone
+            facts = {key: f if isinstance(f, str) else json.dumps(f) for key, f in facts.items()}
+        chunk = beside.to_chunk(Beside(form, self.scaling, facts, tuple(parts)))
+        try:
+            beside.of_chunks([chunk])
+        except Corrupt as exc:
+            raise LatentsError(
+                f"what it holds beside the latents cannot be kept: {exc}", hint="save them alone"
+            ) from exc
+        return [chunk]
 
 
 def write(form: str, file: LatFile, latents: Floats) -> tuple[bytes, str]:
@@ -230,7 +241,7 @@ def read(
         has no such scale.
     """
     container = containers.read(data, name)
-    known = caches.recognise(container, name)
+    known = caches.recognise(container, name, space)
     key = _first(container, known.layout, name)
     chosen = _space(container.tensors[key], known, name, space)
     latents = _checked(container.tensors[key], chosen, name)
@@ -318,7 +329,7 @@ def _checked(tensor: Tensor, space: LatentSpace, name: str) -> Floats:
 def _check_masks(container: Container, layout: Layout, name: str) -> None:
     """Raise LatentsError if a mask is not of the size of its latents, or of their pixels."""
     for key, tensor in container.tensors.items():
-        if not key.startswith(layout.mask):
+        if layout.mask is None or not key.startswith(layout.mask):
             continue
         end = key.removeprefix(layout.mask)
         latents = container.tensors.get("latents" + end) or container.tensors.get("latent_image")

@@ -19,7 +19,7 @@ from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.lat_file import LatFile
-from dynenc.errors import BitstreamError, OtherLatents, UsageError
+from dynenc.errors import BitstreamError, ImageError, OtherLatents, UsageError, with_name
 from dynenc.interop import latent_cache, whole_latents
 from dynenc.interop.latent_cache import Entry, Shard
 from dynenc.io import names, storage
@@ -231,8 +231,10 @@ def _reading(place: Place) -> Iterator[BinaryIO]:
             yield stream
     except OSError as exc:
         raise BitstreamError(f"{place.file} cannot be read: {exc.strerror}") from exc
+    except ImageError as exc:  # of a URL
+        raise BitstreamError(str(exc), hint=exc.hint) from exc
     except BitstreamError as exc:
-        raise type(exc)(f"{place.key} of {place.file}: {exc}") from exc
+        raise with_name(exc, f"{place.key} of {place.file}") from exc
 
 
 def _other(name: str, space: LatentSpace, wanted: LatentSpace) -> str:

@@ -292,11 +292,16 @@ HOSTILE = {  # text of an index
     "too many sides": f'{{"tensors": [["latents", "F32", {[1] * 99}, "payload", 0]]}}',
     "a name in pieces": '{"tensors": [["\\ud800", "F32", [4], "payload", 0]]}',
 }
+REST = '"facts": {}, "scaling": [1, 0]'
 SOUND = '"form": "npz", "tensors": [["latents", "F32", [4, 1, 1], "payload", 0]]'
+BESIDE = SOUND.replace("]]", '], ["{}", "F32", {}, "data", 0]]')
 HOSTILE |= {
+    "sides too large together": f"{{{BESIDE.format('m', [0, 65536, 65536])}, {REST}}}",
+    "a name that safetensors keeps": f"{{{BESIDE.format('__metadata__', [0])}, {REST}}}",
     "a scale of 0": f'{{{SOUND}, "facts": {{}}, "scaling": [0, 0]}}',
     "a scale too large": f'{{{SOUND}, "facts": {{}}, "scaling": [1{"0" * 400}, 0]}}',
     "a shift of NaN": f'{{{SOUND}, "facts": {{}}, "scaling": [1, NaN]}}',
+    "a fact of a tensor's name": f'{{{SOUND}, "facts": {{"latents": "a"}}, "scaling": [1, 0]}}',
     "facts that are no texts": f'{{{SOUND}, "facts": {{"a": [1]}}, "scaling": [1, 0]}}',
 }
 
@@ -332,3 +337,43 @@ def test_a_damaged_chunk_is_one_sentence():
             beside.of_chunks([(tag, bytes(damaged))])
         except Corrupt:
             continue
+
+
+def test_an_empty_text_names_no_space():
+    data = safetensors.torch.save({"latents": scaled(SDXL)}, {"model": "sdxl base", "note": ""})
+    assert latent_files.read(data, "a.safetensors", 1).model.space is SDXL
+
+
+def test_sd_scripts_latents_of_flux_are_scaled_whatever_the_name():
+    data = npz(latents_6x8=scaled(FLUX1), original_size_6x8=[64, 48])
+    np.testing.assert_array_equal(
+        latent_files.read(data, "a.npz", space=FLUX1).latents, scaled(FLUX1)
+    )
+
+
+def test_numbers_beside_latents_of_comfy_come_back_as_texts(tmp_path):
+    (tmp_path / "a.pt").write_bytes(pt({"latent_tensor": scaled(SD1), "width": 64}))
+    convert("import", tmp_path / "a.pt", tmp_path / "a.lat")
+    convert("export", tmp_path / "a.lat", tmp_path / "a.latent")
+    assert containers.read((tmp_path / "a.latent").read_bytes(), "a").facts["width"] == "64"
+
+
+@pytest.mark.parametrize(("key", "other"), [("", "mask"), ("latents", "m" * 40_000)])
+def test_what_could_not_be_exported_is_not_imported(key, other, tmp_path):
+    tensors = {name: Tensor.of(scaled(SD1).numpy()) for name in (key, other)}
+    data = containers.to_safetensors(containers.Container(tensors))
+    (tmp_path / "a.safetensors").write_bytes(data)
+    with pytest.raises(LatentsError, match="cannot be kept"):
+        convert("import", tmp_path / "a.safetensors", tmp_path / "a.lat", scale=1)
+    assert not (tmp_path / "a.lat").exists()
+
+
+@pytest.mark.parametrize("bomb", ["values", "tensors"])
+def test_what_refers_to_itself_often_is_too_large(bomb):
+    nested: list[object] = [0]
+    for _ in range(8):
+        nested = [nested] * 8
+    shared = torch.zeros(2**22)
+    content = {"a": nested} if bomb == "values" else {str(i): shared for i in range(20)}
+    with pytest.raises(LatentsError, match="unpacks to more"):
+        containers.read(pt(content), "a.pt")
