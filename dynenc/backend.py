@@ -43,6 +43,7 @@ class Backend:
     def __init__(self, encoder: str, decoder: str, device: str | torch.device) -> None:
         self.encoder_name, self.decoder_name = encoder, decoder
         self.device = pick_device(device)
+        self.given: Decoder | None = None  # for latents of its space, whatever the name says
         self._other_decoders: dict[str, Decoder] = {}
 
     @cached_property
@@ -77,6 +78,8 @@ class Backend:
     def decoder_of(self, model: registry.Model) -> Decoder:
         """The decoder for the latents of a model; raises OtherLatents if another one is chosen."""
         name, space = self.decoder_name, model.space
+        if self.given and self.given.space is space:
+            return self.given
         named = registry.MODELS.get(name)
         if space is SD1 and (named is None or named.space is SD1):
             return self.decoder
@@ -135,7 +138,7 @@ class Backend:
                 top += band.shape[2]
         return [view.reduced(picture) for picture in pictures]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: the caller may compute with it what has gradients
     def tensor(self, file: LatFile) -> Tensor:
         """Decode a file: [1, 3, H, W] float32 in [-1, 1] on the device."""
         latents = torch.from_numpy(file.latents)[None]

@@ -24,7 +24,7 @@ from dynenc.encoding import Encoded, Encoding
 from dynenc.imaging import arrays, extras, image, layering, notes, pixels
 from dynenc.imaging import detail as detail_layer
 from dynenc.imaging.arrays import Checked, Picture
-from dynenc.latent_space import SD1
+from dynenc.latent_space import SD1, LatentSpace
 from dynenc.native import encoder as native
 from dynenc.native.kernel import Floats
 from dynenc.networks import integer_decoder
@@ -68,6 +68,7 @@ class Codec:
         self.decoder_name = file_name("a decoder", decoder)
         self.model = registry.encoder_model(self.encoder_name)
         self._device = device
+        self._given_space: LatentSpace | None = None  # of a decoder that was assigned
         if not native.encodes(self.model, device):
             _ = self.backend
 
@@ -111,12 +112,11 @@ class Codec:
     @property
     def decoder(self) -> Decoder:
         """Latents [B, 4, h, w] in SD scale -> image [B, 3, 8h, 8w], roughly in [-1, 1]."""
-        return self.backend.decoder
+        return self.decoder_of(self.model)
 
     @decoder.setter
     def decoder(self, decoder: Decoder) -> None:
-        self.backend.decoder = decoder
-        self._decoder_choice = ""  # this decoder is used, whatever the name says
+        self.backend.given, self._given_space = decoder, decoder.space
 
     def decoder_of(self, model: registry.Model) -> Decoder:
         """The decoder for the latents of a model; raises OtherLatents if the chosen one is not."""
@@ -196,6 +196,8 @@ class Codec:
             on_step: called after each step of refinement with its number and the total.
         """
         integer("effort", effort, 0, MAX_EFFORT)
+        if not pictures:
+            return []
         pictures = [pixels.to_plain(p) if isinstance(p, Image.Image) else p for p in pictures]
         chunks = [
             extras.to_chunks(extras.of(picture, keep_metadata=keep_metadata))
@@ -271,6 +273,8 @@ class Codec:
 
     def _decodes_integers(self, model: registry.Model) -> bool:
         """Whether the latents of a model are decoded in integer arithmetic."""
+        if model.space is self._given_space:
+            return False
         is_other = self.decoder_name == "auto" and model.space is not SD1
         name = (
             "embedded" if is_other else self._decoder_choice

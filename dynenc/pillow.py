@@ -80,6 +80,11 @@ class LatImageFile(ImageFile.ImageFile):
         self._view, self._size = view, view.scaled(self.size)[2:]
         return self.mode, (0, 0, width / view.divisor, height / view.divisor)
 
+    def getexif(self) -> Image.Exif:
+        """The EXIF data of the file, which come with its pixels."""
+        self.load()
+        return super().getexif()
+
     def load(self) -> Any:
         """Decode; raises OSError if the payload is damaged, WeightsError like `load_decoder`."""
         if self._blob is not None:

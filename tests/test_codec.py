@@ -28,6 +28,7 @@ from dynenc.imaging import arrays
 from dynenc.imaging.tensors import to_picture, to_tensor
 from dynenc.networks import compat
 from dynenc.networks.compat import CPU_DTYPE
+from dynenc.networks.tiling import Decoder
 
 
 @pytest.fixture(scope="module")
@@ -331,3 +332,43 @@ def test_the_kernel_and_the_network_write_the_same_file(name):
     assert by_network.encode(pixels) == blob
     by_network.encoder.linear.bias.add_(1)
     assert by_network.encode(pixels) != blob
+
+
+def test_rows_that_overlap_are_a_picture(nano):
+    row = np.random.default_rng(0).integers(0, 256, (64, 3), np.uint8)
+    for array in (np.broadcast_to(row, (64, 64, 3)), row[:, None].transpose(1, 0, 2)):
+        assert nano.encode(array) == nano.encode(array.copy())
+
+
+@pytest.mark.parametrize("encoder", ["light", "light-sdxl"])
+def test_an_assigned_decoder_is_used_in_its_space(encoder, photo):
+    codec = Codec(encoder, device="cpu")
+    blob, other = codec.encode(photo), codec.decoder
+    black = Decoder("black", Black(), space=other.space)
+    codec.decoder = black
+    assert codec.decode(blob).getextrema() == ((0, 0),) * 3
+    blob = Codec("light" if encoder != "light" else "light-sdxl").encode(photo)
+    assert codec.decode(blob).getextrema() != ((0, 0),) * 3
+
+
+class Black(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))  # tells the device
+
+    def forward(self, latents):
+        return -torch.ones(len(latents), 3, *(8 * side for side in latents.shape[2:]))
+
+
+@pytest.mark.parametrize("decoder", ["embedded", "fine"])
+def test_decoded_tensors_take_part_in_training(nano, photo, decoder):
+    decoded = Codec("nano", decoder, "cpu").decode_tensor(nano.encode(photo))
+    factor = torch.ones(1, requires_grad=True)
+    (decoded * factor).sum().backward()
+    assert factor.grad is not None
+
+
+def test_loading_networks_draws_no_random_numbers(photo):
+    state = torch.get_rng_state()
+    Codec.from_pretrained("base", decoder="fine", device="cpu").encode(photo)
+    assert torch.equal(torch.get_rng_state(), state)

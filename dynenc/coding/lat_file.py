@@ -13,7 +13,7 @@ from dynenc.arguments import file_name, integer
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.bitstream import Chunk, Header
 from dynenc.coding.entropy import EntropyCoder, load_coder
-from dynenc.errors import BitstreamError, UnknownModel, UsageError, with_name
+from dynenc.errors import BitstreamError, ImageError, UnknownModel, UsageError, with_name
 from dynenc.io import storage
 from dynenc.io.names import shown
 from dynenc.native import kernel
@@ -23,7 +23,6 @@ FEW_BITS = 1.5  # a latent; below it the plain lattice may be cheaper, as consta
 BIT_COST = 0.09  # squared error, in squared steps, that a bit is worth when choosing a lattice
 FLAT_ERROR = 0.08  # steps; where latents are flat, the RMS error of a position that is small enough
 FLAT_STEPS = 5  # that are tried where latents are flat, each half of the one before
-FINEST = 16  # step_q; finer steps change no pixel
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +123,7 @@ class LatFile:
         if not is_flat:
             return min(files, key=lambda file: _cost(file, latents))
         steps = [step_q >> halvings for halvings in range(1, FLAT_STEPS)]
-        finer = [step for step in steps if step >= FINEST]
+        finer = [step for step in steps if step >= quantize.FINEST]
         files += [on(coder, step) for step in finer for coder in dict.fromkeys((preferred, plain))]
         largest = FLAT_ERROR * step_q / quantize.STEP_UNIT
         close = [file for file in files if file.rms_error(latents) <= largest]
@@ -251,3 +250,5 @@ def read_bytes(source: str) -> bytes:
             return start + storage.read_at_most(file, bitstream.MAX_BYTES - len(start), source)
     except OSError as exc:
         raise BitstreamError(f"{source} cannot be read: {exc.strerror}") from exc
+    except ImageError as exc:  # of a URL
+        raise BitstreamError(str(exc), hint=exc.hint) from exc

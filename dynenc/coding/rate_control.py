@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from dynenc.arguments import number
+from dynenc.coding.quantize import FINEST
 from dynenc.errors import TargetMissed, UsageError
 
-START, FINEST, COARSEST = 307, 16, 65_535  # step_q; finer ones cost bits and change no pixel
+START, COARSEST = 307, 65_535  # step_q
 TOLERANCE = 0.005  # of the target: the search ends when it is this close
 MISS = 0.03  # of the target: a larger deviation is reported
 LAYER_MISS = 0.08  # the same where a layer is all of the image: its quality has coarser steps

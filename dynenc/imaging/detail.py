@@ -25,7 +25,7 @@ from dynenc.coding.bitstream import DETAIL, Chunk
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import Corrupt, MissingFormat, UnknownModel
-from dynenc.imaging import avif
+from dynenc.imaging import avif, formats
 from dynenc.imaging.fill import filled
 from dynenc.imaging.graphics import Mask, dilated
 from dynenc.imaging.packing import pack, unpack
@@ -317,7 +317,7 @@ def _image(coded: bytes, form: str, size: tuple[int, int]) -> Image.Image:
     if form == "AVIF" and (fault := avif.fault(coded, size)):
         raise Corrupt(f"the image of chunk {DETAIL} {fault}")
     try:
-        with Image.open(io.BytesIO(coded), formats=[form]) as opened:
+        with formats.open_as(form, io.BytesIO(coded)) as opened:
             if opened.size != size:
                 width, height = opened.size
                 raise Corrupt(

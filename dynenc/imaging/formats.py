@@ -107,6 +107,14 @@ def open_file(file: BinaryIO, name: str = "the input") -> ImageFile.ImageFile:
     raise UnknownFormat(f"{name} {_reason(head)}")
 
 
+def open_as(form: str, file: BinaryIO) -> ImageFile.ImageFile:
+    """Like `open_file`, for a file of one format of Pillow; raises Pillow's exceptions."""
+    if form not in Image.OPEN:
+        Image.init()
+    opened: ImageFile.ImageFile = Image.OPEN[form][0](file, "")
+    return opened
+
+
 def _candidates(head: bytes, name: str) -> Iterator[str]:
     """The formats to try for a file that starts with `head`; plugins by its signature."""
     plugin = _plugin_for(head)

@@ -337,9 +337,9 @@ def graphics(statistics: Counts, search: Search) -> tuple[npt.NDArray[np.bool_],
 
 
 def in_rows(pixels: Bytes) -> Bytes:
-    """Pixels [H, W, 3] with contiguous rows: the array itself, or a copy."""
-    if pixels.strides[1:] != (3, 1) or pixels.strides[0] < 0:
-        return np.ascontiguousarray(pixels)
+    """Pixels [H, W, 3] with contiguous rows that do not overlap: the array itself, or a copy."""
+    if pixels.strides[1:] != (3, 1) or pixels.strides[0] < 3 * pixels.shape[1]:
+        return pixels.copy()
     return pixels
 
 

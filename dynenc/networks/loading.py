@@ -40,7 +40,7 @@ def build(model: Model) -> AnyNetwork:
         "perceptual": PerceptualNetwork,
     }
     of_latents = {} if model.kind == "perceptual" else {"channels": model.space.channels}
-    with torch.device("cpu"):
+    with torch.random.fork_rng([]), torch.device("cpu"):  # initial weights are drawn, then replaced
         network = builders.get(model.name, builders[model.kind])(**model.arguments, **of_latents)
     return network.float()
 

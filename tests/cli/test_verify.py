@@ -113,3 +113,10 @@ def test_long_files_that_are_not_lat_files_are_not_read(tmp_path):
         file.truncate(2**40)  # takes no space on the disk
     with pytest.raises(TooLarge):
         info_file(str(path), max_pixels=MAX_PIXELS)
+
+
+def test_a_url_that_is_gone_is_one_fault_among_others(folder):
+    result = run("memory://gone.lat", folder / "a.lat")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("memory://gone.lat: cannot be read")
+    assert "1 of 2 files failed" in result.stderr

@@ -336,3 +336,11 @@ def test_exported_latents_are_those_of_the_whole_image(codec):
     assert abs(latents - wanted).mean() < 0.6 * abs(file.latents - wanted).mean()
     plain = LatFile.parse(codec.encode(photo()))
     assert whole_latents.of(plain) is plain.latents
+
+
+def test_pillows_limit_on_sizes_does_not_apply(codec, monkeypatch):
+    picture = screen((320, 208))
+    blob = codec.encode(picture)
+    expected = codec.decode(blob)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 320 * 208 // 2 - 1)  # twice that is refused
+    assert codec.decode(blob).tobytes() == expected.tobytes()
