@@ -70,9 +70,16 @@ def run(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]:
     """
     refused = _refused(jobs, settings)
     yield from ([result] for result in refused.values())
-    if jobs := [job for job in jobs if job not in refused]:
-        with _quiet():
-            yield from _on_cluster(jobs, settings)
+    jobs = [job for job in jobs if job not in refused]
+    if not jobs:
+        return
+    try:
+        import ray
+        from ray import data
+    except ImportError as exc:
+        raise EngineError("Ray is not installed: pip install 'dynenc[ray]'") from exc
+    with _quiet(data.DataContext.get_current()):
+        yield from _on_cluster(ray, data, jobs, settings)
 
 
 def _refused(jobs: Sequence[Job], settings: Settings) -> dict[Job, Result]:
@@ -90,27 +97,27 @@ def _refused(jobs: Sequence[Job], settings: Settings) -> dict[Job, Result]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(context: Any) -> Iterator[None]:
     """Silence Ray's own messages; its C++ core bypasses logging and reads the environment."""
     variable, messages = "RAY_BACKEND_LOG_LEVEL", logging.getLogger("ray.data")
     is_ours, level = variable not in os.environ, messages.level
+    has_bars = context.enable_progress_bars
     os.environ.setdefault(variable, "fatal")
     messages.setLevel(logging.ERROR)
+    context.enable_progress_bars = False
     try:
         yield
     finally:
+        context.enable_progress_bars = has_bars
         messages.setLevel(level)
         if is_ours:
             os.environ.pop(variable, None)
 
 
-def _on_cluster(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]:
+def _on_cluster(
+    ray: Any, data: Any, jobs: Sequence[Job], settings: Settings
+) -> Iterator[list[Result]]:
     address = settings.run.address
-    try:
-        import ray
-        from ray import data
-    except ImportError as exc:
-        raise EngineError("Ray is not installed: pip install 'dynenc[ray]'") from exc
     ours = not ray.is_initialized()
     try:
         if ours:
@@ -162,13 +169,8 @@ def _run(ray: Any, data: Any, jobs: Sequence[Job], settings: Settings) -> Iterat
         num_cpus=CPUS,
         num_gpus=1 if gpu else None,
     )
-    context = data.DataContext.get_current()
-    has_bars, context.enable_progress_bars = context.enable_progress_bars, False
-    try:
-        for row in answers.iter_rows():
-            answer = pickle.loads(row["answer"])
-            if isinstance(answer, DynencError):
-                raise answer
-            yield answer
-    finally:
-        context.enable_progress_bars = has_bars
+    for row in answers.iter_rows():
+        answer = pickle.loads(row["answer"])
+        if isinstance(answer, DynencError):
+            raise answer
+        yield answer

@@ -1,5 +1,6 @@
 """The Ray engine on a real cluster of two nodes in separate processes, one of which is lost."""
 
+import os
 import time
 
 import pytest
@@ -69,6 +70,8 @@ def test_two_nodes_give_what_one_machine_gives(cluster, pictures, expected, tmp_
     assert contents(tmp_path / "out") == expected
     again = convert("encode", pictures, tmp_path / "out", engine="ray", address=cluster.address)
     assert (again.done, again.skipped) == (0, N_PICTURES)
+    assert "RAY_BACKEND_LOG_LEVEL" not in os.environ  # as before
+    assert ray.data.DataContext.get_current().enable_progress_bars
 
 
 def test_a_node_lost_in_the_middle_loses_and_doubles_nothing(cluster, pictures, expected, tmp_path):
