@@ -13,7 +13,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from dynenc.arguments import file_name
-from dynenc.errors import WeightsError
+from dynenc.errors import UsageError, WeightsError
 from dynenc.latent_space import AUTOENCODER, FLUX1, SD1, SD3, SDXL, LatentSpace
 
 Network = Literal["encoder", "decoder"]  # an autoencoder's file holds both
@@ -292,14 +292,18 @@ def coder(number: int, space: LatentSpace) -> Model | None:
 
 
 def for_space(name: str, kind: Network, space: LatentSpace) -> Model:
-    """The model that is in a space what the named one is in its own.
+    """The model that is in a space what the named one is in SD 1.x.
 
-    Raises: WeightsError.
+    Raises: WeightsError if there is none; UsageError if the named one is of a third space.
     """
-    model = in_space(named(name, kind).name, space)
+    given = named(name, kind)
+    if given.space not in (SD1, space):
+        raise UsageError(f"{name} is for {given.space.title} latents, not for {space.title}")
+    model = in_space(given.name, space)
     if model is None:
         raise WeightsError(
-            f"dynenc has no {kind} {name} of {space.title} latents: use a VAE of these"
+            f"dynenc has no {kind} {name} for {space.title}",
+            hint="`dynenc cache --vae` and `dynenc import` take latents of its VAE",
         )
     return model
 

@@ -98,7 +98,7 @@ def test_commands(photo_path, tmp_path):
     assert "base-flux1 -> embedded-flux1" in back.stdout
     refused = run("encode", photo_path, "-o", tmp_path / "b.lat", "--space", "sd3")
     assert refused.exit_code != 0
-    assert "no encoder light of SD 3 latents" in refused.output
+    assert "no encoder light for SD 3" in refused.output
 
 
 def test_trained_files_say_their_space(photo, tmp_path):
@@ -112,7 +112,11 @@ def test_trained_files_say_their_space(photo, tmp_path):
 
 
 def test_what_is_not_shipped_is_refused_by_name():
-    with pytest.raises(WeightsError, match="no encoder light of SD 3 latents"):
+    with pytest.raises(WeightsError, match="no encoder light for SD 3"):
         dynenc.vae("light", space="sd3")
+    with pytest.raises(UsageError, match=r"base-flux1 is for FLUX\.1 latents, not for SDXL"):
+        dynenc.convert("encode", "x.png", encoder="base-flux1", space="sdxl")
+    with pytest.raises(WeightsError, match=r"unknown decoder 'embeded': use auto, .*fine"):
+        dynenc.load_decoder("embeded")
     with pytest.raises(UsageError, match="there is no space 'sd2'"):
         dynenc.vae("light", space="sd2")

@@ -13,7 +13,7 @@ from dynenc.batch.plan import Job
 from dynenc.batch.records import Result, Settings
 from dynenc.batch.tasks import TASKS
 from dynenc.coding import bitstream
-from dynenc.errors import OutputExists
+from dynenc.errors import Corrupt, OutputExists
 from dynenc.imaging import formats
 from dynenc.io import shards, storage
 from dynenc.io.names import is_url, join, suffix_of
@@ -37,7 +37,7 @@ def sort(jobs: list[Job], output: str | None, settings: Settings) -> tuple[list[
         else:
             state = state_of(job, settings)
         name = job.source or job.target
-        if state == "missing" or (policy == "update" and state != "current"):
+        if state == "missing" or (policy == "update" and state in ("older", "different")):
             # an empty file holds nothing to lose; a file that appears from now on is kept
             todo.append(replace(job, overwrite=storage.exists(job.target)))
         elif state == "foreign":
@@ -76,6 +76,8 @@ def state_of(job: Job, settings: Settings) -> State:
     try:
         with storage.reading(job.target) as file:
             is_so = _matches(file, job, settings, whole)
+    except Corrupt:
+        return "different" if whole else "foreign"
     except Exception:  # a foreign file can make its reader raise anything
         return "foreign" if storage.exists(job.target) else "missing"
     if not is_so:

@@ -58,7 +58,7 @@ def find(task: Task, inputs: list[str], output: str | None, options: InputOption
     listing = Listing()
     for name in inputs:
         _add(listing, name, output, options.recursive)
-    hint = "" if options.recursive else "-r includes sub-folders"
+    hint = "" if options.recursive or not listing.folders else "-r includes sub-folders"
     if not listing.files and not listing.unreadable:
         where = ", ".join(listing.folders) or "the list of inputs"
         raise ERRORS.get(task, ImageError)(f"{where} is empty", hint=hint)

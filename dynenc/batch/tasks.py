@@ -31,7 +31,7 @@ from dynenc.batch.task import (
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.lat_file import LatFile, model_of
 from dynenc.encoding import Encoded
-from dynenc.errors import LatentsError, OtherLatents
+from dynenc.errors import ImageError, LatentsError, OtherLatents
 from dynenc.imaging import formats, notes, pixels, preview, save
 from dynenc.imaging.extras import Extras
 from dynenc.interop import latent_files, whole_latents
@@ -121,13 +121,15 @@ class _MakesImages(CodecTask[T]):
 
     @staticmethod
     def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
-        """See `Task`; a format without metadata names no decoder, so it never matches."""
+        """See `Task`; if the whole file counts, an image that names no decoder is not ours."""
         if isinstance(file, io.IOBase) and file.seekable():
             seekable = cast(BinaryIO, file)
         else:  # a member of a shard
             data = storage.read_at_most(file, inputs.MAX_IMAGE_BYTES, "the output")
             seekable = io.BytesIO(data)
         made_by = formats.open_file(seekable, "the output").getexif().get(save.SOFTWARE)
+        if whole and not str(made_by).startswith("dynenc"):
+            raise ImageError("the output does not say that dynenc decoded it")
         options = settings.decode
         names = [
             decoder_names.resolve(options.decoder, settings.run.device).name,

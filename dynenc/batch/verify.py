@@ -1,14 +1,18 @@
 """Full checks of .lat files, without decoding pixels."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+from dynenc.coding import bitstream
 from dynenc.coding.lat_file import LatFile, read_bytes
-from dynenc.errors import BitstreamError, with_name
+from dynenc.errors import BitstreamError, Corrupt, ImageError, with_name
 from dynenc.imaging import extras
 from dynenc.imaging.detail import Detail
-from dynenc.io.names import shown
+from dynenc.io import shards, storage
+from dynenc.io.names import is_url, shown, suffix_of
+from dynenc.io.shards import is_tar
 
 
 def info_file(source: str, *, max_pixels: int) -> tuple[LatFile, Detail | None, int]:
@@ -17,38 +21,68 @@ def info_file(source: str, *, max_pixels: int) -> tuple[LatFile, Detail | None, 
     Raises: BitstreamError.
     """
     try:
-        blob = read_bytes(source)
-        file = LatFile.parse(blob, max_pixels=max_pixels)
-        found = extras.from_chunks(file.chunks, file.header.width, file.header.height)
+        return _info(read_bytes(source), max_pixels)
     except BitstreamError as exc:
         raise with_name(exc, shown(source)) from exc
+
+
+def _info(blob: bytes, max_pixels: int) -> tuple[LatFile, Detail | None, int]:
+    file = LatFile.parse(blob, max_pixels=max_pixels)
+    found = extras.from_chunks(file.chunks, file.header.width, file.header.height)
     return file, found.detail, len(blob)
 
 
-def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, str]]:
-    """Check .lat files, and those in folders and their sub-folders.
+def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, BitstreamError | None]]:
+    """Check .lat files, and those in tars, in folders and in their sub-folders.
 
-    Yields: each file and its fault, "" if there is none. A folder that cannot be read or holds no
-        .lat file is also a fault: what was not checked must not pass.
+    Yields: each file and its fault, or None. A folder or tar that cannot be read or holds no .lat
+        file is also a fault: what was not checked must not pass.
     """
     for path in paths:
         if not Path(path).is_dir():
-            yield path, _fault(path, max_pixels)
+            yield from _file(path, max_pixels)
             continue
         unread: list[OSError] = []
         walk = list(os.walk(path, onerror=unread.append))
-        yield from ((e.filename, f"cannot be read: {e.strerror}") for e in unread)
-        files = (Path(folder, name) for folder, _, names in walk for name in names)
-        for file in (found := sorted(each for each in files if each.suffix.lower() == ".lat")):
-            fault = _fault(str(file), max_pixels) if file.is_file() else "is not a file"
-            yield str(file), fault
+        for error in unread:
+            yield error.filename, BitstreamError(f"cannot be read: {error.strerror}")
+        files = sorted(Path(folder, name) for folder, _, names in walk for name in names)
+        found = [each for each in files if each.suffix.lower() == ".lat" or is_tar(str(each))]
+        for file in found:
+            if file.is_file():
+                yield from _file(str(file), max_pixels)
+            else:
+                yield str(file), BitstreamError("is not a file")
         if not found and not unread:
-            yield path, "holds no .lat file"
+            yield path, BitstreamError("holds no .lat file")
 
 
-def _fault(source: str, max_pixels: int) -> str:
+def _file(path: str, max_pixels: int) -> Iterator[tuple[str, BitstreamError | None]]:
+    """Check a .lat file, or those in a tar."""
+    if not is_tar(path):
+        yield path, _fault(lambda: info_file(path, max_pixels=max_pixels))
+        return
+    is_empty = True
     try:
-        info_file(source, max_pixels=max_pixels)
+        with storage.reading(path) as file:
+            for member in shards.members(file, path):
+                if suffix_of(member.name).lower() != ".lat":
+                    continue
+                is_empty = False
+                blob = member.file.read(bitstream.MAX_BYTES + 1)
+                yield f"{path}/{member.name}", _fault(partial(_info, blob, max_pixels))
+    except OSError as exc:
+        yield path, BitstreamError(f"cannot be read: {exc.strerror}")
+    except ImageError as exc:
+        yield path, (BitstreamError if is_url(path) else Corrupt)(str(exc))
+    else:
+        if is_empty:
+            yield path, BitstreamError("holds no .lat file")
+
+
+def _fault(check: Callable[[], object]) -> BitstreamError | None:
+    try:
+        check()
     except BitstreamError as exc:
-        return exc.sentence.removeprefix(source).removeprefix(":").lstrip()
-    return ""
+        return exc
+    return None

@@ -60,7 +60,7 @@ class Caching:
         typer.Option(
             "--prune",
             rich_help_panel=OUTPUT,
-            help="Remove from the cache what is none of the given images.",
+            help="Remove latents of images that are not among those given.",
         ),
     ] = False
     force: Annotated[
@@ -69,7 +69,7 @@ class Caching:
             "--force",
             "-f",
             rich_help_panel=OUTPUT,
-            help="Make all of it again, which other settings need.",
+            help="Encode all images again; required if the settings change.",
         ),
     ] = False
     shard_size: Annotated[
@@ -151,7 +151,7 @@ def _figures(summary: Summary) -> dict[str, object]:
 
 def _line(summary: Summary) -> str:
     orphans = len(summary.orphans)
-    hint = f", {orphans} of images that are gone (remove them with --prune)" if orphans else ""
+    hint = f", {orphans} without an image (remove them with --prune)" if orphans else ""
     return (
         f"dynenc: {summary.made} made, {summary.kept} kept, {summary.removed} removed, "
         f"{len(summary.failures)} failed{hint}; {summary.n_bytes} bytes"

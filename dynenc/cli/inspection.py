@@ -11,7 +11,7 @@ from dynenc import registry
 from dynenc.cli import console, options
 from dynenc.cli.commands import Section
 from dynenc.coding.bitstream import MAX_PIXELS
-from dynenc.errors import DynencError
+from dynenc.errors import Corrupt, DynencError, UsageError
 
 SECTION = Section("Inspect")
 
@@ -71,7 +71,7 @@ def info(
 def verify(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help=".lat files, and folders to search for them."),
+        typer.Argument(metavar="PATH...", help=".lat files, and folders and tars of them."),
     ],
     max_pixels: options.MaxPixels = MAX_PIXELS,
     quiet: options.Quiet = False,
@@ -83,14 +83,17 @@ def verify(
     with console.session(quiet=quiet):
         from dynenc.batch import verify as checking
 
-        faults = []
+        faults, is_damaged = [], False
         for path, fault in checking.verify(paths, max_pixels=max_pixels):
-            faults.append(fault)
+            faults.append(fault is not None)
+            is_damaged |= isinstance(fault, Corrupt)
             if fault:
-                console.show(f"{path}: {fault}")
-        if bad := sum(map(bool, faults)):
+                reason = fault.sentence.removeprefix(path).removeprefix(":").lstrip()
+                console.show(f"{path}: {reason}")
+        if bad := sum(faults):
             raise DynencError(
-                f"{bad} of {len(faults)} files failed", hint="restore what is damaged from a backup"
+                f"{bad} of {len(faults)} files failed",
+                hint="restore what is damaged from a backup" if is_damaged else "",
             )
         if not quiet:
             console.show(f"{len(faults)} checked, no damage found")
@@ -158,9 +161,12 @@ def compare(
         from dynenc.codec import Codec
         from dynenc.evaluation import compare_page
         from dynenc.evaluation.measure import Measure, load_distances
+        from dynenc.io.names import suffix_of
         from dynenc.io.writing import is_stream, refuse_existing, writing
 
         output = output or _free_name("compare", ".html", force)
+        if not is_stream(output) and suffix_of(output).lower() not in (".html", ".htm"):
+            raise UsageError(f"{output} cannot be a page: its name must end in .html")
         refuse_existing(output, force)
         pairs = compare_page.pair(original, others or [])
         qualities = quality or ([] if others or codec else [50.0])
@@ -244,6 +250,7 @@ def evaluate(
         typer.Option(metavar="FILE", help="Plot the curves to this .png, .svg or .pdf file."),
     ] = None,
     device: options.Device = "auto",
+    force: options.Force = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Measure rate and distortion of dynenc and other codecs on a folder of images.
@@ -255,6 +262,7 @@ def evaluate(
         from dynenc.cli.terminal import bar
         from dynenc.evaluation import benchmark, curves
         from dynenc.evaluation.measure import Measure, load_distances
+        from dynenc.io.writing import refuse_existing
         from dynenc.networks.compat import pick_device
 
         qualities = quality or benchmark.QUALITIES
@@ -264,6 +272,8 @@ def evaluate(
         )
         if latents_of:
             candidates.append(benchmark.latents_of(latents_of, qualities, device))
+        if plot:
+            refuse_existing(str(plot), force)
         draw = curves.plotter(plot) if plot else None
         result = benchmark.run(
             folder,

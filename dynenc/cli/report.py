@@ -150,7 +150,7 @@ class Reporter:
         """Show the means of roundtrips, and the counts of all files."""
         if self.quiet:
             return
-        if self.rows:
+        if len(self.rows) > 1:
             console.show(_row(self.rows, f"mean of {len(self.rows)} images, each counted once"))
         if self.bar:
             self.bar.stop()

@@ -13,6 +13,7 @@ from dynenc.arguments import file_name, integer
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.bitstream import Chunk, Header
 from dynenc.coding.entropy import EntropyCoder, load_coder
+from dynenc.coding.rate_control import FINEST
 from dynenc.errors import BitstreamError, ImageError, UnknownModel, UsageError, with_name
 from dynenc.io import storage
 from dynenc.io.names import shown
@@ -123,7 +124,7 @@ class LatFile:
         if not is_flat:
             return min(files, key=lambda file: _cost(file, latents))
         steps = [step_q >> halvings for halvings in range(1, FLAT_STEPS)]
-        finer = [step for step in steps if step >= quantize.FINEST]
+        finer = [step for step in steps if step >= FINEST]
         files += [on(coder, step) for step in finer for coder in dict.fromkeys((preferred, plain))]
         largest = FLAT_ERROR * step_q / quantize.STEP_UNIT
         close = [file for file in files if file.rms_error(latents) <= largest]

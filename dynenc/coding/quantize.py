@@ -21,7 +21,6 @@ from dynenc.native.kernel import Floats, Shorts, Symbols
 
 MIDDLE_STEP = 0.3  # latent units; of quality 50 on the plain lattice
 STEP_UNIT = 1024  # a .lat file stores round(step * 1024)
-FINEST = 16  # step_q; finer steps cost bits and change no pixel
 TRELLIS_STEP = 1.12  # a trellis with steps this much larger has the noise of uniform quantisation
 LAMBDA = 0.04  # squared error, in squared steps, that a bit is worth; best LPIPS at equal bits
 FLAT = 0.05  # latent units; RMS difference of neighbours below which latents are flat

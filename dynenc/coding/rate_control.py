@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from dynenc.arguments import number
-from dynenc.coding.quantize import FINEST
 from dynenc.errors import TargetMissed, UsageError
 
-START, COARSEST = 307, 65_535  # step_q
+START, FINEST, COARSEST = 307, 16, 65_535  # step_q; finer ones cost bits and change no pixel
 TOLERANCE = 0.005  # of the target: the search ends when it is this close
 MISS = 0.03  # of the target: a larger deviation is reported
 LAYER_MISS = 0.08  # the same where a layer is all of the image: its quality has coarser steps
@@ -41,7 +40,7 @@ class Goal:
             return ""
         message = f"asked for {self.value:.5g} {self.kind}, the nearest reachable is {reached:.5g}"
         if self.strict:
-            raise TargetMissed(message, hint="it is written without --strict")
+            raise TargetMissed(message, hint="leave out --strict to write that file")
         return message
 
 

@@ -73,7 +73,8 @@ def of(image: Image.Image, *, is_upright: bool = False) -> Metadata:
             parts = [*value.keys(), *value.values()] if kind == "text" else [value]
             size = sum(map(len, parts))
             if size > MAX_METADATA:
-                raise ValueError(f"its {size} bytes are more than {MAX_METADATA}")
+                count = f" in {len(parts) // 2} entries" if kind == "text" else ""
+                raise ValueError(f"its {size} bytes{count} are more than {MAX_METADATA}")
         except ValueError as exc:
             note(f"the {NAMES[kind]} is dropped: {exc}")
         else:

@@ -38,7 +38,7 @@ def checked(picture: object) -> Tensor:
     """
     if not isinstance(picture, Tensor):
         raise ImageError(
-            f"a {type(picture).__name__} is not an image: give a path, a Pillow image, an "
+            f"{type(picture).__name__} is not a type of images: give a path, a Pillow image, an "
             "array or a tensor"
         )
     if picture.layout != torch.strided or picture.is_meta:

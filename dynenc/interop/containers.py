@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 
+from dynenc.coding.bitstream import MAGIC
 from dynenc.errors import LatentsError
 from dynenc.native.kernel import Floats
 
 Array = npt.NDArray[Any]
 
 MAX_BYTES = 2**28  # of a file, unpacked; the latents of the largest image take 180 MB
-ZIP, GZIP = b"PK\x03\x04", b"\x1f\x8b"
+ZIP, GZIP, PICKLE = b"PK\x03\x04", b"\x1f\x8b", b"\x80"
 DTYPES = {  # safetensors' names of them; numpy has no bfloat16
     "F16": "<f2",
     "F32": "<f4",
@@ -125,9 +126,15 @@ def _read(data: bytes, name: str) -> Container:
             raise _too_large(name)
     if not data.startswith(ZIP):
         if data[8:9] != b"{":
+            if data.startswith(MAGIC):
+                raise LatentsError(f"{name} is already a .lat file: decode or export it")
+            if data.startswith(PICKLE):
+                raise LatentsError(
+                    f"{name} is a pickle, as old .pt files are, which can run any code: save it "
+                    "again with torch.save"
+                )
             raise LatentsError(
-                f"{name} is neither safetensors nor a .npz or .pt of latents; old .pt files are "
-                "pickles, which can run any code: save it again with torch.save"
+                f"{name} is no file of latents: those are .safetensors, .npz, .pt and .latent"
             )
         return _read_safetensors(data, name)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -274,8 +274,7 @@ def _space(tensor: Tensor, known: Recognised, name: str, asked: LatentSpace | No
     """The space of the latents of a file."""
     if known.space and asked and known.space is not asked:
         raise LatentsError(
-            f"{name} is for {known.space.title}, whose latents are of another space: "
-            f"{asked.title}'s are asked for",
+            f"{name} holds latents of {known.space.title}, but {asked.title} was given",
             hint="leave out --space",
         )
     if found := known.space or asked:
@@ -351,7 +350,14 @@ def _scaling(known: Recognised, name: str, scale: float | None, space: LatentSpa
                 f"latents of {space.title} are never times {scale}",
                 hint=f"give --scale 1 or {space.scale}",
             )
-        return RAW if scale == RAW[0] else scaled
+        chosen = RAW if scale == RAW[0] else scaled
+        said = known.scaling or (scaled if known.is_scaled else None)
+        if known.layout is caches.PLAIN and said and said != chosen:
+            raise LatentsError(
+                f"{name} says that its latents are times {said[0]:g}, but {scale:g} was given",
+                hint="leave out --scale",
+            )
+        return chosen
     if known.scaling:
         return known.scaling
     if known.is_scaled is None:

@@ -185,7 +185,7 @@ class SameSizeBatches(Sampler[list[int]]):
         seed: int = 0,
     ) -> None:
         if not hasattr(dataset, "shapes"):
-            raise UsageError(f"a {type(dataset).__name__} is no data set with shapes of samples")
+            raise UsageError(f"SameSizeBatches needs a LatentDataset, not {type(dataset).__name__}")
         integer("batch_size", batch_size, 1)
         integer("seed", seed)
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last

@@ -38,6 +38,11 @@ def on_disk(name: str) -> Path | None:
         )
     if path.exists():
         return path
+    if not registry.is_weight_file(name) and re.fullmatch(r"[\w-]+", name):
+        known = ", ".join(("auto", *registry.names("decoder"), "sd-vae"))
+        raise WeightsError(
+            f"unknown decoder {name!r}: use {known}, a folder, a .safetensors file or a hub id"
+        )
     if registry.is_weight_file(name) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise WeightsError(f"{name} does not exist: give a folder, a .safetensors file or a hub id")
     return from_hub(name, download=False)

@@ -159,7 +159,7 @@ def test_other_settings_are_refused_unless_all_is_made_again(pictures, cache):
 
 
 def test_refused(pictures, cache, tmp_path):
-    with pytest.raises(WeightsError, match=r"no encoder light of SD 3 latents"):
+    with pytest.raises(WeightsError, match="no encoder light for SD 3"):
         make_cache(str(pictures), cache, space="sd3")
     with pytest.raises(UsageError, match="there is no space"):
         make_cache(str(pictures), cache, space="sd2")

@@ -132,3 +132,24 @@ def test_an_output_that_appears_meanwhile_is_kept(pictures, tmp_path):
     summary = encode(pictures, out, on_result=appear)
     assert (summary.done, summary.skipped) == (3, 2)
     assert (out / "e.lat").read_bytes() == b"another run's"
+
+
+def test_update_leaves_images_alone_that_dynenc_did_not_decode(pictures):
+    originals = {path: path.read_bytes() for path in pictures.iterdir()}
+    encode(pictures, None)
+    options = {"existing": "update", "decoder": "embedded", "jobs": 1}
+    summary = dynenc.convert("decode", pictures, None, **options)
+    assert (summary.done, summary.failed) == (0, 5)
+    assert "was not written by this command" in summary.failures[0].reason
+    assert all(path.read_bytes() == data for path, data in originals.items())
+
+
+def test_update_writes_a_damaged_file_again_and_no_strangers(pictures, tmp_path):
+    encode(pictures, out := tmp_path / "out")
+    whole = (out / "a.lat").read_bytes()
+    (out / "a.lat").write_bytes(whole[:-3])
+    (out / "b.lat").write_bytes(b"a stranger's")
+    summary = encode(pictures, out, existing="update")
+    assert (summary.done, summary.failed) == (1, 1)
+    assert (out / "a.lat").read_bytes() == whole
+    assert (out / "b.lat").read_bytes() == b"a stranger's"

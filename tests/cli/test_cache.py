@@ -33,4 +33,4 @@ def test_command(tmp_path):
     assert run(*arguments, "-Q", "50").exit_code == 2
     refused = run(*arguments, "--space", "sd3")
     assert refused.exit_code == 5
-    assert "no encoder light of SD 3 latents" in refused.stderr
+    assert "no encoder light for SD 3" in refused.stderr

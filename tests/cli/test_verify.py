@@ -1,4 +1,6 @@
+import io
 import os
+import tarfile
 
 import hostile
 import numpy as np
@@ -120,3 +122,23 @@ def test_a_url_that_is_gone_is_one_fault_among_others(folder):
     assert result.exit_code == 1
     assert result.stdout.startswith("memory://gone.lat: cannot be read")
     assert "1 of 2 files failed" in result.stderr
+
+
+def test_shards_and_caches_are_checked_member_by_member(folder, sound, tmp_path_factory):
+    shard = tmp_path_factory.mktemp("cache") / "latents-00000.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name, data in (("a.lat", sound), ("a.json", b"{}"), ("b.lat", sound[:-1])):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    for path in (shard, shard.parent):
+        result = run(path)
+        assert result.exit_code == 1
+        assert result.stdout.startswith(f"{shard}/b.lat: ")
+        assert result.stderr.startswith("dynenc: 1 of 2 files failed: restore")
+    shard.write_bytes(shard.read_bytes()[:1300])
+    assert "cannot be read as a tar" in run(shard).stdout
+
+
+def test_only_damage_needs_a_backup(tmp_path):
+    assert run(tmp_path / "none.lat").stderr == "dynenc: 1 of 1 files failed\n"

@@ -190,6 +190,8 @@ def test_plot(folder, tmp_path):
     assert run(*options, "--plot", tmp_path / "out.png").exit_code == 0
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.width > 600
+    assert run(*options, "--plot", tmp_path / "out.png").exit_code == 6
+    assert run(*options, "--plot", tmp_path / "out.png", "--force").exit_code == 0
     assert run(*options, "--plot", tmp_path / "out.doc").exit_code == 2
     assert run(*options, "--plot", tmp_path / "no" / "out.png").exit_code == 7
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]

@@ -282,7 +282,7 @@ def test_spaces_in_a_folder_may_be_mixed(tmp_path):
     assert [lat.model.space for lat in lats] == [SD1, SDXL]
     summary = convert("import", tmp_path, tmp_path / "sdxl", space="sdxl", jobs=1)
     assert (summary.done, summary.failed) == (1, 1)
-    assert "another space: SDXL's are asked for" in summary.failures[0].reason
+    assert "holds latents of SD 1.x, but SDXL was given" in summary.failures[0].reason
 
 
 HOSTILE = {  # text of an index

@@ -248,7 +248,7 @@ def test_files_that_say_that_they_are_of_sdxl(latents, make):
     found = latent_files.read(make(latents), name)
     assert found.model is registry.FOREIGN["sdxl"]
     np.testing.assert_allclose(found.latents, latents, rtol=1e-5)
-    with pytest.raises(LatentsError, match=r"is for SDXL, .* SD 1\.x's are asked for"):
+    with pytest.raises(LatentsError, match=r"of SDXL, but SD 1\.x was given"):
         latent_files.read(make(latents), name, space=SD1)
 
 
@@ -269,10 +269,13 @@ OTHERS = {
     "a flipped picture alone": (lambda t: npz(latents_flipped_6x8=t), "but no latents"),
     "a list": (lambda t: pt([t]), "holds a list"),
     "more than there is": (lambda t: pt(torch.zeros(1).expand(4, 8000, 8000)), "claims to hold"),
-    "a picture": (lambda t: b"\x89PNG\r\n\x1a\n" + bytes(40), "neither safetensors nor"),
+    "a picture": (lambda t: b"\x89PNG\r\n\x1a\n" + bytes(40), "is no file of latents"),
     "nothing": (lambda t: b"", "is empty"),
-    "an old pickle": (lambda t: pickle.dumps({"latents": 1}), "pickles, which can run any code"),
-    "an empty zip": (lambda t: npz(), "neither|no latents"),
+    "an old pickle": (
+        lambda t: pickle.dumps({"latents": 1}),
+        "is a pickle, .* which can run any code",
+    ),
+    "an empty zip": (lambda t: npz(), "no file of latents"),
 }
 
 
@@ -362,3 +365,10 @@ def test_imported_is_no_encoder_to_choose():
     assert registry.latent_model(4).name == "imported"
     assert len({maker.number for maker in registry.LATENT_MODELS}) == len(registry.LATENT_MODELS)
     assert quantize.quality_to_step(80, has_trellis=False) == 134
+
+
+def test_a_scale_that_contradicts_the_file_is_refused(read):
+    data = written("safetensors", *read)
+    assert latent_files.read(data, "a", SCALE).scaling == (SCALE, 0.0)
+    with pytest.raises(LatentsError, match=r"says that its latents are times 0\.18215, but 1 was"):
+        latent_files.read(data, "a", 1)
