@@ -25,7 +25,10 @@ def number(name: str, value: object) -> float:
     """A real number of Python or NumPy as a float; not True."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise UsageError(f"{name} must be a number, not {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as exc:
+        raise UsageError(f"{name} is too large a number") from exc
 
 
 def file_name(what: str, value: Any) -> str:

@@ -60,7 +60,8 @@ class Encoding:
         typer.Option(
             "--strict",
             rich_help_panel=QUALITY,
-            help="Fail with exit code 12 if a target is missed by more than 3 %.",
+            help="Fail with exit code 12 if a target is missed by more than 3 % (8 % if the whole "
+            "image is text or graphics).",
         ),
     ] = False
     detail: Annotated[

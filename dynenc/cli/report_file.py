@@ -89,7 +89,9 @@ class ReportFile:
                 known = all({"source", "target"} <= row.keys() for row in rows)
             else:
                 reader = csv.DictReader(io.StringIO(text, newline=""))  # names may have line breaks
-                rows, known = list(reader), reader.fieldnames in (None, self.columns)
+                rows = list(reader)
+                known = reader.fieldnames in (None, self.columns)
+                known = known and not any(None in row for row in rows)  # more fields than columns
         except (ValueError, AttributeError, csv.Error):
             known = False
         if not known:

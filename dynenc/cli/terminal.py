@@ -25,7 +25,7 @@ def bars() -> Progress:
 @contextmanager
 def bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[], None]]:
     """A progress bar on stderr, if that is a terminal; yields a function that advances it."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not (sys.stderr and sys.stderr.isatty()):
         yield lambda: None
         return
     console = Console(stderr=True)

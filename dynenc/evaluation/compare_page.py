@@ -17,7 +17,7 @@ from dynenc.codec import Codec
 from dynenc.coding import bitstream, lat_file
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import DetailMode
-from dynenc.errors import DynencError, ImageError, UsageError
+from dynenc.errors import BitstreamError, DynencError, ImageError, UsageError, with_name
 from dynenc.evaluation import peers
 from dynenc.evaluation.measure import Measure
 from dynenc.imaging import detail, notes, pixels
@@ -120,7 +120,7 @@ def write(
                     *_encode_with_peers(original, codecs),
                 ]
                 versions = _versions(original, coded, request)
-        except ImageError as exc:
+        except (ImageError, BitstreamError) as exc:
             errors.append(exc)
             continue
         file.write(_script(path.name, original, versions))
@@ -149,7 +149,10 @@ def _versions(original: Image.Image, all_coded: Sequence[Coded], request: Reques
 def _read(files: Sequence[Path], codec: Codec) -> Iterator[Coded]:
     for path in files:
         if path.suffix.lower() == ".lat":
-            yield _decoded(path.name, lat_file.read_bytes(str(path)), codec)
+            try:
+                yield _decoded(path.name, lat_file.read_bytes(str(path)), codec)
+            except BitstreamError as exc:
+                raise with_name(exc, str(path)) from exc
         else:
             picture = open_rgb(path)
             yield Coded(path.name, path.read_bytes(), picture)

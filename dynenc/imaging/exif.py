@@ -17,7 +17,7 @@ PREFIX = b"Exif\0\0"
 ORIENTATION, SOFTWARE = 0x0112, 0x0131
 PIXEL_WIDTH, PIXEL_HEIGHT = 0xA002, 0xA003  # of the EXIF directory
 THUMBNAIL_OFFSET, THUMBNAIL_LENGTH = 0x0201, 0x0202
-XMP, IPTC, ICC_PROFILE = 0x02BC, 0x83BB, 0x8773  # in TIFF files; kept apart from EXIF
+XMP, IPTC, ICC_PROFILE = 0x02BC, 0x83BB, 0x8773  # in TIFF files
 # Tags of the first directory that describe the storage of the pixels in the original file and their
 # conversion to colours. All other tags are kept.
 GONE = {
@@ -31,17 +31,17 @@ GONE = {
 }
 
 
-def orientation(block: bytes) -> int:
-    """The EXIF orientation, 1 to 8; 1 if there is none or it cannot be read."""
+def orientation(block: bytes) -> int | None:
+    """The EXIF orientation, 1 to 8; None if there is none or it cannot be read."""
     block = block.removeprefix(PREFIX)
     try:
         structure = Structure.of(block[:16])
         entries = structure.directory(_reader(block), structure.first)[0]
     except ValueError:
-        return 1
+        return None
     found = [structure.integers(_reader(block), e, 1) for e in entries if e.tag == ORIENTATION]
-    value = found[0][0] if found and found[0] else 1
-    return value if 1 <= value <= 8 else 1
+    value = found[0][0] if found and found[0] else 0
+    return value if 1 <= value <= 8 else None
 
 
 def cleaned(block: bytes, width: int, height: int, *, is_upright: bool) -> tuple[bytes, list[int]]:
@@ -111,8 +111,12 @@ class _Cleaner:
         if self._overlaps_a_table(span):
             raise ValueError("directories overlap")
         self.tables.append(span)
+        followed = set()
         for entry in entries:
-            if entry.tag in ifd.POINTERS[depth]:
+            if entry.tag in followed:
+                self.unreadable.add(entry.position)
+            elif entry.tag in ifd.POINTERS[depth]:
+                followed.add(entry.tag)
                 try:
                     [below] = self.structure.integers(_reader(self.data), entry, 1)
                     self._survey(below, depth + 1)

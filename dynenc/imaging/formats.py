@@ -132,8 +132,13 @@ def _candidates(head: bytes, name: str) -> Iterator[str]:
             yield form
 
 
+def is_jxl(head: bytes) -> bool:
+    """Whether a file that starts with `head` is JPEG XL."""
+    return head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"))
+
+
 def _plugin_for(head: bytes) -> Plugin | None:
-    if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
+    if is_jxl(head):
         return JXL
     brands = head[8 : max(12, min(len(head), int.from_bytes(head[:4], "big")))]
     is_heif = head[4:8] == b"ftyp" and brands[:4] in HEIF_BRANDS

@@ -140,12 +140,16 @@ class Reader:
     def tree(self, start: int, unwanted: Container[int] = (), depth: int = 0) -> tuple[Node, ...]:
         """A directory and those it points to; raises ValueError if it is missing."""
         nodes = []
+        followed = set()  # a second pointer to the same kind of directory is damage
         entries, damaged, _ = self.structure.directory(self.read_at, start)
         self.dropped += [tag for tag in damaged if tag not in unwanted]
         for entry in entries:
             if entry.tag in unwanted:
                 continue
-            if entry.tag in POINTERS[depth]:
+            if entry.tag in followed:
+                self.dropped.append(entry.tag)
+            elif entry.tag in POINTERS[depth]:
+                followed.add(entry.tag)
                 try:
                     [below] = self.structure.integers(self.read_at, entry, 1)
                     directory = self.tree(below, (), depth + 1)

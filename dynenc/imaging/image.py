@@ -35,7 +35,6 @@ UNDERSTOOD_SEGMENTS = (  # of JPEG: prefixes of those that are used or kept
     *(b"JFIF", b"JFXX", b"Exif", b"http://ns.adobe.com/xap/1.0/", b"ICC_PROFILE", b"MPF"),
     *(b"Photoshop 3.0", b"Adobe"),
 )
-ORIENTATION_IN_XMP = re.compile(rb"tiff:Orientation(?:=[\"']|>)([2-8])[\"'<]")
 HEAD = 2**16  # bytes in which boxes and segments that describe an image are looked for
 BOXED = ("AVIF", "HEIF")  # formats
 COLOUR_BOX = b"colrnclx"  # of AVIF and HEIF: type of the box and of its content
@@ -120,7 +119,10 @@ def _read(file: BinaryIO, name: str, options: _Options) -> Image.Image:
 def _decoded(file: BinaryIO, name: str, options: _Options, profile: bytes = b"") -> Image.Image:
     """The image for `open_image`; the file may be truncated if the options allow that."""
     head = _head(file)
-    if size := jxl.declared_size(head):
+    if formats.is_jxl(head):
+        size = jxl.declared_size(head)
+        if size is None:  # the plugin would decode all of it before it tells
+            raise ImageError(f"{name} does not begin with its size: convert it to PNG first")
         _check_size(*size, name, options.max_pixels)
     with formats.open_file(file, name) as picture:
         _check_size(*picture.size, name, options.max_pixels)
@@ -272,12 +274,15 @@ def _narrowed(picture: ImageFile) -> Image.Image:
 def _upright(picture: Image.Image) -> Image.Image:
     """The image turned upright as its EXIF or XMP says, even if these are damaged otherwise."""
     turn = exif.orientation(metadata.exif_of(picture.info))
-    if turn == 1 and (found := ORIENTATION_IN_XMP.search(_xmp(picture.info))):
-        turn = int(found[1])
+    if turn is None and (found := metadata.ORIENTATION_IN_XMP.search(_xmp(picture.info))):
+        turn = int(found[2])
     if turn not in TURNS:
         return picture
     turned = picture.transpose(TURNS[turn])
     turned.info = dict(picture.info)
+    dpi = turned.info.get("dpi")
+    if turned.size != picture.size and isinstance(dpi, tuple):
+        turned.info["dpi"] = dpi[::-1]
     return turned
 
 

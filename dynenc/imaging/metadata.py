@@ -1,6 +1,7 @@
 """Metadata of an image: Pillow's `info` -> the kept fields, and back."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -14,12 +15,11 @@ MAX_METADATA = 2**20  # bytes of each kind, unpacked
 SOURCE_PROFILE = "source_icc_profile"  # of Image.info: `icc_profile` would be that of the pixels
 IPTC = 0x0404  # the Photoshop resource that holds it
 INCH = 0.0254  # m
-NO_TEXT = {
-    "xmp",
-    "XML:com.adobe.xmp",
-    "compression",
-    "version",
-}  # str values of `info` that are none
+NO_TEXT = {  # keys of `info` that have another meaning
+    *("xmp", "XML:com.adobe.xmp", "compression", "version", "transparency"),
+    SOURCE_PROFILE,
+}
+ORIENTATION_IN_XMP = re.compile(rb"(tiff:Orientation(?:=[\"']|>))([2-8])([\"'<])")
 RAW_EXIF = ("Raw profile type exif", "Raw profile type APP1")  # PNG texts of ImageMagick
 NAMES = {  # field of Metadata: what users call it
     "exif": "EXIF",
@@ -59,7 +59,7 @@ def of(image: Image.Image, *, is_upright: bool = False) -> Metadata:
     info = image.info
     found: dict[str, Callable[[], Any]] = {
         "exif": lambda: _exif(info, *image.size, is_upright),
-        "xmp": lambda: _xmp(info),
+        "xmp": lambda: _xmp(info, is_upright),
         "profile": lambda: _profile(info.get(SOURCE_PROFILE), image.mode),
         "iptc": lambda: _iptc(info.get("photoshop")),
         "comment": lambda: _bytes(info.get("comment")),
@@ -84,7 +84,7 @@ def of(image: Image.Image, *, is_upright: bool = False) -> Metadata:
 
 def to_info(metadata: Metadata) -> dict[Any, Any]:
     """The `info` that Pillow would have for an sRGB image with that metadata."""
-    info: dict[Any, Any] = dict(metadata.text)
+    info: dict[Any, Any] = {k: metadata.text[k] for k in metadata.text if k not in NO_TEXT}
     if metadata.exif:
         info["exif"] = exif.PREFIX + metadata.exif
     if metadata.xmp:
@@ -105,9 +105,10 @@ def _bytes(value: Any) -> bytes:
     return bytes(value) if isinstance(value, bytes | bytearray | memoryview) else b""
 
 
-def _xmp(info: Mapping[Any, Any]) -> bytes:
+def _xmp(info: Mapping[Any, Any], is_upright: bool) -> bytes:
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
-    return xmp.encode("utf-8", "replace") if isinstance(xmp, str) else _bytes(xmp)
+    packet = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else _bytes(xmp)
+    return ORIENTATION_IN_XMP.sub(rb"\g<1>1\3", packet) if is_upright else packet
 
 
 def _exif(info: Mapping[Any, Any], width: int, height: int, is_upright: bool) -> bytes:

@@ -10,7 +10,6 @@ from dynenc.imaging.notes import note
 
 GREY_MODES = {"1", "L", "LA", "La"}
 COLOUR_MODES = {"P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"}
-PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 PROBES = 16  # pixels to check before checking all
 
 
@@ -26,6 +25,9 @@ def to_plain(picture: Image.Image) -> Image.Image:
     Raises: ImageError if the mode is unknown, or the range of the samples is unclear.
     """
     given, info = picture, dict(picture.info)
+    if isinstance(info.get("transparency"), str):  # a text of a PNG file
+        picture = picture.copy()
+        del picture.info["transparency"]
     if picture.mode in samples.MODES:
         picture = samples.to_grey(picture)
     elif picture.mode not in GREY_MODES | COLOUR_MODES:

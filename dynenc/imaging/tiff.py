@@ -16,7 +16,7 @@ from dynenc.imaging.notes import note
 SUBFILE_TYPE, OLD_SUBFILE_TYPE, WIDTH, HEIGHT, BITS = 254, 255, 256, 257, 258
 PHOTOMETRIC, PLANAR, SUB_IFDS, SAMPLE_FORMAT, SUBSAMPLING = 262, 284, 330, 339, 530
 WHITE_IS_ZERO, YCBCR, SEPARATE_PLANES = 0, 6, 2  # values
-UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # sample formats
+UNSIGNED, SIGNED = 1, 2  # sample formats
 REDUCED, MASK = 1, 4  # bits of the subfile type
 MAX_PAGES = 1000  # that are examined
 

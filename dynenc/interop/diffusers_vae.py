@@ -25,6 +25,7 @@ from dynenc.latent_space import SD1
 from dynenc.latent_space import named as space_named
 from dynenc.networks import compat, loading
 from dynenc.networks.checks import check_batch
+from dynenc.networks.encoder import to_floats
 from dynenc.networks.external_vae import load_decoder
 from dynenc.networks.tiling import SMALL_TILE
 
@@ -79,7 +80,8 @@ class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not ty
         """
         check_batch("images", x, 3)
         with _weights_of(self.encoder) as device:
-            mean = self._space.raw(self.encoder(tensors.pad(x.to(device, self.dtype))))
+            images = to_floats(x.to(device)).to(self.dtype)
+            mean = self._space.raw(self.encoder(tensors.pad(images)))
         moments = torch.cat([mean, torch.zeros_like(mean)], dim=1)
         latent_dist = DiagonalGaussianDistribution(moments, deterministic=True)
         return AutoencoderKLOutput(latent_dist=latent_dist) if return_dict else (latent_dist,)

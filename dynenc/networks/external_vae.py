@@ -118,12 +118,19 @@ def _decoder(name: str, vae: Any, space: LatentSpace) -> Decoder:
 
 @torch.inference_mode()
 def _check_latents(decoder: Decoder) -> None:
-    """Raise WeightsError if a foreign decoder is evidently of another space than it is loaded for.
+    """Raise WeightsError if a foreign decoder makes no RGB, or is evidently of another space.
 
     A file without a config does not say its space, and the VAEs of SD 1.x and SDXL have the same
     architecture. So a small image of four colours is encoded for both: either TAESD decodes the
     latents of its own space with half the error of the other's.
     """
+    side = decoder.space.patch
+    try:
+        made = decoder(torch.zeros(1, decoder.space.channels, 2, 2)).shape
+    except (RuntimeError, TypeError, ValueError, IndexError) as exc:
+        raise WeightsError(f"{decoder.name} does not decode latents: {exc}") from exc
+    if made != (1, 3, 2 * side, 2 * side):
+        raise WeightsError(f"{decoder.name} makes {list(made)} of 2x2 latents, not RGB images")
     spaces = (SD1, SDXL)
     if decoder.space not in spaces:
         return

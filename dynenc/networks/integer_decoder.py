@@ -212,7 +212,7 @@ def to_floats(
         weight *= inputs[:, None, None]
         if outputs is None:
             outputs = np.sqrt(np.square(weight).sum((1, 2, 3)))
-            outputs[outputs == 0] = 1
+        outputs = np.where(outputs == 0, 1, outputs)
         found[f"{name}.weight"] = (weight / outputs[:, None, None, None]).astype(np.float32)
         found[f"{name}.bias"] = (bias / outputs).astype(np.float32)
         return outputs

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dynenc import registry
 from dynenc.arguments import file_name
-from dynenc.errors import WeightsError
+from dynenc.errors import WeightsError, with_name
 from dynenc.io.writing import writing
 from dynenc.latent_space import SD1, LatentSpace
 from dynenc.networks import integer_decoder, published
@@ -126,12 +126,15 @@ def _filled(module: N, data: bytes, name: str) -> N:
         state = load(data)
         if isinstance(module, EmbeddedDecoder) and integer_decoder.are_integers(state):
             integers = {key: value.numpy() for key, value in state.items()}
+            integer_decoder.load(integers, *module.sizes)  # which checks their ranges
             state = {
                 key: torch.from_numpy(value)
                 for key, value in integer_decoder.to_floats(integers, *module.sizes).items()
             }
         module.load_state_dict({key: value.float() for key, value in state.items()})
-    except (SafetensorError, RuntimeError) as exc:
+    except WeightsError as exc:
+        raise with_name(exc, name) from exc
+    except (SafetensorError, RuntimeError, KeyError, TypeError) as exc:
         raise WeightsError(f"{name} does not have the weights of this network: {exc}") from exc
     module = module.eval().requires_grad_(False)
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it

@@ -1,5 +1,6 @@
 """Tiled decoding: large latents are decoded in parts and blended without seams."""
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -119,20 +120,22 @@ class Decoder(nn.Module):
         """Decode one tile, and cut off the pixels of some latents at its edges.
 
         With `precise`, the embedded decoder computes in float32 everywhere.
-        If the result is not finite in half precision, the network is switched to float32 for good.
+        If the result is not finite in half precision, though the latents are, a copy of the network
+        in float32 takes its place.
         """
-        like = next(self.network.parameters())
+        network = self.network  # which another thread may replace
+        like = next(network.parameters())
         inputs = latents.to(like.device, torch.float32) / self.scale + self.shift
         inputs = inputs.to(like.dtype, memory_format=torch.channels_last)
         image: Tensor
-        if isinstance(self.network, EmbeddedDecoder):
+        if isinstance(network, EmbeddedDecoder):
             with nullcontext() if precise else in_bfloat16(inputs):
-                image = self.network(inputs, cut).float()
+                image = network(inputs, cut).float()
         else:
-            image = F.pad(self.network(inputs).float(), [-SD1.patch * count for count in cut])
-        if like.dtype != torch.float32 and not image.isfinite().all():
+            image = F.pad(network(inputs).float(), [-SD1.patch * count for count in cut])
+        if like.dtype != torch.float32 and not image.isfinite().all() and latents.isfinite().all():
             with torch.inference_mode(False):  # otherwise it could never propagate gradients again
-                self.network.float()
+                self.network = copy.deepcopy(network).float()
             return self._decode(latents, precise, cut)
         return image
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,18 +31,22 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 
 def on_disk(name: str) -> Path | None:
     """The local path of a named decoder; None for a hub id that is not in the hub cache."""
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as exc:  # no such user, or a name that is too long
+        raise WeightsError(f"{name:.99} cannot be the name of a decoder") from exc
     if path.suffix.lower() in PICKLES:
         raise WeightsError(
             f"{name} is a pickle, which can run any code when it is read: convert it to "
             ".safetensors and use that file"
         )
-    if path.exists():
+    if exists:
         return path
     if not registry.is_weight_file(name) and re.fullmatch(r"[\w-]+", name):
-        known = ", ".join(("auto", *registry.names("decoder"), "sd-vae"))
         raise WeightsError(
-            f"unknown decoder {name!r}: use {known}, a folder, a .safetensors file or a hub id"
+            f"there is no decoder {name}: use auto, embedded, fine, sd-vae, a folder, a "
+            ".safetensors file or a hub id"
         )
     if registry.is_weight_file(name) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise WeightsError(f"{name} does not exist: give a folder, a .safetensors file or a hub id")
@@ -123,9 +128,10 @@ def load_vae(path: Path, name: str, parts: tuple[str, ...], space: LatentSpace) 
     try:
         with _silenced(diffusers.utils.logging), torch.device("meta"):
             vae = getattr(diffusers, config["_class_name"]).from_config(config)
-    except (TypeError, ValueError, RuntimeError) as exc:
+        n_levels = len(vae.config.block_out_channels)
+    except Exception as exc:  # diffusers computes with whatever stands there
         raise WeightsError(f"the config of {name} is not valid: {_first_line(exc)}") from exc
-    if len(vae.config.block_out_channels) != 4:
+    if n_levels != 4:
         raise WeightsError(f"{name} does not upscale by 8: use a decoder of {space.title} latents")
     expected = {key: t.shape for key, t in vae.state_dict().items() if key.startswith(parts)}
     shapes = {key: tensor.shape for key, tensor in state.items() if key.startswith(parts)}
@@ -169,7 +175,7 @@ def _find(path: Path) -> tuple[dict[str, Any], Path]:
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as exc:
+    except (OSError, ValueError, TypeError, RecursionError) as exc:
         raise WeightsError(
             f"{file} is missing or not JSON: use the folder of an autoencoder in diffusers form"
         ) from exc
@@ -266,10 +272,14 @@ def _first_line(exc: Exception) -> str:
 
 @contextmanager
 def _silenced(logging: Any) -> Iterator[None]:
-    """A context in which a library only logs errors."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+    """A context in which a library only logs errors; one thread at a time can be in it."""
+    with _SILENCE:
+        before = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(before)
+
+
+_SILENCE = threading.Lock()

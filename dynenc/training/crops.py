@@ -4,11 +4,13 @@ A source is decoded once to a flat memory map with an index, because decoding th
 batch would cost as much as a training step.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -31,29 +33,36 @@ class Tile:
     width: int
 
 
-def build_cache(source: Path, cache: Path, smallest: int) -> None:
+def build_cache(source: Path, cache: Path) -> None:
     """Decode one source to `cache`: pixels.u8 (HWC) and index.json.
 
     Args:
         source: folder or tar shard of images.
         cache: folder to create; it appears only when complete.
-        smallest: images with a side shorter than this, in px, are skipped.
     """
-    partial = cache.with_name(f"{cache.name}.{os.getpid()}")
-    partial.mkdir(parents=True)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=cache.parent) as temporary:
+        partial = Path(temporary) / cache.name
+        partial.mkdir()
+        _decode(source, partial)
+        try:
+            partial.rename(cache)
+        except OSError:
+            if not cache.exists():  # another run was faster
+                raise
+
+
+def _decode(source: Path, partial: Path) -> None:
     tiles: list[Tile] = []
     start = 0
     with (partial / "pixels.u8").open("wb") as pixels:
         for name, picture in iter_images(source):
             width, height = picture.size
-            if min(width, height) < smallest:
-                continue
             pixels.write(np.asarray(picture).tobytes())
             tiles.append(Tile(name, start, height, width))
             start += height * width
     index = [[t.name, t.start, t.height, t.width] for t in tiles]
     (partial / "index.json").write_text(json.dumps(index))
-    partial.rename(cache)
 
 
 class Crops:
@@ -109,8 +118,10 @@ def open_crops(sources: Sequence[Path], run: Path, size: int) -> Crops:
     """The training images of folders or tar shards, decoded once and cached in the run's folder."""
     caches = []
     for source in sources:
-        cache = run / "cache" / source.stem
+        place = source.resolve()
+        digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
+        cache = run / "cache" / f"{place.stem}-{digest}"
         if not cache.exists():
-            build_cache(source, cache, size)
+            build_cache(source, cache)
         caches.append(cache)
     return Crops(caches, size)

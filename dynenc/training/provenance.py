@@ -26,9 +26,11 @@ def origin(
 
 def commit() -> str:
     """The commit of the source tree, or 'unknown' outside a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    here = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(here), "rev-parse", "--show-toplevel", "--short", "HEAD"]
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        ran = subprocess.run(command, check=True, capture_output=True, text=True)
+        top, found = ran.stdout.splitlines()
+        return found if Path(top).resolve() == here else "unknown"  # else that of another project
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -43,17 +44,32 @@ def train(
     loss. A checkpoint is written every `save_every` steps, at the end, and when interrupted.
     """
     paths.run.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, paths, device)
-    trainer.resume()
-    try:
-        while trainer.progress < 1:
-            terms = trainer.train_step()
-            report(trainer.step, trainer.progress, terms)
-            if trainer.step % save_every == 0:
+    with _own_state(device):
+        trainer = Trainer(config, paths, device)
+        trainer.resume()
+        try:
+            while trainer.progress < 1:
+                terms = trainer.train_step()
+                report(trainer.step, trainer.progress, terms)
+                if trainer.step % save_every == 0:
+                    trainer.save()
+        finally:
+            if not trainer.is_updating:  # else the checkpoint before stays
                 trainer.save()
-    finally:
-        trainer.save()
-    return trainer.export()
+        return trainer.export()
+
+
+@contextmanager
+def _own_state(device: torch.device) -> Iterator[None]:
+    """Restore torch's random numbers and flags afterwards."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        cudnn.benchmark = True  # all batches have the same few shapes
+        try:
+            yield
+        finally:
+            cudnn.benchmark = before
 
 
 def train_coder(
@@ -79,7 +95,8 @@ def train_coder(
             image = to_floats(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
             yield encoders[number % len(encoders)](pad(image))[0].numpy()
 
-    tensors = fit(latents(), config, report)
+    with torch.random.fork_rng([]):
+        tensors = fit(latents(), config, report)
     figures: dict[str, float] = {}
     if paths.test:
         coder = EntropyCoder.of(tensors, has_trellis=config.has_trellis)
@@ -90,7 +107,8 @@ def train_coder(
                 encoded = encoders[-1](pad(to_tensor(picture)))
             payload = coder.encode(to_symbols(encoded[0].numpy(), step_q, coder), step_q)
             rates.append(bitstream.bpp(len(payload), *picture.size))
-        figures = {"pictures": len(rates), "bpp": sum(rates) / len(rates)}
+        if rates:
+            figures = {"pictures": len(rates), "bpp": sum(rates) / len(rates)}
     metadata = {"model": config.preset, **origin(config, paths, len(crops), figures)}
     with writing(str(paths.export), overwrite=True) as file:
         file.write(save(tensors, metadata))

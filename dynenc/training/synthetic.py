@@ -15,6 +15,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
+from dynenc.errors import UsageError
+
 Random = np.random.Generator
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -33,6 +35,8 @@ class Synthetic:
 
     def __init__(self, size: int, fonts: Path | None = None) -> None:
         self.size = size
+        if fonts and not fonts.is_dir():
+            raise UsageError(f"{fonts} is not a folder of fonts")
         files = fonts.rglob("*") if fonts else ()
         found = (f for f in files if f.suffix.lower() in (".ttf", ".otf"))
         self.fonts = sorted(f for f in found if _has_latin_letters(f))
@@ -121,15 +125,14 @@ class Synthetic:
             draw.line((24, place, side, place), faint)
             draw.text((2, place - 6), str(int(random.integers(1000))), ink, font)
         draw.line((24, 0, 24, side), ink, int(random.integers(1, 3)))
-        places = np.arange(24, side, random.uniform(6, 24))
+        width = random.uniform(6, 24)
+        places = np.arange(24, side, width)
         for _ in range(int(random.integers(1, 4))):
             colour = _contrasting(random, paper)
             heights = side / 2 + np.cumsum(random.normal(0, side / 16, len(places)))
             if random.random() < 0.4:
                 for x, y in zip(places, heights, strict=True):
-                    draw.rectangle(
-                        (x, min(y, side - 1), x + places[1] - places[0] - 2, side), colour
-                    )
+                    draw.rectangle((x, min(y, side - 1), x + width - 2, side), colour)
             else:
                 points = list(zip(places.tolist(), heights.tolist(), strict=True))
                 draw.line(points, colour, int(random.integers(1, 4)))
@@ -242,7 +245,10 @@ def flats(count: int, random: Random) -> Tensor:
 
 def _has_latin_letters(font: Path) -> bool:
     """Whether two letters look different; a font that lacks them draws the same box for both."""
-    loaded = ImageFont.truetype(font, 16)
+    try:
+        loaded = ImageFont.truetype(font, 16)
+    except OSError:  # a broken file
+        return False
     return bytes(loaded.getmask("A")) != bytes(loaded.getmask("e"))
 
 

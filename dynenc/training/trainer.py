@@ -14,6 +14,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Trainer:
         # not for encoders in training, which stay exact, or the autoencoder, which is too small
         self.half = fast_dtype(device) != torch.float32 and config.preset != "autoencoder"
         torch.manual_seed(config.seed)
-        torch.backends.cudnn.benchmark = True  # all batches have the same few shapes
+        self.is_updating = False  # whether a step has changed some weights and will change others
         self.distortion: nn.Module = self._frozen(Distortion(config, paths))
         model = registry.MODELS[config.preset]
         self.space = SD1 if model.space is AUTOENCODER else model.space
@@ -91,6 +92,10 @@ class Trainer:
             decoder = self._of_space(paths.embedded)
             self._train(starts, decoder, paths.embedded)
             self.decoders.append(self.model[decoder.name])
+        if paths.export.stem in {*self.model} - {config.preset}:
+            raise UsageError(
+                f"{paths.export} is where {paths.export.stem} will be written: choose another -o"
+            )
         self.begun = [weight.detach().clone() for weight in self.model.parameters()]
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
         parameters = [*self.model.parameters(), *self.prior.parameters()]
@@ -277,6 +282,7 @@ class Trainer:
             loss = discriminator_loss(real.float(), fake.float())
         self.adversary.zero_grad(set_to_none=True)
         loss.backward()
+        self.is_updating = True
         self.adversary.step()
         total = torch.stack(list(terms.values())).sum()
         [pull] = torch.autograd.grad(total, judged)
@@ -299,10 +305,12 @@ class Trainer:
         if not self.config.gan:
             torch.stack(list(terms.values())).sum().backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.is_updating = True
         if torch.isfinite(norm):
             self.optimizer.step()
             self.average.update_parameters(self.model)
         self.step += 1
+        self.is_updating = False
         return {name: value.item() for name, value in terms.items()}
 
     @property
@@ -331,14 +339,22 @@ class Trainer:
         """Load the checkpoint; return whether there was one."""
         if not self.checkpoint.exists():
             return False
-        state: dict[str, Any] = torch.load(self.checkpoint, self.device, weights_only=True)
-        if TrainConfig(**state["config"]) != self.config:
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, self.device, weights_only=True)
+            is_same = state["config"] == asdict(self.config)
+            if is_same:
+                for name, part in self._parts().items():
+                    part.load_state_dict(state[name])
+        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingError) as exc:
+            raise OutputExists(
+                f"{self.checkpoint} is damaged, or from a run with other networks",
+                hint="choose another --run",
+            ) from exc
+        if not is_same:
             raise OutputExists(
                 f"{self.checkpoint} is from a run with other settings", hint="choose another --run"
             )
         self.step, self.spent_s = state["step"], state["spent_s"]
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
         return True
 
     def averaged(self) -> dict[str, nn.Module]:

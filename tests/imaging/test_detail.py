@@ -223,7 +223,7 @@ def test_without_avif_the_layer_is_webp_and_avif_is_refused_by_name(codec, monke
     assert "pip install" in refused.value.hint
     (path := tmp_path / "a.lat").write_bytes(with_avif)
     [(_, fault)] = verify([str(path)], max_pixels=MAX_PIXELS)
-    assert "pip install" in fault  # not from a backup
+    assert "pip install" in fault.hint  # not from a backup
     blob = codec.encode(screen())
     assert detail.of_chunks(LatFile.parse(blob).chunks, *screen().size).form == "WEBP"
     monkeypatch.setattr(features, "check", lambda name: False)

@@ -223,6 +223,40 @@ def test_orientation_is_applied_once(nano, photo):
     assert decoded.getexif()[0x010F] == CAMERA
 
 
+def xmp_turn(turn):
+    return f'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="{turn}"/>'.encode()
+
+
+def test_orientation_in_xmp_counts_without_one_in_exif(nano, photo):
+    for tagged, size in ((None, photo.size[::-1]), (1, photo.size), (6, photo.size[::-1])):
+        entries = exif()
+        if tagged:
+            entries[0x0112] = tagged
+        data = with_metadata(photo, "JPEG", exif=entries, xmp=xmp_turn(6), dpi=(300, 150))
+        opened = image.open_image(data, keep_metadata=True)
+        assert opened.size == size
+        dpi = tuple(map(round, opened.info["dpi"]))
+        assert dpi == ((300, 150) if size == photo.size else (150, 300))
+        decoded = nano.decode(nano.encode(opened, keep_metadata=True))
+        assert decoded.info["xmp"] == xmp_turn(1)  # so no program turns it again
+
+
+@pytest.mark.parametrize("keyword", ["transparency", "source_icc_profile"])
+def test_texts_with_the_names_of_other_things_are_no_such_things(nano, photo, keyword):
+    texts = PngInfo()
+    texts.add_text(keyword, "72")
+    texts.add_text("Title", "a cat")
+    photo.save(file := io.BytesIO(), "PNG", pnginfo=texts)
+    opened = image.open_image(file.getvalue(), keep_metadata=True)
+    for picture in (opened, Image.open(file)):
+        decoded = nano.decode(nano.encode(picture, keep_metadata=True))
+        assert decoded.info.get("Title") == "a cat"
+        assert keyword not in decoded.info
+    chunks = extras.to_chunks(Extras(metadata=Metadata(text={keyword: "72"})))
+    restored = extras.restore(photo.copy(), extras.from_chunks(chunks, *photo.size))
+    assert keyword not in restored.info
+
+
 def test_profiles_become_srgb(photo):
     opened = image.open_image(with_metadata(photo, "PNG", icc_profile=LINEAR))
     linear = np.asarray(photo) / 255

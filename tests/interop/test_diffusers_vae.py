@@ -35,6 +35,8 @@ def test_latents_are_raw(vae, pictures):
     assert torch.equal(distribution.sample(torch.Generator().manual_seed(0)), distribution.mode())
     assert torch.equal(distribution.mean, distribution.mode())
     assert torch.equal(vae.encode(pictures, return_dict=False)[0].mode(), distribution.mode())
+    as_bytes = vae.encode(((pictures + 1) * 127.5).round().byte()).latent_dist.mode()
+    torch.testing.assert_close(as_bytes, distribution.mode(), rtol=0, atol=1e-3)
 
 
 def test_decode_undoes_encode(vae, pictures):

@@ -270,6 +270,9 @@ def refused(name: str) -> str:
         ({"block_out_channels": [64] * 4}, "does not fit"),
         ({"norm_num_groups": 7}, "config .* is not valid"),
         ({"block_out_channels": 32}, "config .* is not valid"),
+        ({"block_out_channels": []}, "config .* is not valid"),
+        ({"norm_num_groups": 0}, "config .* is not valid"),
+        ({"act_fn": 3}, "config .* is not valid"),
         (
             {
                 "block_out_channels": [32],
@@ -401,6 +404,17 @@ def test_damaged_weights_are_refused(vae, folder):
     assert "post_quant_conv.bias" in refused(str(folder))
 
 
+def test_a_vae_that_makes_no_rgb_is_refused(tmp_path):
+    grey = diffusers.AutoencoderTiny(out_channels=1)
+    grey.save_pretrained(tmp_path)
+    assert "not RGB images" in refused(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["~no-such-user/vae", "a" * 5000])
+def test_names_that_no_file_can_have_are_refused(name):
+    assert "cannot be the name of a decoder" in refused(name)
+
+
 def test_missing_paths_are_refused(folder, tmp_path):
     for name in ("nosuch", str(tmp_path / "nosuch"), "a/b/c", "some/vae.safetensors", "../vae"):
         assert f"{name} does not exist" in refused(name)
@@ -411,7 +425,7 @@ def test_missing_paths_are_refused(folder, tmp_path):
 
 def test_a_wrong_environment_is_named(monkeypatch):
     monkeypatch.setenv(VARIABLE, "nosuch")
-    assert refused("auto").startswith(f"{VARIABLE} is set, but nosuch does not exist")
+    assert refused("auto").startswith(f"{VARIABLE} is set, but there is no decoder nosuch")
     monkeypatch.setenv(VARIABLE, "some/vae")
     assert "some/vae, set by" in refused("auto")
 
@@ -479,7 +493,14 @@ def test_float32_replaces_half_precision_that_overflows(dtype):
     for _ in range(2):
         image = decoder(torch.ones(1, 4, 2, 2))
         assert (image.dtype, image.unique().tolist()) == (torch.float32, [1])
-    assert network.calls == [dtype, torch.float32, torch.float32]
+    assert decoder.network.calls == [dtype, torch.float32, torch.float32]
+    assert network.calls == [dtype]  # another thread may still compute with it
+
+
+def test_latents_that_are_not_finite_do_not_change_the_network():
+    decoder = Decoder("fake", Enlarge()).half()
+    decoder(torch.full((1, 4, 2, 2), torch.nan))
+    assert decoder.network.calls == [torch.float16]
 
 
 def test_gradient_still_flows_after_that():

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dynenc import registry
 from dynenc.coding.entropy import EntropyCoder
@@ -109,3 +109,21 @@ def test_no_module_unpickles_anything_but_tensors():
         calls = re.findall(r"(?<!safetensors\.)torch\.load\(.*", text)
         assert all(call.endswith("weights_only=True)") for call in calls)
         assert not calls or name in ("train.py", "interchange.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("layers.0.shift", torch.tensor([-1], dtype=torch.int32)),
+        ("layers.0.shift", torch.tensor([5000], dtype=torch.int32)),
+        ("layers.0.multiplier", torch.tensor([-1] * 192, dtype=torch.int16)),
+        ("layers.0.multiplier", torch.ones(192, dtype=torch.bfloat16)),
+    ],
+)
+def test_integers_out_of_range_are_refused(tmp_path, name, value):
+    state = load_file(registry.folder() / "embedded.safetensors")
+    state[name] = value.reshape(-1)[:1].expand(state[name].shape).contiguous()
+    path = tmp_path / "x.safetensors"
+    loading.save_weights(state, path, {"model": "embedded"})
+    with pytest.raises(WeightsError):
+        loading.load_path(path)

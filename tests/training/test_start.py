@@ -19,7 +19,7 @@ def crops(tmp_path_factory):
     folder = tmp_path_factory.mktemp("crops")
     (pictures := folder / "pictures").mkdir()
     Image.open("tests/images/chelsea.png").convert("RGB").save(pictures / "cat.png")
-    build_cache(pictures, folder / "cache", 64)
+    build_cache(pictures, folder / "cache")
     return Crops([folder / "cache"], 64)
 
 

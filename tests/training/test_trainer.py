@@ -9,16 +9,17 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_vgg import vgg_weights
+from torch.optim.swa_utils import AveragedModel
 from typer.testing import CliRunner
 
 from dynenc.cli.main import app
 from dynenc.coding.entropy import EntropyCoder
-from dynenc.errors import ImageError, UsageError, WeightsError
+from dynenc.errors import ImageError, OutputExists, UsageError, WeightsError
 from dynenc.evaluation.lpips import LPIPS
 from dynenc.imaging.sources import iter_images
 from dynenc.networks.loading import load_path, model_name
 from dynenc.training.config import PRESETS, TrainConfig, TrainPaths, configure
-from dynenc.training.crops import Crops, build_cache
+from dynenc.training.crops import Crops, build_cache, open_crops
 from dynenc.training.prior import Prior
 from dynenc.training.run import train, train_with_progress
 from dynenc.training.synthetic import Synthetic
@@ -113,6 +114,46 @@ def test_resuming_gives_the_same_weights(folder, tmp_path, preset, changes):
     one, two = load_file(straight.export), load_file(stopped.export)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_step_that_is_interrupted_halfway_is_not_saved(folder, tmp_path, monkeypatch):
+    config = replace(PRESETS["nano"], **SMALL)
+    straight, stopped = (paths(folder, tmp_path / name) for name in ("straight", "stopped"))
+    train(config, straight, CPU, nothing, save_every=1)
+    update, counts = AveragedModel.update_parameters, iter(range(99))
+
+    def stop(self, model):
+        if next(counts) == 3:  # the weights have changed, their average and the count have not
+            raise KeyboardInterrupt
+        update(self, model)
+
+    monkeypatch.setattr(AveragedModel, "update_parameters", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stopped, CPU, nothing, save_every=1)
+    monkeypatch.undo()
+    train(config, stopped, CPU, nothing)
+    one, two = load_file(straight.export), load_file(stopped.export)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_training_leaves_the_process_as_it_was(folder, tmp_path):
+    before = torch.get_rng_state(), torch.backends.cudnn.benchmark
+    train(replace(PRESETS["nano"], **SMALL), paths(folder, tmp_path), CPU, nothing)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.backends.cudnn.benchmark == before[1]
+
+
+def test_damaged_checkpoints_and_test_images_of_no_use(folder, tmp_path):
+    config = replace(PRESETS["nano"], **SMALL)
+    (small := tmp_path / "small").mkdir()
+    Image.new("RGB", (16, 16)).save(small / "a.png")
+    assert set(train(config, paths(folder, tmp_path, test=small), CPU, nothing)) == {
+        "pictures",
+        "psnr_db",
+    }
+    (tmp_path / "nano.checkpoint").write_bytes(b"PK")
+    with pytest.raises(OutputExists, match="is damaged"):
+        train(config, paths(folder, tmp_path), CPU, nothing)
 
 
 def test_another_configuration_does_not_take_the_checkpoint(folder, tmp_path):
@@ -334,7 +375,7 @@ def test_every_preset_is_a_model_and_every_field_a_number():
 
 
 def test_crops_are_parts_of_their_pictures_mirrored_or_not(folder, tmp_path):
-    build_cache(folder / "pictures", tmp_path / "cache", 40)
+    build_cache(folder / "pictures", tmp_path / "cache")
     crops = Crops([tmp_path / "cache"], 40)
     assert len(crops) == 3
     pixels = crops.sample(20, np.random.default_rng(0))
@@ -346,6 +387,14 @@ def test_crops_are_parts_of_their_pictures_mirrored_or_not(folder, tmp_path):
     assert all(one or two for one, two in zip(straight, mirrored, strict=True))
     assert any(straight)
     assert any(mirrored)
+
+
+def test_sources_of_one_name_are_two(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        large_pictures(tmp_path / name / "x")
+    crops = open_crops([tmp_path / "a" / "x", tmp_path / "b" / "x"], tmp_path / "run", 128)
+    assert len(crops) == 4
 
 
 def test_drawn_crops_depend_on_the_random_numbers_alone():
