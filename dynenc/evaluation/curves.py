@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from dynenc.errors import UsageError
 from dynenc.evaluation.measure import FIGURES, QUALITY_FIGURES
@@ -47,8 +48,8 @@ class Evaluation:
 
     def as_json(self) -> str:
         """One object and line per codec, in CompressAI's format, with BD-rates in percent."""
-        rows = [{**asdict(one), "bd-rate": _or_null(self.bd_rates(one))} for one in self.curves]
-        return "\n".join(json.dumps(row) for row in [*rows, *map(asdict, self.anchors)])
+        rows = [{**_row(one), "bd-rate": _or_null(self.bd_rates(one))} for one in self.curves]
+        return "\n".join(json.dumps(row) for row in [*rows, *map(_row, self.anchors)])
 
     def as_tables(self) -> str:
         """Markdown: a table of all points and one of BD-rates."""
@@ -93,6 +94,15 @@ def percent(rate: float) -> str:
 
 def _cell(name: str, value: float) -> str:
     return f"{value:.{FIGURES[name].decimals}f}"
+
+
+def _row(curve: Curve) -> dict[str, Any]:
+    """A curve with None for the infinite PSNR of identical images."""
+    results = {
+        name: [value if math.isfinite(value) else None for value in values]
+        for name, values in curve.results.items()
+    }
+    return {**asdict(curve), "results": results}
 
 
 def _or_null(rates: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:

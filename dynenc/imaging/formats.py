@@ -189,4 +189,4 @@ def writer_of(suffix: str) -> str | None:
         if suffix in plugin.suffixes:
             return plugin.form if plugin.load() else None
     form = Image.registered_extensions().get(suffix, "")
-    return form if form in Image.SAVE else None
+    return form if form in Image.SAVE and form != "ICNS" else None  # which has sizes of its own

@@ -40,6 +40,7 @@ MOST_BYTES = {  # of a segment, without its header
     "GIF": {"comment": 65_000},
 }
 WITH_ALPHA = ("PNG", "WEBP", "AVIF", "TIFF", "HEIF", "JXL", "JPEG2000", "TGA", "QOI", "ICO", "DDS")
+ICO_SIDE = 256  # px, at most
 XMP_OF_PNG = "XML:com.adobe.xmp"  # keyword of a text
 
 
@@ -78,6 +79,12 @@ def picture_bytes(
         info = picture.info
         picture = pixels.over_white(picture)
         picture.info = info
+    if form == "QOI" and picture.mode in ("L", "LA"):  # which has colours alone
+        info = picture.info
+        picture = picture.convert("RGBA" if picture.mode == "LA" else "RGB")
+        picture.info = info
+    if form == "ICO" and max(picture.size) > ICO_SIDE:
+        raise OutputError(f"{name} cannot be written as ICO: a side exceeds {ICO_SIDE} px")
     try:
         return save(picture, form, software(decoder_name, view))
     except (OSError, ValueError) as exc:
@@ -126,6 +133,8 @@ def _data(picture: Image.Image, kind: str) -> Any:
 def _save(picture: Image.Image, form: str, made_by: str, kept: dict[str, Any]) -> bytes:
     options: dict[str, Any] = {"quality": LOSSY_QUALITY} if form in LOSSY else {}
     options["icc_profile"] = kept.get("profile")
+    if form == "ICO":
+        options["sizes"] = [picture.size]  # not those of icons
     if "resolution" in kept:
         options["dpi"] = kept["resolution"]
     if form == "TIFF":

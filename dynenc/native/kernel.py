@@ -213,7 +213,7 @@ def packed(
     header = np.array([channels, *counts.shape, len(thresholds), *np.ravel(sizes)])
     parts = [header, *(tensor for network in networks for tensor in network), counts, thresholds]
     flat = np.concatenate([np.ravel(part) for part in parts])
-    if np.abs(flat).max() > np.iinfo(np.int32).max:
+    if max(int(flat.max()), -int(flat.min())) > np.iinfo(np.int32).max:
         raise WeightsError("the entropy coder's weights exceed exact arithmetic")
     return flat.astype(np.int32)
 

@@ -202,3 +202,9 @@ def test_a_plot_without_matplotlib_is_refused_at_once(folder, tmp_path, monkeypa
     result = run(folder / "pictures", "--plot", tmp_path / "out.png")
     assert result.exit_code == 2
     assert "pip install 'dynenc[eval]'" in result.stderr
+
+
+def test_json_has_no_infinity():
+    one = curves.Curve("one", "", {"bpp": [1.0, 2.0], "psnr-rgb": [30.0, float("inf")]})
+    found = json.loads(curves.Evaluation([one], [], 0).as_json())
+    assert found["results"]["psnr-rgb"] == [30.0, None]

@@ -4,14 +4,15 @@ import io
 import stat
 import tarfile
 
+import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 from typer.testing import CliRunner
 
 from dynenc import Codec
 from dynenc.cli.main import app
-from dynenc.errors import ImageError
-from dynenc.imaging import formats, image, jxl
+from dynenc.errors import ImageError, OutputError
+from dynenc.imaging import extras, formats, image, jxl, save
 from dynenc.imaging.sources import iter_images
 
 
@@ -141,3 +142,20 @@ def test_declared_size_of_jxl_by_hand():
     assert jxl.declared_size(data) == (2**30, 2**30)
     with pytest.raises(ImageError, match="the limit is"):
         image.open_image(data)
+
+
+@pytest.mark.parametrize("form", ["ICO", "QOI"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_small_formats_keep_size_and_pixels(form, mode):
+    picture = Image.effect_noise((200, 170), 50).convert(mode)
+    name = f"a.{form.lower()}"
+    alpha = picture.getchannel("A") if "A" in mode else None
+    extra = extras.Extras(is_grey=mode[0] == "L", alpha=alpha)
+    data = save.picture_bytes(picture.convert("RGB"), extra, name, "embedded")
+    back = Image.open(io.BytesIO(data))
+    assert back.size == (200, 170)
+    assert np.array_equal(np.asarray(back.convert("RGB")), np.asarray(picture.convert("RGB")))
+    large = Image.new("RGB", (300, 20))
+    for other, why in (("a.ico", "a side exceeds"), ("a.icns", "no suffix of an image format")):
+        with pytest.raises(OutputError, match=why):
+            save.picture_bytes(large, extras.Extras(), other, "embedded")

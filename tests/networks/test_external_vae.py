@@ -416,7 +416,8 @@ def test_names_that_no_file_can_have_are_refused(name):
 
 
 def test_missing_paths_are_refused(folder, tmp_path):
-    for name in ("nosuch", str(tmp_path / "nosuch"), "a/b/c", "some/vae.safetensors", "../vae"):
+    assert "there is no decoder nosuch" in refused("nosuch")
+    for name in (str(tmp_path / "nosuch"), "a/b/c", "some/vae.safetensors", "../vae"):
         assert f"{name} does not exist" in refused(name)
     (folder / "config.json").write_text("not json")
     assert "config.json is missing or not JSON" in refused(str(folder))
