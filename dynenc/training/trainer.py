@@ -14,7 +14,6 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.optim.swa_utils import get_ema_multi_avg_fn as ema
 
 from dynenc import registry
-from dynenc.errors import OutputExists, UsageError
+from dynenc.errors import UsageError
 from dynenc.evaluation.measure import evaluate, load_distances
 from dynenc.latent_space import AUTOENCODER, SD1
 from dynenc.networks import loading
@@ -33,7 +32,7 @@ from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.compat import fast_dtype
 from dynenc.networks.encoder import to_floats
 from dynenc.networks.external_vae import load_teacher
-from dynenc.training import schedule
+from dynenc.training import checkpoint, schedule
 from dynenc.training.config import TrainConfig, TrainPaths, check, check_paths
 from dynenc.training.crops import open_crops
 from dynenc.training.losses import Discriminator, Distortion, discriminator_loss
@@ -94,7 +93,8 @@ class Trainer:
             self.decoders.append(self.model[decoder.name])
         if paths.export.stem in {*self.model} - {config.preset}:
             raise UsageError(
-                f"{paths.export} is where {paths.export.stem} will be written: choose another -o"
+                f"{paths.export} is where {paths.export.stem} will be written",
+                hint="choose another -o",
             )
         self.begun = [weight.detach().clone() for weight in self.model.parameters()]
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
@@ -329,31 +329,15 @@ class Trainer:
             "config": asdict(self.config),
             "step": self.step,
             "spent_s": self.spent_s + time.monotonic() - self.begun_s,
-            **{name: part.state_dict() for name, part in self._parts().items()},
         }
-        beside = self.checkpoint.with_suffix(".partial")
-        torch.save(state, beside)
-        beside.replace(self.checkpoint)
+        checkpoint.write(self.checkpoint, state, self._parts())
 
     def resume(self) -> bool:
-        """Load the checkpoint; return whether there was one."""
+        """Load the checkpoint; return whether there was one. Raises: OutputExists."""
         if not self.checkpoint.exists():
             return False
-        try:
-            state: dict[str, Any] = torch.load(self.checkpoint, self.device, weights_only=True)
-            is_same = state["config"] == asdict(self.config)
-            if is_same:
-                for name, part in self._parts().items():
-                    part.load_state_dict(state[name])
-        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingError) as exc:
-            raise OutputExists(
-                f"{self.checkpoint} is damaged, or from a run with other networks",
-                hint="choose another --run",
-            ) from exc
-        if not is_same:
-            raise OutputExists(
-                f"{self.checkpoint} is from a run with other settings", hint="choose another --run"
-            )
+        config, parts = asdict(self.config), self._parts()
+        state = checkpoint.read(self.checkpoint, self.device, config, parts)
         self.step, self.spent_s = state["step"], state["spent_s"]
         return True
 

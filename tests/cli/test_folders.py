@@ -169,7 +169,8 @@ def test_update_knows_which_decoder_made_a_picture(photos, tmp_path):
     with Image.open(tmp_path / "png" / "a.png") as picture:
         assert picture.getexif()[0x0131] == "dynenc, decoder embedded"
         picture.save(tmp_path / "png" / "a.png", exif=b"")
-    assert "1 done" in decode(tmp_path / "lat", "-o", tmp_path / "png", "--update").stderr
+    result = decode(tmp_path / "lat", "-o", tmp_path / "png", "--update", code=1)
+    assert "0 done, 1 failed" in result.stderr  # it might be anyone's
 
 
 def test_flags_that_exclude_each_other(photos):

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 TESTS = Path(__file__).parents[1]
 PLUGIN = "import dynenc.pillow; from PIL import Image; Image.open('a.lat').size"
@@ -28,8 +29,9 @@ def test_help_needs_neither_torch_nor_numpy(arguments):
 def folder(tmp_path_factory):
     """A folder with pictures, a .lat file, and files of latents."""
     folder = tmp_path_factory.mktemp("start")
-    for name in ("a.png", "old.png"):
-        (folder / name).write_bytes((TESTS / "images" / "chelsea.png").read_bytes())
+    (folder / "a.png").write_bytes((TESTS / "images" / "chelsea.png").read_bytes())
+    (software := Image.Exif())[0x0131] = "dynenc, decoder embedded"
+    Image.new("RGB", (8, 8)).save(folder / "old.png", exif=software)
     (folder / "a.lat").write_bytes((TESTS / "golden" / "v1_light_33x40.lat").read_bytes())
     for form in ("npz", "safetensors"):
         imported("-m", "dynenc", "export", "a.lat", "--to", form, cwd=folder)
@@ -49,7 +51,7 @@ def folder(tmp_path_factory):
         "encode a.png -e nano -o nano.lat",
         "encode a.png -e light -o light.lat --target-size 2KB",
         "encode a.png -u --dry-run",
-        "decode a.lat -u --dry-run",
+        "decode a.lat -o old.png -u --dry-run",
         "roundtrip a.png -o old.png -u --dry-run",
         "export a.lat --to npz -u --dry-run",
         "import a.npz -u --dry-run",
