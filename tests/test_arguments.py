@@ -167,7 +167,7 @@ CALLS = {  # the names of arguments: wrong values
             "encoder": [None, 5, "imported", "autoencoder"],
             "vae": [5, "missing", "a.png"],
             "resolution": [-1, 1.5, "512"],
-            "quality": [-1, 101, None, "80", float("nan")],
+            "quality": [-1, 101, None, "80", float("nan"), 10**400],
             "shard_size": [0, -1, 1.5, None],
         },
     ),

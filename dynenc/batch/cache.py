@@ -17,6 +17,7 @@ from dynenc.batch.cache_maker import Maker, Member, Source
 from dynenc.batch.find import Listing, find
 from dynenc.batch.inputs import read_image
 from dynenc.batch.records import InputOptions
+from dynenc.coding.rate_control import IMPORT_QUALITY
 from dynenc.errors import Corrupt, DynencError, ImageError, UsageError
 from dynenc.interop import latent_cache
 from dynenc.interop.latent_cache import Entry, Settings, Shard
@@ -29,7 +30,6 @@ from dynenc.latent_space import named as space_named
 
 AT_ONCE = 32  # images in memory
 SHARD_SIZE = 1000  # images
-QUALITY = 80.0
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ def make_cache(
     encoder: str = "light",
     vae: str | None = None,
     resolution: int | None = None,
-    quality: float = QUALITY,
+    quality: float = IMPORT_QUALITY,
     flips: bool = False,
     prune: bool = False,
     force: bool = False,

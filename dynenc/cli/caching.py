@@ -11,6 +11,7 @@ import typer
 from dynenc.cli import console, options
 from dynenc.cli.commands import Section
 from dynenc.cli.options import OUTPUT, QUALITY
+from dynenc.coding.rate_control import IMPORT_QUALITY
 from dynenc.errors import DynencError, with_name
 from dynenc.latent_space import SD1
 
@@ -54,7 +55,7 @@ class Caching:
             rich_help_panel=QUALITY,
             help="Quality of the latents.",
         ),
-    ] = 80.0
+    ] = IMPORT_QUALITY
     prune: Annotated[
         bool,
         typer.Option(

@@ -17,7 +17,7 @@ UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2*
 DEFAULT_QUALITY = 50.0
 DetailMode = Literal["auto", "on", "off"]  # how text and graphics are kept: imaging.layering
 DETAIL_MODES: tuple[DetailMode, ...] = get_args(DetailMode)
-IMPORT_QUALITY = 80.0  # of imported latents, which people keep for training
+IMPORT_QUALITY = 80.0  # of imported latents and of caches, which people keep for training
 MAX_EFFORT = 9  # see refine.py
 
 

@@ -173,6 +173,8 @@ def check(config: TrainConfig | FitConfig) -> None:
                 f"{name}={value:g} has no effect on the training of {config.preset}: "
                 f"it applies to {users}"
             )
+    if isinstance(config, FitConfig) and not 0 < config.smallest_step <= config.largest_step:
+        raise UsageError("smallest_step must be above 0, and largest_step no smaller")
     if isinstance(config, TrainConfig) and config.crop % SD1.patch:
         raise UsageError(f"crop={config.crop} is not a multiple of {SD1.patch} px")
 

@@ -116,11 +116,14 @@ def test_folders_make_a_gallery(photo, tmp_path):
     for name in ("b", "a"):
         shutil.copy(photo, folder / f"{name}.png")
     (folder / "damaged.png").write_bytes(b"no picture")
+    shutil.copy(photo, folder / "c.png")
     run("encode", folder, "-e", "nano", "-o", tmp_path / "latents")
+    (cut := tmp_path / "latents" / "c.lat").write_bytes(cut.read_bytes()[:-9])
     page = tmp_path / "page.html"
     result = run("compare", folder, tmp_path / "latents", "-d", "embedded", "-o", page)
     assert result.exit_code == 1
     assert "damaged.png cannot be read" in result.stderr
+    assert f"{cut}: the checksum does not match" in result.stderr
     entries = pictures(page.read_text())
     assert [e["name"] for e in entries] == ["a.png", "b.png"]
     assert [e["versions"][1]["name"] for e in entries] == ["a.lat", "b.lat"]

@@ -336,6 +336,8 @@ def test_settings():
             configure("nano", [setting])
     with pytest.raises(UsageError, match="has_trellis"):
         configure("fast", ["has_trellis=1"])
+    with pytest.raises(UsageError, match="smallest_step must be above 0"):
+        configure("fast", ["smallest_step=0"])
 
 
 @pytest.mark.parametrize(
