@@ -4,14 +4,15 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from dynenc.coding import bitstream
-from dynenc.coding.lat_file import LatFile, read_bytes
+from dynenc.coding.lat_file import LatFile, read_bytes, reading
 from dynenc.errors import BitstreamError, Corrupt, ImageError, with_name
 from dynenc.imaging import extras
 from dynenc.imaging.detail import Detail
-from dynenc.io import shards, storage
-from dynenc.io.names import is_url, shown, suffix_of
+from dynenc.io import shards
+from dynenc.io.names import shown, suffix_of
 from dynenc.io.shards import is_tar
 
 
@@ -60,24 +61,30 @@ def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, Bitstrea
 def _file(path: str, max_pixels: int) -> Iterator[tuple[str, BitstreamError | None]]:
     """Check a .lat file, or those in a tar."""
     if not is_tar(path):
-        yield path, _fault(lambda: info_file(path, max_pixels=max_pixels))
+        yield path, _fault(partial(info_file, path, max_pixels=max_pixels))
         return
+    try:
+        with reading(path) as file:
+            yield from _members(file, path, max_pixels)
+    except BitstreamError as exc:
+        yield path, exc
+
+
+def _members(
+    file: BinaryIO, path: str, max_pixels: int
+) -> Iterator[tuple[str, BitstreamError | None]]:
+    """Check the .lat files in a tar; raises BitstreamError if it holds none, or is damaged."""
     is_empty = True
     try:
-        with storage.reading(path) as file:
-            for member in shards.members(file, path):
-                if suffix_of(member.name).lower() != ".lat":
-                    continue
+        for member in shards.members(file, path):
+            if suffix_of(member.name).lower() == ".lat":
                 is_empty = False
                 blob = member.file.read(bitstream.MAX_BYTES + 1)
                 yield f"{path}/{member.name}", _fault(partial(_info, blob, max_pixels))
-    except OSError as exc:
-        yield path, BitstreamError(f"cannot be read: {exc.strerror}")
     except ImageError as exc:
-        yield path, (BitstreamError if is_url(path) else Corrupt)(str(exc))
-    else:
-        if is_empty:
-            yield path, BitstreamError("holds no .lat file")
+        raise Corrupt(str(exc)) from exc
+    if is_empty:
+        raise BitstreamError("holds no .lat file")
 
 
 def _fault(check: Callable[[], object]) -> BitstreamError | None:

@@ -83,16 +83,16 @@ def verify(
     with console.session(quiet=quiet):
         from dynenc.batch import verify as checking
 
-        faults, is_damaged = [], False
+        faults = []
         for path, fault in checking.verify(paths, max_pixels=max_pixels):
-            faults.append(fault is not None)
-            is_damaged |= isinstance(fault, Corrupt)
+            faults.append(fault)
             if fault:
                 reason = fault.sentence.removeprefix(path).removeprefix(":").lstrip()
                 console.show(f"{path}: {reason}")
-        if bad := sum(faults):
+        if bad := [fault for fault in faults if fault]:
+            is_damaged = any(isinstance(fault, Corrupt) for fault in bad)
             raise DynencError(
-                f"{bad} of {len(faults)} files failed",
+                f"{len(bad)} of {len(faults)} files failed",
                 hint="restore what is damaged from a backup" if is_damaged else "",
             )
         if not quiet:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 from dynenc import registry
 from dynenc.arguments import file_name, integer
@@ -238,18 +240,25 @@ def has_quality(header: Header, quality: float, parse: Callable[[], LatFile]) ->
     return header.step_q == step_q
 
 
+@contextmanager
+def reading(source: str) -> Iterator[BinaryIO]:
+    """A file or URL to read .lat data from; what fails is a BitstreamError that names it."""
+    try:
+        with storage.reading(source) as file:
+            yield file
+    except OSError as exc:
+        raise BitstreamError(f"{source} cannot be read: {exc.strerror}") from exc
+    except ImageError as exc:  # of a URL
+        raise BitstreamError(str(exc), hint=exc.hint) from exc
+
+
 def read_bytes(source: str) -> bytes:
     """The bytes of a .lat file, of a URL, or of stdin for '-'; raises BitstreamError.
 
     Of a file that does not begin like one, however long, only the beginning.
     """
-    try:
-        with storage.reading(source) as file:
-            start = file.read(len(bitstream.MAGIC))
-            if start != bitstream.MAGIC:
-                return start
-            return start + storage.read_at_most(file, bitstream.MAX_BYTES - len(start), source)
-    except OSError as exc:
-        raise BitstreamError(f"{source} cannot be read: {exc.strerror}") from exc
-    except ImageError as exc:  # of a URL
-        raise BitstreamError(str(exc), hint=exc.hint) from exc
+    with reading(source) as file:
+        start = file.read(len(bitstream.MAGIC))
+        if start != bitstream.MAGIC:
+            return start
+        return start + storage.read_at_most(file, bitstream.MAX_BYTES - len(start), source)

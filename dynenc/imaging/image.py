@@ -6,7 +6,7 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -274,7 +274,9 @@ def _narrowed(picture: ImageFile) -> Image.Image:
 def _upright(picture: Image.Image) -> Image.Image:
     """The image turned upright as its EXIF or XMP says, even if these are damaged otherwise."""
     turn = exif.orientation(metadata.exif_of(picture.info))
-    if turn is None and (found := metadata.ORIENTATION_IN_XMP.search(_xmp(picture.info))):
+    if turn is None and (
+        found := metadata.ORIENTATION_IN_XMP.search(metadata.xmp_of(picture.info))
+    ):
         turn = int(found[2])
     if turn not in TURNS:
         return picture
@@ -284,8 +286,3 @@ def _upright(picture: Image.Image) -> Image.Image:
     if turned.size != picture.size and isinstance(dpi, tuple):
         turned.info["dpi"] = dpi[::-1]
     return turned
-
-
-def _xmp(info: dict[Any, Any]) -> bytes:
-    xmp = info.get("xmp", b"")
-    return xmp if isinstance(xmp, bytes) else str(xmp).encode("utf-8", "replace")

@@ -59,7 +59,7 @@ def of(image: Image.Image, *, is_upright: bool = False) -> Metadata:
     info = image.info
     found: dict[str, Callable[[], Any]] = {
         "exif": lambda: _exif(info, *image.size, is_upright),
-        "xmp": lambda: _xmp(info, is_upright),
+        "xmp": lambda: _upright_xmp(info) if is_upright else xmp_of(info),
         "profile": lambda: _profile(info.get(SOURCE_PROFILE), image.mode),
         "iptc": lambda: _iptc(info.get("photoshop")),
         "comment": lambda: _bytes(info.get("comment")),
@@ -105,10 +105,14 @@ def _bytes(value: Any) -> bytes:
     return bytes(value) if isinstance(value, bytes | bytearray | memoryview) else b""
 
 
-def _xmp(info: Mapping[Any, Any], is_upright: bool) -> bytes:
+def xmp_of(info: Mapping[Any, Any]) -> bytes:
+    """The XMP packet in an `info`, b"" if there is none."""
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
-    packet = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else _bytes(xmp)
-    return ORIENTATION_IN_XMP.sub(rb"\g<1>1\3", packet) if is_upright else packet
+    return xmp.encode("utf-8", "replace") if isinstance(xmp, str) else _bytes(xmp)
+
+
+def _upright_xmp(info: Mapping[Any, Any]) -> bytes:
+    return ORIENTATION_IN_XMP.sub(rb"\g<1>1\3", xmp_of(info))
 
 
 def _exif(info: Mapping[Any, Any], width: int, height: int, is_upright: bool) -> bytes:

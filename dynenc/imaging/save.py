@@ -80,9 +80,7 @@ def picture_bytes(
         picture = pixels.over_white(picture)
         picture.info = info
     if form == "QOI" and picture.mode in ("L", "LA"):  # which has colours alone
-        info = picture.info
         picture = picture.convert("RGBA" if picture.mode == "LA" else "RGB")
-        picture.info = info
     if form == "ICO" and max(picture.size) > ICO_SIDE:
         raise OutputError(f"{name} cannot be written as ICO: a side exceeds {ICO_SIDE} px")
     try:

@@ -94,7 +94,8 @@ class Shard:
     def members(self) -> Iterator[tuple[Entry, list[bytes]]]:
         """The entries whose .lat files are in the tar and not damaged, with these files.
 
-        None if there is no such tar. Raises: ImageError if there is one and it cannot be read.
+        There are none if there is no such tar.
+        Raises: ImageError if there is one, and it cannot be read.
         """
         try:
             with storage.reading(self.tar) as file:

@@ -16,10 +16,10 @@ from torch.utils.data import Dataset, Sampler
 
 from dynenc.arguments import file_name, integer
 from dynenc.codec import Codec
-from dynenc.coding import bitstream
+from dynenc.coding import bitstream, lat_file
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.lat_file import LatFile
-from dynenc.errors import BitstreamError, ImageError, OtherLatents, UsageError, with_name
+from dynenc.errors import BitstreamError, OtherLatents, UsageError, with_name
 from dynenc.interop import latent_cache, whole_latents
 from dynenc.interop.latent_cache import Entry, Shard
 from dynenc.io import names, storage
@@ -224,17 +224,13 @@ class SameSizeBatches(Sampler[list[int]]):
 @contextmanager
 def _reading(place: Place) -> Iterator[BinaryIO]:
     """Open the file at a location; errors become BitstreamErrors that name it."""
-    try:
-        with storage.reading(place.file) as stream:
-            if place.start:
-                stream.seek(place.start)
+    with lat_file.reading(place.file) as stream:
+        if place.start:
+            stream.seek(place.start)
+        try:
             yield stream
-    except OSError as exc:
-        raise BitstreamError(f"{place.file} cannot be read: {exc.strerror}") from exc
-    except ImageError as exc:  # of a URL
-        raise BitstreamError(str(exc), hint=exc.hint) from exc
-    except BitstreamError as exc:
-        raise with_name(exc, f"{place.key} of {place.file}") from exc
+        except BitstreamError as exc:
+            raise with_name(exc, f"{place.key} of {place.file}") from exc
 
 
 def _other(name: str, space: LatentSpace, wanted: LatentSpace) -> str:

@@ -192,8 +192,11 @@ def picture(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> 
 def to_floats(
     tensors: Tensors, widths: Sizes, blocks: Sizes, latents: int = SD1.channels
 ) -> Floats:
-    """The state dict of the `EmbeddedDecoder` that computes the same, except for rounding."""
-    check(tensors, widths, blocks, latents)
+    """The state dict of the `EmbeddedDecoder` that computes the same, except for rounding.
+
+    Raises: WeightsError for tensors that `load` refuses.
+    """
+    load(tensors, widths, blocks, latents)
     found: Floats = {}
 
     def product(

@@ -126,7 +126,6 @@ def _filled(module: N, data: bytes, name: str) -> N:
         state = load(data)
         if isinstance(module, EmbeddedDecoder) and integer_decoder.are_integers(state):
             integers = {key: value.numpy() for key, value in state.items()}
-            integer_decoder.load(integers, *module.sizes)  # which checks their ranges
             state = {
                 key: torch.from_numpy(value)
                 for key, value in integer_decoder.to_floats(integers, *module.sizes).items()

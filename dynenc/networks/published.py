@@ -28,8 +28,6 @@ from dynenc.networks.layers import EPSILON
 MODEL = "imported"  # in the metadata of a converted file
 LARGEST = 2**20  # maximum of any number that describes a layer
 NORM_EPSILON = 1e-5
-# what a file raises that describes a network that cannot be
-WRONG = (RuntimeError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 class PublishedConv(nn.Module):
@@ -176,6 +174,14 @@ def load_imported(data: bytes, metadata: dict[str, str], name: str) -> Published
         shapes = [tuple(net(torch.zeros(1, 3, 32, 40)).shape) for net in (encoder, network)]
         if shapes[0] != (1, SD1.channels, 4, 5) or shapes[1] not in (shapes[0], (1, 3, 32, 40)):
             raise ValueError("its latents are not 4 of 8x8 pixels")
-    except (SafetensorError, *WRONG) as exc:
+    except (
+        SafetensorError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+    ) as exc:
         raise WeightsError(f"{name} is not a network of the author: {exc}") from exc
     return network

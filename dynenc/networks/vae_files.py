@@ -43,14 +43,14 @@ def on_disk(name: str) -> Path | None:
         )
     if exists:
         return path
-    if not registry.is_weight_file(name) and re.fullmatch(r"[\w-]+", name):
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not registry.is_weight_file(name):
+        return from_hub(name, download=False)
+    if re.fullmatch(r"[\w-]+", name):
         raise WeightsError(
             f"there is no decoder {name}: use auto, embedded, fine, sd-vae, a folder, a "
             ".safetensors file or a hub id"
         )
-    if registry.is_weight_file(name) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        raise WeightsError(f"{name} does not exist: give a folder, a .safetensors file or a hub id")
-    return from_hub(name, download=False)
+    raise WeightsError(f"{name} does not exist: give a folder, a .safetensors file or a hub id")
 
 
 def weights_of(name: str) -> str:
