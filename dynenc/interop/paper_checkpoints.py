@@ -31,6 +31,7 @@ TORCHS = {
     "torch.nn.modules.pooling": ("MaxPool2d",),
     "torch.nn.modules.pixelshuffle": ("PixelShuffle",),
 }
+STATIC = ("static.weight", "static.bias")  # parts of a layer that are not one for each predictor
 STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -68,7 +69,7 @@ class _Rebuild:
         view = torch.as_strided(values, size, stride, offset)
         if view.numel() > values.numel():
             raise ValueError("a tensor is larger than what is stored of it")
-        return view.clone()
+        return view
 
 
 class _Parameter:
@@ -102,6 +103,7 @@ class _Reader(pickle.Unpickler):
         super().__init__(io.BytesIO(_bytes(archive, member)))
         self.known = _known()
         self.archive, self.folder = archive, member.removesuffix("data.pkl") + "data/"
+        self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -111,10 +113,12 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, identity: Any) -> Tensor:
         _, dtype, key, _, count = identity
-        data = bytearray(_bytes(self.archive, f"{self.folder}{key}"))
-        if not data or len(data) != count * dtype.itemsize:
-            raise ValueError(f"tensor {key} is cut short")
-        return torch.frombuffer(data, dtype=dtype)
+        if key not in self.storages:
+            data = bytearray(_bytes(self.archive, f"{self.folder}{key}"))
+            if not data or len(data) != count * dtype.itemsize:
+                raise ValueError(f"tensor {key} is cut short")
+            self.storages[key] = torch.frombuffer(data, dtype=dtype)
+        return self.storages[key]
 
 
 def _bytes(archive: zipfile.ZipFile, member: str) -> bytes:
@@ -155,10 +159,17 @@ def convert(root: StandIn) -> tuple[str, dict[str, Tensor]]:
         else:
             described = {"layers": _layers(root)}
         prefix = "encoder.layers" if "decoder" in described else "layers"
-        state: dict[str, Tensor] = {}
+        state, size, storages = dict[str, Tensor](), 0, dict[int, int]()
         for name, layers in ((prefix, described["layers"]), ("decoder", described.get("decoder"))):
             for number, layer in enumerate(layers or []):
-                state.update(_state(layer.pop("module"), f"{name}.{number}."))
+                for part, tensors in _parts(layer.pop("module")).items():
+                    size += sum(tensor.nbytes for tensor in tensors)
+                    stored = [tensor.untyped_storage() for tensor in tensors]
+                    storages |= {each.data_ptr(): each.nbytes() for each in stored}
+                    if size > sum(storages.values()):  # else a small file takes much memory
+                        raise ValueError("tensors of it share what is stored of them")
+                    whole = tensors[0] if part in STATIC else torch.stack(tensors)
+                    state[f"{name}.{number}.{part}"] = whole.float()
         return json.dumps(described), state
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as exc:
         raise WeightsError(f"the checkpoint is none of the author's networks: {exc}") from exc
@@ -184,25 +195,25 @@ def _layers(module: StandIn) -> list[dict[str, Any]]:
     return layers
 
 
-def _state(conv: StandIn, prefix: str) -> dict[str, Tensor]:
-    """The tensors of one DynamicConv, stacked over its predictors."""
-    state: dict[str, list[Tensor]] = {}
+def _parts(conv: StandIn) -> dict[str, list[Tensor]]:
+    """The tensors of one DynamicConv by name: one for each predictor, or the one of `STATIC`."""
+    parts: dict[str, list[Tensor]] = {}
     for predictor in conv.part("predictors").__dict__["_modules"].values():
         for layer, number in (("first", 0), ("second", 2)):
             names = {"weight": "weight", "bias": "bias", "power": "powers", "scale": "muls"}
             for ours, theirs in names.items():
                 tensor = predictor.part(str(number), theirs)
-                state.setdefault(f"{layer}_{ours}", []).append(tensor)
+                parts.setdefault(f"{layer}_{ours}", []).append(tensor)
             for name in ("weight", "bias"):
                 tensor = predictor.part(str(number + 1), name)
-                state.setdefault(f"{layer}_norm_{name}", []).append(tensor)
+                parts.setdefault(f"{layer}_norm_{name}", []).append(tensor)
         for name in ("weight", "bias"):
-            state.setdefault(f"last_{name}", []).append(predictor.part("4", name))
-    stacked = {prefix + name: torch.stack(tensors).float() for name, tensors in state.items()}
+            parts.setdefault(f"last_{name}", []).append(predictor.part("4", name))
     if "similar_conv" in conv.__dict__["_modules"]:
-        for name in ("weight", "bias"):
-            stacked[f"{prefix}static.{name}"] = conv.part("similar_conv", name).float()
-    return stacked
+        for part in STATIC:
+            name = part.removeprefix("static.")
+            parts[part] = [conv.part("similar_conv", name)]
+    return parts
 
 
 def import_checkpoint(source: Path, target: Path, *, overwrite: bool = False) -> Published:
