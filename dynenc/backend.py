@@ -19,7 +19,7 @@ from dynenc.coding.lat_file import LatFile
 from dynenc.errors import OtherLatents
 from dynenc.imaging import arrays, tensors
 from dynenc.imaging.arrays import Checked
-from dynenc.latent_space import AUTOENCODER, SD1, LatentSpace
+from dynenc.latent_space import SD1, LatentSpace
 from dynenc.native.kernel import Floats
 from dynenc.networks import loading
 from dynenc.networks.compat import pick_device
@@ -52,7 +52,7 @@ class Backend:
         """Image [B, 3, H, W] in [-1, 1] -> latents [B, C, H/8, W/8], scaled."""
         logger.debug("encoder: %s on %s", self.encoder_name, self.device)
         space = registry.encoder_model(self.encoder_name).space
-        return loading.load_encoder(self.encoder_name, None if space is AUTOENCODER else space).to(
+        return loading.load_encoder(self.encoder_name, None if space.is_own else space).to(
             self.device
         )
 
@@ -83,7 +83,7 @@ class Backend:
         named = registry.MODELS.get(name)
         if space is SD1 and (named is None or named.space is SD1):
             return self.decoder
-        own = model if space is AUTOENCODER else registry.in_space("embedded", space)
+        own = model if space.is_own else registry.in_space("embedded", space)
         if own and name in ("auto", "embedded", own.name):
             return self._other_decoder(own.name, space)
         title = "Stable Diffusion" if space is SD1 else space.title
@@ -92,7 +92,7 @@ class Backend:
                 f"the latents are those of {title}, for which dynenc has no decoder",
                 hint=f"name a VAE of {title} with --decoder",
             )
-        if named or name == "sd-vae" or space is AUTOENCODER:
+        if named or name == "sd-vae" or space.is_own:
             raise OtherLatents(
                 f"the latents are those of {title}, which decoder {name} cannot read",
                 hint="leave out --decoder",

@@ -1,6 +1,6 @@
 """Latent spaces: channels, patch size, and the scale and shift of the VAE's output.
 
-dynenc codes latents of all of `SPACES`, and those of its own autoencoder.
+dynenc codes latents of all of `SPACES`, and those of `OWN_SPACES`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ class LatentSpace:
         return _known, (self.name,)
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is one of `OWN_SPACES`."""
+        return self.name in OWN_SPACES
+
+    @property
     def patch_values(self) -> int:
         """Number of values in a patch of RGB pixels."""
         return 3 * self.patch**2
@@ -60,12 +65,13 @@ SDXL = LatentSpace("sdxl", "SDXL", 4, 8, 0.13025, mark="sd[-_]?xl|diffusion-xl")
 FLUX1 = LatentSpace("flux1", "FLUX.1", 16, 8, 0.3611, 0.1159, mark="flux(?![-_. ]?2)|taef1")
 SD3 = LatentSpace("sd3", "SD 3", 16, 8, 1.5305, 0.0609, mark="sd[-_]?3|diffusion-3")
 AUTOENCODER = LatentSpace("autoencoder", "the autoencoder", channels=4, patch=8, scale=1.0)
-SPACES = {space.name: space for space in (SD1, SDXL, FLUX1, SD3)}
+SPACES = {space.name: space for space in (SD1, SDXL, FLUX1, SD3)}  # of diffusion models
+OWN_SPACES = {space.name: space for space in (AUTOENCODER,)}  # of dynenc's models of that kind only
 
 
 def _known(name: str) -> LatentSpace:
-    """The space of that name, AUTOENCODER included."""
-    return AUTOENCODER if name == AUTOENCODER.name else SPACES[name]
+    """The space of that name, one of `OWN_SPACES` or `SPACES`."""
+    return OWN_SPACES[name] if name in OWN_SPACES else SPACES[name]
 
 
 def named(name: str) -> LatentSpace:

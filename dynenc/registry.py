@@ -275,9 +275,9 @@ def in_space(name: str, space: LatentSpace) -> Model | None:
 
 
 def coders(space: LatentSpace) -> list[Model]:
-    """The entropy coders of a space's latents; the autoencoder's are those of SD 1.x."""
-    space = SD1 if space is AUTOENCODER else space
-    return [m for m in MODELS.values() if m.kind == "coder" and m.space is space]
+    """The entropy coders of a space's latents; those of SD 1.x if it has none of its own."""
+    all_coders = [m for m in MODELS.values() if m.kind == "coder"]
+    return [m for m in all_coders if m.space is space] or [m for m in all_coders if m.space is SD1]
 
 
 def full_coder(model: Model) -> Model:

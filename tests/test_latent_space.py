@@ -4,7 +4,8 @@ import pickle
 import pytest
 import torch
 
-from dynenc.latent_space import AUTOENCODER, SD1, SPACES
+from dynenc import registry
+from dynenc.latent_space import OWN_SPACES, SD1, SPACES, LatentSpace
 
 
 @pytest.mark.parametrize("space", SPACES.values())
@@ -19,7 +20,15 @@ def test_pictures_are_padded_to_whole_patches():
     assert SD1.patch_values == 192
 
 
-@pytest.mark.parametrize("space", [*SPACES.values(), AUTOENCODER])
+@pytest.mark.parametrize("space", [*SPACES.values(), *OWN_SPACES.values()])
 def test_a_copy_is_the_space_itself(space):
     assert pickle.loads(pickle.dumps(space)) is space
     assert copy.deepcopy(space) is space
+
+
+def test_a_space_of_own_networks_is_added_in_one_place(monkeypatch):
+    toy = LatentSpace("toy", "toy", channels=4, patch=8, scale=1.0)
+    monkeypatch.setitem(OWN_SPACES, "toy", toy)
+    assert toy.is_own
+    assert pickle.loads(pickle.dumps(toy)) is toy
+    assert registry.coders(toy) == registry.coders(SD1)

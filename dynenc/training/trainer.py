@@ -26,7 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn as ema
 from dynenc import registry
 from dynenc.errors import UsageError
 from dynenc.evaluation.measure import evaluate, load_distances
-from dynenc.latent_space import AUTOENCODER, SD1
+from dynenc.latent_space import SD1
 from dynenc.networks import loading
 from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.compat import fast_dtype
@@ -60,7 +60,7 @@ class Trainer:
         self.is_updating = False  # whether a step has changed some weights and will change others
         self.distortion: nn.Module = self._frozen(Distortion(config, paths))
         model = registry.MODELS[config.preset]
-        self.space = SD1 if model.space is AUTOENCODER else model.space
+        self.space = SD1 if model.space.is_own else model.space
         teacher_encoder, teacher_decoder = load_teacher(paths.teacher, self.space)
         self.crops = open_crops(paths.data, paths.run, config.crop)
         self.synthetic = Synthetic(config.crop, paths.fonts)
