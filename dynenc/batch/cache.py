@@ -16,7 +16,7 @@ from dynenc.arguments import file_name, function, integer
 from dynenc.batch.cache_maker import Maker, Member, Source
 from dynenc.batch.find import Listing, find
 from dynenc.batch.inputs import read_image
-from dynenc.batch.records import InputOptions
+from dynenc.batch.records import SHARD_SIZE, InputOptions
 from dynenc.coding.rate_control import IMPORT_QUALITY
 from dynenc.errors import Corrupt, DynencError, ImageError, UsageError
 from dynenc.interop import latent_cache
@@ -29,7 +29,6 @@ from dynenc.latent_space import SD1
 from dynenc.latent_space import named as space_named
 
 AT_ONCE = 32  # images in memory
-SHARD_SIZE = 1000  # images
 
 
 @dataclass(slots=True)

@@ -16,6 +16,8 @@ Existing = Literal["refuse", "skip", "update", "force"]
 Naming = Literal["replace", "keep"]
 Engine = Literal["local", "ray"]
 
+SHARD_SIZE = 1000  # images in a tar shard of a cache
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeOptions:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dynenc.batch.records import SHARD_SIZE
 from dynenc.cli import console, options
 from dynenc.cli.commands import Section
 from dynenc.cli.options import OUTPUT, QUALITY
@@ -76,7 +77,7 @@ class Caching:
     shard_size: Annotated[
         int,
         typer.Option(metavar="N", min=1, rich_help_panel=OUTPUT, help="Images in a tar shard."),
-    ] = 1000
+    ] = SHARD_SIZE
 
 
 @SECTION.command(

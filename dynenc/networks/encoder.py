@@ -102,8 +102,10 @@ class Encoder(nn.Module):
             sizes = self.head.in_channels, len(self.context), self.channels
             self._native = native.Encoder(weights, *sizes)
         encode = self._native.latents
-        found = [torch.from_numpy(encode(one.permute(1, 2, 0).numpy())) for one in image]
-        return torch.stack(found).to(self.head.weight.dtype)
+        latents = self.head.weight.new_empty(len(image), self.channels, *SD1.size(*image.shape[2:]))
+        for number, one in enumerate(image):
+            latents[number] = torch.from_numpy(encode(one.permute(1, 2, 0).numpy()))
+        return latents
 
     def _products(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The dynamic convolution [B, H/8, W/8, width], and the linear map of the patches.

@@ -28,9 +28,10 @@ IN_CACHE = 2**18  # values of a tensor that fit into the cache together with oth
 
 
 class HybridDense(nn.Module):
-    """Dense layer with a learned power: y = copysign(scale * (relu(z) + 1e-8) ** power, z).
+    """Dense layer with a learned power: y = sign(z) * abs(scale) * (relu(z) + 1e-8) ** power.
 
     Here z = W x + bias; `power` and `scale` are learned per output feature and start at 1 (a ReLU).
+    The paper's code has copysign(scale * (relu(z) + 1e-8) ** power, z): the same but where z is 0.
     With groups, the features are split into equal groups that do not mix.
 
     Shapes: [..., in_features] -> [..., out_features].
@@ -62,7 +63,7 @@ class HybridDense(nn.Module):
         if inputs.dim() == 0 or inputs.shape[-1] != width:
             raise UsageError(f"the inputs must be [..., {width}], not {list(inputs.shape)}")
         columns = inputs.reshape(1, -1, inputs.shape[-1]).transpose(1, 2)
-        return self.columns(columns).transpose(1, 2).reshape(*inputs.shape[:-1], -1)
+        return self.columns(columns).transpose(1, 2).reshape(*inputs.shape[:-1], len(self.bias))
 
     def columns(self, inputs: Tensor) -> Tensor:
         """Apply the layer to columns: [B, in_features, N] -> [B, out_features, N]."""
@@ -141,9 +142,10 @@ class DynamicConv(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Convolve: [B, in_channels, H, W] -> [B, out_channels, H', W']."""
         check_batch("images", image, self.in_channels)
-        if isinstance(self.padding, tuple) and not torch.compiler.is_compiling():
+        if self.padding != "same" and not torch.compiler.is_compiling():
             reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            sides = zip(image.shape[2:], self.padding, reach, strict=True)
+            paddings = self.padding if isinstance(self.padding, tuple) else (0, 0)
+            sides = zip(image.shape[2:], paddings, reach, strict=True)
             if any(side + 2 * padding < least for side, padding, least in sides):
                 raise UsageError(
                     f"images of {list(image.shape[2:])} px are smaller than the kernel"
@@ -261,7 +263,7 @@ class ByteRows:
         signed = (pixels ^ 128).view(torch.int8)  # pixel - 128
         sums = int8_linear(signed.flatten(0, 1), self.rows)
         products = sums.to(self.scale.dtype).mul_(self.scale).add_(self.offset)
-        return products.view(*pixels.shape[:2], -1).to(self.dtype)
+        return products.view(*pixels.shape[:2], len(self.rows)).to(self.dtype)
 
 
 def in_bytes(weight: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ class Decoder(nn.Module):
 
 def _suit_bfloat16(latents: Tensor) -> bool:
     """Whether pixels stay 50 dB from those in float32 if [B, 4, h, w] are decoded in bfloat16."""
-    if latents.device.type != "cpu" or torch.compiler.is_compiling():
+    if latents.device.type != "cpu" or torch.compiler.is_compiling() or not len(latents):
         return True  # not decided here
     pictures = latents.detach().float().flatten(1)
     largest, rms = pictures.abs().amax(), pictures.square().mean(1).sqrt().amax()

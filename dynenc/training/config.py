@@ -180,7 +180,7 @@ def check(config: TrainConfig | FitConfig) -> None:
 
 
 def check_paths(config: TrainConfig | FitConfig, paths: TrainPaths) -> None:
-    """Refuse weights that training this network would ignore, and joint training of one network.
+    """Refuse paths that training this network would ignore, and joint training of one network.
 
     Raises: UsageError.
     """
@@ -198,3 +198,6 @@ def check_paths(config: TrainConfig | FitConfig, paths: TrainPaths) -> None:
         )
     if paths.start and kind == "coder":
         raise UsageError(f"{config.preset} is fitted from scratch", hint="omit --start")
+    for name in ("lpips", "vgg", "fonts") if kind == "coder" else ():
+        if getattr(paths, name):
+            raise UsageError(f"{config.preset} is fitted without {name}", hint=f"omit --{name}")

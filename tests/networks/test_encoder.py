@@ -68,6 +68,14 @@ def test_an_optimiser_step_is_seen():
         assert not encoder(PIXELS).equal(before)
 
 
+@pytest.mark.parametrize("image", [PIXELS, PIXELS / 127.5 - 1], ids=["uint8", "float"])
+@pytest.mark.parametrize("name", ["nano", "base"])
+def test_a_batch_may_be_empty(name, image):
+    latents = load_encoder(name)(image[:0])
+    assert latents.shape == (0, 4, 2, 3)
+    assert dynenc.load_decoder("embedded", "cpu")(latents).shape == (0, 3, 16, 24)
+
+
 @pytest.mark.parametrize("name", ["nano", "base"])
 def test_an_encoder_is_exported_for_images_of_any_size(name):
     encoder = load_encoder(name)

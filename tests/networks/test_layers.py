@@ -7,6 +7,7 @@ from oracle_layers import materialised
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynenc import DynamicConv, HybridDense
+from dynenc.errors import UsageError
 from dynenc.networks import compat
 from dynenc.networks.layers import ByteRows, DynamicBlock, GatedConv, patches
 
@@ -81,6 +82,12 @@ def test_wrong_arguments_are_refused_as_conv2d_refuses_them():
     for arguments in ({"groups": 2}, {"padding": "same", "stride": 2}, {"padding": "other"}):
         with pytest.raises(ValueError, match=r"groups|padding|Invalid"):
             DynamicConv(3, 4, **arguments)
+
+
+@pytest.mark.parametrize(("padding", "height"), [(0, 2), ("valid", 2)])
+def test_images_smaller_than_the_kernel_are_refused(padding, height):
+    with pytest.raises(UsageError):
+        DynamicConv(3, 4, 3, padding=padding)(torch.zeros(1, 3, height, 9))
 
 
 class Largest(TorchDispatchMode):
@@ -180,6 +187,10 @@ def test_hybrid_dense_is_the_papers_formula():
 def test_hybrid_dense_turns_nan_into_zero():
     dense = HybridDense(2, 3)
     assert torch.equal(dense(torch.full((1, 2), float("nan"))), torch.zeros(1, 3))
+
+
+def test_hybrid_dense_takes_no_rows():
+    assert HybridDense(4, 6)(torch.zeros(2, 0, 4)).shape == (2, 0, 6)
 
 
 def test_groups_do_not_mix():

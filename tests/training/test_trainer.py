@@ -300,7 +300,12 @@ def test_coder_is_fitted_to_teacher_and_encoders(folder, tmp_path):
     encoder = paths(folder, tmp_path / "encoder")
     train(replace(PRESETS["nano"], **SMALL), encoder, CPU, nothing)
     config = configure("fast", ["samples=300", "iterations=3", "batch=64", "copies=1"])
-    changes = {"encoders": (encoder.export,), "test": folder / "pictures", "lpips": None}
+    changes = {
+        "encoders": (encoder.export,),
+        "test": folder / "pictures",
+        "lpips": None,
+        "vgg": None,
+    }
     where = paths(folder, tmp_path, **changes, data=(large_pictures(tmp_path / "large"),))
     figures = train_with_progress(config, where, CPU, quiet=True)
     assert figures["pictures"] == 4
@@ -360,14 +365,18 @@ def test_settings_without_effect_are_refused(folder, tmp_path, preset, setting):
 
 @pytest.mark.parametrize(
     ("preset", "option"),
-    [("embedded", "embedded"), ("full", "embedded"), ("light", "encoders"), ("full", "start")],
+    [
+        *(("embedded", "embedded"), ("full", "embedded"), ("light", "encoders"), ("full", "start")),
+        *(("full", "lpips"), ("full", "vgg"), ("full", "fonts")),
+    ],
 )
-def test_weights_without_effect_are_refused(folder, tmp_path, preset, option):
+def test_paths_without_effect_are_refused(folder, tmp_path, preset, option):
     given = tmp_path / "some.safetensors"
-    where = paths(folder, tmp_path, **{option: (given,) if option == "encoders" else given})
+    none = dict.fromkeys(("lpips", "vgg"))
+    where = paths(folder, tmp_path, **none | {option: (given,) if option == "encoders" else given})
     with pytest.raises(UsageError) as error:
         train_with_progress(configure(preset, []), where, CPU, quiet=True)
-    assert error.value.hint == f"omit --{option.removesuffix('s')}"
+    assert error.value.hint == f"omit --{'encoder' if option == 'encoders' else option}"
 
 
 def test_every_preset_is_a_model_and_every_field_a_number():
