@@ -208,8 +208,7 @@ class Codec:
         checked = [arrays.unpacked(arrays.checked(picture)) for picture in pictures]
         layers = [layering.of(picture, detail) for picture in checked]
         found = self.latents([each.beneath for each in layers])
-        patch = self.model.space.patch
-        kept = [each.without_hidden(one, patch) for one, each in zip(found, layers, strict=True)]
+        kept = [each.without_hidden(one) for one, each in zip(found, layers, strict=True)]
         given = zip(kept, layers, chunks, strict=True)
         todo = [Encoding(self, *each, effort, on_step) for each in given]
         run = map if effort or goal.kind == "dB" else runtime.in_threads  # torch has its own

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynenc.imaging.tensors import pad
-from dynenc.latent_space import SD1
+from dynenc.latent_space import PATCH, latent_size
 from dynenc.native.kernel import Floats
 from dynenc.networks.perceptual_network import PerceptualNetwork
 
@@ -114,7 +114,7 @@ def distortion(decoded: Tensor, target: Target, perceptual: PerceptualNetwork) -
     squared error alone blurs.
     """
     original = target.original
-    patches = SD1.size(*original.shape[-2:])
+    patches = latent_size(*original.shape[-2:])
 
     def by_patch(errors: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(errors.mean(1), patches)[0]
@@ -130,7 +130,7 @@ def distortion(decoded: Tensor, target: Target, perceptual: PerceptualNetwork) -
         if min(original.shape[-2:]) < BLOCK:
             break
         total = total + STRUCTURE_WEIGHT / SCALES * by_patch(1 - _structure(decoded, original))
-    return total * SD1.patch**2
+    return total * PATCH**2
 
 
 def _structure(one: Tensor, two: Tensor) -> Tensor:
@@ -160,10 +160,10 @@ def windows(height: int, width: int, side: int) -> Iterator[Window]:
 
 def _windows_1d(pixels: int, side: int) -> Iterator[tuple[slice, slice, slice, slice]]:
     """The slices of `Window` in one dimension."""
-    length = -(-pixels // SD1.patch)
+    length = -(-pixels // PATCH)
     count = -(-length // side)
     for first, last in pairwise(i * length // count for i in range(count + 1)):
         begin, end = max(0, first - MARGIN), min(length, last + MARGIN)
-        start, stop = first * SD1.patch, min(last * SD1.patch, pixels)
-        inner = slice(start - begin * SD1.patch, stop - begin * SD1.patch)
+        start, stop = first * PATCH, min(last * PATCH, pixels)
+        inner = slice(start - begin * PATCH, stop - begin * PATCH)
         yield slice(begin, end), slice(first, last), inner, slice(start, stop)

@@ -1,4 +1,4 @@
-"""Latent spaces: channels, patch size, and the scale and shift of the VAE's output.
+"""Latent spaces: channels, and the scale and shift of the VAE's output.
 
 dynenc codes latents of all of `SPACES`, and those of `OWN_SPACES`.
 """
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+PATCH = 8  # px; side of the square of pixels that one latent position covers, in every space
+
+
 @dataclass(frozen=True, slots=True)
 class LatentSpace:
     """The latents [C, h, w] of a family of diffusion models: scaled = (raw - shift) * scale."""
@@ -23,7 +26,6 @@ class LatentSpace:
     name: str  # in options and files
     title: str  # in messages
     channels: int  # C
-    patch: int  # px; side of the square of pixels that one latent position covers
     scale: float  # `scaling_factor` of the VAE's config
     shift: float = 0.0  # `shift_factor` of the VAE's config
     mark: str = "(?!)"  # pattern of names of models and files that are of this space
@@ -37,18 +39,9 @@ class LatentSpace:
         """Whether it is one of `OWN_SPACES`."""
         return self.name in OWN_SPACES
 
-    @property
-    def patch_values(self) -> int:
-        """Number of values in a patch of RGB pixels."""
-        return 3 * self.patch**2
-
     def is_named_in(self, text: str) -> bool:
         """Whether a name of a model or file says that it is of this space."""
         return re.search(self.mark, text, re.IGNORECASE) is not None
-
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """h and w of the latents of a height x width px image, padded to whole patches."""
-        return -(-height // self.patch), -(-width // self.patch)
 
     def scaled(self, raw: Tensor) -> Tensor:
         """Latents from a VAE's encoder -> latents for the diffusion model."""
@@ -60,11 +53,11 @@ class LatentSpace:
 
 
 # scaling_factor and shift_factor from the published vae/config.json of each model
-SD1 = LatentSpace("sd1", "SD 1.x", channels=4, patch=8, scale=0.18215)
-SDXL = LatentSpace("sdxl", "SDXL", 4, 8, 0.13025, mark="sd[-_]?xl|diffusion-xl")
-FLUX1 = LatentSpace("flux1", "FLUX.1", 16, 8, 0.3611, 0.1159, mark="flux(?![-_. ]?2)|taef1")
-SD3 = LatentSpace("sd3", "SD 3", 16, 8, 1.5305, 0.0609, mark="sd[-_]?3|diffusion-3")
-AUTOENCODER = LatentSpace("autoencoder", "the autoencoder", channels=4, patch=8, scale=1.0)
+SD1 = LatentSpace("sd1", "SD 1.x", channels=4, scale=0.18215)
+SDXL = LatentSpace("sdxl", "SDXL", 4, 0.13025, mark="sd[-_]?xl|diffusion-xl")
+FLUX1 = LatentSpace("flux1", "FLUX.1", 16, 0.3611, 0.1159, mark="flux(?![-_. ]?2)|taef1")
+SD3 = LatentSpace("sd3", "SD 3", 16, 1.5305, 0.0609, mark="sd[-_]?3|diffusion-3")
+AUTOENCODER = LatentSpace("autoencoder", "the autoencoder", channels=4, scale=1.0)
 SPACES = {space.name: space for space in (SD1, SDXL, FLUX1, SD3)}  # of diffusion models
 OWN_SPACES = {space.name: space for space in (AUTOENCODER,)}  # of dynenc's models of that kind only
 
@@ -72,6 +65,11 @@ OWN_SPACES = {space.name: space for space in (AUTOENCODER,)}  # of dynenc's mode
 def _known(name: str) -> LatentSpace:
     """The space of that name, one of `OWN_SPACES` or `SPACES`."""
     return OWN_SPACES[name] if name in OWN_SPACES else SPACES[name]
+
+
+def latent_size(height: int, width: int) -> tuple[int, int]:
+    """h and w of the latents of a height x width px image, padded to whole patches."""
+    return -(-height // PATCH), -(-width // PATCH)
 
 
 def named(name: str) -> LatentSpace:

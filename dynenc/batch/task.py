@@ -29,7 +29,7 @@ from dynenc.interop.forms import LATENT_FORMS
 from dynenc.io import names, storage
 from dynenc.io.storage import Readable
 from dynenc.io.writing import refuse_existing
-from dynenc.latent_space import SD1
+from dynenc.latent_space import PATCH
 from dynenc.native import encoder
 
 T = TypeVar("T")
@@ -156,7 +156,7 @@ def load_lat(item: Input, settings: Settings) -> Loaded[ParsedLat]:
     blob = read_bytes(item.source) if item.data is None else item.data
     file = LatFile.parse(blob, max_pixels=settings.input.max_pixels)
     height, width = file.symbols.shape[-2:]
-    shape = SD1.patch * height, SD1.patch * width, file.header.model_id
+    shape = PATCH * height, PATCH * width, file.header.model_id
     found = extras.from_chunks(file.chunks, file.header.width, file.header.height)
     return Loaded(ParsedLat(file, found), len(blob), shape)
 
@@ -173,7 +173,7 @@ def load_image(item: Input, settings: Settings) -> Loaded[Image.Image]:
             keep_metadata=settings.encode.keep_metadata,
             truncated=settings.input.truncated,
         )
-    width, height = (-(-side // SD1.patch) * SD1.patch for side in picture.size)
+    width, height = (-(-side // PATCH) * PATCH for side in picture.size)
     n_bytes = inputs.size_of(item.source) if blob is None else len(blob)
     return Loaded(picture, n_bytes, (height, width), note=notes.joined(*lost))
 

@@ -40,7 +40,7 @@ from dynenc.interop.latent_files import ImportedLatents
 from dynenc.io import names, storage
 from dynenc.io.names import suffix_of
 from dynenc.io.storage import Readable
-from dynenc.latent_space import SPACES
+from dynenc.latent_space import PATCH, SPACES
 from dynenc.native.kernel import Floats
 from dynenc.networks import decoder_names
 
@@ -331,8 +331,7 @@ class Import(Task[ImportedLatents]):
 
     def nested(self, foreign: ImportedLatents, latents: Floats) -> bytes:
         """The .lat file of further latents of a foreign file."""
-        patch = foreign.model.space.patch
-        height, width = (min(patch * side, bitstream.MAX_SIDE) for side in latents.shape[-2:])
+        height, width = (min(PATCH * side, bitstream.MAX_SIDE) for side in latents.shape[-2:])
         return self.file(foreign, latents, (width, height)).to_bytes()
 
     @staticmethod

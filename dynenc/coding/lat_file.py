@@ -19,6 +19,7 @@ from dynenc.coding.rate_control import FINEST
 from dynenc.errors import BitstreamError, ImageError, UnknownModel, UsageError, with_name
 from dynenc.io import storage
 from dynenc.io.names import shown
+from dynenc.latent_space import latent_size
 from dynenc.native import kernel
 from dynenc.native.kernel import Floats, Shorts, Symbols
 
@@ -46,7 +47,7 @@ class LatFile:
         Raises: BitstreamError and nothing else, whatever the bytes.
         """
         header, payload, chunks = bitstream.read(blob, max_pixels)
-        size = model_of(header).space.size(header.height, header.width)
+        size = latent_size(header.height, header.width)
         symbols = coder_of(header).decode(payload, *size, header.step_q)
         return cls(header, symbols, payload, chunks)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dynenc.coding.bitstream import MAX_SIDE
 from dynenc.errors import ImageError
-from dynenc.latent_space import SD1
+from dynenc.latent_space import PATCH, latent_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,12 +96,12 @@ def tiles(height: int, width: int, reach: int) -> Iterator[Tile]:
         height, width: of the picture in px.
         reach: patches to each side that a latent depends on.
     """
-    rows, columns = SD1.size(height, width)
+    rows, columns = latent_size(height, width)
     for top, left in product(range(0, rows, TILE), range(0, columns, TILE)):
         first, start = max(0, top - reach), max(0, left - reach)
         right, bottom = left + TILE + reach, top + TILE + reach
         yield Tile(
-            (SD1.patch * start, SD1.patch * first, SD1.patch * right, SD1.patch * bottom),
+            (PATCH * start, PATCH * first, PATCH * right, PATCH * bottom),
             (slice(top, min(top + TILE, rows)), slice(left, min(left + TILE, columns))),
             (slice(top - first, top - first + TILE), slice(left - start, left - start + TILE)),
         )
@@ -121,7 +121,7 @@ def in_tiles(
     found = encode(first)
     if not others:
         return found
-    latents = np.empty((count, found.shape[1], *SD1.size(*size)), np.float32)
+    latents = np.empty((count, found.shape[1], *latent_size(*size)), np.float32)
     latents[(..., *first.latents)] = found[(..., *first.inner)]
     for tile in others:
         latents[(..., *tile.latents)] = encode(tile)[(..., *tile.inner)]

@@ -29,6 +29,7 @@ from dynenc.imaging import avif, formats
 from dynenc.imaging.fill import filled
 from dynenc.imaging.graphics import Mask, dilated
 from dynenc.imaging.packing import pack, unpack
+from dynenc.latent_space import PATCH, latent_size
 from dynenc.native.kernel import TILE, Bytes
 from dynenc.registry import Model
 from dynenc.view import WHOLE, Region, View
@@ -170,13 +171,13 @@ def beneath(picture: Image.Image, mask: Mask) -> Image.Image:
     return filled(picture, Image.fromarray(outside))
 
 
-def hidden(mask: Mask, size: tuple[int, int], patch: int) -> Mask:
-    """The latents of `beneath` that no visible pixel needs, [h, w], of patch x patch px each."""
+def hidden(mask: Mask, size: tuple[int, int]) -> Mask:
+    """The latents of `beneath` that no visible pixel needs, [h, w]."""
     covered = weights(mask, size, KEPT) > KEPT
-    missing = [(0, -side % patch) for side in covered.shape]
+    missing = [(0, -side % PATCH) for side in covered.shape]
     covered = np.pad(covered, missing, mode="edge")
-    height, width = covered.shape[0] // patch, covered.shape[1] // patch
-    return np.asarray(covered.reshape(height, patch, width, patch).all((1, 3)), np.bool_)
+    height, width = covered.shape[0] // PATCH, covered.shape[1] // PATCH
+    return np.asarray(covered.reshape(height, PATCH, width, PATCH).all((1, 3)), np.bool_)
 
 
 def visible(file: LatFile) -> Region:
@@ -272,7 +273,7 @@ def file_quality(file: LatFile) -> float:
 
 def without_latents(size: tuple[int, int], model: Model, chunks: Sequence[Chunk]) -> LatFile:
     """A file whose layer is all of its image: the latents are zeros, with the coarsest step."""
-    symbols = np.zeros((model.space.channels, *model.space.size(size[1], size[0])), np.int16)
+    symbols = np.zeros((model.space.channels, *latent_size(size[1], size[0])), np.int16)
     coder = load_coder(model.coder, has_trellis=False)
     return LatFile.of_symbols(symbols, coder, size, MAX_STEP, model, chunks)
 

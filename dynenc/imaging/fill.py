@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dynenc.latent_space import SD1
+from dynenc.latent_space import PATCH
 
 Array = npt.NDArray[Any]
 
@@ -15,7 +15,7 @@ def filled(picture: Image.Image, alpha: Image.Image) -> Image.Image:
     """An L or RGB image with transparent pixels filled smoothly, which costs the fewest bits."""
     seen = np.asarray(alpha) > 0
     colours = np.asarray(picture.convert("RGB"))
-    coarse = _spread(*_reduced(colours * seen[..., None], seen, SD1.patch))
+    coarse = _spread(*_reduced(colours * seen[..., None], seen, PATCH))
     background = Image.fromarray(coarse.round().astype(np.uint8))
     background = background.resize(picture.size, Image.Resampling.BILINEAR).convert(picture.mode)
     return Image.composite(picture, background, Image.fromarray(seen))

@@ -72,11 +72,11 @@ class Layering:
         outside = contrast[~self.mask[:rows, :columns]]
         return bool(outside.size) and float((outside > CONTRAST).mean()) >= PHOTOGRAPHIC
 
-    def without_hidden(self, latents: Floats, patch: int) -> Floats:
+    def without_hidden(self, latents: Floats) -> Floats:
         """Latents [C, h, w] of `beneath`, 0 where the layer hides them, which costs fewest bits."""
         if self.mask is None:
             return latents
-        return np.where(detail.hidden(self.mask, self.rgb.size, patch), np.float32(0), latents)
+        return np.where(detail.hidden(self.mask, self.rgb.size), np.float32(0), latents)
 
     def with_hidden(self, decoded: Image.Image) -> Image.Image:
         """`beneath`, and where the layer hides it a decoded image, to which nothing need come."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from dynenc.errors import ImageError
 from dynenc.imaging import arrays
 from dynenc.imaging.arrays import Checked, Pixels
-from dynenc.latent_space import SD1
+from dynenc.latent_space import PATCH
 from dynenc.networks.encoder import to_floats
 
 MAX_FLOAT = 2.0  # of tensors; decoders overshoot [-1, 1] by less
@@ -93,7 +93,7 @@ def pad(image: Tensor) -> Tensor:
     """
     pixels = image.permute(0, 2, 3, 1)
     for side in (1, 2):
-        if missing := -pixels.shape[side] % SD1.patch:
+        if missing := -pixels.shape[side] % PATCH:
             last = pixels.narrow(side, pixels.shape[side] - 1, 1)
             pixels = torch.cat([pixels, last.repeat_interleave(missing, side)], side)
     return pixels.permute(0, 3, 1, 2)

@@ -32,7 +32,7 @@ from dynenc.interop.beside import Beside, Part
 from dynenc.interop.caches import RAW, Layout, Recognised, Scaling
 from dynenc.interop.containers import FLOATS, Container, Tensor
 from dynenc.interop.forms import LATENT_FORMS
-from dynenc.latent_space import FLUX1, SD1, SPACES, LatentSpace
+from dynenc.latent_space import FLUX1, PATCH, SD1, SPACES, LatentSpace, latent_size
 from dynenc.native.kernel import Floats
 
 USUAL_RMS = {"sd1": (0.4, 2.3), "sdxl": (0.3, 2.3), "flux1": (0.3, 2.5), "sd3": (0.5, 2.5)}
@@ -247,7 +247,7 @@ def read(
     latents = _checked(container.tensors[key], chosen, name)
     _check_masks(container, known.layout, name)
     scaling = _scaling(known, name, scale, chosen)
-    height, width = (min(chosen.patch * side, MAX_SIDE) for side in latents.shape[1:])
+    height, width = (min(PATCH * side, MAX_SIDE) for side in latents.shape[1:])
     found = ImportedLatents(
         _scaled(latents, scaling, chosen),
         width,
@@ -311,7 +311,7 @@ def _checked(tensor: Tensor, space: LatentSpace, name: str) -> Floats:
             f"{name} holds latents of {shape[0]} channels: those of {space.title} have "
             f"{space.channels}"
         )
-    if len(shape) != 3 or not 0 < min(shape) <= max(shape) <= -(-MAX_SIDE // space.patch):
+    if len(shape) != 3 or not 0 < min(shape) <= max(shape) <= -(-MAX_SIDE // PATCH):
         raise LatentsError(f"{name} holds a tensor {shape}, not latents [{space.channels}, h, w]")
     if tensor.dtype not in FLOATS:
         kind = tensor.array.dtype
@@ -333,7 +333,7 @@ def _check_masks(container: Container, layout: Layout, name: str) -> None:
         end = key.removeprefix(layout.mask)
         latents = container.tensors.get("latents" + end) or container.tensors.get("latent_image")
         size = latents.shape[-2:] if latents else ()
-        pixels = tuple(SD1.patch * side for side in size)
+        pixels = tuple(PATCH * side for side in size)
         if tensor.shape[-2:] not in (size, pixels):
             raise LatentsError(
                 f"{name} holds a mask {list(tensor.shape)} that does not fit its latents, "
@@ -377,7 +377,7 @@ def _described(read: ImportedLatents) -> ImportedLatents:
     try:
         given = sides.array.tolist() if is_npz and sides else (facts["width"], facts["height"])
         wide, high = (int(side) for side in given)
-        if space.size(high, wide) == read.latents.shape[-2:]:
+        if latent_size(high, wide) == read.latents.shape[-2:]:
             read = replace(read, width=wide, height=high)
         [model] = [
             each

@@ -26,7 +26,7 @@ from dynenc.io import names, storage
 from dynenc.io.names import suffix_of, with_suffix
 from dynenc.io.shards import is_tar
 from dynenc.io.storage import read_at_most
-from dynenc.latent_space import SD1, LatentSpace
+from dynenc.latent_space import SD1, LatentSpace, latent_size
 from dynenc.latent_space import named as space_named
 
 SUFFIX = ".lat"
@@ -113,7 +113,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """
         if self.pictures:
             return [(height, width) for width, height in self.sizes]
-        return [self.space.size(height, width) for width, height in self.sizes]
+        return [latent_size(height, width) for width, height in self.sizes]
 
     def _size(self, place: Place) -> tuple[int, int]:
         if place.entry:

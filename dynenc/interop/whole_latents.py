@@ -7,7 +7,7 @@ import numpy as np
 from dynenc.codec import Codec
 from dynenc.coding.lat_file import LatFile
 from dynenc.imaging import detail
-from dynenc.latent_space import SD1
+from dynenc.latent_space import PATCH
 from dynenc.native.kernel import TILE, Floats
 
 
@@ -24,7 +24,7 @@ def of(file: LatFile) -> Floats:
     codec = _codec(file.model.name)
     [decoded] = codec.decode_batch([file])
     [found] = codec.latents([layer.over(decoded)])
-    side = TILE // SD1.patch
+    side = TILE // PATCH
     height, width = file.latents.shape[-2:]
     beneath = layer.mask.repeat(side, 0).repeat(side, 1)[:height, :width]
     whole: Floats = np.where(beneath, found, file.latents)

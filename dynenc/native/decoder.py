@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from dynenc import runtime
 from dynenc.errors import WeightsError
-from dynenc.latent_space import SD1
+from dynenc.latent_space import PATCH
 from dynenc.native.kernel import (
     Bytes,
     Memory,
@@ -92,7 +92,7 @@ class PixelDecoder:
     Raises: WeightsError if the tensors do not make a decoder.
     """
 
-    def __init__(self, packed: Packed, side: int = SD1.patch) -> None:
+    def __init__(self, packed: Packed, side: int = PATCH) -> None:
         self.side = side
         self.channels = int(packed.numbers[0])  # of the latents
         numbers, weights = packed.numbers, packed.weights
@@ -173,5 +173,5 @@ def to_integers(latents: npt.NDArray[np.floating]) -> Latents:
 def _split(length: int, count: int) -> list[tuple[int, int]]:
     """Split a side into parts; all but the first begin at a whole latent."""
     count = max(1, count)
-    edges = [i * length // count // SD1.patch * SD1.patch for i in range(count)]
+    edges = [i * length // count // PATCH * PATCH for i in range(count)]
     return list(zip(edges, [*edges[1:], length], strict=True))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from safetensors.numpy import load as load_tensors
 
 from dynenc import registry
-from dynenc.latent_space import SD1
+from dynenc.latent_space import SD1, latent_size
 from dynenc.native import kernel
 from dynenc.native.kernel import Bytes, Floats
 
@@ -85,7 +85,7 @@ class Encoder:
         """
         pixels = kernel.in_rows(pixels)
         height, width, _ = pixels.shape
-        latents = np.empty((self.channels, *SD1.size(height, width)), np.float32)
+        latents = np.empty((self.channels, *latent_size(height, width)), np.float32)
         encoder = self._memory.address
         size = kernel.checked(kernel.library().dynenc_latents_workspace(encoder, width))
         workspace = kernel.workspace(size)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynenc.latent_space import SD1
+from dynenc.latent_space import PATCH, SD1, latent_size
 from dynenc.native import encoder as native
 from dynenc.networks.checks import check_batch
 from dynenc.networks.compat import in_bfloat16
@@ -54,19 +54,19 @@ class Encoder(nn.Module):
         self.channels = channels  # of the latents
         self.reach = blocks  # patches to each side that a latent depends on
         self.stem = (
-            DynamicConv(3, width, SD1.patch, SD1.patch, hidden=hidden, batch_norm=False)
+            DynamicConv(3, width, PATCH, PATCH, hidden=hidden, batch_norm=False)
             if hidden
-            else GatedConv(3, width, SD1.patch, SD1.patch)
+            else GatedConv(3, width, PATCH, PATCH)
         )
         self.context = nn.Sequential(*(DynamicBlock(width) for _ in range(blocks)))
-        self.linear = nn.Conv2d(3, channels, SD1.patch, SD1.patch)
+        self.linear = nn.Conv2d(3, channels, PATCH, PATCH)
         self.head = nn.Conv2d(width, channels, 1)
         self._has_native = native.has(hidden, width, blocks, channels)
         self._native: native.Encoder | None = None  # with the weights of its last use
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode: [B, 3, H, W] in [-1, 1], or uint8 in 0..255, -> [B, channels, H/8, W/8]."""
-        check_batch("images", image, 3, SD1.patch)
+        check_batch("images", image, 3, PATCH)
         if self._has_native and self._is_inference_of_bytes(image):
             return self._native_latents(image)
         rows, linear = self._rows_and_linear(image)
@@ -102,7 +102,8 @@ class Encoder(nn.Module):
             sizes = self.head.in_channels, len(self.context), self.channels
             self._native = native.Encoder(weights, *sizes)
         encode = self._native.latents
-        latents = self.head.weight.new_empty(len(image), self.channels, *SD1.size(*image.shape[2:]))
+        size = latent_size(*image.shape[2:])
+        latents = self.head.weight.new_empty(len(image), self.channels, *size)
         for number, one in enumerate(image):
             latents[number] = torch.from_numpy(encode(one.permute(1, 2, 0).numpy()))
         return latents
@@ -117,21 +118,21 @@ class Encoder(nn.Module):
         learns = torch.is_grad_enabled() and weight.requires_grad
         in_integers = image.dtype == torch.uint8 and not learns
         if in_integers:
-            byte_rows = ByteRows(by_position(weight, (SD1.patch, SD1.patch)), bias)
+            byte_rows = ByteRows(by_position(weight, (PATCH, PATCH)), bias)
         else:
             kernels = _kernels(weight)
         features, linear = [], []
         for strip in _strips(image):
             if in_integers:
-                products = byte_rows(patches(strip, (SD1.patch, SD1.patch)))
+                products = byte_rows(patches(strip, (PATCH, PATCH)))
             else:
                 floats = to_floats(strip).to(kernels.dtype)
-                products = F.conv2d(floats, kernels, bias, SD1.patch)
+                products = F.conv2d(floats, kernels, bias, PATCH)
                 products = products.permute(0, 2, 3, 1).flatten(1, 2)
             stem, rest = products.split([products.shape[2] - self.channels, self.channels], 2)
             features.append(self.stem.gated(stem))
             linear.append(rest)
-        size = [image.shape[-2] // SD1.patch, image.shape[-1] // SD1.patch]
+        size = [image.shape[-2] // PATCH, image.shape[-1] // PATCH]
         return joined(features, 1).unflatten(1, size), joined(linear, 1).unflatten(1, size)
 
     def _rows(self) -> tuple[Tensor, Tensor]:
@@ -145,12 +146,12 @@ def _strips(image: Tensor) -> Sequence[Tensor]:
     """The image in strips of whole patches; in an exported program, as one strip."""
     if torch.compiler.is_compiling():
         return [image]
-    rows_at_once = max(1, CHUNK * SD1.patch // image.shape[-1])
-    strips: tuple[Tensor, ...] = image.split(rows_at_once * SD1.patch, 2)
+    rows_at_once = max(1, CHUNK * PATCH // image.shape[-1])
+    strips: tuple[Tensor, ...] = image.split(rows_at_once * PATCH, 2)
     return strips
 
 
 def _kernels(weight: Tensor) -> Tensor:
     """Rows [R, 192], rounded to 8 bits, as kernels [R, 3, 8, 8] of a convolution of floats."""
-    kernels: Tensor = in_bytes(weight).unflatten(1, (-1, SD1.patch, SD1.patch))
+    kernels: Tensor = in_bytes(weight).unflatten(1, (-1, PATCH, PATCH))
     return kernels.contiguous(memory_format=torch.channels_last)

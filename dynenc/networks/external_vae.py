@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynenc import registry
 from dynenc.arguments import file_name
 from dynenc.errors import WeightsError
-from dynenc.latent_space import SD1, SDXL, LatentSpace
+from dynenc.latent_space import PATCH, SD1, SDXL, LatentSpace
 from dynenc.networks import loading
 from dynenc.networks.compat import fast_dtype, pick_device
 from dynenc.networks.decoder_names import Choice, resolve
@@ -124,18 +124,17 @@ def _check_latents(decoder: Decoder) -> None:
     architecture. So a small image of four colours is encoded for both: either TAESD decodes the
     latents of its own space with half the error of the other's.
     """
-    side = decoder.space.patch
     try:
         made = decoder(torch.zeros(1, decoder.space.channels, 2, 2)).shape
     except (RuntimeError, TypeError, ValueError, IndexError) as exc:
         raise WeightsError(f"{decoder.name} does not decode latents: {exc}") from exc
-    if made != (1, 3, 2 * side, 2 * side):
+    if made != (1, 3, 2 * PATCH, 2 * PATCH):
         raise WeightsError(f"{decoder.name} makes {list(made)} of 2x2 latents, not RGB images")
     spaces = (SD1, SDXL)
     if decoder.space not in spaces:
         return
     colours = torch.tensor(PROBE_COLOURS).reshape(2, 2, 3).permute(2, 0, 1)[None]
-    image = F.interpolate(colours * 1.2 - 0.6, scale_factor=2.0 * decoder.space.patch)
+    image = F.interpolate(colours * 1.2 - 0.6, scale_factor=2.0 * PATCH)
     latents = torch.cat([loading.load_encoder("light", space)(image) for space in spaces])
     difference = decoder(latents).clamp(-1, 1) - image
     errors = difference.square().mean((1, 2, 3)).sqrt().tolist()

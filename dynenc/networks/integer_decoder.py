@@ -17,7 +17,7 @@ from safetensors.numpy import load as load_tensors
 from dynenc import registry, runtime
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import WeightsError
-from dynenc.latent_space import SD1, LatentSpace
+from dynenc.latent_space import PATCH, SD1, LatentSpace
 from dynenc.native.decoder import UNIT, Packed, PixelDecoder
 from dynenc.native.kernel import Bytes
 from dynenc.registry import Model
@@ -174,7 +174,7 @@ def picture(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> 
     space = file.model.space
     is_small = divisor >= 4 and space is SD1
     decoder = embedded("thumbnail") if is_small else embedded("decoder", space)
-    means = View(divisor=divisor * decoder.side // SD1.patch)  # of the decoder's pixels
+    means = View(divisor=divisor * decoder.side // PATCH)  # of the decoder's pixels
     whole = View(divisor=divisor // means.divisor).scaled(size)
     region = Region(*(means.divisor * side for side in part)).common(whole)
 
@@ -184,7 +184,7 @@ def picture(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> 
         place = corner[0] + left // means.divisor, corner[1] + top // means.divisor
         found.paste(pixels, place)
 
-    threads = runtime.native_threads(region.width * region.height * (SD1.patch // decoder.side))
+    threads = runtime.native_threads(region.width * region.height * (PATCH // decoder.side))
     decoder.decode_strips(file.integers(), region, paste, threads)
     return found
 

@@ -20,7 +20,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from dynenc.errors import WeightsError
-from dynenc.latent_space import SD1
+from dynenc.latent_space import PATCH, SD1
 from dynenc.networks.checks import check_batch
 from dynenc.networks.encoder import to_floats
 from dynenc.networks.layers import EPSILON
@@ -117,7 +117,7 @@ class PublishedEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode each image with its own statistics, independently of the rest of the batch."""
-        check_batch("images", image, 3, SD1.patch)
+        check_batch("images", image, 3, PATCH)
         pictures = to_floats(image)
         return SD1.scale * torch.cat([self.latents(one[None]) for one in pictures])
 
@@ -151,7 +151,7 @@ class PublishedAutoencoder(nn.Module):
         features = self.encoder.latents((image + 1) / 2)
         for layer in self.decoder:
             features = layer(features)
-        return F.pixel_shuffle(features, SD1.patch).clamp(0, 1) * 2 - 1
+        return F.pixel_shuffle(features, PATCH).clamp(0, 1) * 2 - 1
 
 
 Published: TypeAlias = PublishedEncoder | PublishedAutoencoder

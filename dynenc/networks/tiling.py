@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynenc.latent_space import SD1, LatentSpace
+from dynenc.latent_space import PATCH, SD1, LatentSpace
 from dynenc.networks.checks import check_batch
 from dynenc.networks.compat import in_bfloat16
 from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
             image = self._decode(latents, precise)
             yield image if region is None else image[(..., *region.slices)]
             return
-        whole = Region(0, 0, latents.shape[3] * SD1.patch, latents.shape[2] * SD1.patch)
+        whole = Region(0, 0, latents.shape[3] * PATCH, latents.shape[2] * PATCH)
         down, right = (region or whole).slices
         rows, columns = _touched(rows, down), _touched(columns, right)
         like = next(self.network.parameters())
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
             with nullcontext() if precise else in_bfloat16(inputs):
                 image = network(inputs, cut).float()
         else:
-            image = F.pad(network(inputs).float(), [-SD1.patch * count for count in cut])
+            image = F.pad(network(inputs).float(), [-PATCH * count for count in cut])
         if like.dtype != torch.float32 and not image.isfinite().all() and latents.isfinite().all():
             with torch.inference_mode(False):  # otherwise it could never propagate gradients again
                 self.network = copy.deepcopy(network).float()
@@ -174,14 +174,14 @@ def spans(length: int, tile: int, margin: int = MARGIN, overlap: int = OVERLAP) 
     count = max(1, -(-(length - overlap) // (tile - overlap)))
     size = -(-(length + (count - 1) * overlap) // count)
     starts = [i * (length - size) // max(1, count - 1) for i in range(count)]
-    pixel = torch.arange(length * SD1.patch, dtype=torch.float32, device="cpu") + 0.5
-    ramp = (overlap - 2 * margin) * SD1.patch
-    rises = [((pixel - (start + margin) * SD1.patch) / ramp).clamp(0, 1) for start in starts]
+    pixel = torch.arange(length * PATCH, dtype=torch.float32, device="cpu") + 0.5
+    ramp = (overlap - 2 * margin) * PATCH
+    rises = [((pixel - (start + margin) * PATCH) / ramp).clamp(0, 1) for start in starts]
     rises = [torch.ones_like(pixel), *rises[1:], torch.zeros_like(pixel)]
     spans = []
     for i, start in enumerate(starts):
         cut = (margin if i > 0 else 0, margin if i + 1 < count else 0)
-        pixels = slice((start + cut[0]) * SD1.patch, (start + size - cut[1]) * SD1.patch)
+        pixels = slice((start + cut[0]) * PATCH, (start + size - cut[1]) * PATCH)
         weight = (rises[i] - rises[i + 1])[pixels]
         spans.append(Span(slice(start, start + size), cut, pixels, weight))
     return spans

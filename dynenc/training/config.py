@@ -7,7 +7,7 @@ from typing import Any
 
 from dynenc import registry
 from dynenc.errors import UsageError
-from dynenc.latent_space import SD1
+from dynenc.latent_space import PATCH
 from dynenc.training.samples import FitConfig
 
 
@@ -175,8 +175,8 @@ def check(config: TrainConfig | FitConfig) -> None:
             )
     if isinstance(config, FitConfig) and not 0 < config.smallest_step <= config.largest_step:
         raise UsageError("smallest_step must be above 0, and largest_step no smaller")
-    if isinstance(config, TrainConfig) and config.crop % SD1.patch:
-        raise UsageError(f"crop={config.crop} is not a multiple of {SD1.patch} px")
+    if isinstance(config, TrainConfig) and config.crop % PATCH:
+        raise UsageError(f"crop={config.crop} is not a multiple of {PATCH} px")
 
 
 def check_paths(config: TrainConfig | FitConfig, paths: TrainPaths) -> None:

@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from dynenc.errors import UsageError
 from dynenc.evaluation.lpips import LPIPS
 from dynenc.evaluation.vgg import DISTS, LPIPSVGG, VGG16
-from dynenc.latent_space import SD1
+from dynenc.latent_space import PATCH
 from dynenc.training.config import TrainConfig, TrainPaths
 
 SHIFT = 8  # px; both images are cropped by less than this before a network compares them
@@ -85,7 +85,7 @@ def _pattern_error(decoded: Tensor, image: Tensor) -> Tensor:
 
     It penalises a faint texture that the decoder repeats in every patch.
     """
-    patches = F.pixel_unshuffle(decoded - image, SD1.patch)
+    patches = F.pixel_unshuffle(decoded - image, PATCH)
     return patches.mean((2, 3)).abs().mean()
 
 

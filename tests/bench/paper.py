@@ -37,7 +37,7 @@ from dynenc.evaluation.measure import Measure, load_distances, means
 from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
 from dynenc.interop import paper_checkpoints
-from dynenc.latent_space import SD1
+from dynenc.latent_space import PATCH, SD1
 from dynenc.networks import published
 from dynenc.networks.external_vae import load_teacher
 from dynenc.training.crops import Crops
@@ -287,9 +287,9 @@ def fitted(variant: str, seed: int, crops: Crops) -> nn.Module:
     fit = LeastSquares()
     for _ in range(64):
         picture, target = crops.sample(2 * BATCH, random)
-        fit.add(F.pixel_unshuffle(picture, SD1.patch), target)
+        fit.add(F.pixel_unshuffle(picture, PATCH), target)
     weight, bias = fit.solution()
-    weight = weight.view(-1, 3, SD1.patch, SD1.patch)
+    weight = weight.view(-1, 3, PATCH, PATCH)
     model: nn.Module
     if variant == "dynamic":
         model = paper_encoder(weight, bias)

@@ -23,7 +23,7 @@ from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.evaluation.curves import table
 from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
-from dynenc.latent_space import named
+from dynenc.latent_space import PATCH, named
 from dynenc.native.kernel import Floats
 from dynenc.networks.external_vae import load_teacher
 
@@ -77,7 +77,7 @@ def main() -> None:
     rows = []
     for step, each in found.items():
         zero, plain, trellis, ceiling, reached = np.mean(each, 0)
-        smaller = FLOAT32 * space.channels / space.patch**2 / trellis
+        smaller = FLOAT32 * space.channels / PATCH**2 / trellis
         bpp = [f"{value:.3f}" for value in (zero, plain, trellis)]
         loss = f"{ceiling - reached:.2f} dB"
         rows.append([f"{step}", *bpp, f"{smaller:.1f}x", f"{reached:.2f} dB", loss])

@@ -27,7 +27,7 @@ from dynenc.coding.bitstream import HAS_CHUNKS
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.quantize import to_symbols
-from dynenc.latent_space import FLUX1, SD1, SD3, SDXL
+from dynenc.latent_space import FLUX1, PATCH, SD1, SD3, SDXL
 from dynenc.networks import integer_decoder
 from dynenc.networks.compat import CPU_DTYPE
 from dynenc.view import View
@@ -241,7 +241,7 @@ def write_pixels(path: Path, decoder: Codec, file: LatFile) -> None:
 def pixels_sha256(file: LatFile, threads: int = 1, kind: registry.Kind = "decoder") -> str:
     """The sha256 of the colours of a file's latents: RGB, row by row, before alpha and layers."""
     decoder = integer_decoder.embedded(kind, file.model.space)
-    view = View(divisor=SD1.patch // decoder.side)
+    view = View(divisor=PATCH // decoder.side)
     region = view.scaled((file.header.width, file.header.height))
     pixels = decoder.decode(file.integers(), region, threads)
     return hashlib.sha256(pixels.tobytes()).hexdigest()

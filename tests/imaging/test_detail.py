@@ -179,10 +179,10 @@ def test_hidden_latents_are_zeros_and_do_not_reach_visible_pixels(codec):
     file = codec.encode_batch([picture], Goal())[0].file
     layer = detail.of_chunks(file.chunks, *picture.size)
     covered = layer.mask.repeat(2, 0).repeat(2, 1)
-    hidden = detail.hidden(layer.mask, picture.size, 8)
+    hidden = detail.hidden(layer.mask, picture.size)
     assert (hidden <= covered).all()
     assert hidden.sum() > covered.sum() / 2
-    plain = layering.of(picture, "auto").without_hidden(np.ones((4, 32, 40), np.float32), 8)
+    plain = layering.of(picture, "auto").without_hidden(np.ones((4, 32, 40), np.float32))
     assert np.array_equal(plain[0] == 0, hidden)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import dynenc
 from dynenc.imaging import tensors
-from dynenc.latent_space import FLUX1, SDXL
+from dynenc.latent_space import FLUX1, PATCH, SDXL
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_latents_are_raw_and_the_config_says_how_to_scale_them(picture, space):
     assert vae.config.latent_channels == space.channels
     assert vae.config.scaling_factor == space.scale
     assert (vae.config.shift_factor or 0) == space.shift
-    assert 2 ** (len(vae.config.block_out_channels) - 1) == space.patch
+    assert 2 ** (len(vae.config.block_out_channels) - 1) == PATCH
     image = tensors.to_tensor(picture)
     raw = vae.encode(image).latent_dist.mode()
     scaled = (raw - space.shift) * vae.config.scaling_factor
