@@ -61,6 +61,19 @@ def declaring(coded: bytes, side: int) -> bytes:
     return coded[:place] + struct.pack(">II", side, side) + coded[place + 8 :]
 
 
+def before(coded: bytes, decoy: bytes, *, hidden: bool) -> bytes:
+    """An AVIF file whose `mdat` begins with the headers of another one: skipped by it, or not."""
+    start, end = coded.index(b"mdat") + 4, decoy.index(b"mdat") + 4
+    headers = decoy[end : end + 4 + decoy[end + 3]]
+    place = coded.index(struct.pack(">II", start, len(coded) - start))
+    first, length = start, len(coded) - start + len(headers)
+    if hidden:
+        first, length = start + len(headers), len(coded) - start
+    data = coded[:place] + struct.pack(">II", first, length) + coded[place + 8 : start - 8]
+    content = headers + coded[start:]
+    return data + struct.pack(">I4s", len(content) + 8, b"mdat") + content
+
+
 LARGE = image(side=4096)
 FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]}
 BAD_CHUNKS = {  # of an 8x8 picture, each whole, by what is wrong with it
@@ -89,6 +102,12 @@ BAD_CHUNKS = {  # of an 8x8 picture, each whole, by what is wrong with it
     "detail layer of another size": [layer(image(side=9))],
     "detail layer of 16 megapixels": [layer(LARGE)],
     "detail layer of 16 megapixels that declares 8x8": [layer(declaring(LARGE, 8))],
+    "detail layer of 16 megapixels behind the headers of 8x8": [
+        layer(declaring(before(LARGE, image(), hidden=True), 8))
+    ],
+    "detail layer of 16 megapixels after the headers of 8x8": [
+        layer(declaring(before(LARGE, image(), hidden=False), 8))
+    ],
     "detail layer with a long AVIF header": [layer(image(icc_profile=bytes(3000)))],
     "detail layer that is a sequence": [layer(image(**FRAMES))],
     "detail layer in WebP that is a sequence": [layer(image("WEBP", **FRAMES), form=2)],

@@ -1,6 +1,7 @@
 """The declarations of an AVIF file, checked before a decoder allocates anything.
 
-Boxes: ISO/IEC 14496-12 and 23008-12; sequence header: AV1 Bitstream Specification, 5.5.
+Boxes: ISO/IEC 14496-12 and 23008-12; open bitstream units (OBUs): AV1 Bitstream Specification, 5.
+Both are checked as a whole, because a decoder may take other data than those that were looked at.
 """
 
 import struct
@@ -9,8 +10,9 @@ from collections.abc import Iterator
 BOX = struct.Struct(">I4s")
 MOST_META = 1024  # bytes of `meta`; Pillow writes about 240
 PARTS = [b"ftyp", b"meta", b"mdat"]  # of a single image
-TEMPORAL_DELIMITER, SEQUENCE_HEADER = 0x12, 0x0A  # first bytes of OBUs, which have a size
-MOST_SEQUENCE = 64  # bytes of its sequence header; a dozen suffice
+LOCATION = struct.Struct(">IBBHHHHII")  # `iloc` of one item whose data are in one piece
+UNITS = [0x12, 0x0A, 0x32]  # first bytes of a temporal delimiter, a sequence header, a frame
+MOST_SEQUENCE = 64  # bytes of a sequence header; a dozen suffice
 
 
 def fault(data: bytes, size: tuple[int, int]) -> str:
@@ -23,9 +25,14 @@ def fault(data: bytes, size: tuple[int, int]) -> str:
         return "is an AVIF sequence, or not AVIF"
     if len(meta) > MOST_META:
         return "has an AVIF header that is too long"
+    parts = list(_boxes(meta[4:]))
+    if not _is_all_of_one_item(
+        [content for kind, content in parts if kind == b"iloc"], data, coded
+    ):
+        return "is no AVIF file of one image"
     properties = [
         each
-        for kind, content in _boxes(meta[4:])
+        for kind, content in parts
         if kind == b"iprp"
         for inner, items in _boxes(content)
         if inner == b"ipco"
@@ -42,15 +49,24 @@ def fault(data: bytes, size: tuple[int, int]) -> str:
     return ""
 
 
+def _is_all_of_one_item(locations: list[bytes], data: bytes, coded: bytes) -> bool:
+    """Whether the `iloc` boxes of a file name one item, which is all of the `mdat` at its end."""
+    if [len(each) for each in locations] != [LOCATION.size]:
+        return False
+    version, sizes, base_size, items, _, reference, pieces, *place = LOCATION.unpack(locations[0])
+    one = (version, sizes, base_size, items, reference, pieces) == (0, 0x44, 0, 1, 0, 1)
+    return one and place == [len(data) - len(coded), len(coded)]
+
+
 def _declared(coded: bytes) -> tuple[int, int, bool] | None:
     """Width, height, and whether there are more than 8 bits, of a still image; else None."""
-    if coded[:3] != bytes([TEMPORAL_DELIMITER, 0, SEQUENCE_HEADER]) or len(coded) < 4:
+    units = list(_units(coded))
+    if [kind for kind, _ in units] != UNITS or units[0][1]:
         return None
-    length = coded[3]
-    header = coded[4 : 4 + length]
-    if len(header) < length or length > MOST_SEQUENCE:
+    header = units[1][1]
+    if len(header) > MOST_SEQUENCE:
         return None
-    bits, position = int.from_bytes(header, "big"), 8 * length
+    bits, position = int.from_bytes(header, "big"), 8 * len(header)
 
     def read(count: int) -> int:
         nonlocal position
@@ -66,6 +82,26 @@ def _declared(coded: bytes) -> tuple[int, int, bool] | None:
     read(6)  # tools
     is_deep = bool(read(1))
     return None if position < 0 else (width, height, is_deep)
+
+
+def _units(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The first bytes and contents of OBUs; one that does not fit is yielded last, with -1."""
+    position = 0
+    while position < len(data):
+        first, size, shift = data[position], 0, 0
+        for byte in data[position + 1 : position + 9]:  # leb128
+            position, size, shift = position + 1, size | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                break
+        else:
+            yield -1, b""
+            return
+        position += 1
+        if size > len(data) - position:
+            yield -1, b""
+            return
+        yield first, data[position : position + size]
+        position += size
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
