@@ -11,7 +11,7 @@ const [HAS_CHUNKS, HAS_TRELLIS] = [1, 2];
 const FIXED = 14; // bytes before the payload
 const MAX_CHUNKS = 1024;
 const MAX_PIXELS = 178_956_970;
-const KNOWN = ["grey", "alph", "exif", "xmpp", "iccp", "iptc", "cmnt", "text", "resl", "Detl"];
+const KNOWN = ["grey", "alph", "exif", "xmpp", "iccp", "iptc", "cmnt", "text", "resl", "cach", "Detl"];
 const FAULTS = new Map([ // what a negative result of the program means: dynenc.h and reader.c
   [-3, "the payload is damaged, or does not end with the last symbol"],
   [-4, "the payload is damaged: it escapes what has an entry in the table"],
@@ -71,7 +71,7 @@ class Reader {
    *   4 channels each pixel has an opacity of 255 after red, green and blue, as ImageData wants it
    * @returns {{width: number, height: number, data: Uint8ClampedArray, chunks: Map<string,
    *   Uint8Array>}} the colours, row by row, and the chunks of the file, which are not applied
-   * @throws {LatError} and nothing else, whatever the bytes
+   * @throws {LatError} whatever the bytes; RangeError if the engine has no memory for the pixels
    */
   decode(file, { maxPixels = MAX_PIXELS, channels = 3 } = {}) {
     const { header, payload, chunks } = container(bytesOf(file), maxPixels);
@@ -124,7 +124,7 @@ function bytesOf(source) {
   return new Uint8Array(source);
 }
 
-/** Split a file into header, payload and chunks; everything that docs/format.md says is checked. */
+/** Split a file into header, payload and chunks; what chunks hold is not looked into. */
 function container(file, maxPixels) {
   if (MAGIC.some((byte, i) => file[i] !== byte)) fail("this is not a .lat file");
   const end = file.length - 4;
