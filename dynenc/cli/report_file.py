@@ -14,8 +14,8 @@ from typing import Any, TextIO
 from dynenc.batch.records import Result, Roundtrip, Task
 from dynenc.errors import OutputExists, UsageError
 from dynenc.io import storage
-from dynenc.io.names import suffix_of
-from dynenc.io.writing import is_stream, writing
+from dynenc.io.names import parent, suffix_of
+from dynenc.io.writing import is_stream, sweep, writing
 
 COLUMNS = ("source", "target", "status", "reason", "note")
 COUNTS = ("n_bytes_in", "n_bytes_out", "width", "height", "bpp", "quality")
@@ -43,7 +43,8 @@ class ReportFile:
     Args:
         overwrite: start a new report.
     Raises: UsageError if the name has another suffix; OutputExists, on entry, if the file exists
-        and is not a report of this task.
+        and is not a report of this task; OutputError, where it cannot be written: the existing
+        file then stays as it was.
     """
 
     def __init__(self, path: str, task: Task, *, overwrite: bool) -> None:
@@ -59,6 +60,8 @@ class ReportFile:
     def __enter__(self) -> ReportFile:
         if not self.overwrite and not is_stream(self.path) and storage.exists(self.path):
             self.earlier = {(row["source"], row["target"]): row for row in self._read()}
+        if not is_stream(self.path):
+            sweep(parent(self.path))
         raw = self.stack.enter_context(writing(self.path, overwrite=True))
         file = io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="")
         self.stack.callback(file.detach)
@@ -68,9 +71,8 @@ class ReportFile:
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
-        if self.write:
-            for row in self.earlier.values():
-                self.write(row)
+        for row in self.earlier.values():
+            self._write(row)
         self.stack.close()  # without the error: an interrupted run also leaves its report
 
     def _writer(self, file: TextIO) -> Callable[[Row], object]:
@@ -86,7 +88,7 @@ class ReportFile:
                 text = raw.read().decode("utf-8", "surrogateescape")
             if self.suffix == ".jsonl":
                 rows = [json.loads(line) for line in text.split("\n") if line]
-                known = all({"source", "target"} <= row.keys() for row in rows)
+                known = all(self._is_row(row) for row in rows)
             else:
                 reader = csv.DictReader(io.StringIO(text, newline=""))  # names may have line breaks
                 rows = list(reader)
@@ -104,5 +106,24 @@ class ReportFile:
     def add(self, result: Result) -> None:
         """Write the row of a result."""
         earlier = self.earlier.pop((result.source, result.target), None)
-        if self.write:
-            self.write(earlier if earlier and result.status == "skipped" else row_of(result))
+        self._write(earlier if earlier and result.status == "skipped" else row_of(result))
+
+    def _write(self, row: Row) -> None:
+        if not self.write:
+            return
+        try:
+            self.write(row)
+        except OSError as exc:  # closed with the error, so that no incomplete report is left
+            self.write = None
+            self.stack.__exit__(type(exc), exc, exc.__traceback__)
+            raise
+
+    def _is_row(self, row: Any) -> bool:
+        """Whether it is a row of this task's report; images that failed have no figures."""
+        least = {*COLUMNS, *COUNTS}
+        return (
+            isinstance(row, dict)
+            and least <= row.keys() <= set(self.columns)
+            and isinstance(row["source"], str)
+            and isinstance(row["target"], str)
+        )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 
 import pytest
 from imaging.test_graphics import screen
@@ -9,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dynenc.cli.main import app
+from dynenc.io.writing import writing
 
 runner = CliRunner()
 
@@ -61,7 +63,10 @@ def test_figures_that_nobody_measured_are_empty(pictures, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("r.csv", "name,age\nme,7\n"), ("r.jsonl", "[1]\n"), ("r.jsonl", "no JSON"), ("r.csv", "x")],
+    [
+        *(("r.csv", "name,age\nme,7\n"), ("r.csv", "x"), ("r.jsonl", "[1]\n")),
+        *(("r.jsonl", "no JSON"), ("r.jsonl", '{"source": "a.png", "target": "a.lat"}\n')),
+    ],
 )
 def test_another_file_is_no_report(pictures, tmp_path, name, text):
     (report := tmp_path / name).write_text(text)
@@ -71,6 +76,44 @@ def test_another_file_is_no_report(pictures, tmp_path, name, text):
     assert not (pictures / "a.lat").exists()
     run("encode", pictures, "-e", "nano", "-j", 1, "--report", report, "--force")
     assert len(rows(report)) == 2
+
+
+@pytest.mark.parametrize("change", [{"source": ["a"]}, {"psnr_db": 30.0}])
+def test_rows_of_another_kind_are_no_report(pictures, tmp_path, change):
+    report = tmp_path / "r.jsonl"
+    arguments = ("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
+    run(*arguments, "--report", report)
+    text = json.dumps(rows(report)[0] | change) + "\n"
+    report.write_text(text)
+    run(*arguments, "--report", report, code=6)
+    assert report.read_text() == text
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="files have no limit of size here")
+def test_a_report_that_cannot_be_written_is_none(pictures, tmp_path):
+    import resource
+
+    for number in range(60):
+        Image.new("RGB", (8, 8)).save(pictures / f"{number}{'x' * 200}.png")
+    (report := tmp_path / "reports" / "r.csv").parent.mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
+    try:
+        result = run("encode", pictures, "-e", "nano", "-j", 1, "--report", report, code=7)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "r.csv cannot be written" in result.stderr
+    assert not list(report.parent.iterdir())
+
+
+def test_what_a_killed_run_left_of_a_report_is_removed(pictures, tmp_path):
+    (folder := tmp_path / "reports").mkdir()
+    with writing(str(folder / "r.csv"), overwrite=True):
+        [left] = folder.iterdir()
+        data = left.name
+    (folder / data).touch()
+    run("encode", pictures, "-e", "nano", "-j", 1, "--report", folder / "r.csv")
+    assert [each.name for each in folder.iterdir()] == ["r.csv"]
 
 
 def test_a_run_that_fails_at_once_leaves_the_report(pictures, tmp_path):
