@@ -43,7 +43,7 @@ class Encoded:
 
     @property
     def quality(self) -> float:
-        """The quality of the file, 0..100; with a target, the quality that was chosen."""
+        """The quality of the file, 0..100; with a target that of its step, perhaps beyond."""
         return detail_layer.file_quality(self.file)
 
 

@@ -105,7 +105,7 @@ class Roundtrip:
     height: int  # px
     encoder: str
     decoder: str
-    quality: float  # 0..100; with a target, the quality that was chosen
+    quality: float  # of the file, as in Encoded
     effort: int
     n_bytes: int  # of the whole .lat file
     bpp: float
@@ -129,7 +129,7 @@ class Result:
     width: int = 0  # px
     height: int = 0  # px
     bpp: float = 0.0  # bits per pixel of the .lat file
-    quality: float | None = None  # 0..100, of a .lat file that was written
+    quality: float | None = None  # of a .lat file that was written, as in Encoded
     figures: Roundtrip | None = None  # of a roundtrip
     preview: Any = None  # small Pillow image, original and decoded side by side
     error: DynencError | None = None  # why it failed
