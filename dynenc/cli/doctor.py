@@ -1,6 +1,5 @@
-"""Examine this machine: versions, device, networks, caches, formats, extras."""
+"""Examine this machine: versions, device, kernel, networks, caches, formats, extras."""
 
-import importlib.util
 import os
 import platform
 from collections.abc import Callable
@@ -13,13 +12,21 @@ import dynenc
 from dynenc import registry
 from dynenc.coding import bitstream
 from dynenc.errors import DynencError
+from dynenc.native import kernel
 from dynenc.networks import compat, decoder_names
 
 PACKAGES = ("torch", "diffusers", "safetensors", "pillow", "numpy", "typer")
 FORMATS = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000"}
 FORMATS |= {"libtiff": "TIFF", "littlecms2": "colour profiles"}
-EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "ray": "ray"}  # module
-EXTRAS |= {"heif": "pillow_heif", "jxl": "pillow_jxl", "eval": "bjontegaard"}
+EXTRAS = {  # packages, by which dynenc's extras are told
+    "s3": ["s3fs"],
+    "gs": ["gcsfs"],
+    "http": ["aiohttp"],
+    "heif": ["pillow-heif"],
+    "jxl": ["pillow-jxl-plugin"],
+    "ray": ["ray"],
+    "eval": ["bjontegaard", "matplotlib"],
+}
 
 
 def examine() -> tuple[dict[str, str], list[str]]:
@@ -30,7 +37,8 @@ def examine() -> tuple[dict[str, str], list[str]]:
         try:
             return look()
         except DynencError as exc:
-            problems.append(str(exc))
+            if str(exc) not in problems:
+                problems.append(str(exc))
             return f"fails: {exc}"
 
     findings = {
@@ -38,17 +46,19 @@ def examine() -> tuple[dict[str, str], list[str]]:
         "Python": f"{platform.python_version()}, {platform.platform()}",
         "format": f"reads and writes version {bitstream.VERSION}",
         "packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
-        "device": _device(),
+        "device": tried(_device),
+        "kernel": tried(_kernel),
         "dtype": tried(_dtypes),
         "weights": tried(_weights),
         "decoder": tried(_decoder),
+        kernel.VARIABLE: os.environ.get(kernel.VARIABLE, "not set"),
         compat.CPU_DTYPE: os.environ.get(compat.CPU_DTYPE, "not set"),
         decoder_names.VARIABLE: os.environ.get(decoder_names.VARIABLE, "not set"),
         "hub cache": tried(_hub_cache),
         "formats": _formats(),
         "extras": ", ".join(
-            f"{name} {_version(module) if importlib.util.find_spec(module) else 'not installed'}"
-            for name, module in EXTRAS.items()
+            f"{name} ({', '.join(f'{each} {_version(each)}' for each in packages)})"
+            for name, packages in EXTRAS.items()
         ),
     }
     return findings, problems
@@ -58,13 +68,20 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "(unknown version)"
+        return "not installed"
 
 
 def _device() -> str:
     device = compat.pick_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    return f"{device} ({name}), {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device} ({name}), {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _kernel() -> str:
+    kernel.library()
+    [name] = [name for name, number in kernel.PATHS.items() if number == kernel.chosen_path()]
+    return f"native, with {name}"
 
 
 def _dtypes() -> str:

@@ -347,6 +347,18 @@ def test_doctor_finds_what_is_wrong(monkeypatch, tmp_path):
     assert weights in result.stderr
 
 
+def test_doctor_finds_variables_that_are_wrong(monkeypatch):
+    monkeypatch.setenv("DYNENC_SIMD", "mmx")
+    monkeypatch.setenv("DYNENC_CPU_DTYPE", "float8")
+    result = run("doctor", "--json")
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    dtype, simd = report["problems"]
+    assert "DYNENC_CPU_DTYPE" in dtype
+    assert "DYNENC_SIMD" in simd
+    assert report["findings"]["DYNENC_SIMD"] == "mmx"
+
+
 def test_help_does_not_import_torch():
     code = (
         "import sys; from typer.testing import CliRunner; from dynenc.cli.main import app;"
