@@ -27,13 +27,13 @@ class Command(TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The parts of the usage line after the name of the command."""
-        return ["[OPTIONS]", *(str(each.metavar) for each in arguments(self))]
+        return ["[OPTIONS]", *(each.metavar for each in arguments(self))]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then each section of options."""
         if found := arguments(self):
             with formatter.section("Arguments"):
-                formatter.write_dl([(str(each.metavar), each.help) for each in found])
+                formatter.write_dl([(each.metavar, each.help) for each in found])
         for title, parameters in sections(self, ctx).items():
             with formatter.section(title):
                 formatter.write_dl([record(each, ctx) for each in parameters])
