@@ -27,7 +27,7 @@ class Caching:
     """What is cached, and how: the arguments of `dynenc.make_cache`."""
 
     space: options.CachedSpace = SD1.name
-    encoder: options.Encoder = "light"
+    encoder: options.CachedEncoder = "light"
     vae: Annotated[
         str | None,
         typer.Option(
@@ -54,7 +54,8 @@ class Caching:
             "-Q",
             metavar="0..100",
             rich_help_panel=QUALITY,
-            help="Quality of the latents.",
+            show_default=False,
+            help=f"Quality of the latents. [default: {IMPORT_QUALITY:g}]",
         ),
     ] = IMPORT_QUALITY
     prune: Annotated[

@@ -23,7 +23,7 @@ INPUT, OUTPUT, QUALITY, DECODER = "Input", "Output", "Quality", "Decoder"  # sec
 EXECUTION = "Execution"
 SOURCES = "folders, tar shards, patterns or URLs; '-' reads standard input."
 ENCODERS = registry.names("encoder")
-STEMS = dict.fromkeys(registry.stem(registry.MODELS[name]) for name in ENCODERS)
+CACHED = [name for name in ENCODERS if not registry.MODELS[name].space.is_own]
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DECODERS = ("auto", "embedded", "fine", "sd-vae", *registry.names("autoencoder"))
 SCALES = tuple(str(Fraction(1, divisor)) for divisor in DIVISORS)
@@ -40,11 +40,25 @@ def _refused(value: str, choices: Sequence[str]) -> typer.BadParameter:
     return typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}.")
 
 
-def check_encoder(name: str) -> str:
-    """Refuse a value that is neither the name of an encoder nor a weight file."""
-    if name in ENCODERS or registry.is_weight_file(name):
-        return name
-    raise _refused(name, (*ENCODERS, "a .safetensors file"))
+def encoder_option(names: Sequence[str], text: str) -> Any:
+    """The option --encoder, for one of the names or a weight file, with its help."""
+
+    def check(name: str) -> str:
+        if name in names or registry.is_weight_file(name):
+            return name
+        raise _refused(name, (*names, "a .safetensors file"))
+
+    stems = dict.fromkeys(registry.stem(registry.MODELS[name]) for name in names)
+    return typer.Option(
+        "--encoder",
+        "--model",
+        "-e",
+        metavar="|".join([*stems, "FILE"]),
+        callback=check,
+        autocompletion=completed(*names),
+        rich_help_panel=QUALITY,
+        help=f"{text} FILE is a trained or imported .safetensors file.",
+    )
 
 
 def check_device(name: str) -> str:
@@ -99,20 +113,9 @@ def parse_scale(text: str) -> Fraction:
     return scale
 
 
-Encoder = Annotated[
-    str,
-    typer.Option(
-        "--encoder",
-        "--model",
-        "-e",
-        metavar="|".join([*STEMS, "FILE"]),
-        callback=check_encoder,
-        autocompletion=completed(*ENCODERS),
-        rich_help_panel=QUALITY,
-        help="nano is the fastest, base gives the best images; autoencoder has its own latent "
-        "space. FILE is a trained or imported .safetensors file.",
-    ),
-]
+BEST = "nano is the fastest, base gives the best images"
+Encoder = Annotated[str, encoder_option(ENCODERS, f"{BEST}; autoencoder has its own latent space.")]
+CachedEncoder = Annotated[str, encoder_option(CACHED, f"{BEST}.")]
 Quality = Annotated[
     float | None,
     typer.Option(
