@@ -1,11 +1,13 @@
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
-from dynenc import registry
-from dynenc.latent_space import OWN_SPACES, SD1, SPACES, LatentSpace, latent_size
+from dynenc import Codec, registry
+from dynenc.latent_space import OWN_SPACES, SPACES, LatentSpace, latent_size
 
 
 @pytest.mark.parametrize("space", SPACES.values())
@@ -26,8 +28,14 @@ def test_a_copy_is_the_space_itself(space):
 
 
 def test_a_space_of_own_networks_is_added_in_one_place(monkeypatch):
-    toy = LatentSpace("toy", "toy", channels=4, scale=1.0)
+    toy = LatentSpace("toy", "toys", channels=4, scale=1.0)
+    model = replace(registry.MODELS["autoencoder"], name="toy", number=200, space=toy)
     monkeypatch.setitem(OWN_SPACES, "toy", toy)
-    assert toy.is_own
+    monkeypatch.setitem(registry.MODELS, "toy", model)
+    monkeypatch.setattr(registry, "LATENT_MODELS", (*registry.LATENT_MODELS, model))
     assert pickle.loads(pickle.dumps(toy)) is toy
-    assert registry.coders(toy) == registry.coders(SD1)
+    picture = Image.new("RGB", (24, 16), (90, 140, 60))
+    codec = Codec.from_pretrained("toy", device="cpu")
+    decoded = codec.decode(codec.encode(picture))
+    like = Codec.from_pretrained("autoencoder", device="cpu")
+    assert decoded == like.decode(like.encode(picture))

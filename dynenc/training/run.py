@@ -128,7 +128,7 @@ def train_with_progress(
             return train_coder(config, paths, lambda done: bar.update(coder_task, completed=done))
     sums: dict[str, list[float]] = {}
     with (paths.run / f"{config.preset}.log").open("a") as log, bar:
-        task = bar.add_task("reading the data", total=None)
+        task = bar.add_task("preparing", total=None)
 
         def report(step: int, progress: float, terms: dict[str, float]) -> None:
             for name, value in terms.items():
