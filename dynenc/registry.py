@@ -298,7 +298,7 @@ def for_space(name: str, kind: Network, space: LatentSpace) -> Model:
     """
     given = named(name, kind)
     if given.space not in (SD1, space):
-        raise UsageError(f"{name} is for {given.space.title} latents, not for {space.title}")
+        raise UsageError(f"{name} is for the latents of {given.space.title}, not of {space.title}")
     model = in_space(given.name, space)
     if model is None:
         raise WeightsError(

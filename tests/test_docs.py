@@ -8,7 +8,7 @@ import write_docs
 from typer.main import get_command
 from write_docs import CONSOLE, PAGES, ROOT
 
-from dynenc import __version__, errors
+from dynenc import __version__
 from dynenc.cli.main import app
 from dynenc.coding import bitstream
 
@@ -66,12 +66,6 @@ def test_torch_is_installed_in_a_version_that_is_allowed(name):
 @pytest.mark.parametrize("name", sorted(GROUP.commands))
 def test_every_command_is_in_the_table_of_usage(name):
     assert re.search(rf"^\| `dynenc {name} ?[^`]*` \|", USAGE, re.MULTILINE)
-
-
-def test_every_exit_code_is_in_the_table_of_usage():
-    kinds = [errors.DynencError, *errors.DynencError.__subclasses__()]
-    for kind in kinds:
-        assert re.search(rf"^\| {kind.exit_code} \|.*`{kind.__name__}`", USAGE, re.MULTILINE)
 
 
 def test_header_of_the_specification_is_that_of_the_code():

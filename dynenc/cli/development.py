@@ -30,9 +30,9 @@ def train(
         str,
         typer.Argument(
             metavar="PRESET",
-            help="An encoder (nano, light, base), autoencoder, embedded (the decoder), or an "
-            "entropy coder (fast, full); for another latent space with its name, as light-sdxl, "
-            "base-flux1, full-sd3.",
+            help="An encoder (nano, light, base), autoencoder, a decoder (embedded, fine), or an "
+            "entropy coder (fast, full, encoders-flux1); for another latent space with its name, "
+            "as light-sdxl, base-flux1, full-sd3.",
         ),
     ],
     data: Images,
@@ -75,7 +75,10 @@ def train(
     setting: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="Change a field of TrainConfig; repeatable."
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change a setting: a field of TrainConfig, or of FitConfig for an entropy coder; "
+            "repeatable.",
         ),
     ] = None,
     device: options.Device = "auto",
@@ -149,10 +152,11 @@ def train_thumbnail(
     encoder: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME|FILE", help="Encoder for the images; repeatable. [nano, light, base]"
+            metavar="NAME|FILE",
+            help="Encoder for the images; repeatable. [default: nano, light and base]",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 4000,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of training.")] = 4000,
 ) -> None:
     """Train and quantise the decoder of pictures at 1/4 and 1/8 of the size.
 
@@ -180,9 +184,12 @@ def train_perceptual(
     output: Weights,
     encoder: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|FILE", help="Encoder for the images; repeatable. [light, base]"),
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Encoder for the images; repeatable. [default: light and base]",
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 1800,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of training.")] = 1800,
 ) -> None:
     """Train the network whose features --effort compares: a small imitation of VGG-16.
 

@@ -265,10 +265,15 @@ def evaluate(
         from dynenc.io.writing import refuse_existing
         from dynenc.networks.compat import pick_device
 
-        qualities = quality or benchmark.QUALITIES
+        encoders, decoders = (
+            dict.fromkeys(encoder or ["light"]),
+            dict.fromkeys(decoder or ["embedded"]),
+        )
+        efforts = dict.fromkeys(effort or [0])
+        qualities = list(dict.fromkeys(quality or benchmark.QUALITIES))
         measure = Measure(load_distances(lpips, vgg), pick_device(device))
         candidates = benchmark.ours(
-            encoder or ["light"], decoder or ["embedded"], effort or [0], qualities, device, detail
+            list(encoders), list(decoders), list(efforts), qualities, device, detail
         )
         if latents_of:
             candidates.append(benchmark.latents_of(latents_of, qualities, device))
@@ -293,8 +298,8 @@ def evaluate(
 def doctor(as_json: options.Json = False) -> None:
     """Check the installation and this machine.
 
-    Prints versions, device, data types, weights, caches, image formats and extras; the exit code
-    is 1 if there is a problem.
+    Prints versions, device, native kernel, data types, weights, caches, image formats and extras;
+    the exit code is 1 if there is a problem.
     """
     with console.session():
         from dynenc.cli import doctor
@@ -303,7 +308,7 @@ def doctor(as_json: options.Json = False) -> None:
         if as_json:
             console.show(json.dumps({"findings": findings, "problems": problems}))
         else:
-            console.show(*(f"{name:14} {finding}" for name, finding in findings.items()))
+            console.show(*(f"{name:16} {finding}" for name, finding in findings.items()))
         if problems:
             count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
             raise DynencError(f"{count}: {'; '.join(problems)}")
