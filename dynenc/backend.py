@@ -80,8 +80,8 @@ class Backend:
         name, space = self.decoder_name, model.space
         if self.given and self.given.space is space:
             return self.given
-        named = registry.MODELS.get(name)
-        if space is SD1 and (named is None or named.space is SD1):
+        chosen = registry.MODELS.get(name)
+        if space is SD1 and (chosen is None or chosen.space is SD1):
             return self.decoder
         own = model if space.is_own else registry.in_space("embedded", space)
         if own and name in ("auto", "embedded", own.name):
@@ -92,7 +92,7 @@ class Backend:
                 f"the latents are those of {title}, for which dynenc has no decoder",
                 hint=f"name a VAE of {title} with --decoder",
             )
-        if named or name == "sd-vae" or space.is_own:
+        if chosen or name == "sd-vae" or space.is_own:
             raise OtherLatents(
                 f"the latents are those of {title}, which decoder {name} cannot read",
                 hint="leave out --decoder",

@@ -27,12 +27,12 @@ class Distortion(nn.Module):
     def __init__(self, config: TrainConfig, paths: TrainPaths) -> None:
         """Load the networks; raises UsageError if their weights are not given."""
         super().__init__()
-        if paths.lpips is None:
-            raise UsageError(
-                f"training {config.preset} needs the weights of LPIPS", hint="give --lpips"
-            )
         self.config = config
-        self.alex = LPIPS(paths.lpips)
+        self.alex: LPIPS | None = None
+        if config.lpips:
+            if paths.lpips is None:
+                raise UsageError("LPIPS on AlexNet needs its weights", hint="give --lpips")
+            self.alex = LPIPS(paths.lpips)
         self.vgg: LPIPSVGG | None = None
         self.dists: DISTS | None = None
         if config.lpips_vgg or config.dists:
@@ -57,7 +57,8 @@ class Distortion(nn.Module):
         }
         top, left = random.integers(0, SHIFT, 2).tolist()
         decoded, image = decoded[..., top:, left:], image[..., top:, left:]
-        terms["lpips"] = config.lpips * self.alex(decoded, image).mean()
+        if self.alex:
+            terms["lpips"] = config.lpips * self.alex(decoded, image).mean()
         if self.vgg is None or self.dists is None:
             return terms
         count = max(1, round(config.vgg_share * len(image)))

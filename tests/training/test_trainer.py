@@ -20,6 +20,7 @@ from dynenc.imaging.sources import iter_images
 from dynenc.networks.loading import load_path, model_name
 from dynenc.training.config import PRESETS, TrainConfig, TrainPaths, configure
 from dynenc.training.crops import Crops, build_cache, open_crops
+from dynenc.training.losses import Distortion
 from dynenc.training.prior import Prior
 from dynenc.training.run import train, train_with_progress
 from dynenc.training.synthetic import Synthetic
@@ -324,6 +325,8 @@ def large_pictures(folder):
 
 
 def test_networks_need_the_weights_of_the_distances(folder, tmp_path):
+    no_judges = replace(PRESETS["nano"], lpips=0, lpips_vgg=0, dists=0)
+    assert Distortion(no_judges, paths(folder, tmp_path, lpips=None, vgg=None)).alex is None
     for name in ("lpips", "vgg"):
         with pytest.raises(UsageError, match="weights") as error:
             train(PRESETS["nano"], paths(folder, tmp_path, **{name: None}), CPU, nothing)
