@@ -31,6 +31,7 @@ from dynenc.io.storage import Readable
 from dynenc.io.writing import refuse_existing
 from dynenc.latent_space import PATCH
 from dynenc.native import encoder
+from dynenc.networks import decoder_names, integer_decoder
 
 T = TypeVar("T")
 OnStep = Callable[[int, int], None]
@@ -127,13 +128,16 @@ class Task(ABC, Generic[T]):
 
 def needs_networks(settings: Settings) -> bool:
     """Whether a run needs torch, as far as is known before any file is read."""
-    encode, task = settings.encode, settings.task
+    encode, task, device = settings.encode, settings.task, settings.run.device
     if task == "encode":
-        model, device = registry.encoder_model(encode.encoder), settings.run.device
+        model = registry.encoder_model(encode.encoder)
         decodes = encode.effort or encode.goal.kind == "dB"
         return bool(decodes) or not encoder.encodes(model, device)
     if task == "export":
         return settings.output.suffix.lower() == LATENT_FORMS["pt"]
+    if task == "decode":  # most files are of SD 1.x, whose decoder is not always the embedded one
+        decoder = decoder_names.resolve(settings.decode.decoder, device).name
+        return not integer_decoder.decodes(registry.IMPORTED, decoder, device)
     return task != "import"
 
 

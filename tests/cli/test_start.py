@@ -50,6 +50,8 @@ def folder(tmp_path_factory):
         "import a.safetensors -o safetensors.lat",
         "encode a.png -e nano -o nano.lat",
         "encode a.png -e light -o light.lat --target-size 2KB",
+        "decode a.lat -o decoded.png",
+        "decode a.lat -o part.png --region 1,2,3,4 --scale 1/4",
         "encode a.png -u --dry-run",
         "decode a.lat -o old.png -u --dry-run",
         "roundtrip a.png -o old.png -u --dry-run",
