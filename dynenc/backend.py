@@ -65,7 +65,7 @@ class Backend:
     @cached_property
     @torch.inference_mode(False)
     def decoder(self) -> Decoder:
-        """Latents [B, 4, h, w] in SD scale -> image [B, 3, 8h, 8w], roughly in [-1, 1]."""
+        """Scaled SD 1.x latents [B, 4, h, w] -> image [B, 3, 8h, 8w], roughly in [-1, 1]."""
         return load_decoder(self.decoder_name, self.device)
 
     @torch.inference_mode(False)
@@ -101,7 +101,7 @@ class Backend:
 
     @torch.inference_mode()
     def latents(self, pictures: Sequence[Checked]) -> Floats:
-        """Latents [B, C, h, w] of images of equal size, tile by tile.
+        """Scaled latents [B, C, h, w] of images of equal padded size, tile by tile.
 
         A tile is encoded with the surrounding patches that its latents depend on, so the result
         equals that of encoding the whole image.
@@ -122,8 +122,8 @@ class Backend:
     def pictures(self, files: Sequence[LatFile], view: View = WHOLE) -> list[Image.Image]:
         """Decode files of one shape and model in one pass: RGB, without detail layers.
 
-        Only one band of a large image is held as floats at any time. Smaller images are means of
-        the pixels.
+        Large images are decoded in bands, so that only one band is in memory as floats. For a view
+        with a divisor, the full-size pixels are averaged.
         """
         regions = [view.covered((f.header.width, f.header.height)) for f in files]
         pictures = [Image.new("RGB", region[2:]) for region in regions]

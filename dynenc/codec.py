@@ -106,12 +106,12 @@ class Codec:
 
     @property
     def encoder(self) -> Encoder | PublishedEncoder:
-        """Image [B, 3, H, W] in [-1, 1] -> latents [B, 4, H/8, W/8] in SD scale."""
+        """Image [B, 3, H, W] in [-1, 1] -> scaled latents [B, C, H/8, W/8] of the model's space."""
         return self.backend.encoder
 
     @property
     def decoder(self) -> Decoder:
-        """Latents [B, 4, h, w] in SD scale -> image [B, 3, 8h, 8w], roughly in [-1, 1]."""
+        """Scaled latents [B, C, h, w] -> image [B, 3, 8h, 8w], roughly in [-1, 1]."""
         return self.decoder_of(self.model)
 
     @decoder.setter
@@ -150,7 +150,8 @@ class Codec:
                 a better image in no more bytes. See refine.py.
             detail: 'auto' stores text and graphics in a separate layer that keeps them legible;
                 'on' finds more of them; 'off' stores everything as latents.
-            keep_metadata: keep `exif`, `xmp` and `icc_profile` of the image's `info`.
+            keep_metadata: keep EXIF, XMP, the ICC profile, IPTC, comment, PNG texts and resolution
+                of the image's `info`.
         At most one of quality and the targets may be given. If a target cannot be reached, the
         closest file is made and the miss is logged, unless `strict` is set.
         Raises: ImageError if the image cannot be read, has a side of 0 or above 65,535 px, or an
@@ -215,7 +216,7 @@ class Codec:
         return list(run(lambda each: each.for_goal(goal), todo))
 
     def latents(self, pictures: Sequence[Checked]) -> Floats:
-        """Latents [B, C, h, w] of images of equal size."""
+        """Scaled latents [B, C, h, w] of images of equal padded size."""
         pixels = [each for each in pictures if isinstance(each, Image.Image | np.ndarray)]
         # a network that is already loaded may have been modified by the caller
         is_loaded = "backend" in vars(self) and "encoder" in vars(self.backend)
@@ -243,8 +244,8 @@ class Codec:
 
         Args:
             file: the bytes of a .lat file, its path, or what `LatFile.parse` returned.
-            region: left, top, width and height in px: these pixels of the whole picture alone.
-            scale: 1, 1/2, 1/4 or 1/8 of the size, rounded up; of a region all that it touches.
+            region: left, top, width and height in px of the full-size image; None: all of it.
+            scale: 1, 1/2, 1/4 or 1/8; sides are rounded up, and partly covered pixels included.
             max_pixels: refuse files that declare more pixels.
         Raises: BitstreamError, WeightsError; UsageError if the region is not within the picture.
         """

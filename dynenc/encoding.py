@@ -43,7 +43,7 @@ class Encoded:
 
     @property
     def quality(self) -> float:
-        """The quality of the file, 0..100; with a target that of its step, perhaps beyond."""
+        """The quality of the file; with a target it may lie outside 0..100."""
         return detail_layer.file_quality(self.file)
 
 
@@ -57,7 +57,7 @@ class Networks(Protocol):
         """The networks in torch."""
 
     def latents(self, pictures: Sequence[Checked]) -> Floats:
-        """Latents [B, C, h, w] of equally large pictures."""
+        """Scaled latents [B, C, h, w] of images of equal padded size."""
 
     def complete(self, file: LatFile) -> Image.Image:
         """The colours of a file, with its detail layer: RGB."""

@@ -32,7 +32,7 @@ class PictureWarning(UserWarning):
 
 
 class DynencError(Exception):
-    """Base class of all errors that a user can cause and fix.
+    """Base class of all errors that dynenc raises on purpose.
 
     Args:
         message: one sentence that says what is wrong, without a full stop at the end.

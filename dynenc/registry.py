@@ -24,7 +24,7 @@ Kind = Literal["encoder", "decoder", "autoencoder", "coder", "foreign", "thumbna
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A network or entropy coder: its weight file, and its number in a .lat file."""
+    """A network or entropy coder: its weight file, and its number in a .lat file if it has one."""
 
     name: str
     number: int
@@ -249,7 +249,7 @@ def named(name: str, kind: Kind) -> Model:
 
 
 def names(kind: Kind) -> list[str]:
-    """The names of all models of a kind, ordered by number."""
+    """The names of all models of a kind, in the order of `MODELS`."""
     return [model.name for model in MODELS.values() if _is(model, kind)]
 
 

@@ -4,7 +4,7 @@ import sys
 
 
 def run() -> None:
-    """Run the command; Ctrl-C while it starts, which takes a moment, is no traceback either."""
+    """Run the command; Ctrl-C during start-up also ends without a traceback."""
     try:
         from dynenc.cli.main import app
 

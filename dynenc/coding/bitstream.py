@@ -119,7 +119,7 @@ def _check_prefix(blob: bytes, least: int) -> None:
 def _header(blob: bytes, max_pixels: int) -> Header:
     header = Header(*HEADER.unpack_from(blob, PREFIX.size))
     if not (header.width and header.height and header.step_q):
-        raise Corrupt("the header holds a zero where a size or a step must stand")
+        raise Corrupt("the header has a zero width, height or step")
     if header.width * header.height > max_pixels:
         raise TooLarge(
             f"the file declares {header.width}x{header.height} pixels, the limit is {max_pixels}",

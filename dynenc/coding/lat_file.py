@@ -1,4 +1,4 @@
-"""A .lat file as an object: parsed once, decoded to symbols, and passed on. Never imports torch."""
+"""A .lat file as an object: read, quantised and coded, written. Never imports torch."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ class LatFile:
         return in_steps * self.header.step_q / quantize.STEP_UNIT
 
     def to_bytes(self) -> bytes:
-        """The file."""
+        """The bytes of the .lat file."""
         return bitstream.write(self.header, self.payload, self.chunks)
 
 
@@ -227,12 +227,13 @@ def model_of(header: Header) -> registry.Model:
 
 
 def has_quality(header: Header, quality: float, parse: Callable[[], LatFile]) -> bool:
-    """Whether a file is of a quality.
+    """Whether a file was encoded at a quality, judged by its quantiser step.
 
-    Its step tells, but files of flat images may have finer ones; see `LatFile.of_latents`.
+    Flat images may have a finer step than the quality asks for; see `LatFile.of_latents`.
 
     Args:
-        parse: returns the whole file; called only if its step is one of those finer ones.
+        parse: returns the whole file; called only if the header has such a finer step.
+    Raises: UsageError if quality is not within 0..100; UnknownModel; what `parse` raises.
     """
     step_q = quantize.quality_to_step(quality, has_trellis=model_of(header).has_trellis)
     finer = [step_q >> halvings for halvings in range(1, FLAT_STEPS)]

@@ -1,13 +1,12 @@
 """Quantisation: latents <-> symbols, weighing error against bits. Never imports torch.
 
-Symbols are on one of two lattices: the plain one, which rounds every latent by itself, or that of a
-trellis (dependent quantisation). There the second half of the lattices' points is the first, moved
-by half a step; which of them a symbol is on depends on whether the symbols before it on its path
-are odd or even, so nothing is stored for it. Since the encoder may choose among all paths, the
-error is 1 dB lower than that of rounding with the same step (Marcellin and Fischer, "Trellis Coded
-Quantization", 1990; in video coding Schwarz et al., "Hybrid Video Coding with Trellis-Coded
-Quantization", 2019). The state machine is Ungerboeck's 8-state code with the parity-check
-polynomials 13 and 4 (octal; "Channel Coding with Multilevel/Phase Signals", 1982).
+Symbols are on one of two lattices. The plain lattice rounds every latent independently. The trellis
+(dependent quantisation) has two quantisers, offset by half a step. A state machine, driven by the
+parity of the preceding symbols, selects the quantiser, so the choice costs no bits. As the encoder
+searches all paths, the error is 1 dB lower than that of rounding with the same step (Marcellin and
+Fischer, "Trellis Coded Quantization", 1990; in video coding Schwarz et al., "Hybrid Video Coding
+with Trellis-Coded Quantization", 2019). The state machine is Ungerboeck's 8-state code with the
+parity-check polynomials 13 and 4 (octal; "Channel Coding with Multilevel/Phase Signals", 1982).
 """
 
 import math
@@ -40,9 +39,10 @@ def quality_to_step(quality: float, *, has_trellis: bool) -> int:
 
 
 def step_to_quality(step_q: int, *, has_trellis: bool) -> float:
-    """The quality that has a quantiser step, undoing `quality_to_step`; beyond 0..100 for others.
+    """The quality of a quantiser step: the inverse of `quality_to_step`.
 
-    To one decimal, or a whole number where that has the step.
+    A whole number if one gives exactly this step, else rounded to one decimal; steps that no
+    quality gives have values outside 0..100.
     """
     unit = TRELLIS_STEP if has_trellis else 1.0
     quality = 50 + 25 * math.log2(MIDDLE_STEP * unit * STEP_UNIT / step_q)

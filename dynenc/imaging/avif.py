@@ -19,7 +19,7 @@ def fault(data: bytes, size: tuple[int, int]) -> str:
     """Why a file is not a single opaque 8-bit image of that width and height; "" if it is."""
     boxes = list(_boxes(data))
     if [kind for kind, _ in boxes] != PARTS:
-        return "is no AVIF file of one image"
+        return "is not an AVIF file of one image"
     (_, brands), (_, meta), (_, coded) = boxes
     if brands[:4] != b"avif":
         return "is an AVIF sequence, or not AVIF"
@@ -29,7 +29,7 @@ def fault(data: bytes, size: tuple[int, int]) -> str:
     if not _is_all_of_one_item(
         [content for kind, content in parts if kind == b"iloc"], data, coded
     ):
-        return "is no AVIF file of one image"
+        return "is not an AVIF file of one image"
     properties = [
         each
         for kind, content in parts
@@ -42,7 +42,7 @@ def fault(data: bytes, size: tuple[int, int]) -> str:
     if b"auxC" in kinds:
         return "has alpha, or another auxiliary image"
     if kinds.count(b"av1C") != 1 or kinds.count(b"ispe") != 1:
-        return "is no AVIF file of one image"
+        return "is not an AVIF file of one image"
     sides = dict(properties)[b"ispe"][4:]
     if sides != struct.pack(">II", *size) or _declared(coded) != (*size, False):
         return f"does not have {size[0]}x{size[1]} px and 8 bits"

@@ -131,7 +131,8 @@ def weights(
 ) -> Bytes:
     """The weight of the layer for each pixel of an image, [height, width], in 0..feather + 1.
 
-    It is the distance in px, larger of both directions, to the nearest pixel outside the mask.
+    It is 0 outside the mask. Inside, it is the Chebyshev distance in px to the nearest pixel
+    outside, at most feather + 1.
 
     Args:
         feather: less than TILE.
@@ -263,7 +264,7 @@ def of_chunks(chunks: Sequence[Chunk], width: int, height: int) -> Detail | None
 
 
 def file_quality(file: LatFile) -> float:
-    """The quality of a file, 0..100: of its step, or where all of it is the layer, of that."""
+    """The quality of a file: from its step, or from the layer if that covers the whole image."""
     if file.header.step_q == MAX_STEP:
         for tag, data in file.chunks:
             if tag == DETAIL and len(data) >= HEAD.size:
@@ -325,7 +326,7 @@ def _image(coded: bytes, form: str, size: tuple[int, int]) -> Image.Image:
                     f"the image of chunk {DETAIL} is {width}x{height} px, not {size[0]}x{size[1]}"
                 )
             if opened.mode != "RGB" or getattr(opened, "n_frames", 1) != 1:
-                raise Corrupt(f"the image of chunk {DETAIL} is no single opaque RGB image")
+                raise Corrupt(f"the image of chunk {DETAIL} is not a single opaque RGB image")
             return opened.convert("RGB")
     except Corrupt:
         raise

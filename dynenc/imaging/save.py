@@ -54,7 +54,10 @@ def picture_format(target: str) -> str:
     suffix = PurePosixPath(target.rpartition("/")[2]).suffix.lower()
     form = formats.writer_of(suffix)
     if form is None:
-        raise OutputError(f"{target} has no suffix of an image format that can be written")
+        raise OutputError(
+            f"{target} does not end in the suffix of an image format that can be written",
+            hint="use .png, .jpg, .webp or .avif, for example",
+        )
     return form
 
 

@@ -153,7 +153,7 @@ def vae(
 
     Args:
         encoder: 'nano', 'light' or 'base'.
-        decoder: see `decoder.load_decoder`.
+        decoder: see `external_vae.load_decoder`.
         device: 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', or a `torch.device`.
         space: of the pipeline's latents: 'sd1', 'sdxl', 'flux1' or 'sd3'.
     Raises: WeightsError if dynenc has no such networks for the space; DeviceError, UsageError.

@@ -141,7 +141,7 @@ def read_checkpoint(path: Path) -> StandIn:
     except OSError as exc:
         raise WeightsError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     except Exception as exc:  # whatever a pickle of a stranger provokes
-        raise WeightsError(f"{path} is no checkpoint that torch.save wrote: {exc}") from exc
+        raise WeightsError(f"{path} is not a checkpoint written by torch.save: {exc}") from exc
     if not isinstance(found, StandIn):
         raise WeightsError(f"{path} holds no pickled module of the author's: name another file")
     return found

@@ -12,10 +12,10 @@ from dynenc.native.kernel import TILE, Floats
 
 
 def of(file: LatFile) -> Floats:
-    """The latents [C, h, w] of all of an image.
+    """The scaled latents [C, h, w] of the whole image.
 
-    Those beneath a detail layer are taken of the decoded image by the encoder that wrote the file,
-    the others are those of the file.
+    Latents beneath a detail layer are encoded again from the decoded image, with the encoder that
+    wrote the file; all others are those of the file.
     Raises: BitstreamError, WeightsError.
     """
     layer = detail.of_chunks(file.chunks, file.header.width, file.header.height)

@@ -62,7 +62,7 @@ FUNCTIONS: dict[str, tuple[type, ...]] = {  # their arguments; see dynenc.h
 }
 FAULTS: dict[int, DynencError] = {  # what an error code of the kernel means: dynenc.h
     -3: Corrupt("the payload is damaged, or does not end with the last symbol"),
-    -4: Corrupt("the payload is damaged: it escapes what has an entry in the table"),
+    -4: Corrupt("the payload is damaged: an escape codes a residual that the table contains"),
     -5: WeightsError("the entropy coder's tensors do not fit each other"),
     -6: WeightsError("the entropy coder's weights exceed exact arithmetic"),
     -7: WeightsError("the entropy coder's contexts reach too far"),

@@ -14,7 +14,7 @@ const MAX_PIXELS = 178_956_970;
 const KNOWN = ["grey", "alph", "exif", "xmpp", "iccp", "iptc", "cmnt", "text", "resl", "cach", "Detl"];
 const FAULTS = new Map([ // what a negative result of the program means: dynenc.h and reader.c
   [-3, "the payload is damaged, or does not end with the last symbol"],
-  [-4, "the payload is damaged: it escapes what has an entry in the table"],
+  [-4, "the payload is damaged: an escape codes a residual that the table contains"],
   [-100, "there is not enough memory for an image of this size"],
 ]);
 
@@ -135,7 +135,7 @@ function container(file, maxPixels) {
     fail("the checksum does not match: the file is damaged or cut short");
   const [width, height, step] = [5, 7, 9].map((at) => view.getUint16(at, true));
   const [model, coder, flags] = file.subarray(11, FIXED);
-  if (!(width && height && step)) fail("the header holds a zero where a size or a step must stand");
+  if (!(width && height && step)) fail("the header has a zero width, height or step");
   if (flags & ~(HAS_CHUNKS | HAS_TRELLIS)) fail(`the header holds unknown flags ${flags}`);
   if (!(width * height <= maxPixels))
     fail(`the file declares ${width}x${height} pixels, the limit is ${maxPixels}`);

@@ -156,6 +156,6 @@ def test_small_formats_keep_size_and_pixels(form, mode):
     assert back.size == (200, 170)
     assert np.array_equal(np.asarray(back.convert("RGB")), np.asarray(picture.convert("RGB")))
     large = Image.new("RGB", (300, 20))
-    for other, why in (("a.ico", "a side exceeds"), ("a.icns", "no suffix of an image format")):
+    for other, why in (("a.ico", "a side exceeds"), ("a.icns", "suffix of an image format")):
         with pytest.raises(OutputError, match=why):
             save.picture_bytes(large, extras.Extras(), other, "embedded")
