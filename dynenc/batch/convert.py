@@ -245,7 +245,8 @@ def run(
     settings = replace(settings, run=replace(settings.run, strict=single))
     todo, results = _sort(jobs, output, settings)
     n_others = listing.n_ignored - len(listing.ignored_images)
-    summary = Summary(jobs=len(todo), single=single, ignored=n_others)
+    stale = destination.stale_shards(jobs)
+    summary = Summary(jobs=len(todo), single=single, ignored=n_others, stale=stale)
 
     def report(results: Iterable[Result]) -> None:
         for result in results:

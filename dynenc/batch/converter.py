@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, BinaryIO, TypeVar
 
 from dynenc.batch.inputs import MAX_IMAGE_BYTES
-from dynenc.batch.plan import Job, input_suffixes, output_name
+from dynenc.batch.plan import Job, input_suffixes, member_name
 from dynenc.batch.records import Result, Settings
 from dynenc.batch.task import Input, Loaded, Made
 from dynenc.batch.tasks import TASKS
@@ -181,9 +181,7 @@ class Converter:
         with _source(job.source) as file:
             for member in shards.members(file, job.source):
                 convert = suffix_of(member.name).lower() in suffixes
-                name = member.name
-                if convert:
-                    name = output_name(name, output.suffix, output.naming)
+                name = member_name(member.name, suffixes, output.suffix, output.naming)
                 source = f"{job.source}/{member.name}"
                 item = Input(source, job.target, None, name, member.mtime, convert)
                 is_large = not convert and member.size > SMALL

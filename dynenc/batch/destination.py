@@ -1,14 +1,16 @@
 """Where outputs go: whether -o names a file or a folder, and the format its suffix selects."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 from dynenc.batch.find import Listing
+from dynenc.batch.plan import NUMBERED, Job
 from dynenc.batch.records import Settings, Task
 from dynenc.errors import OutputError, UsageError
 from dynenc.imaging import formats
 from dynenc.io import storage
-from dynenc.io.names import STREAM, suffix_of
+from dynenc.io.names import STREAM, base, parent, suffix_of
 from dynenc.io.shards import is_archive, is_tar
 from dynenc.io.writing import is_stream
 
@@ -80,3 +82,13 @@ def _same_format(task: Task, one: str, other: str) -> bool:
     one, other = one.lower(), other.lower()
     form = formats.writer_of(one) if task in ("decode", "roundtrip") else None
     return one == other or (form is not None and form == formats.writer_of(other))
+
+
+def stale_shards(jobs: Sequence[Job]) -> list[str]:
+    """The shards beside packed ones with numbers beyond the last, as of a larger folder."""
+    folder = parent(jobs[0].target) if jobs and jobs[0].members else ""
+    if not storage.is_folder(folder):
+        return []
+    planned = {base(job.target) for job in jobs}
+    there = storage.walk(folder, recursive=False)
+    return [path for path, name in there if NUMBERED.fullmatch(name) and name not in planned]

@@ -6,25 +6,30 @@ A file does not count as finished by its name alone: its header must parse, whic
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
 from typing import BinaryIO, Literal
 
-from dynenc.batch.plan import Job
+from dynenc.batch.plan import Job, input_suffixes, member_name
 from dynenc.batch.records import Result, Settings
 from dynenc.batch.tasks import TASKS
 from dynenc.coding import bitstream
-from dynenc.errors import Corrupt, OutputExists
+from dynenc.errors import Corrupt, DynencError, OutputExists
 from dynenc.imaging import formats
 from dynenc.io import shards, storage
 from dynenc.io.names import is_url, join, suffix_of
 from dynenc.io.writing import is_stream
 
-State = Literal["missing", "current", "older", "different", "foreign"]
+State = Literal["missing", "current", "older", "different", "other", "foreign"]
 CLOCK_STEP = 2.0  # s; resolution of modification times on the coarsest file systems
 
 
 def sort(jobs: list[Job], output: str | None, settings: Settings) -> tuple[list[Job], list[Result]]:
-    """The jobs that remain, and the results of the others: skipped or failed."""
+    """The jobs that remain, and the results of the others: skipped or failed.
+
+    Raises: OutputExists if a packed shard holds other images and must not be updated: so would
+        those after it, and to write some of them would leave images twice in the folder.
+    """
     policy = settings.output.existing
     there = _listed(output)
     todo, results = [], []
@@ -32,24 +37,38 @@ def sort(jobs: list[Job], output: str | None, settings: Settings) -> tuple[list[
         if not job.target or (there is not None and job.target not in there):
             todo.append(job)
             continue
-        if policy == "skip" and there is not None:  # a request for each would take too long
-            state: State = "current" if there[job.target] else "missing"
+        if there is not None and not there[job.target]:
+            state: State = "missing"
+        elif policy == "skip" and there is not None and not job.members:
+            state = "current"  # a request for each would take too long
         else:
             state = state_of(job, settings)
         name = job.source or job.target
-        if state == "missing" or (policy == "update" and state in ("older", "different")):
-            # an empty file holds nothing to lose; a file that appears from now on is kept
+        if state == "missing" or (policy == "update" and state in ("older", "different", "other")):
+            # nothing is lost that is not made again; a file that appears from now on is kept
             todo.append(replace(job, overwrite=storage.exists(job.target)))
-        elif state == "foreign":
-            error = OutputExists(
-                f"{job.target} exists, but was not written by this command",
-                hint="move it away, or overwrite it with --force",
-            )
+        elif state in ("other", "foreign"):
+            error = _in_the_way(job.target, state)
+            if job.members and state == "other":
+                raise error
             results.append(Result(name, job.target, "failed", error=error))
         else:
             outdated = state == "different"
             results.append(Result(name, job.target, "skipped", outdated=outdated))
     return todo, results
+
+
+def _in_the_way(target: str, state: State) -> OutputExists:
+    """The error for an output that is not overwritten."""
+    if state == "other":
+        return OutputExists(
+            f"{target} holds other images than those of this run",
+            hint="write it again with --update, or choose another output with -o",
+        )
+    return OutputExists(
+        f"{target} exists, but was not written by this command",
+        hint="move it away, or overwrite it with --force",
+    )
 
 
 def _listed(output: str | None) -> dict[str, int] | None:
@@ -62,8 +81,9 @@ def _listed(output: str | None) -> dict[str, int] | None:
 def state_of(job: Job, settings: Settings) -> State:
     """The state of a job's output file.
 
-    For a shard, the first converted member is checked. "older" and anything beyond the header are
-    only checked with `existing="update"`.
+    For a shard, the first converted member is checked, and the names of all: one that lacks some
+    counts as missing. "older" and anything beyond the header are only checked with
+    `existing="update"`.
     """
     if is_stream(job.target):
         return "missing"
@@ -75,26 +95,53 @@ def state_of(job: Job, settings: Settings) -> State:
             return "missing"
     try:
         with storage.reading(job.target) as file:
-            is_so = _matches(file, job, settings, whole)
+            state = (_shard_state if job.is_shard else _file_state)(file, job, settings, whole)
     except Corrupt:
         return "different" if whole else "foreign"
     except Exception:  # a foreign file can make its reader raise anything
         return "foreign" if storage.exists(job.target) else "missing"
-    if not is_so:
-        return "different"
-    return "older" if whole and _is_older(job, settings) else "current"
+    return "older" if state == "current" and whole and _is_older(job, settings) else state
 
 
-def _matches(file: BinaryIO, job: Job, settings: Settings, whole: bool) -> bool:
-    check = TASKS[settings.task].matches
-    if not job.is_shard:
-        n_bytes = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        return check(file, n_bytes, settings, whole=whole)
-    for member in shards.members(file, job.target):
-        if suffix_of(member.name).lower() == settings.output.suffix.lower():
-            return check(member.file, member.size, settings, whole=whole)
-    return True
+def _file_state(file: BinaryIO, job: Job, settings: Settings, whole: bool) -> State:
+    n_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    is_so = TASKS[settings.task].matches(file, n_bytes, settings, whole=whole)
+    return "current" if is_so else "different"
+
+
+def _shard_state(file: BinaryIO, job: Job, settings: Settings, whole: bool) -> State:
+    """The state of a shard; "other" if it holds what was not made of the job's images."""
+    made, others, is_so = list[str](), list[str](), True
+    for member in shards.members(file, job.target, seek=True):
+        if suffix_of(member.name).lower() != settings.output.suffix.lower():
+            others.append(member.name)
+            continue
+        if not made:
+            is_so = TASKS[settings.task].matches(member.file, member.size, settings, whole=whole)
+        made.append(member.name)
+    planned, found = Counter(_planned(job, settings, whole)), Counter(made + others)
+    if planned and found - planned:
+        is_ours = made and not (job.members and others)  # packed shards hold nothing else
+        return "other" if is_ours else "foreign"
+    if planned - found:
+        return "missing"
+    return "current" if is_so else "different"
+
+
+def _planned(job: Job, settings: Settings, whole: bool) -> list[str]:
+    """The names that a shard should hold; none if they are not known."""
+    if job.members:
+        return [name for _, name in job.members]
+    if is_url(job.source) and not whole:  # only to skip it, reading all of it takes too long
+        return []
+    output, suffixes = settings.output, input_suffixes(settings.task)
+    try:
+        with storage.reading(job.source) as file:
+            names = [member.name for member in shards.members(file, job.source, seek=True)]
+    except (DynencError, OSError):  # as with images, damage of what is finished does not matter
+        return []
+    return [member_name(name, suffixes, output.suffix, output.naming) for name in names]
 
 
 def _is_older(job: Job, settings: Settings) -> bool:

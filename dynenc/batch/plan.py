@@ -3,6 +3,7 @@
 found files -> select -> plan -> jobs
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -23,7 +24,7 @@ from dynenc.io.names import (
 )
 from dynenc.io.shards import is_archive, is_tar, with_tar_suffix
 
-SHARD = "{:06d}.tar"
+SHARD, NUMBERED = "{:06d}.tar", re.compile(r"\d{6,}\.tar")  # packed shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,12 @@ def _packed(
 def output_name(name: str, suffix: str, naming: Naming) -> str:
     """The output name for a file name, or for a path below a folder."""
     return name + suffix if naming == "keep" else with_suffix(name, suffix)
+
+
+def member_name(name: str, suffixes: frozenset[str], suffix: str, naming: Naming) -> str:
+    """The name in the output for a member of an archive; only those with `suffixes` change it."""
+    is_converted = suffix_of(name).lower() in suffixes
+    return output_name(name, suffix, naming) if is_converted else name
 
 
 def _refuse_clashes(

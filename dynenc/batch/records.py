@@ -159,6 +159,7 @@ class Summary:
     n_bytes_in: int = 0
     n_bytes_out: int = 0
     failures: list[Result] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)  # packed shards beyond the last of this run
     started: float = field(default_factory=time.monotonic, repr=False)
     seconds: float = 0.0
 

@@ -157,6 +157,9 @@ class Reporter:
         if self.illegible > 1:
             rest = self.illegible - 1
             console.tell(f"dynenc: text or graphics will not be legible in {rest} more images")
+        if summary.stale:
+            which = ", ".join(summary.stale)
+            console.tell(f"dynenc: {which}: of another run, beyond the last shard of this one")
         if not summary.single:
             console.tell(f"dynenc: {_final(summary)}")
             if summary.outdated:

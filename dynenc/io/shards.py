@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 from dynenc.errors import ImageError, OutputError
 from dynenc.io.names import base
@@ -53,15 +53,21 @@ class Member:
     file: Readable  # must be read before the next member is requested
 
 
-def members(file: BinaryIO, name: str) -> Iterator[Member]:
+def members(file: BinaryIO, name: str, *, seek: bool = False) -> Iterator[Member]:
     """The files in an archive, in order; links, devices and folders are skipped.
 
+    Args:
+        seek: skip what is not read of an uncompressed tar, instead of reading on to the next
+            member.
     Raises: ImageError if it is neither a tar nor a zip, damaged or truncated; reading a damaged or
     encrypted member raises it, too.
     """
     kind = "zip" if ZIP.search(base(name)) else "tar"
     try:
-        yield from (_zip_members if kind == "zip" else _tar_members)(file, name)
+        if kind == "zip":
+            yield from _zip_members(file, name)
+        else:
+            yield from _tar_members(file, name, "r:" if seek and _is_plain(file) else "r|*")
     except DAMAGE as exc:
         raise ImageError(f"{name} cannot be read as a {kind}: {exc}") from exc
 
@@ -75,6 +81,7 @@ DAMAGE = (
     OSError,
     RuntimeError,  # zipfile: encrypted; its subclass NotImplementedError: unknown compression
 )
+MAGIC = slice(257, 262)  # of a header
 ENDS = (tarfile.EOFHeaderError, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
 
 
@@ -107,8 +114,17 @@ class _Content:
             raise ImageError(f"{self.name} cannot be unpacked: {exc}") from exc
 
 
-def _tar_members(file: BinaryIO, name: str) -> Iterator[Member]:
-    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header) as tar:
+def _is_plain(file: BinaryIO) -> bool:
+    """Whether a file is an uncompressed tar in which a reader can seek."""
+    if not file.seekable():
+        return False
+    start = file.read(tarfile.BLOCKSIZE)
+    file.seek(0)
+    return start[MAGIC] == b"ustar"
+
+
+def _tar_members(file: BinaryIO, name: str, mode: Literal["r:", "r|*"]) -> Iterator[Member]:
+    with tarfile.open(fileobj=file, mode=mode, tarinfo=_Header) as tar:
         while (info := tar.next()) is not None:
             _forget(tar)
             if info.isreg():

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import dynenc
-from dynenc.errors import UsageError
+from dynenc.errors import OutputExists, UsageError
 
 
 @pytest.fixture
@@ -71,6 +71,65 @@ def test_shards_are_looked_into(pictures, tmp_path):
     (tmp_path / "out" / "000001.tar").write_bytes(b"no tar" * 200)
     summary = encode(pictures, tmp_path / "out", shard_size=3, quality=70)
     assert (summary.skipped, summary.outdated, summary.failed) == (1, 1, 1)
+
+
+def held(folder):
+    """The names in each shard of a folder."""
+    names = {}
+    for path in sorted(folder.iterdir()):
+        with tarfile.open(path) as tar:
+            names[path.name] = [name.removesuffix(".lat") for name in tar.getnames()]
+    return names
+
+
+def test_packed_shards_follow_the_images_of_the_folder(pictures, tmp_path):
+    out = tmp_path / "out"
+    encode(pictures, out, shard_size=2)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    shutil.copy(pictures / "e.png", pictures / "aa.png")
+    with pytest.raises(OutputExists, match=r"000000\.tar holds other images") as caught:
+        encode(pictures, out, shard_size=2)
+    assert "--update" in caught.value.hint
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert encode(pictures, out, shard_size=2, existing="update").done == 6
+    expected = {"000000.tar": ["a", "aa"], "000001.tar": ["b", "c"], "000002.tar": ["d", "e"]}
+    assert held(out) == expected
+    for name in ("a", "c", "e"):
+        (pictures / f"{name}.png").unlink()
+    summary = encode(pictures, out, shard_size=2, existing="update")
+    assert held(out) == expected | {"000000.tar": ["aa", "b"], "000001.tar": ["d"]}
+    assert summary.stale == [f"{out}/000002.tar"]
+    assert encode(pictures, out, shard_size=2).skipped == 2
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_a_shard_without_all_of_its_images_is_made_again(pictures, tmp_path, is_packed):
+    out, whole = tmp_path / "out", (pictures / "b.png").read_bytes()
+
+    def run():
+        if is_packed:
+            return encode(pictures, out, shard_size=9)
+        with tarfile.open(tmp_path / "000000.tar", "w") as tar:
+            for path in sorted(pictures.iterdir()):
+                tar.add(path, path.name)
+        return encode(tmp_path / "000000.tar", f"{out}/")
+
+    (pictures / "b.png").write_bytes(whole[:40])
+    for _ in range(2):
+        summary = run()
+        assert (summary.done, summary.failed, summary.skipped) == (4, 1, 0)
+    (pictures / "b.png").write_bytes(whole)
+    assert run().done == 5
+    assert run().skipped == 1
+
+
+def test_update_leaves_shards_of_images_alone(pictures, tmp_path):
+    with tarfile.open(tmp_path / "000000.tar", "w") as tar:
+        tar.add(pictures / "a.png", "a.png")
+    before = (tmp_path / "000000.tar").read_bytes()
+    summary = encode(pictures, tmp_path, shard_size=9, existing="update")
+    assert "was not written by this command" in summary.failures[0].reason
+    assert (tmp_path / "000000.tar").read_bytes() == before
 
 
 def test_update_notices_another_image_of_the_same_name(pictures, tmp_path):

@@ -1,3 +1,4 @@
+import gzip
 import io
 import math
 import tarfile
@@ -30,6 +31,25 @@ def test_what_is_written_is_read_in_the_same_order():
     assert read(tar) == files
     assert {member.mtime for member in shards.members(io.BytesIO(tar), "t")} == {7}
     assert written(*files) == tar
+
+
+def test_the_names_in_a_tar_are_read_without_its_contents():
+    class Counting(io.BytesIO):
+        n_read = 0
+
+        def read(self, size=-1):
+            data = super().read(size)
+            self.n_read += len(data)
+            return data
+
+    file = Counting(written(("a", bytes(10**6)), ("b", b"2" * 10**6)))
+    found = []
+    for member in shards.members(file, "t", seek=True):
+        found.append((member.name, member.file.read(1) if member.name == "b" else b""))
+    assert found == [("a", b""), ("b", b"2")]
+    assert file.n_read < 10**5
+    packed = gzip.compress(file.getvalue())
+    assert [each.name for each in shards.members(io.BytesIO(packed), "t", seek=True)] == ["a", "b"]
 
 
 def test_a_name_is_taken_once():
