@@ -19,7 +19,7 @@ from dynenc import registry
 from dynenc.batch import inputs
 from dynenc.batch.records import Roundtrip, Settings
 from dynenc.codec import Codec
-from dynenc.coding import bitstream
+from dynenc.coding import bitstream, entropy, rate_control
 from dynenc.coding.bitstream import Header
 from dynenc.coding.lat_file import LatFile, has_quality, read_bytes
 from dynenc.coding.rate_control import DetailMode, Goal
@@ -213,8 +213,28 @@ class ExistingLat:
             return detail.file_quality(self.parse()) == round(goal.value)
         if goal.kind == "quality":
             return has_quality(header, goal.value, self.parse)
+        if goal.kind == "dB":
+            return False
         bpp = bitstream.bpp(n_bytes, header.width, header.height)
-        return goal.kind != "dB" and not goal.note(bpp if goal.kind == "bpp" else n_bytes)
+        reached = bpp if goal.kind == "bpp" else n_bytes
+        miss = rate_control.LAYER_MISS if self._is_all_layer else rate_control.MISS
+        if not goal.is_missed(reached, miss):
+            return True
+        return not goal.strict and self._is_nearest(goal, reached)
+
+    @property
+    def _is_all_layer(self) -> bool:
+        return self.header.step_q == detail.MAX_STEP and detail.is_whole(self.parse())
+
+    def _is_nearest(self, goal: Goal, reached: float) -> bool:
+        """Whether no other step comes nearer to a target of size, which none may exceed."""
+        if reached < goal.value:
+            is_close = goal.value - reached < entropy.WORD * reached / self.n_bytes
+            if self._is_all_layer:
+                return is_close or detail.file_quality(self.parse()) == 100
+            return is_close or self.header.step_q == rate_control.FINEST
+        file = self.parse()
+        return not file.symbols.any() and not detail.has_layer(file)
 
     def may_have(self, mode: DetailMode) -> bool:
         """Whether the detail mode could have written it: "off" writes no detail layer."""

@@ -29,14 +29,19 @@ class Goal:
     value: float = DEFAULT_QUALITY
     strict: bool = False  # a missed target is an error
 
+    def is_missed(self, reached: float, miss: float = MISS) -> bool:
+        """Whether a target was missed; for `miss` see `note`."""
+        short = self.kind == "dB" and reached < self.value
+        is_far = abs(reached - self.value) > miss * self.value
+        return self.kind != "quality" and (short or is_far)
+
     def note(self, reached: float, miss: float = MISS) -> str:
         """A message for the user if the target was missed, else ""; raises TargetMissed.
 
         Args:
             miss: share of the target by which it may be missed.
         """
-        short = self.kind == "dB" and reached < self.value
-        if self.kind == "quality" or not (short or abs(reached - self.value) > miss * self.value):
+        if not self.is_missed(reached, miss):
             return ""
         message = f"asked for {self.value:.5g} {self.kind}, the nearest reachable is {reached:.5g}"
         if self.strict:

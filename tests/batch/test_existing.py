@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import dynenc
-from dynenc.errors import OutputExists, UsageError
+from dynenc.errors import OutputExists, TargetMissed, UsageError
 
 
 @pytest.fixture
@@ -48,6 +48,26 @@ def test_skipped_outputs_of_other_settings_are_counted(pictures, tmp_path):
     assert (summary.skipped, summary.outdated) == (5, 1)
     other = dynenc.convert("encode", pictures, tmp_path / "out", encoder="light", jobs=1)
     assert (other.skipped, other.outdated) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("target_size", "is_reached"), [(10, False), (60, True), (400, True), (9000, False)]
+)
+def test_the_file_nearest_to_a_target_is_current(tmp_path, target_size, is_reached):
+    (folder := tmp_path / "in").mkdir()
+    Image.radial_gradient("L").resize((96, 64)).save(folder / "gradient.png")
+    Image.effect_noise((64, 64), 200).convert("RGB").save(folder / "graphics.png")
+    options = {"target_size": target_size, "detail": "on"}
+    encode(folder, out := tmp_path / "out")
+    assert encode(folder, out, **options).outdated == 2
+    assert encode(folder, out, existing="update", **options).done == 2
+    assert encode(folder, out, **options).outdated == 0
+    assert encode(folder, out, existing="update", **options).done == 0
+    if not is_reached:
+        strict = encode(folder, out, existing="update", strict=True, **options)
+        assert all(isinstance(failure.error, TargetMissed) for failure in strict.failures)
+        assert strict.failed == 2
+    assert encode(folder, out, existing="update", detail="on").done == 2
 
 
 def test_skipped_images_and_latents(pictures, tmp_path):
