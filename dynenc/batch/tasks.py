@@ -34,7 +34,7 @@ from dynenc.encoding import Encoded
 from dynenc.errors import ImageError, LatentsError, OtherLatents
 from dynenc.imaging import formats, notes, pixels, preview, save
 from dynenc.imaging.extras import Extras
-from dynenc.interop import latent_files, whole_latents
+from dynenc.interop import beside, caches, containers, latent_files, whole_latents
 from dynenc.interop.forms import LATENT_FORMS, LATENT_SUFFIXES
 from dynenc.interop.latent_files import ImportedLatents
 from dynenc.io import names, storage
@@ -270,30 +270,33 @@ class Export(Task[ParsedLat]):
                     f"the latents are those of {file.model.space.title}: decode the file"
                 )
             header, n_bytes = file.header, one.n_bytes
-            data, note = latent_files.write(self.form, file, whole_latents.of(file))
+            data, note = latent_files.write(_form(self.settings), file, whole_latents.of(file))
             if one.value.extras.alpha:
                 note = notes.joined(note, "alpha is dropped")
             made.append(Made(data, header.width, header.height, n_bytes, n_bytes, note=note))
         return made
 
-    @property
-    def form(self) -> str:
-        """The form of the outputs; raises LatentsError if their suffix stands for none."""
-        output = self.settings.output
-        found = (form for form, suffix in LATENT_FORMS.items() if suffix == output.suffix.lower())
-        if not (form := output.form or next(found, "")):
-            raise LatentsError(
-                f"no file of latents ends in {output.suffix!r}: use {', '.join(LATENT_SUFFIXES)}"
-            )
-        return form
-
     @staticmethod
     def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
         """See `Task`; the format is the only setting."""
-        start = file.read(9)
-        if not (start.startswith(b"PK\x03\x04") or start[8:] == b"{"):
-            raise LatentsError("neither a zip archive nor safetensors")
-        return True
+        form = _form(settings)
+        if form in ("npz", "pt"):
+            if file.read(len(containers.ZIP)) != containers.ZIP:
+                raise LatentsError("no zip archive")
+            return True
+        outline = containers.outline(file)
+        return (caches.recognise(outline, "the output").layout.form or outline.form) == form
+
+
+def _form(settings: Settings) -> str:
+    """The form of exported latents; raises LatentsError if their suffix stands for none."""
+    output = settings.output
+    found = (form for form, suffix in LATENT_FORMS.items() if suffix == output.suffix.lower())
+    if not (form := output.form or next(found, "")):
+        raise LatentsError(
+            f"no file of latents ends in {output.suffix!r}: use {', '.join(LATENT_SUFFIXES)}"
+        )
+    return form
 
 
 class Import(Task[ImportedLatents]):
@@ -338,9 +341,19 @@ class Import(Task[ImportedLatents]):
     def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
         """See `Task`."""
         lat, options = ExistingLat.open(file, n_bytes, whole=whole), settings.encode
-        if options.space and model_of(lat.header).space.name != options.space:
+        model = model_of(lat.header)
+        if options.space and model.space.name != options.space:
             return False
-        return options.keep_step or lat.meets(options.goal)
+        if whole and options.scale is not None and not _has_scale(lat.parse(), options.scale):
+            return False
+        has_kept_step = options.keep_step and model not in registry.FOREIGN.values()
+        return has_kept_step or lat.meets(options.goal)
+
+
+def _has_scale(file: LatFile, scale: float) -> bool:
+    """Whether a file says that its latents were imported from a file in that scale."""
+    kept = beside.of_chunks(file.chunks)
+    return kept is not None and kept.scaling[0] == scale
 
 
 TASKS: dict[records.Task, type[Task[Any]]] = {

@@ -21,11 +21,13 @@ import safetensors
 
 from dynenc.coding.bitstream import MAGIC
 from dynenc.errors import LatentsError
+from dynenc.io.storage import Readable
 from dynenc.native.kernel import Floats
 
 Array = npt.NDArray[Any]
 
 MAX_BYTES = 2**28  # of a file, unpacked; the latents of the largest image take 180 MB
+LENGTH = 8  # bytes, of the length of a safetensors file's header
 ZIP, GZIP, PICKLE = b"PK\x03\x04", b"\x1f\x8b", b"\x80"
 DTYPES = {  # safetensors' names of them; numpy has no bfloat16
     "F16": "<f2",
@@ -162,8 +164,21 @@ def _read_safetensors(data: bytes, name: str) -> Container:
         if tensor["dtype"] not in DTYPES:
             raise LatentsError(f"{name} holds {key} of type {tensor['dtype']}: save it as float32")
         tensors[key] = Tensor(tensor["dtype"], tuple(tensor["shape"]), bytes(tensor["data"]))
-    length = int.from_bytes(data[:8], "little")
-    return Container(tensors, json.loads(data[8 : 8 + length]).get(METADATA) or {})
+    return Container(tensors, outline(io.BytesIO(data)).facts)
+
+
+def outline(file: Readable) -> Container:
+    """The names of the tensors in a safetensors file and the texts, without values.
+
+    Raises: any exception if it is no such file.
+    """
+    length = int.from_bytes(file.read(LENGTH), "little")
+    header = json.loads(file.read(min(length, MAX_BYTES)))
+    facts = header.pop(METADATA, None) or {}
+    tensors = {
+        key: Tensor(tensor["dtype"], tuple(tensor["shape"]), b"") for key, tensor in header.items()
+    }
+    return Container(tensors, facts)
 
 
 def _npy(data: bytes, name: str) -> Tensor:

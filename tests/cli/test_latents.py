@@ -109,6 +109,37 @@ def test_update_looks_at_the_quality(lat, tmp_path):
     assert "1 skipped" in run("export", tmp_path, "--to", "pt", "-u").stderr
 
 
+def test_update_looks_at_the_form(tmp_path):
+    cache, out = tmp_path / "a.safetensors", tmp_path / "out"
+    save_file({"latent": torch.randn(4, 8, 8)}, cache, {"latent_space_version": "sd1"})
+    run("import", cache)
+    forms = ("safetensors", "ai-toolkit", "ai-toolkit", "safetensors")
+    for form, status in zip(forms, ("1 done", "1 done", "1 skipped", "1 done"), strict=True):
+        told = run("export", tmp_path, "--to", form, "-o", out, "-u").stderr
+        assert status in told
+    told = run("export", tmp_path, "--to", "ai-toolkit", "-o", out).stderr
+    assert "made with other settings" in told
+    save_file({"weight": torch.zeros(3)}, out / "a.safetensors")
+    told = run("export", tmp_path, "--to", "ai-toolkit", "-o", out, "-u", code=1).stderr
+    assert "was not written by this command" in told
+
+
+def test_update_looks_at_the_scale_and_at_the_default_quality(tmp_path):
+    (folder := tmp_path / "in").mkdir()
+    save_file({"latents": torch.randn(4, 8, 8)}, folder / "a.safetensors")
+    extra = {"crop_xy": torch.zeros(2)}  # kept in the .lat file together with the scale
+    save_file({"latents": torch.randn(4, 8, 8), **extra}, folder / "b.safetensors")
+    for options, n_done in (
+        ("--scale 1 -Q 30", 2),
+        ("--scale 1", 2),
+        ("--scale 1", 1),
+        ("--scale 0.18215", 2),
+        ("--scale 0.18215 -Q 30", 2),
+    ):
+        told = run("import", folder, "-o", tmp_path / "out", "-u", *options.split()).stderr
+        assert f"{n_done} done" in told, options
+
+
 def test_existing_outputs_are_kept(lat):
     target = lat.with_suffix(".npz")
     target.write_bytes(b"keep")
