@@ -1,4 +1,8 @@
-"""A worker that dies over files named by the environment; run in place of a worker's program."""
+"""A worker that dies over files named by the environment; run in place of a worker's program.
+
+It dies when it reads the file 03 if there is a file `deaths-n03`, and when it has written its
+output if there is `deaths-w03`, as often as that says.
+"""
 
 import os
 import signal
@@ -7,18 +11,29 @@ from pathlib import Path
 
 sys.path[:0] = sys.argv[2:]
 
-from dynenc.batch import tasks, worker  # noqa: E402
+from dynenc.batch import converter, tasks, worker  # noqa: E402
 
-real = tasks.Encode.load
+real_load, real_write = tasks.Encode.load, converter.Converter._write
 
 
-def load(self, item):
-    left = Path(os.environ["DEATHS"], f"deaths-n{Path(item.source).stem}")
+def die(when, item):
+    left = Path(os.environ["DEATHS"], f"deaths-{when}{Path(item.source).stem}")
     if left.exists() and (n := int(left.read_text())):
         left.write_text(str(n - 1))
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, item)
+
+
+def load(self, item):
+    die("n", item)
+    return real_load(self, item)
+
+
+def write(self, item, made):
+    done = real_write(self, item, made)
+    die("w", item)
+    return done
 
 
 tasks.Encode.load = load
+converter.Converter._write = write
 worker.enter(sys.argv[1])

@@ -32,10 +32,10 @@ from dynenc.batch.records import (
 from dynenc.coding import rate_control
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.rate_control import DETAIL_MODES, DetailMode
-from dynenc.errors import UnexpectedError, UsageError, with_name
+from dynenc.errors import OutputExists, UnexpectedError, UsageError, with_name
 from dynenc.interop.forms import LATENT_FORMS
 from dynenc.io import names, storage
-from dynenc.io.writing import make_folder, sweep
+from dynenc.io.writing import make_folder, refuse_existing, sweep
 from dynenc.latent_space import named as space_named
 from dynenc.view import WHOLE, View
 
@@ -263,7 +263,7 @@ def run(
     report(results)
     if dry_run:
         report(Result(job.source or job.target, job.target, "planned") for job in todo)
-        return summary
+        todo = []
     is_packed = settings.output.shard_size is not None
     is_folder = not single or is_packed or (output or "").endswith(("/", os.sep))
     folders = {names.parent(job.target) for job in todo if job.target and is_folder}
@@ -349,7 +349,13 @@ def _check_measuring(options: OutputOptions) -> None:
 def _sort(
     jobs: list[Job], output: str | None, settings: Settings
 ) -> tuple[list[Job], list[Result]]:
-    """The jobs that remain, and the results of those that are already finished."""
+    """The jobs that remain, and the results of those that are finished, or refused.
+
+    No output of those that remain exists, except such as may be overwritten: so an engine may
+    overwrite what a process wrote that died before it answered.
+    """
+    if settings.output.existing == "refuse":
+        return _refused(jobs)
     is_checked = settings.output.existing in ("skip", "update")
     is_remote = names.is_url(output or "")
     if not is_checked or not (is_remote or any(storage.exists(job.target) for job in jobs)):
@@ -357,6 +363,17 @@ def _sort(
     from dynenc.batch.existing import sort
 
     return sort(jobs, output, settings)
+
+
+def _refused(jobs: list[Job]) -> tuple[list[Job], list[Result]]:
+    todo, failed = [], []
+    for job in jobs:
+        try:
+            refuse_existing(job.target, overwrite=False)
+            todo.append(job)
+        except OutputExists as exc:
+            failed.append(Result(job.source or job.target, job.target, "failed", error=exc))
+    return todo, failed
 
 
 def _start(

@@ -192,6 +192,7 @@ class _Pool:
             if job in self.deaths:
                 yield _given_up(job, f"two worker processes died on it, {how}")
             elif number < dead.hello.window:
+                job = replace(job, overwrite=True)  # it may have been written before the answer
                 self.deaths[job] = how
                 self.suspects.append(job)
             else:

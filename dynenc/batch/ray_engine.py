@@ -14,13 +14,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dynenc import runtime
 from dynenc.batch.plan import Job
 from dynenc.batch.records import Result, Settings
-from dynenc.errors import DynencError, EngineError, OutputExists
-from dynenc.io.writing import refuse_existing
+from dynenc.errors import DynencError, EngineError
 
 BLOCK = 64  # jobs handed out at a time: at most these are lost with a node
 CPUS = 1  # per actor
@@ -68,11 +67,6 @@ def run(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]:
     Raises: EngineError if Ray is not installed, or the cluster cannot be reached or fails, and
         everything the local engine raises.
     """
-    refused = _refused(jobs, settings)
-    yield from ([result] for result in refused.values())
-    jobs = [job for job in jobs if job not in refused]
-    if not jobs:
-        return
     try:
         import ray
         from ray import data
@@ -80,20 +74,6 @@ def run(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]:
         raise EngineError("Ray is not installed: pip install 'dynenc[ray]'") from exc
     with _quiet(data.DataContext.get_current()):
         yield from _on_cluster(ray, data, jobs, settings)
-
-
-def _refused(jobs: Sequence[Job], settings: Settings) -> dict[Job, Result]:
-    """The jobs whose output exists and must not be overwritten, which an actor would do."""
-    refused = {}
-    for job in jobs:
-        try:
-            refuse_existing(job.target, job.overwrite or settings.output.overwrite)
-        except OutputExists as exc:
-            status: Literal["skipped", "failed"] = (
-                "skipped" if settings.output.existing == "skip" else "failed"
-            )
-            refused[job] = Result(job.source or job.target, job.target, status, error=exc)
-    return refused
 
 
 @contextmanager

@@ -101,6 +101,21 @@ def test_a_worker_that_dies_is_replaced(pictures, tmp_path, crashing, batch_size
     assert len(contents(tmp_path / "out")) == N_PICTURES - 1
 
 
+@pytest.mark.parametrize("existing", ["skip", "refuse"])
+def test_what_a_worker_wrote_before_it_died_counts_as_done(pictures, tmp_path, crashing, existing):
+    crashing(w03=1)
+    summary = encode(pictures, tmp_path / "out", jobs=2, existing=existing)
+    assert (summary.done, summary.skipped, summary.failed) == (N_PICTURES, 0, 0)
+    before = contents(tmp_path / "out")
+    for name in ("05.lat", "06.lat"):
+        (tmp_path / "out" / name).unlink()
+    crashing(w05=1)
+    summary = encode(pictures, tmp_path / "out", jobs=2, existing=existing, quality=9)
+    assert (summary.done, summary.skipped + summary.failed) == (2, N_PICTURES - 2)
+    changed = {name for name, data in contents(tmp_path / "out").items() if data != before[name]}
+    assert changed == {"05.lat", "06.lat"}
+
+
 def test_missing_weights_end_the_run(pictures, tmp_path):
     with pytest.raises(WeightsError):
         dynenc.convert("encode", pictures, tmp_path / "out", encoder="huge", jobs=2)

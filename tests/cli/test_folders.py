@@ -108,6 +108,11 @@ def test_include_and_exclude(photos, tmp_path):
     assert tree(tmp_path / "2") == ["b.lat", "sub/c.lat"]
 
 
+def test_dry_run_tells_that_an_output_exists(photos):
+    encode(photos / "a.png")
+    assert "a.lat exists" in encode(photos / "a.png", "--dry-run", code=6).stderr
+
+
 def test_dry_run_touches_nothing(photos, tmp_path):
     before = tree(tmp_path)
     result = encode(photos, "-r", "-o", tmp_path / "out", "--dry-run")
