@@ -136,8 +136,9 @@ def convert(
     Returns: the summary of all results.
     Raises: UsageError if the options contradict each other; ImageError, BitstreamError or
         LatentsError if there is nothing to convert; and any error that would make every file fail:
-        WeightsError, DeviceError, EngineError, OutputError if a folder cannot be written, DiskFull.
-        Finished outputs are kept.
+        WeightsError, DeviceError, EngineError, OutputError if a folder cannot be written,
+        OutputExists if packed shards hold other images and are to be skipped, DiskFull. Finished
+        outputs are kept.
     """
     _check(task, existing=existing, naming=naming, engine=engine, detail=detail)
     goal = rate_control.goal(

@@ -9,7 +9,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any, BinaryIO, TypeVar
@@ -160,12 +160,26 @@ class Converter:
                         writer.add(item.member, made.data, item.mtime or 0)
                     except OutputError as exc:  # this member only; an OSError ends the shard
                         made = exc
+                elif writer and overwrite:
+                    self._keep(writer, target, item.member)
                 if item.convert or isinstance(made, DynencError):
                     where = f"{target}/{item.member}" if target else ""
                     results.append(self._result(Input(item.source, where), made))
             if writer:
                 writer.close()
         return results
+
+    def _keep(self, writer: shards.Writer, target: str, name: str) -> None:
+        """Keep of the shard that is overwritten what could not be made again, if it holds that."""
+        former: tuple[bytes, float] | None = None
+        with suppress(DynencError, OSError), storage.reading(target) as file:
+            for member in shards.members(file, target, seek=True):
+                if member.name == name:
+                    former = member.file.read(member.size), member.mtime
+                    break
+        if former is not None:
+            with suppress(OutputError):  # the name is taken, nothing was written
+                writer.add(name, *former)
 
     def _packed(self, job: Job) -> Iterator[tuple[Input, Outcome]]:
         """The outcome for each image of a new shard."""

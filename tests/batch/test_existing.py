@@ -143,6 +143,19 @@ def test_a_shard_without_all_of_its_images_is_made_again(pictures, tmp_path, is_
     assert run().skipped == 1
 
 
+def test_a_shard_keeps_what_cannot_be_made_again(pictures, tmp_path):
+    encode(pictures, out := tmp_path / "out", shard_size=9)
+    with tarfile.open(out / "000000.tar") as tar:
+        before = {name: tar.extractfile(name).read() for name in tar.getnames()}
+    (pictures / "b.png").write_bytes(b"damaged")
+    summary = encode(pictures, out, shard_size=9, existing="update", quality=90)
+    assert (summary.done, summary.failed) == (4, 1)
+    with tarfile.open(out / "000000.tar") as tar:
+        assert tar.getnames() == list(before)
+        changed = {name for name in before if tar.extractfile(name).read() != before[name]}
+    assert changed == {"a.lat", "c.lat", "d.lat", "e.lat"}
+
+
 def test_update_leaves_shards_of_images_alone(pictures, tmp_path):
     with tarfile.open(tmp_path / "000000.tar", "w") as tar:
         tar.add(pictures / "a.png", "a.png")
