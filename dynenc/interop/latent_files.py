@@ -18,13 +18,12 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from dynenc import registry
 from dynenc.coding import quantize
-from dynenc.coding.bitstream import MAX_SIDE, Chunk, Header
+from dynenc.coding.bitstream import MAX_SIDE, Chunk
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import Corrupt, LatentsError, UsageError
 from dynenc.interop import beside, caches, containers, likely_space
@@ -78,6 +77,9 @@ class ImportedLatents:
             to_lat: encodes other latents of the file as a .lat file.
         Raises: LatentsError if the chunk cannot hold it.
         """
+        form = self.layout.form or self.container.form
+        if form in CANONICAL and self._is_as_written(form):
+            return []
         space, facts = self.model.space, self.container.facts
         parts = []
         for key, tensor in self.container.tensors.items():
@@ -88,17 +90,6 @@ class ImportedLatents:
                 parts.append(Part(key, tensor.dtype, tensor.shape, "lat", to_lat(latents)))
             else:
                 parts.append(Part(key, tensor.dtype, tensor.shape, "data", tensor.data))
-        form = self.layout.form or self.container.form
-        if form in CANONICAL and facts.keys() <= set(OWN_FACTS):
-            ours = CANONICAL[form](self.latents, (self.width, self.height), space).tensors
-            own = {
-                Part(key, t.dtype, t.shape, "payload")
-                if key == self.key
-                else Part(key, t.dtype, t.shape, "data", t.data)
-                for key, t in ours.items()
-            }
-            if own == set(parts):
-                return []
         if form != "pt":  # other containers hold texts alone
             facts = {key: f if isinstance(f, str) else json.dumps(f) for key, f in facts.items()}
         chunk = beside.to_chunk(Beside(form, self.scaling, facts, tuple(parts)))
@@ -109,6 +100,19 @@ class ImportedLatents:
                 f"what it holds beside the latents cannot be kept: {exc}", hint="save them alone"
             ) from exc
         return [chunk]
+
+    def _is_as_written(self, form: str) -> bool:
+        """Whether `write` makes the same file of these latents alone; it may add its facts."""
+        size = self.width, self.height
+        ours = _canonical(form, self.latents, size, self.model, self.step_q or 0)
+        same_tensors = self._blanked(ours) == self._blanked(self.container)
+        same_scaling = self.scaling == _own_scaling(form, self.model.space)
+        return same_tensors and same_scaling and self.container.facts in ({}, ours.facts)
+
+    def _blanked(self, container: Container) -> dict[str, Tensor]:
+        """The tensors of a container, without the values of the latents."""
+        tensors = container.tensors.items()
+        return {key: replace(t, data=b"") if key == self.key else t for key, t in tensors}
 
 
 def write(form: str, file: LatFile, latents: Floats) -> tuple[bytes, str]:
@@ -132,29 +136,36 @@ def write(form: str, file: LatFile, latents: Floats) -> tuple[bytes, str]:
             f"latents that were not imported from {form} lack what its cache holds beside them",
             hint="choose another --to",
         )
-    header, space = file.header, file.model.space
-    container = CANONICAL[form](latents, (header.width, header.height), space)
-    if form != "npz":
-        scale = RAW[0] if form == "comfy" else space.scale
-        container = replace(container, facts=_facts(header, space, scale))
-    note = f"what the {kept.form} file held beside the latents is left out" if kept else ""
+    size = file.header.width, file.header.height
+    container = _canonical(form, latents, size, file.model, file.header.step_q)
+    note = ""
+    if kept and (kept.parts[1:] or kept.facts.keys() - {"space", "scale"}):
+        note = f"what the {kept.form} file held beside the latents is left out"
     return WRITERS[form](container), note
 
 
-def _facts(header: Header, space: LatentSpace, scale: float) -> dict[str, Any]:
-    """The metadata of a file, as text, because safetensors metadata are text."""
-    model = registry.latent_model(header.model_id) or registry.IMPORTED
-    return {
-        "space": space.name,
-        "scale": str(scale),
-        "width": str(header.width),
-        "height": str(header.height),
+def _canonical(
+    form: str, latents: Floats, size: tuple[int, int], model: registry.Model, step_q: int
+) -> Container:
+    """The file that is written if there was none before."""
+    container = CANONICAL[form](latents, size, model.space)
+    if form == "npz":
+        return container
+    facts = {  # as text, because safetensors metadata are text
+        "space": model.space.name,
+        "scale": str(_own_scaling(form, model.space)[0]),
+        "width": str(size[0]),
+        "height": str(size[1]),
         "encoder": model.name,
-        "step": str(header.step_q / quantize.STEP_UNIT),
+        "step": str(step_q / quantize.STEP_UNIT),
     }
+    return replace(container, facts=facts)
 
 
-OWN_FACTS = ("space", "scale", "width", "height", "encoder", "step")
+def _own_scaling(form: str, space: LatentSpace) -> Scaling:
+    """Scale and shift of the latents in a file that is written if there was none before."""
+    is_raw = form == "comfy" or (form == "npz" and space is not FLUX1)
+    return RAW if is_raw else (space.scale, space.shift)
 
 
 def _plain(latents: Floats, size: tuple[int, int], space: LatentSpace) -> Container:
@@ -170,9 +181,8 @@ def _comfy(latents: Floats, size: tuple[int, int], space: LatentSpace) -> Contai
 def _npz(latents: Floats, size: tuple[int, int], space: LatentSpace) -> Container:
     """As `save_latents_to_disk` of sd-scripts' library/strategy_base.py writes them."""
     end = "_{}x{}".format(*latents.shape[1:])
-    scaling = (space.scale, space.shift) if space is FLUX1 else RAW
     arrays = {
-        "latents" + end: _unscaled(latents, scaling, space),
+        "latents" + end: _unscaled(latents, _own_scaling("npz", space), space),
         "original_size" + end: np.array(size),
         "crop_ltrb" + end: np.array([0, 0, *size]),
     }

@@ -377,3 +377,30 @@ def test_what_refers_to_itself_often_is_too_large(bomb):
     content = {"a": nested} if bomb == "values" else {str(i): shared for i in range(20)}
     with pytest.raises(LatentsError, match="unpacks to more"):
         containers.read(pt(content), "a.pt")
+
+
+RAW_OR_DESCRIBED = {  # files of which only the scale, or metadata, differ from what export writes
+    "a.pt": lambda: pt({"latents": SD1.raw(scaled(SD1))}),
+    "a_sd.npz": lambda: npz(
+        latents_6x8=scaled(SD1), original_size_6x8=[64, 48], crop_ltrb_6x8=[0, 0, 64, 48]
+    ),
+    "a.safetensors": lambda: safetensors.torch.save(
+        {"latents": SD1.raw(scaled(SD1))}, {"space": "sd1", "scale": "1.0"}
+    ),
+    "b.safetensors": lambda: safetensors.torch.save(
+        {"latents": scaled(SD1)},
+        {"scale": "0.18215", "width": "1000", "height": "700", "encoder": "my-vae"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RAW_OR_DESCRIBED)
+def test_scale_and_metadata_come_back_as_they_were(name, tmp_path):
+    data = RAW_OR_DESCRIBED[name]()
+    scale = {"a.pt": 1.0, "a_sd.npz": SD1.scale}.get(name)
+    _, back = through_lat(tmp_path, name, data, name.partition(".")[2], scale=scale)
+    given, found = containers.read(data, name), containers.read(back, name)
+    assert found.facts == given.facts
+    assert found.tensors.keys() == given.tensors.keys()
+    key = next(iter(given.tensors))
+    assert found.tensors[key].floats.std() == pytest.approx(given.tensors[key].floats.std(), 0.05)
