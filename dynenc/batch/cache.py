@@ -24,11 +24,12 @@ from dynenc.interop.latent_cache import Entry, Settings, Shard
 from dynenc.io import names, storage
 from dynenc.io.names import STREAM
 from dynenc.io.shards import Writer
-from dynenc.io.writing import alone, make_folder, remove, sweep, writing
+from dynenc.io.writing import alone, make_folder, sweep, writing
 from dynenc.latent_space import SD1
 from dynenc.latent_space import named as space_named
 
 AT_ONCE = 32  # images in memory
+STRANGER = "it has no index, so it is not part of the cache, and stays as it is"
 
 
 @dataclass(slots=True)
@@ -99,6 +100,8 @@ def make_cache(
     summary.notes += [(each.source, each.note) for each in found.ignored_images]
     with alone(cache):
         sweep(cache)
+        latent_cache.sweep(cache)
+        summary.notes += [(tar, STRANGER) for tar in latent_cache.strangers(cache)]
         shards = latent_cache.shards(cache)
         if not force:
             _check_settings(shards, maker.settings)
@@ -208,11 +211,8 @@ class _Run:
 
         written = self._write(members())
         for shard in touched:
-            remove(shard.index)
-        kept = [shard for shard in self.shards if shard not in touched] + written
-        for tar in latent_cache.left_over(self.cache, kept):
-            remove(tar)
-        for shard in kept:
+            shard.remove()
+        for shard in [shard for shard in self.shards if shard not in touched] + written:
             self.summary.buckets.update(entry.size for entry in shard.entries)
             with suppress(OSError):  # the tar is gone, and nothing could be made again
                 self.summary.n_bytes += Path(shard.tar).stat().st_size
@@ -270,20 +270,18 @@ class _Run:
     def _write(self, members: Iterator[Member]) -> list[Shard]:
         """Write members to new shards; each is complete with its index."""
         written: list[Shard] = []
-        following = max((latent_cache.number(shard) + 1 for shard in self.shards), default=0)
+        paths = latent_cache.free_names(self.cache)
         first = next(members, None)
         while first is not None:
-            name = latent_cache.tar_name(following + len(written))
-            tar = names.join(self.cache, name)
-            entries: list[Entry] = []
-            with writing(tar, overwrite=True) as file:
+            tar, entries = next(paths), list[Entry]()
+            with latent_cache.publishing(tar), writing(tar, overwrite=False) as file:
                 writer = Writer(file)
                 while first is not None and len(entries) < self.shard_size:
                     entries.append(_added(writer, first))
                     first = next(members, None)
                 writer.close()
-            shard = Shard(tar, self.maker.settings, tuple(entries))
-            shard.write_index()
+                shard = Shard(tar, self.maker.settings, tuple(entries))
+                shard.write_index()
             written.append(shard)
         return written
 

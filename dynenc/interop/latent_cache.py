@@ -3,8 +3,11 @@
 `latents-00000.tar` holds `key.lat`, and `key.flipped.lat` of the mirrored image, as WebDataset
 expects them. `latents-00000.json` says how they were made, and of each image its key, the SHA-256
 of its file, sizes, and the places of its latents in the tar. Both are complete or absent, and never
-change: what replaces them gets the next number, and of two entries of a key the later one counts. A
-tar without an index is left over from a run that was interrupted.
+change: what replaces them gets a higher number, and of two entries of a key the later one counts.
+
+While a shard is written or removed, its index is named `latents-00000.unfinished`. If the run is
+killed, this tells that the tar beside it is left over. A tar with neither is not the cache's: it is
+never replaced or removed.
 """
 
 from __future__ import annotations
@@ -13,17 +16,21 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import BinaryIO
 
 from dynenc.coding import bitstream
-from dynenc.errors import BitstreamError, Corrupt, ImageError, UsageError
+from dynenc.errors import BitstreamError, Corrupt, ImageError, OutputError, OutputExists, UsageError
 from dynenc.io import names, storage
-from dynenc.io.writing import writing
+from dynenc.io.writing import move, remove, writing
 from dynenc.latent_space import SPACES
 
 VERSION = 1
-FILE = re.compile(r"latents-(\d{5,9})\.(json|tar)")
+FILE = re.compile(r"latents-(\d{5,9})\.(json|tar|unfinished)")
+UNFINISHED = ".unfinished"
+LAST = 10**9 - 1  # number of a shard
 MAX_BYTES = 2**30  # of an index
 MAX_NUMBER = 2**53  # in an index: what JSON can hold everywhere
 
@@ -81,15 +88,25 @@ class Shard:
         """Path or URL of the index."""
         return names.with_suffix(self.tar, ".json")
 
+    @property
+    def unfinished(self) -> str:
+        """Path of the index while the shard is written or removed."""
+        return names.with_suffix(self.tar, UNFINISHED)
+
     def write_index(self) -> None:
-        """Write the index; the tar has to be complete.
+        """Write the index, within `publishing`.
 
         Bytes of a file name that are not UTF-8 are surrogates in its key, and escaped.
         """
         entries = [asdict(entry) for entry in self.entries]
         content = {"version": VERSION, "settings": asdict(self.settings), "images": entries}
-        with writing(self.index, overwrite=True) as file:
+        with writing(self.unfinished, overwrite=True) as file:
             file.write(json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+
+    def remove(self) -> None:
+        """Remove the index and the tar; neither is a shard without the other."""
+        move(self.index, self.unfinished)
+        _remove_unfinished(self.unfinished)
 
     def members(self) -> Iterator[tuple[Entry, list[bytes]]]:
         """The entries whose .lat files are in the tar and not damaged, with these files.
@@ -129,20 +146,54 @@ def shards(folder: str) -> list[Shard]:
     return [_read(path) for _, path in sorted(_files(folder, "json"))]
 
 
-def left_over(folder: str, found: list[Shard]) -> list[str]:
-    """The tars of a cache without an index."""
-    known = {number(shard) for shard in found}
-    return [path for each, path in _files(folder, "tar") if each not in known]
+@contextmanager
+def publishing(tar: str) -> Iterator[None]:
+    """A context that writes a tar and its index; at its end, they are a shard of the cache."""
+    unfinished = names.with_suffix(tar, UNFINISHED)
+    try:
+        yield
+    except (OutputError, OutputExists):  # perhaps another program wrote such a tar, not this run
+        with suppress(OSError):
+            Path(unfinished).unlink()
+        raise
+    move(unfinished, names.with_suffix(tar, ".json"))
+
+
+def sweep(folder: str) -> None:
+    """Remove the shards that killed runs left over in a cache."""
+    for _, path in _files(folder, "unfinished"):
+        _remove_unfinished(path)
+
+
+def _remove_unfinished(path: str) -> None:
+    tar = names.with_suffix(path, ".tar")
+    if storage.exists(tar):
+        remove(tar)
+    remove(path)
+
+
+def strangers(folder: str) -> list[str]:
+    """The tars in a cache that have no index, and so are none of its shards."""
+    known = {number for number, _ in _files(folder, "json")}
+    return [path for number, path in _files(folder, "tar") if number not in known]
+
+
+def free_names(folder: str) -> Iterator[str]:
+    """Paths for the tars of new shards, whose numbers are above those of all shards.
+
+    Raises: UsageError if there is none left.
+    """
+    following = 1 + max((number for number, _ in _files(folder, "json")), default=-1)
+    taken = {number for number, _ in _files(folder, "tar")}
+    for number in range(following, LAST + 1):
+        if number not in taken:
+            yield names.join(folder, f"latents-{number:05}.tar")
+    raise UsageError(f"{folder} has a shard of the last number, {LAST}: make another cache")
 
 
 def tars(folder: str) -> list[str]:
     """All tars of a cache."""
     return [path for _, path in _files(folder, "tar")]
-
-
-def tar_name(number: int) -> str:
-    """The name of the tar of a shard."""
-    return f"latents-{number:05}.tar"
 
 
 def _files(folder: str, suffix: str) -> list[tuple[int, str]]:
@@ -157,12 +208,6 @@ def current(found: list[Shard]) -> Iterator[tuple[Shard, Entry]]:
     """The entries that count, one for each key, in the order of the shards."""
     last = {entry.key: shard.tar for shard in found for entry in shard.entries}
     return ((s, e) for s in found for e in s.entries if last[e.key] == s.tar)
-
-
-def number(shard: Shard) -> int:
-    """The number of a shard."""
-    match = FILE.fullmatch(names.base(shard.tar))
-    return int(match[1]) if match else -1
 
 
 def _read(path: str) -> Shard:
@@ -181,7 +226,8 @@ def _read(path: str) -> Shard:
         if isinstance(exc, UsageError | ImageError):
             raise
         raise UsageError(
-            f"{path} is no index of a cache of latents: remove it and make the cache again"
+            f"{path} is no index of a cache of latents: restore it, or move it and its tar away "
+            "and make the cache again"
         ) from exc
     return Shard(names.with_suffix(path, ".tar"), settings, entries)
 

@@ -286,6 +286,14 @@ def remove(name: str) -> None:
         raise _failure(f"{name} cannot be removed", exc) from exc
 
 
+def move(name: str, other: str) -> None:
+    """Give a local file another name, in the place of what has it; raises OutputError."""
+    try:
+        Path(name).replace(other)
+    except OSError as exc:
+        raise _failure(f"{name} cannot be renamed", exc) from exc
+
+
 @contextmanager
 def alone(folder: str) -> Iterator[None]:
     """A context that one process at a time can enter for a local folder.

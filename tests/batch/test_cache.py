@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from dynenc import Codec, LatentDataset, SameSizeBatches, make_cache
 from dynenc.coding.lat_file import LatFile
-from dynenc.errors import ImageError, OutputError, UsageError, WeightsError
+from dynenc.errors import ImageError, OutputError, OutputExists, UsageError, WeightsError
 from dynenc.interop import latent_cache
 from dynenc.io import writing
 from dynenc.io.writing import alone
@@ -134,14 +134,73 @@ def test_an_interrupted_run_goes_on(pictures, cache, monkeypatch):
     assert sorted(keys(cache)) == sorted(SIZES)
 
 
-def test_what_a_killed_run_left_over_is_removed(pictures, cache, tmp_path):
+class Killed(BaseException):
+    """Raised where the process would have ended."""
+
+
+@pytest.mark.parametrize("function", ["move", "remove"])
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_what_a_killed_run_left_over_is_removed(pictures, cache, monkeypatch, function, calls):
+    make_cache(str(pictures), cache, shard_size=2)
+    draw(pictures / "a.png", SIZES["a"], 9)
+    whole, count = getattr(latent_cache, function), iter(range(1, 99))
+
+    def killed(*arguments):
+        if next(count) == calls:
+            raise Killed
+        whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latent_cache, function, killed)
+        try:
+            make_cache(str(pictures), cache, shard_size=2)
+        except Killed:
+            assert len(LatentDataset(cache)) == 4
+    summary = make_cache(str(pictures), cache, shard_size=2)
+    assert (summary.failures, summary.notes) == ([], [])
+    shards = latent_cache.shards(cache)
+    assert sorted(keys(cache)) == sorted(SIZES)
+    assert {str(path) for path in Path(cache).iterdir()} == {
+        path for shard in shards for path in (shard.tar, shard.index)
+    }
+
+
+def test_tars_without_an_index_are_the_users(pictures, cache):
     make_cache(str(pictures), cache)
-    (tmp_path / "cache" / "latents-00001.tar").write_bytes(b"not indexed")
-    (tmp_path / "cache" / "mine.tar").write_bytes(b"of the user")
+    tars = [Path(cache) / f"latents-{number}.tar" for number in ("00000", "00001", "999999999")]
+    tars[0].with_suffix(".json").unlink()
+    for tar in tars[1:]:
+        tar.write_bytes(b"of the user")
+    before = [tar.read_bytes() for tar in tars]
+    summary = make_cache(str(pictures), cache, force=True)
+    assert [path for path, _ in summary.notes] == [str(tar) for tar in tars]
+    assert [tar.read_bytes() for tar in tars] == before
+    assert [Path(shard.tar).name for shard in latent_cache.shards(cache)] == ["latents-00002.tar"]
+
+
+def test_a_tar_that_appears_meanwhile_is_kept(pictures, cache, monkeypatch):
+    tar, whole = Path(cache) / "latents-00000.tar", latent_cache.Shard.write_index
+
+    def appear(shard):
+        whole(shard)
+        tar.write_bytes(b"of the user")
+
+    monkeypatch.setattr(latent_cache.Shard, "write_index", appear)
+    with pytest.raises(OutputExists, match="created by another program meanwhile"):
+        make_cache(str(pictures), cache)
+    monkeypatch.undo()
+    assert make_cache(str(pictures), cache).made == 4
+    assert tar.read_bytes() == b"of the user"
+
+
+def test_numbers_of_shards_end(pictures, cache):
+    make_cache(str(pictures), cache)
+    for path in list(Path(cache).iterdir()):
+        path.rename(path.with_stem("latents-999999999"))
+    draw(pictures / "a.png", SIZES["a"], 9)
+    with pytest.raises(UsageError, match="the last number"):
+        make_cache(str(pictures), cache)
     assert len(LatentDataset(cache)) == 4
-    make_cache(str(pictures), cache)
-    names = sorted(path.name for path in (tmp_path / "cache").iterdir())
-    assert names == ["latents-00000.json", "latents-00000.tar", "mine.tar"]
 
 
 def test_folders_with_other_json_files_are_no_caches(tmp_path):
@@ -198,7 +257,7 @@ def test_damaged_entries(pictures, cache, tmp_path, field, value):
     content = json.loads(index.read_text())
     content["images"][0][field] = value
     index.write_text(json.dumps(content))
-    with pytest.raises(UsageError, match="remove it and make the cache again"):
+    with pytest.raises(UsageError, match="move it and its tar away and make the cache again"):
         LatentDataset(cache)
 
 
