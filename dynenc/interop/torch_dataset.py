@@ -24,7 +24,7 @@ from dynenc.interop import latent_cache, whole_latents
 from dynenc.interop.latent_cache import Entry, Shard
 from dynenc.io import names, storage
 from dynenc.io.names import suffix_of, with_suffix
-from dynenc.io.shards import is_tar
+from dynenc.io.shards import is_tar, open_tar
 from dynenc.io.storage import read_at_most
 from dynenc.latent_space import SD1, LatentSpace, latent_size
 from dynenc.latent_space import named as space_named
@@ -61,13 +61,14 @@ class LatentDataset(Dataset[dict[str, Any]]):
     `original_width` and `original_height`; `crop_left` and `crop_top`, px cut off after resizing.
 
     Args:
-        sources: a cache, folder, tar or .lat file, or several.
+        sources: a cache, folder, tar or .lat file, or several: of caches, or of the others.
         space: of the latents; those of another space are refused.
         pictures: decode the images, too, on the CPU.
         decoder: of the images; see `Codec`.
         max_pixels: refuse files that declare more pixels.
-    Raises: UsageError if there is no .lat file, ImageError if a source cannot be read; later, for a
-        single sample, BitstreamError.
+    Raises: UsageError if there is no .lat file, or caches and other sources are mixed, or the
+        settings of a cache; ImageError if a source cannot be read; later, for a single sample,
+        BitstreamError.
     """
 
     def __init__(
@@ -92,6 +93,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
             self.places += _shard(name) if is_tar(name) else self._of_folder(name)
         if not self.places:
             raise UsageError(f"there is no .lat file in {sources}: make some with 'dynenc encode'")
+        if len({place.entry is None for place in self.places}) > 1:
+            raise UsageError(
+                "samples of caches have more fields than those of other sources: make a data set "
+                "of each"
+            )
 
     def __len__(self) -> int:
         """The number of images."""
@@ -123,11 +129,20 @@ class LatentDataset(Dataset[dict[str, Any]]):
             return header.width, header.height
 
     def _of_folder(self, name: str) -> list[Place]:
-        """The latents of a cache or folder; raises UsageError if a cache is of another space."""
+        """The latents of a cache or folder.
+
+        Raises: UsageError if a cache is of another space, or of several settings.
+        """
         shards = latent_cache.shards(name) if storage.is_folder(name) else []
         for shard in shards:
             if shard.settings.space != self.space.name:
                 raise UsageError(_other(shard.tar, space_named(shard.settings.space), self.space))
+            if differences := shard.settings.differences(shards[-1].settings):
+                raise UsageError(
+                    f"{name} has latents of several settings, as after an interruption: make it "
+                    f"again ({names.base(shard.tar)} has {differences})",
+                    hint="use dynenc cache --force",
+                )
         return list(_entries(shards)) if shards else _files(name)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -261,11 +276,14 @@ def _files(name: str) -> list[Place]:
 def _shard(name: str) -> list[Place]:
     """The locations of the .lat files in a tar; only its headers are read."""
     try:
-        with storage.reading(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with storage.reading(name) as file, open_tar(file) as tar:
             return [
                 Place(with_suffix(info.name, ""), name, info.offset_data, info.size)
                 for info in tar
                 if info.isreg() and suffix_of(info.name).lower() == SUFFIX
             ]
     except (OSError, tarfile.TarError) as exc:
-        raise UsageError(f"{name} is no tar that can be read at random: unpack it ({exc})") from exc
+        raise UsageError(
+            f"{name} is no tar that can be read at random ({exc}): unpack it, or restore it if "
+            "it is damaged"
+        ) from exc

@@ -114,6 +114,16 @@ class _Content:
             raise ImageError(f"{self.name} cannot be unpacked: {exc}") from exc
 
 
+def open_tar(file: BinaryIO, mode: Literal["r:", "r|*"] = "r:") -> tarfile.TarFile:
+    """A tar whose damage is not taken for its end.
+
+    Args:
+        mode: "r:" reads at random, if the tar is not compressed; "r|*" reads any from start to end.
+    Raises: tarfile.TarError if it is none; later, where a header is damaged.
+    """
+    return tarfile.open(fileobj=file, mode=mode, tarinfo=_Header)
+
+
 def _is_plain(file: BinaryIO) -> bool:
     """Whether a file is an uncompressed tar in which a reader can seek."""
     if not file.seekable():
@@ -124,7 +134,7 @@ def _is_plain(file: BinaryIO) -> bool:
 
 
 def _tar_members(file: BinaryIO, name: str, mode: Literal["r:", "r|*"]) -> Iterator[Member]:
-    with tarfile.open(fileobj=file, mode=mode, tarinfo=_Header) as tar:
+    with open_tar(file, mode) as tar:
         while (info := tar.next()) is not None:
             _forget(tar)
             if info.isreg():

@@ -217,6 +217,30 @@ def test_other_settings_are_refused_unless_all_is_made_again(pictures, cache):
     assert len(keys(cache)) == 4
 
 
+def test_caches_of_several_settings_are_refused(pictures, cache, monkeypatch):
+    make_cache(str(pictures), cache)
+
+    def killed(_shard):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latent_cache.Shard, "remove", killed)
+        with pytest.raises(Killed):
+            make_cache(str(pictures), cache, quality=50, force=True)
+    with pytest.raises(UsageError, match=r"several settings.*quality 80\.0 instead of 50"):
+        LatentDataset(cache)
+    make_cache(str(pictures), cache, quality=50, force=True)
+    assert len(LatentDataset(cache)) == 4
+
+
+def test_caches_and_other_sources_do_not_mix(pictures, cache, tmp_path):
+    make_cache(str(pictures), cache)
+    shutil.copy("tests/golden/v1_light_q0.lat", tmp_path / "a.lat")
+    with pytest.raises(UsageError, match="make a data set of each"):
+        LatentDataset([cache, tmp_path / "a.lat"])
+    assert len(LatentDataset([cache, cache])) == 8
+
+
 def test_refused(pictures, cache, tmp_path):
     with pytest.raises(WeightsError, match="no encoder light for SD 3"):
         make_cache(str(pictures), cache, space="sd3")

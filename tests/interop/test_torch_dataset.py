@@ -123,6 +123,14 @@ def test_nothing_to_read(tmp_path, shard):
         LatentDataset(tmp_path / "2.tar")
 
 
+def test_a_damaged_header_hides_no_samples(shard):
+    blob = bytearray(shard.read_bytes())
+    blob[LatentDataset(shard).places[2].start - 512] ^= 1  # the first letter of the last name
+    shard.write_bytes(blob)
+    with pytest.raises(UsageError, match=r"0\.tar is no tar .*a header is damaged"):
+        LatentDataset(shard)
+
+
 @pytest.fixture
 def mixed(folder):
     """The data set of files of 64x48, 33x40 and 7x13 px."""
