@@ -184,6 +184,7 @@ class _Run:
             shard
             for shard in self.shards
             if any(e.key in outdated or self.shard_of[e.key] is not shard for e in shard.entries)
+            or not shard.is_whole()
         ]
 
         def members() -> Iterator[Member]:

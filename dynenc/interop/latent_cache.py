@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -24,6 +25,7 @@ from typing import BinaryIO
 from dynenc.coding import bitstream
 from dynenc.errors import BitstreamError, Corrupt, ImageError, OutputError, OutputExists, UsageError
 from dynenc.io import names, storage
+from dynenc.io.shards import open_tar
 from dynenc.io.writing import move, remove, writing
 from dynenc.latent_space import SPACES
 
@@ -31,6 +33,7 @@ VERSION = 1
 FILE = re.compile(r"latents-(\d{5,9})\.(json|tar|unfinished)")
 UNFINISHED = ".unfinished"
 LAST = 10**9 - 1  # number of a shard
+END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 MAX_BYTES = 2**30  # of an index
 MAX_NUMBER = 2**53  # in an index: what JSON can hold everywhere
 
@@ -107,6 +110,22 @@ class Shard:
         """Remove the index and the tar; neither is a shard without the other."""
         move(self.index, self.unfinished)
         _remove_unfinished(self.unfinished)
+
+    def is_whole(self) -> bool:
+        """Whether a reader of tars finds the .lat files in their places, and the end of the tar.
+
+        Raises: ImageError if it cannot be read.
+        """
+        expected = {(name, *place) for entry in self.entries for name, place in entry.places}
+        try:
+            with storage.reading(self.tar) as file, open_tar(file) as tar:
+                found = {(info.name, info.offset_data, info.size) for info in tar}
+                file.seek(tar.offset)
+                return expected <= found and file.read(len(END_OF_TAR)) == END_OF_TAR
+        except (FileNotFoundError, tarfile.TarError):
+            return False
+        except OSError as exc:
+            raise ImageError(f"{self.tar} cannot be read: {exc.strerror}") from exc
 
     def members(self) -> Iterator[tuple[Entry, list[bytes]]]:
         """The entries whose .lat files are in the tar and not damaged, with these files.

@@ -308,6 +308,30 @@ def test_latents_that_are_damaged_are_made_again(pictures, cache, damage):
     assert all(torch.equal(again[key], whole[key]) for key in whole)
 
 
+@pytest.mark.parametrize("damage", ["header", "long name", "end"])
+def test_tars_whose_headers_are_damaged_are_written_again(pictures, cache, damage):
+    draw(pictures / f"{'a' * 120}.png", SIZES["a"], 5)  # has an extended header
+    make_cache(str(pictures), cache)
+    [shard] = latent_cache.shards(cache)
+    starts = [entry.place[0] for entry in shard.entries]
+    content = bytearray(Path(shard.tar).read_bytes())
+    if damage == "header":
+        content[starts[2] - 500] ^= 1
+    elif damage == "long name":
+        content[content.index(b"a" * 110)] = ord("b")
+    else:
+        del content[sum(shard.entries[-1].place) :]
+    Path(shard.tar).write_bytes(content)
+    (pictures / "a.png").unlink()
+    summary = make_cache(str(pictures), cache)
+    assert (summary.made, summary.kept, summary.orphans) == (0, 4, ["a"])
+    [again] = latent_cache.shards(cache)
+    assert again.tar != shard.tar
+    assert len(LatentDataset(again.tar)) == 5
+    assert make_cache(str(pictures), cache).kept == 4
+    assert latent_cache.shards(cache) == [again]
+
+
 def test_damaged_latents_of_a_picture_that_is_gone_are_told(pictures, cache):
     make_cache(str(pictures), cache)
     alter(Path(cache) / "latents-00000.tar")  # those of a
