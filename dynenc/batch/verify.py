@@ -44,10 +44,9 @@ def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, Bitstrea
             yield from _file(path, max_pixels)
             continue
         unread: list[OSError] = []
-        walk = list(os.walk(path, onerror=unread.append))
+        files = sorted(_walk(path, unread.append))
         for error in unread:
             yield error.filename, BitstreamError(f"cannot be read: {error.strerror}")
-        files = sorted(Path(folder, name) for folder, _, names in walk for name in names)
         found = [each for each in files if each.suffix.lower() == ".lat" or is_tar(str(each))]
         for file in found:
             if file.is_file():
@@ -56,6 +55,18 @@ def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, Bitstrea
                 yield str(file), BitstreamError("is not a file")
         if not found and not unread:
             yield path, BitstreamError("holds no .lat file")
+
+
+def _walk(path: str, onerror: Callable[[OSError], None]) -> Iterator[Path]:
+    """All files of a folder; links are followed, but each real folder is visited only once."""
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(path, onerror=onerror, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(folder, name) for name in names)
 
 
 def _file(path: str, max_pixels: int) -> Iterator[tuple[str, BitstreamError | None]]:

@@ -93,6 +93,18 @@ def test_what_is_no_file_is_named_not_waited_for(folder):
     ]
 
 
+def test_linked_folders_are_checked_once(folder, sound, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "d.lat").write_bytes(sound[:-1])
+    for name in ("one", "two"):
+        (folder / name).symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(folder)
+    result = run(folder)
+    [line] = result.stdout.splitlines()
+    assert "d.lat: " in line
+    assert result.stderr.startswith("dynenc: 1 of 4 files failed")
+
+
 def test_folders_that_cannot_be_read_are_named(folder, as_nobody):
     closed = as_nobody / "closed"
     closed.mkdir(0o300)
