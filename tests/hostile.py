@@ -115,6 +115,7 @@ BAD_CHUNKS = {  # of an 8x8 picture, each whole, by what is wrong with it
     "detail layer in PNG": [layer(image("PNG"))],
     "detail layer of noise": [layer(np.random.default_rng(3).bytes(3000))],
     "detail layer cut short": [layer(image()[:-5])],
+    "cache twice": [chunk(b"cach", b"")] * 2,
     "profile twice": [chunk(b"iccp", packed(b"")), chunk(b"skip", b""), chunk(b"iccp", b"")],
 }
 

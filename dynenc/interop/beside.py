@@ -19,10 +19,11 @@ from typing import Any, Literal
 
 from dynenc.coding.bitstream import Chunk
 from dynenc.errors import Corrupt
+from dynenc.imaging import extras
 from dynenc.imaging.packing import pack, unpack
 from dynenc.interop.containers import DTYPES, METADATA
 
-TAG = "cach"
+TAG = extras.CACHE
 MAX_BYTES = 2**28  # of the chunk, unpacked
 MAX_DIMENSIONS, MAX_NAME = 32, 2**15  # of a tensor; bytes
 LEAST_SCALE = 1e-3  # of latents; the inverse is the largest

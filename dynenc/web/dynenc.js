@@ -11,7 +11,9 @@ const [HAS_CHUNKS, HAS_TRELLIS] = [1, 2];
 const FIXED = 14; // bytes before the payload
 const MAX_CHUNKS = 1024;
 const MAX_PIXELS = 178_956_970;
-const KNOWN = ["grey", "alph", "exif", "xmpp", "iccp", "iptc", "cmnt", "text", "resl", "cach", "Detl"];
+const KNOWN = [
+  "grey", "alph", "exif", "xmpp", "iccp", "iptc", "cmnt", "text", "resl", "cach", "Detl",
+];
 const FAULTS = new Map([ // what a negative result of the program means: dynenc.h and reader.c
   [-3, "the payload is damaged, or does not end with the last symbol"],
   [-4, "the payload is damaged: an escape codes a residual that the table contains"],

@@ -76,6 +76,12 @@ def test_every_hostile_file_is_named(tmp_path, sound):
     assert len(result.stdout.splitlines()) == len(blobs)
 
 
+def test_what_export_would_refuse_is_damage(tmp_path, sound):
+    junk = hostile.with_chunks(sound[14:-4], hostile.chunk(b"cach", b"junk"))
+    (tmp_path / "a.lat").write_bytes(junk)
+    assert "chunk cach" in run(tmp_path).stdout
+
+
 def test_nothing_to_check_is_not_well(tmp_path):
     result = run(tmp_path)
     assert result.exit_code == 1
