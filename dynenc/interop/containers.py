@@ -207,8 +207,9 @@ def _read_pt(data: bytes, name: str) -> Container:
         raise LatentsError(f"{name} holds a {type(content).__name__} and no latents")
     tensors, facts, budget = {}, {}, _Budget(name)
     for key, value in content.items():
+        _check_key(key, f"{name} holds")
         if not isinstance(value, torch.Tensor):
-            facts[str(key)] = _plain(value, f"{name} holds under {key!r}", budget)
+            facts[key] = _plain(value, f"{name} holds under {key!r}", budget)
             continue
         what = f"{name} holds {key}" if key else f"{name} holds a tensor"
         if value.layout != torch.strided or value.is_quantized or value.is_complex():
@@ -220,11 +221,11 @@ def _read_pt(data: bytes, name: str) -> Container:
         budget.spend(value.numel() * value.element_size())  # which tensors may share in the file
         array = value.detach().contiguous()
         if value.dtype == torch.bfloat16:
-            tensors[str(key)] = Tensor.of(array.float().numpy(), "BF16")
+            tensors[key] = Tensor.of(array.float().numpy(), "BF16")
         elif value.is_floating_point() and value.itemsize == 1:
             raise LatentsError(f"{what} of type {value.dtype}: save it as float32")
         else:
-            tensors[str(key)] = Tensor.of(array.numpy())
+            tensors[key] = Tensor.of(array.numpy())
     return Container(tensors, facts, "pt")
 
 
@@ -249,9 +250,17 @@ def _plain(value: Any, where: str, budget: _Budget) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each, where, budget) for each in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(each, where, budget) for key, each in value.items()}
+        for key in value:
+            _check_key(key, where)
+        return {key: _plain(each, where, budget) for key, each in value.items()}
     kind = type(value).__name__
     raise LatentsError(f"{where} a {kind}, which is no plain value: save it without")
+
+
+def _check_key(key: Any, where: str) -> None:
+    """Raise LatentsError if the key of a dict is not text, as JSON would make it."""
+    if not isinstance(key, str):
+        raise LatentsError(f"{where} the key {key!r:.40}, which is not text: save it under a text")
 
 
 def to_safetensors(container: Container) -> bytes:

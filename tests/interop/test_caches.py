@@ -244,6 +244,12 @@ BAD = {
     ),
     "OneTrainer's list of files": ("a.pt", lambda: pt([{"image_path": "a"}]), "holds a list"),
     "code": ("a.pt", lambda: pt({"latents": scaled(SD1), "a": {1, 2}}), "under 'a' a set"),
+    "a key of no text": ("a.pt", lambda: pt({"latents": scaled(SD1), 1: "a"}), "holds the key 1,"),
+    "a key of no text within": (
+        "a.pt",
+        lambda: pt({"latents": scaled(SD1), "a": {1: "b", "1": "c"}}),
+        "under 'a' the key 1, which is not text",
+    ),
     "an object": ("a.pt", lambda: pt({"latents": scaled(SD1), "a": Tensor}), "pickled objects"),
     "no data": ("a.pt", lambda: pt(scaled(SD1).to("meta")), "a tensor without data"),
     "complex": ("a.pt", lambda: pt(scaled(SD1) * 1j), "a tensor of another layout"),
