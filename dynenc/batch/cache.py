@@ -101,7 +101,6 @@ def make_cache(
     with alone(cache):
         sweep(cache)
         latent_cache.sweep(cache)
-        summary.notes += [(tar, STRANGER) for tar in latent_cache.strangers(cache)]
         shards = latent_cache.shards(cache)
         if not force:
             _check_settings(shards, maker.settings)
@@ -175,6 +174,7 @@ class _Run:
             keep: do not make again what is current.
             prune: remove what is of none of the sources.
         """
+        self.summary.notes += [(tar, STRANGER) for tar in latent_cache.strangers(self.cache)]
         usable = self._usable()
         todo = [s for s in sources if not (keep and self._is_current(s, usable.get(s.key)))]
         self.summary.kept = len(sources) - len(todo)
