@@ -43,7 +43,9 @@ class Backend:
     def __init__(self, encoder: str, decoder: str, device: str | torch.device) -> None:
         self.encoder_name, self.decoder_name = encoder, decoder
         self.device = pick_device(device)
-        self.given: Decoder | None = None  # for latents of its space, whatever the name says
+        self.assigned_decoder: Decoder | None = (
+            None  # for latents of its space, whatever the name says
+        )
         self._other_decoders: dict[str, Decoder] = {}
 
     @cached_property
@@ -78,8 +80,8 @@ class Backend:
     def decoder_of(self, model: registry.Model) -> Decoder:
         """The decoder for the latents of a model; raises OtherLatents if another one is chosen."""
         name, space = self.decoder_name, model.space
-        if self.given and self.given.space is space:
-            return self.given
+        if self.assigned_decoder and self.assigned_decoder.space is space:
+            return self.assigned_decoder
         chosen = registry.MODELS.get(name)
         if space is SD1 and (chosen is None or chosen.space is SD1):
             return self.decoder
@@ -139,13 +141,13 @@ class Backend:
         return [view.reduced(picture) for picture in pictures]
 
     @torch.no_grad()  # not inference_mode: the caller may compute with it what has gradients
-    def tensor(self, file: LatFile) -> Tensor:
+    def decode_tensor(self, file: LatFile) -> Tensor:
         """Decode a file: [1, 3, H, W] float32 in [-1, 1] on the device."""
         latents = torch.from_numpy(file.latents)[None]
         decoded: Tensor = self.decoder_of(file.model)(latents)
         return decoded[..., : file.header.height, : file.header.width].clamp(-1, 1)
 
-    def tensor_of(self, picture: Image.Image) -> Tensor:
+    def to_tensor(self, picture: Image.Image) -> Tensor:
         """An RGB image as [1, 3, H, W] float32 in [-1, 1] on the device."""
         return tensors.to_tensor(picture).to(self.device)
 

@@ -68,8 +68,8 @@ class Codec:
         self.decoder_name = file_name("a decoder", decoder)
         self.model = registry.encoder_model(self.encoder_name)
         self._device = device
-        self._given_space: LatentSpace | None = None  # of a decoder that was assigned
-        if not native.encodes(self.model, device):
+        self._assigned_space: LatentSpace | None = None  # of a decoder that was assigned
+        if not native.runs_natively(self.model, device):
             _ = self.backend
 
     @classmethod
@@ -85,9 +85,9 @@ class Codec:
         return codec
 
     @cached_property
-    def native(self) -> native.Encoder | None:
+    def native_encoder(self) -> native.Encoder | None:
         """The encoder in the native kernel, for 8-bit pixels; None if there is only `encoder`."""
-        if not native.encodes(self.model, self._device):
+        if not native.runs_natively(self.model, self._device):
             return None
         logger.debug("encoder: %s in the native kernel", self.encoder_name)
         return native.load(self.model)
@@ -116,7 +116,7 @@ class Codec:
 
     @decoder.setter
     def decoder(self, decoder: Decoder) -> None:
-        self.backend.given, self._given_space = decoder, decoder.space
+        self.backend.assigned_decoder, self._assigned_space = decoder, decoder.space
 
     def decoder_of(self, model: registry.Model) -> Decoder:
         """The decoder for the latents of a model; raises OtherLatents if the chosen one is not."""
@@ -220,7 +220,7 @@ class Codec:
         pixels = [each for each in pictures if isinstance(each, Image.Image | np.ndarray)]
         # a network that is already loaded may have been modified by the caller
         is_loaded = "backend" in vars(self) and "encoder" in vars(self.backend)
-        encoder = self.native
+        encoder = self.native_encoder
         if encoder is None or is_loaded or len(pixels) < len(pictures):
             return self.backend.latents(pictures)
 
@@ -273,13 +273,13 @@ class Codec:
 
     def _decodes_integers(self, model: registry.Model) -> bool:
         """Whether the latents of a model are decoded in integer arithmetic."""
-        if model.space is self._given_space:
+        if model.space is self._assigned_space:
             return False
         is_other = self.decoder_name == "auto" and model.space is not SD1
         name = (
             "embedded" if is_other else self._decoder_choice
         )  # an SD VAE may be chosen for SD 1.x
-        return integer_decoder.decodes(model, name, self._device)
+        return integer_decoder.uses_integers(model, name, self._device)
 
     @cached_property
     def _decoder_choice(self) -> str:
@@ -302,10 +302,10 @@ class Codec:
         """
         parsed = LatFile.of(file, max_pixels=max_pixels)
         if detail_layer.has_layer(parsed) or self._decodes_integers(parsed.model):
-            return self.backend.tensor_of(self.complete(parsed))
-        return self.backend.tensor(parsed)
+            return self.backend.to_tensor(self.decode_rgb(parsed))
+        return self.backend.decode_tensor(parsed)
 
-    def complete(self, file: LatFile) -> Image.Image:
+    def decode_rgb(self, file: LatFile) -> Image.Image:
         """Decode a file with its detail layer: RGB."""
         layer = detail_layer.of_chunks(file.chunks, file.header.width, file.header.height)
         [picture] = self.decode_batch([file])

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 STRUCTURE_WEIGHT = 0.0185  # of the structure loss, relative to the squared error of pixels
 FEATURE_WEIGHTS = 0.2, 0.6  # of the squared differences of features at 1/2 and at 1/4 of the size
 SCALES, BLOCK = 3, 8  # octaves on which structure is compared, and side of its blocks in px
-MIDDLE = 0.4  # share of the decoded latents in what pixels are compared with
+DECODED_SHARE = 0.4  # share of the decoded latents in what pixels are compared with
 MARGIN = 12  # latents decoded around a window, so that its border is the same as in the whole image
 
 
@@ -51,7 +51,7 @@ class Target:
     """What the pixels of a window are compared with."""
 
     original: Tensor  # [1, 3, H, W] in [-1, 1]
-    middle: Tensor  # between the original and the decoded latents, see MIDDLE
+    blend: Tensor  # between the original and the decoded latents, see DECODED_SHARE
     features: list[Tensor]  # of the original, see `PerceptualNetwork`
 
 
@@ -75,8 +75,8 @@ class Distortion:
 
     def _target(self, image: Tensor, latents: Tensor, window: Window) -> Target:
         original = image[(..., *window.pixels)]
-        middle = torch.lerp(original, self._decoded(latents, window), MIDDLE)
-        return Target(original, middle, self.perceptual(pad(original)))
+        blend = torch.lerp(original, self._decoded(latents, window), DECODED_SHARE)
+        return Target(original, blend, self.perceptual(pad(original)))
 
     def _decoded(self, latents: Tensor, window: Window) -> Tensor:
         """The pixels of a window, [1, 3, height, width] in [-1, 1], of latents [1, C, h, w]."""
@@ -120,7 +120,7 @@ def distortion(decoded: Tensor, target: Target, perceptual: PerceptualNetwork) -
         return F.adaptive_avg_pool2d(errors.mean(1), patches)[0]
 
     padded = pad(decoded)
-    total = by_patch((padded - pad(target.middle)).square())
+    total = by_patch((padded - pad(target.blend)).square())
     seen = perceptual(padded)
     for weight, found, wanted in zip(FEATURE_WEIGHTS, seen, target.features, strict=True):
         total = total + weight * by_patch((found - wanted).square().sum(1, keepdim=True))

@@ -47,7 +47,7 @@ class Encoded:
         return detail_layer.file_quality(self.file)
 
 
-class Networks(Protocol):
+class CodecParts(Protocol):
     """The parts of a codec that encoding needs."""
 
     model: Model
@@ -59,7 +59,7 @@ class Networks(Protocol):
     def latents(self, pictures: Sequence[Checked]) -> Floats:
         """Scaled latents [B, C, h, w] of images of equal padded size."""
 
-    def complete(self, file: LatFile) -> Image.Image:
+    def decode_rgb(self, file: LatFile) -> Image.Image:
         """The colours of a file, with its detail layer: RGB."""
 
 
@@ -67,7 +67,7 @@ class Networks(Protocol):
 class Encoding:
     """An image being encoded: latents that can be quantised with any step."""
 
-    codec: Networks
+    codec: CodecParts
     latents: Floats  # [C, h, w], of the image beneath the detail layer
     layer: Layering
     chunks: list[Chunk]  # without that of the layer
@@ -126,7 +126,7 @@ class Encoding:
 
         def measure(step_q: int) -> float:
             files[step_q] = self._refined(self._file(step_q))
-            decoded = self.codec.complete(files[step_q])
+            decoded = self.codec.decode_rgb(files[step_q])
             return self.codec.backend.psnr_db(decoded, self.layer.picture)
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=False)

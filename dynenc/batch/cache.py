@@ -24,7 +24,7 @@ from dynenc.interop.latent_cache import Entry, Settings, Shard
 from dynenc.io import names, storage
 from dynenc.io.names import STREAM
 from dynenc.io.shards import Writer
-from dynenc.io.writing import alone, make_folder, sweep, writing
+from dynenc.io.writing import exclusive, make_folder, sweep, writing
 from dynenc.latent_space import SD1
 from dynenc.latent_space import named as space_named
 
@@ -85,7 +85,7 @@ def make_cache(
     """
     cache = file_name("a folder", cache)
     if names.is_url(cache):
-        raise UsageError(f"{cache} is no local folder: make the cache on this disk, then copy it")
+        raise UsageError(f"{cache} is not a local folder: make it on this disk, then copy it")
     integer("shard_size", shard_size, 1)
     tell = function("on_progress", on_progress) or (lambda _done, _all: None)
     maker = Maker.of(space_named(space), encoder, vae, resolution, quality, flips, device)
@@ -98,7 +98,7 @@ def make_cache(
     summary = Summary()
     summary.failures += [(each.source, each.error) for each in found.unreadable if each.error]
     summary.notes += [(each.source, each.note) for each in found.ignored_images]
-    with alone(cache):
+    with exclusive(cache):
         sweep(cache)
         latent_cache.sweep(cache)
         shards = latent_cache.shards(cache)

@@ -107,7 +107,7 @@ class Maker:
     @property
     def threads(self) -> int | None:
         """In how many threads images are made; None: in as many as the process may use."""
-        return None if self.vae is None and self.codec.native else 1
+        return None if self.vae is None and self.codec.native_encoder else 1
 
     def member(self, source: Source) -> Member | DynencError:
         """Encode an image; an error of the image is returned."""

@@ -236,7 +236,7 @@ class Converter:
             n_bytes_out=len(made.data),
             width=made.width,
             height=made.height,
-            bpp=bitstream.bpp(made.n_lat, *(made.coded_size or (made.width, made.height))),
+            bpp=bitstream.bpp(made.n_bytes_lat, *(made.coded_size or (made.width, made.height))),
             quality=made.quality,
             figures=made.figures,
             note=made.note,

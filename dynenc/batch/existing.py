@@ -106,19 +106,19 @@ def state_of(job: Job, settings: Settings) -> State:
 def _file_state(file: BinaryIO, job: Job, settings: Settings, whole: bool) -> State:
     n_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
-    is_so = TASKS[settings.task].matches(file, n_bytes, settings, whole=whole)
-    return "current" if is_so else "different"
+    matches = TASKS[settings.task].matches(file, n_bytes, settings, whole=whole)
+    return "current" if matches else "different"
 
 
 def _shard_state(file: BinaryIO, job: Job, settings: Settings, whole: bool) -> State:
     """The state of a shard; "other" if it holds what was not made of the job's images."""
-    made, others, is_so = list[str](), list[str](), True
+    made, others, matches = list[str](), list[str](), True
     for member in shards.members(file, job.target, seek=True):
         if suffix_of(member.name).lower() != settings.output.suffix.lower():
             others.append(member.name)
             continue
         if not made:
-            is_so = TASKS[settings.task].matches(member.file, member.size, settings, whole=whole)
+            matches = TASKS[settings.task].matches(member.file, member.size, settings, whole=whole)
         made.append(member.name)
     planned, found = Counter(_planned(job, settings, whole)), Counter(made + others)
     if planned and found - planned:
@@ -126,7 +126,7 @@ def _shard_state(file: BinaryIO, job: Job, settings: Settings, whole: bool) -> S
         return "other" if is_ours else "foreign"
     if planned - found:
         return "missing"
-    return "current" if is_so else "different"
+    return "current" if matches else "different"
 
 
 def _planned(job: Job, settings: Settings, whole: bool) -> list[str]:

@@ -101,7 +101,7 @@ def _on_cluster(
     ours = not ray.is_initialized()
     try:
         if ours:
-            _knock(address)
+            _check_reachable(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as exc:
         where = address or "this machine"
@@ -123,7 +123,7 @@ def _for_actors(settings: Settings) -> Settings:
     return replace(settings, output=output, run=replace(settings.run, threads=CPUS))
 
 
-def _knock(address: str | None) -> None:
+def _check_reachable(address: str | None) -> None:
     """Raise OSError at once if nothing listens at HOST:PORT; Ray would wait for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():

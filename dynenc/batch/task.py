@@ -73,7 +73,7 @@ class Made:
     width: int = 0  # px
     height: int = 0  # px
     n_bytes_in: int = 0
-    n_lat: int = 0  # bytes of the .lat file
+    n_bytes_lat: int = 0  # bytes of the .lat file
     coded_size: tuple[int, int] | None = None  # of the .lat file's image, px; None: the same
     quality: float | None = None  # of a .lat file that was encoded
     figures: Roundtrip | None = None
@@ -132,12 +132,12 @@ def needs_networks(settings: Settings) -> bool:
     if task == "encode":
         model = registry.encoder_model(encode.encoder)
         decodes = encode.effort or encode.goal.kind == "dB"
-        return bool(decodes) or not encoder.encodes(model, device)
+        return bool(decodes) or not encoder.runs_natively(model, device)
     if task == "export":
         return settings.output.suffix.lower() == LATENT_FORMS["pt"]
     if task == "decode":  # most files are of SD 1.x, whose decoder is not always the embedded one
         decoder = decoder_names.resolve(settings.decode.decoder, device).name
-        return not integer_decoder.decodes(registry.IMPORTED, decoder, device)
+        return not integer_decoder.uses_integers(registry.IMPORTED, decoder, device)
     return task != "import"
 
 

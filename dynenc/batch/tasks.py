@@ -85,8 +85,12 @@ class Encode(CodecTask[Image.Image]):
     def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
         """See `Task`."""
         lat = ExistingLat.open(file, n_bytes, whole=whole)
-        is_so = lat.header.model_id == registry.encoder_model(settings.encode.encoder).number
-        return is_so and lat.meets(settings.encode.goal) and lat.may_have(settings.encode.detail)
+        same_encoder = lat.header.model_id == registry.encoder_model(settings.encode.encoder).number
+        return (
+            same_encoder
+            and lat.meets(settings.encode.goal)
+            and lat.may_have(settings.encode.detail)
+        )
 
 
 class _MakesImages(CodecTask[T]):

@@ -67,7 +67,7 @@ class Program(TyperGroup):
         """Run; if stdout cannot be written, print one line and exit."""
         console.occupy_standard_streams()
         try:
-            with console.guarded_stdout(), console.garbage_waits():
+            with console.guarded_stdout(), console.deferred_gc():
                 return super().main(*args, **kwargs)
         except DynencError as exc:  # from --help and --version; commands run in a session
             console.tell(f"dynenc: {exc.sentence}")

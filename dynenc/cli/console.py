@@ -117,7 +117,7 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def garbage_waits() -> Iterator[None]:
+def deferred_gc() -> Iterator[None]:
     """A context that delays the first garbage collections, which take an eighth of the start-up."""
     before = gc.get_threshold()
 

@@ -69,12 +69,12 @@ def picture_bytes(
     Notes what the format cannot store. Raises: OutputError if it cannot be written.
     """
     form = picture_format(name)
-    homeless = [kind for kind in extras.metadata.kinds if kind not in HOLDS.get(form, ())]
-    if homeless:
-        kinds = ", ".join(NAMES[kind] for kind in homeless)
+    unsupported = [kind for kind in extras.metadata.kinds if kind not in HOLDS.get(form, ())]
+    if unsupported:
+        kinds = ", ".join(NAMES[kind] for kind in unsupported)
         note(f"{form} cannot store this metadata, which is dropped: {kinds}")
         empty = Metadata()
-        left = replace(extras.metadata, **{kind: getattr(empty, kind) for kind in homeless})
+        left = replace(extras.metadata, **{kind: getattr(empty, kind) for kind in unsupported})
         extras = replace(extras, metadata=left)
     picture = restore(picture, extras, view)
     if picture.mode in ("LA", "RGBA") and form not in WITH_ALPHA:

@@ -143,8 +143,7 @@ def _plain(facts: dict[str, Any], named: LatentSpace | None, name: str) -> Recog
     known = [each for each in SPACES.values() if each.scale == scale]
     if not known or (space and space not in known):
         raise LatentsError(
-            f"{name} says that its latents are times {scale}, which is not the scale of "
-            f"{(space or SD1).title}",
+            f"{name} declares scale {scale}, which is not that of {(space or SD1).title} latents",
             hint="give --scale",
         )
     return Recognised(PLAIN, space or known[0], None, True)

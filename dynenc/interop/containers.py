@@ -136,7 +136,7 @@ def _read(data: bytes, name: str) -> Container:
                     "again with torch.save"
                 )
             raise LatentsError(
-                f"{name} is no file of latents: those are .safetensors, .npz, .pt and .latent"
+                f"{name} is not a file of latents: use .safetensors, .npz, .pt or .latent"
             )
         return _read_safetensors(data, name)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -254,7 +254,7 @@ def _plain(value: Any, where: str, budget: _Budget) -> Any:
             _check_key(key, where)
         return {key: _plain(each, where, budget) for key, each in value.items()}
     kind = type(value).__name__
-    raise LatentsError(f"{where} a {kind}, which is no plain value: save it without")
+    raise LatentsError(f"{where} a {kind}, which is not a plain value: save it without")
 
 
 def _check_key(key: Any, where: str) -> None:

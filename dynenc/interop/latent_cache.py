@@ -245,8 +245,8 @@ def _read(path: str) -> Shard:
         if isinstance(exc, UsageError | ImageError):
             raise
         raise UsageError(
-            f"{path} is no index of a cache of latents: restore it, or move it and its tar away "
-            "and make the cache again"
+            f"{path} is not the index of a cache of latents: restore it, or move it and its tar "
+            "away and make the cache again"
         ) from exc
     return Shard(names.with_suffix(path, ".tar"), settings, entries)
 

@@ -118,13 +118,13 @@ class ImportedLatents:
 def write(form: str, file: LatFile, latents: Floats) -> tuple[bytes, str]:
     """A file of one of the LATENT_FORMS, and a note on what it leaves out, or "".
 
-    If the .lat file was imported from that form, the file is that which was imported, but for what
-    its latents have lost.
+    A .lat file that was imported from this form is restored to the imported file; only its latents
+    differ, by the quantisation error.
 
     Args:
-        latents: [C, h, w], those of the file's whole image.
-    Raises: LatentsError if there is no such form, or the file was not imported from the cache that
-        it is; BitstreamError.
+        latents: scaled, [C, h, w], of the whole image; see `whole_latents.of`.
+    Raises: LatentsError if the form is unknown, or can only be restored and the .lat file was not
+        imported from it; BitstreamError if the `cach` chunk is damaged.
     """
     kept = beside.of_chunks(file.chunks)
     if form not in LATENT_FORMS:
@@ -246,9 +246,9 @@ def read(
         scale: what the VAE's latents were multiplied with: 1 for raw ones, the scale of the space
             for those that a diffusion model takes. None takes what the file says.
         space: of the latents. None takes what the file says, else SD 1.x if they have 4 channels.
-    Raises: LatentsError if it is no such file, holds several pictures' latents, or none, or those
-        of another space, or NaN, or if their scale or space is not known; UsageError if the space
-        has no such scale.
+    Raises: LatentsError if the format is unknown, if the file does not hold the finite latents of
+        exactly one image in a known space, or if their space or scale cannot be determined;
+        UsageError if the space has no such scale.
     """
     container = containers.read(data, name)
     known = caches.recognise(container, name, space)
@@ -357,14 +357,14 @@ def _scaling(known: Recognised, name: str, scale: float | None, space: LatentSpa
     if scale is not None:
         if scale not in (RAW[0], space.scale):
             raise UsageError(
-                f"latents of {space.title} are never times {scale}",
+                f"{space.title} latents cannot have scale {scale}",
                 hint=f"give --scale 1 or {space.scale}",
             )
         chosen = RAW if scale == RAW[0] else scaled
         said = known.scaling or (scaled if known.is_scaled else None)
         if known.layout is caches.PLAIN and said and said != chosen:
             raise LatentsError(
-                f"{name} says that its latents are times {said[0]:g}, but {scale:g} was given",
+                f"{name} declares scale {said[0]:g}, but {scale:g} was given",
                 hint="leave out --scale",
             )
         return chosen
@@ -372,7 +372,7 @@ def _scaling(known: Recognised, name: str, scale: float | None, space: LatentSpa
         return known.scaling
     if known.is_scaled is None:
         raise LatentsError(
-            f"{name} does not say in which scale its latents are",
+            f"{name} does not declare the scale of its latents",
             hint=f"give --scale {space.scale} if a diffusion model takes them as they are, 1 if a "
             "VAE returned them",
         )

@@ -11,7 +11,9 @@ from dynenc.native.kernel import Floats
 SIDE = 32  # latents, of the square that is coded
 LEAST = 16  # latents, of a side; fewer tell too little
 STEP_Q = 307  # of the quantiser: 0.3
-CLEARLY = 0.94  # bytes of another space's coder / those of the own; 0.92 at most where it is right
+MAX_SIZE_RATIO = (
+    0.94  # bytes of another space's coder / those of the own; 0.92 at most where it is right
+)
 
 
 def likelier(latents: Floats, space: LatentSpace) -> LatentSpace | None:
@@ -28,4 +30,4 @@ def likelier(latents: Floats, space: LatentSpace) -> LatentSpace | None:
             coder = load_coder(registry.FOREIGN[other.name].coder, has_trellis=False)
             n_bytes[other.name] = len(coder.encode(symbols, STEP_Q))
     best = min(n_bytes, key=lambda name: n_bytes[name])
-    return SPACES[best] if n_bytes[best] < CLEARLY * n_bytes[space.name] else None
+    return SPACES[best] if n_bytes[best] < MAX_SIZE_RATIO * n_bytes[space.name] else None

@@ -81,7 +81,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         if not isinstance(sources, Iterable | os.PathLike) or isinstance(sources, bytes):
-            raise UsageError(f"{sources!r} is no folder, tar or .lat file, nor a list of them")
+            raise UsageError(f"sources must be a path or a list of paths, not {sources!r}")
         given = [sources] if isinstance(sources, str | os.PathLike) else sources
         integer("max_pixels", max_pixels)
         file_name("a decoder", decoder)
@@ -284,6 +284,6 @@ def _shard(name: str) -> list[Place]:
             ]
     except (OSError, tarfile.TarError) as exc:
         raise UsageError(
-            f"{name} is no tar that can be read at random ({exc}): unpack it, or restore it if "
-            "it is damaged"
+            f"{name} cannot be read as an uncompressed tar ({exc}): unpack it, or restore it if it "
+            "is damaged"
         ) from exc

@@ -295,11 +295,11 @@ def move(name: str, other: str) -> None:
 
 
 @contextmanager
-def alone(folder: str) -> Iterator[None]:
-    """A context that one process at a time can enter for a local folder.
+def exclusive(folder: str) -> Iterator[None]:
+    """Lock a local folder against other processes.
 
     The folder itself is locked, so nothing is written, and what is killed leaves no lock behind.
-    Where there are no locks, all enter.
+    Does nothing where the file system has no locks.
     Raises: OutputError if another run is at work in the folder.
     """
     descriptor = None

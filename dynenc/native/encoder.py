@@ -35,22 +35,24 @@ def flattened(tensors: Mapping[str, npt.NDArray[np.floating]], blocks: int) -> F
     return np.concatenate(parts, dtype=np.float32)
 
 
-def has(hidden: int, width: int, blocks: int, channels: int) -> bool:
-    """Whether the kernel computes an encoder of these arguments of `networks.encoder.Encoder`."""
+def supports(hidden: int, width: int, blocks: int, channels: int) -> bool:
+    """Whether the kernel can run an encoder with these arguments of `networks.encoder.Encoder`."""
     fits = width in WIDTHS and blocks <= MAX_BLOCKS and channels <= MAX_CHANNELS
     return hidden == 0 and fits
 
 
-def encodes(model: registry.Model, device: object) -> bool:
+def runs_natively(model: registry.Model, device: object) -> bool:
     """Whether a model's encoder runs in the native kernel, so that encoding needs no torch."""
-    on_cpu = str(device) in ("auto", "cpu")  # faster than a GPU with all that goes with it
+    on_cpu = str(device) in ("auto", "cpu")  # faster than a GPU, with start-up and transfers
     return (
-        on_cpu and model.kind == "encoder" and has(**model.arguments, channels=model.space.channels)
+        on_cpu
+        and model.kind == "encoder"
+        and supports(**model.arguments, channels=model.space.channels)
     )
 
 
 def load(model: registry.Model) -> "Encoder":
-    """The encoder of a model for which `has` holds; raises WeightsError."""
+    """The encoder of a model for which `supports` holds; raises WeightsError."""
     width, blocks = model.arguments["width"], model.arguments["blocks"]
     tensors = load_tensors(registry.read_file(model))
     return Encoder(flattened(tensors, blocks), width, blocks, model.space.channels)

@@ -61,7 +61,7 @@ class Encoder(nn.Module):
         self.context = nn.Sequential(*(DynamicBlock(width) for _ in range(blocks)))
         self.linear = nn.Conv2d(3, channels, PATCH, PATCH)
         self.head = nn.Conv2d(width, channels, 1)
-        self._has_native = native.has(hidden, width, blocks, channels)
+        self._has_native = native.supports(hidden, width, blocks, channels)
         self._native: native.Encoder | None = None  # with the weights of its last use
 
     def forward(self, image: Tensor) -> Tensor:

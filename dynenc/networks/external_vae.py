@@ -33,7 +33,9 @@ from dynenc.networks.vae_files import (
 logger = logging.getLogger(__name__)
 
 PROBE_COLOURS = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0))
-FAR = 1.5  # ratio of its errors from which a decoder is taken to be of the other space
+WRONG_SPACE_RATIO = (
+    1.5  # ratio of its errors from which a decoder is taken to be of the other space
+)
 
 
 def load_decoder(
@@ -140,7 +142,7 @@ def _check_latents(decoder: Decoder) -> None:
     errors = difference.square().mean((1, 2, 3)).sqrt().tolist()
     error = dict(zip(spaces, errors, strict=True))
     other = SDXL if decoder.space is SD1 else SD1
-    if error[decoder.space] > FAR * error[other]:
+    if error[decoder.space] > WRONG_SPACE_RATIO * error[other]:
         raise wrong_space(decoder.name, f"is for {other.title} latents", decoder.space)
 
 

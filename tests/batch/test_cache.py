@@ -17,7 +17,7 @@ from dynenc.coding.lat_file import LatFile
 from dynenc.errors import ImageError, OutputError, OutputExists, UsageError, WeightsError
 from dynenc.interop import latent_cache
 from dynenc.io import writing
-from dynenc.io.writing import alone
+from dynenc.io.writing import exclusive
 
 SIZES = {"a": (192, 128), "b": (128, 192), "c": (200, 140), "sub/d": (128, 128)}
 
@@ -246,7 +246,7 @@ def test_refused(pictures, cache, tmp_path):
         make_cache(str(pictures), cache, space="sd3")
     with pytest.raises(UsageError, match="there is no space"):
         make_cache(str(pictures), cache, space="sd2")
-    with pytest.raises(UsageError, match="no local folder"):
+    with pytest.raises(UsageError, match="not a local folder"):
         make_cache(str(pictures), "memory://cache")
     Image.open(pictures / "a.png").save(pictures / "a.jpg")
     with pytest.raises(UsageError, match="have the same key"):
@@ -351,7 +351,7 @@ def test_forced_settings_leave_nothing_of_others(pictures, cache):
 
 def test_one_run_at_a_time(pictures, cache):
     make_cache(str(pictures), cache)
-    with alone(cache), pytest.raises(OutputError, match="another run is at work"):
+    with exclusive(cache), pytest.raises(OutputError, match="another run is at work"):
         make_cache(str(pictures), cache)
     assert make_cache(str(pictures), cache).kept == 4
 

@@ -123,8 +123,10 @@ def test_target_psnr(nano, photo):
 
 def test_the_encoder_runs_once(photo, monkeypatch):
     nano = Codec("nano", device="cpu")
-    calls, encode = [], nano.native.latents
-    monkeypatch.setattr(nano.native, "latents", lambda pixels: calls.append(1) or encode(pixels))
+    calls, encode = [], nano.native_encoder.latents
+    monkeypatch.setattr(
+        nano.native_encoder, "latents", lambda pixels: calls.append(1) or encode(pixels)
+    )
     nano.encode(photo, target_size=2000)
     assert calls == [1]
 

@@ -202,7 +202,7 @@ def test_tensors_of_any_type_and_shape_are_written(name):
 @pytest.mark.parametrize("make_scale", [1, SCALE])
 def test_scale_is_asked_for_where_no_file_says_it(latents, make, make_scale):
     data = make(latents / SCALE * make_scale)
-    with pytest.raises(LatentsError, match=r"does not say in which scale"):
+    with pytest.raises(LatentsError, match=r"does not declare the scale"):
         latent_files.read(data, "a.pt")
     found = latent_files.read(data, "a.pt", make_scale)
     np.testing.assert_allclose(found.latents, latents, rtol=1e-6)
@@ -221,7 +221,7 @@ def test_wrong_scale_is_noticed(latents, factor):
 
 
 def test_scale_of_no_sd_1_model(latents):
-    with pytest.raises(UsageError, match=r"of SD 1\.x are never times 0\.13025"):
+    with pytest.raises(UsageError, match=r"SD 1\.x latents cannot have scale 0\.13025"):
         latent_files.read(pt(latents), "a.pt", 0.13025)
     with pytest.raises(LatentsError, match=r"times 0\.5, which is not the scale of SD 1\.x"):
         latent_files.read(pt({"latents": latents, "scale": 0.5}), "a.pt")
@@ -262,20 +262,20 @@ OTHERS = {
     "wide": (lambda t: pt(torch.zeros(4, 1, 8193)), r"a tensor \[4, 1, 8193\]"),
     "NaN": (lambda t: pt(t.clone().fill_(torch.nan)), "192 latents that are infinite or NaN"),
     "infinite": (lambda t: pt(t.index_fill(0, torch.tensor(1), torch.inf)), "48 latents"),
-    "missing keys": (lambda t: npz(latents_6x8=t), "does not say in which scale"),
+    "missing keys": (lambda t: npz(latents_6x8=t), "does not declare the scale"),
     "no latents": (lambda t: npz(crop_ltrb_6x8=t), "holds crop_ltrb_6x8 but no latents"),
     "only sizes": (lambda t: npz(original_size=np.array([3, 4])), "holds original_size but no"),
     "other tensors": (lambda t: safetensors.torch.save({"weight": t}), "holds weight but no"),
     "a flipped picture alone": (lambda t: npz(latents_flipped_6x8=t), "but no latents"),
     "a list": (lambda t: pt([t]), "holds a list"),
     "more than there is": (lambda t: pt(torch.zeros(1).expand(4, 8000, 8000)), "claims to hold"),
-    "a picture": (lambda t: b"\x89PNG\r\n\x1a\n" + bytes(40), "is no file of latents"),
+    "a picture": (lambda t: b"\x89PNG\r\n\x1a\n" + bytes(40), "is not a file of latents"),
     "nothing": (lambda t: b"", "is empty"),
     "an old pickle": (
         lambda t: pickle.dumps({"latents": 1}),
         "is a pickle, .* which can run any code",
     ),
-    "an empty zip": (lambda t: npz(), "no file of latents"),
+    "an empty zip": (lambda t: npz(), "not a file of latents"),
 }
 
 
@@ -370,5 +370,5 @@ def test_imported_is_no_encoder_to_choose():
 def test_a_scale_that_contradicts_the_file_is_refused(read):
     data = written("safetensors", *read)
     assert latent_files.read(data, "a", SCALE).scaling == (SCALE, 0.0)
-    with pytest.raises(LatentsError, match=r"says that its latents are times 0\.18215, but 1 was"):
+    with pytest.raises(LatentsError, match=r"declares scale 0\.18215, but 1 was"):
         latent_files.read(data, "a", 1)

@@ -117,7 +117,7 @@ def test_nothing_to_read(tmp_path, shard):
         LatentDataset([])
     with tarfile.open(tmp_path / "1.tar.gz", "w:gz") as tar:
         tar.add(shard)
-    with pytest.raises(UsageError, match=r"1\.tar\.gz is no tar that can be read at random"):
+    with pytest.raises(UsageError, match=r"1\.tar\.gz cannot be read as an uncompressed tar"):
         LatentDataset(tmp_path / "1.tar.gz")
     with pytest.raises(UsageError, match=r"2\.tar is no tar"):
         LatentDataset(tmp_path / "2.tar")
