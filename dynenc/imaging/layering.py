@@ -116,7 +116,7 @@ def of(picture: Checked, mode: DetailMode) -> Layering:
             no layer.
     Raises: UsageError if the mode is unknown.
     """
-    if mode not in DETAIL_MODES:
+    if not isinstance(mode, str) or mode not in DETAIL_MODES:
         raise UsageError(f"unknown detail {mode!r}: choose one of {', '.join(DETAIL_MODES)}")
     seen = picture if isinstance(picture, Image.Image | np.ndarray) else _rgb(picture)
     mask = graphics.find(seen, eager=mode == "on")

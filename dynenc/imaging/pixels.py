@@ -1,8 +1,10 @@
 """Pixels of any Pillow mode -> 8-bit sRGB, grey or RGB, with alpha if needed."""
 
+from contextlib import suppress
+
 from PIL import Image, ImageChops
 
-from dynenc.errors import ImageError
+from dynenc.errors import DynencError, ImageError
 from dynenc.imaging import colour, samples
 from dynenc.imaging.fill import filled
 from dynenc.imaging.metadata import SOURCE_PROFILE
@@ -10,6 +12,7 @@ from dynenc.imaging.notes import note
 
 GREY_MODES = {"1", "L", "LA", "La"}
 COLOUR_MODES = {"P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB"}
+KEYED_MODES = {"1", "L", "P", "RGB"}  # may have a transparent colour
 PROBES = 16  # pixels to check before checking all
 
 
@@ -22,16 +25,17 @@ def to_plain(picture: Image.Image) -> Image.Image:
     `info["icc_profile"]` to `info[SOURCE_PROFILE]`, unless it is sRGB. If it is damaged or does not
     fit the pixels, they are taken as sRGB, with a note.
 
-    Raises: ImageError if the mode is unknown, or the range of the samples is unclear.
+    Raises: ImageError if the image has no pixels, its file is damaged, the mode is unknown, or the
+        range of the samples is unclear.
     """
+    _load(picture)
     given, info = picture, dict(picture.info)
-    if isinstance(info.get("transparency"), str):  # a text of a PNG file
-        picture = picture.copy()
-        del picture.info["transparency"]
     if picture.mode in samples.MODES:
         picture = samples.to_grey(picture)
     elif picture.mode not in GREY_MODES | COLOUR_MODES:
         raise ImageError(f"images of mode {picture.mode} cannot be read: convert it to RGB")
+    elif "transparency" in info:
+        picture = _with_valid_transparency(picture)
     mode = "L" if picture.mode in GREY_MODES else "RGB"
     alpha = None
     if picture.has_transparency_data:
@@ -55,6 +59,33 @@ def to_plain(picture: Image.Image) -> Image.Image:
         info[SOURCE_PROFILE] = profile
     if picture is not given:
         picture.info = {k: info[k] for k in info if k not in ("icc_profile", "transparency")}
+    return picture
+
+
+def _load(picture: Image.Image) -> None:
+    """Read the pixels of an image from `Image.open`, which may change its mode and `info`."""
+    if 0 in picture.size:
+        raise ImageError(f"the picture is {picture.width}x{picture.height} px: it has no pixels")
+    try:
+        picture.load()
+    except DynencError:
+        raise
+    except Exception as exc:  # a damaged file can make Pillow's plugins raise anything
+        reason = str(exc) or type(exc).__name__
+        raise ImageError(
+            f"the picture cannot be read, as its file is damaged or was closed before: {reason}"
+        ) from exc
+
+
+def _with_valid_transparency(picture: Image.Image) -> Image.Image:
+    """The image without the transparent colour in its `info` if its pixels cannot have it."""
+    if picture.mode in KEYED_MODES:
+        with suppress(TypeError, ValueError, OverflowError):
+            picture.crop((0, 0, 1, 1)).convert("RGBA")
+            return picture
+    picture = picture.copy()
+    if not isinstance(picture.info.pop("transparency"), str):  # a text of a PNG file
+        note("the transparent colour is dropped: it is not one of these pixels")
     return picture
 
 

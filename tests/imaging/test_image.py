@@ -151,6 +151,20 @@ def test_alpha_of_a_palette_is_kept():
     assert pixels.to_rgb(read).getpixel((0, 0)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize(
+    ("mode", "colour"),
+    [("RGB", b"\0\1"), ("RGB", (1, 2)), ("L", 1.5), ("P", (1, 2, 3)), ("RGBA", (1, 2, 3))],
+)
+def test_a_transparent_colour_of_other_pixels_is_named_and_dropped(photo, mode, colour):
+    picture = photo.convert(mode)
+    expected = pixels.to_plain(picture)
+    picture.info["transparency"] = colour
+    with pytest.warns(PictureWarning, match="transparent colour is dropped"):
+        read = pixels.to_plain(picture)
+    assert (read.mode, read.tobytes(), read.info) == (expected.mode, expected.tobytes(), {})
+    assert picture.info["transparency"] == colour
+
+
 @pytest.mark.parametrize("size", [(1, 1), (9, 1), (37, 50), (64, 48)])
 def test_what_is_transparent_gets_the_colours_around_it(photo, size):
     photo = photo.crop((100, 60, 100 + size[0], 60 + size[1]))

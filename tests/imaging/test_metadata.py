@@ -4,6 +4,7 @@ import io
 import lzma
 import struct
 import warnings
+import zlib
 
 import hostile
 import numpy as np
@@ -239,6 +240,22 @@ def test_orientation_in_xmp_counts_without_one_in_exif(nano, photo):
         assert dpi == ((300, 150) if size == photo.size else (150, 300))
         decoded = nano.decode(nano.encode(opened, keep_metadata=True))
         assert decoded.info["xmp"] == xmp_turn(1)  # so no program turns it again
+
+
+@pytest.mark.parametrize("form", ["LAT", "PNG"])
+def test_pixels_need_not_be_read_before_encoding(nano, photo, form):
+    """Pillow has the metadata of .lat files, and of PNG files behind the pixels, from then on."""
+    photo.info["icc_profile"] = of_gamma(1.8)
+    data = nano.encode(photo, keep_metadata=True)
+    if form == "PNG":
+        photo.save(file := io.BytesIO(), "PNG")
+        body = b"tEXtTitle\0a cat"
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        data = file.getvalue()[:-12] + chunk + file.getvalue()[-12:]
+    (read := Image.open(io.BytesIO(data))).load()
+    expected = nano.encode(read, keep_metadata=True)
+    assert nano.encode(Image.open(io.BytesIO(data)), keep_metadata=True) == expected
+    assert bool(nano.decode(expected).info.get("Title")) == (form == "PNG")
 
 
 @pytest.mark.parametrize("keyword", ["transparency", "source_icc_profile"])
