@@ -78,6 +78,7 @@ def test_tensors_and_pictures_give_the_same_bytes(nano, photo):
     blob = nano.encode(photo)
     assert nano.encode(tensor) == blob
     assert nano.encode(tensor[0]) == blob
+    assert nano.encode(tensor.clone().requires_grad_()) == blob
     decoded = nano.decode_tensor(blob)
     assert decoded.shape == tensor.shape
     assert to_picture(decoded).tobytes() == nano.decode(blob).tobytes()
@@ -193,12 +194,25 @@ def test_paths_are_read(nano, photo_path, tmp_path):
     assert nano.decode_tensor(path).equal(nano.decode_tensor(blob))
 
 
+def opened(photo, *, cut=0, is_closed=False):
+    """An image of a PNG file whose pixels have not been read; of a cut or closed file."""
+    photo.save(file := io.BytesIO(), "PNG")
+    picture = Image.open(io.BytesIO(file.getvalue()[: -cut or None]))
+    if is_closed:
+        picture.close()
+    return picture
+
+
 @pytest.mark.parametrize(
     "call",
     [
         lambda codec, _: codec.encode(None),
         lambda codec, _: codec.encode(b"bytes"),
         lambda codec, _: codec.encode("no such file.png"),
+        lambda codec, photo: codec.encode(opened(photo, cut=100)),
+        lambda codec, photo: codec.encode(opened(photo, is_closed=True)),
+        lambda codec, _: codec.encode(Image.new("F", (0, 5))),
+        lambda codec, _: codec.encode(Image.new("I", (5, 0))),
         lambda codec, _: codec.encode(torch.full((3, 8, 8), float("nan"))),
         lambda codec, _: codec.encode(torch.full((3, 8, 8), float("inf"))),
         lambda codec, _: codec.encode(torch.zeros(3, 8, 8, dtype=torch.int64)),
@@ -215,6 +229,7 @@ def test_paths_are_read(nano, photo_path, tmp_path):
         lambda codec, photo: codec.encode(photo, effort=10),
         lambda codec, photo: codec.encode(photo, effort="2"),
         lambda codec, photo: codec.encode(photo, effort=1.5),
+        lambda codec, photo: codec.encode(photo, detail=np.array([1, 2])),
         lambda codec, _: codec.decode(None),
         lambda codec, _: codec.decode(Image.new("RGB", (8, 8))),
         lambda codec, _: codec.decode(b""),

@@ -58,7 +58,7 @@ def _checked_floats(picture: Tensor) -> Tensor:
         raise ImageError(
             f"a tensor of {picture.dtype} is not an image: give uint8 in 0..255 or float in -1..1"
         )
-    picture = picture.float()
+    picture = picture.detach().float()
     low, high = (float(each) for each in picture.aminmax()) if picture.numel() else (0.0, 0.0)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ImageError("the tensor has pixels that are NaN or infinite")
