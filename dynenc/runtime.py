@@ -138,9 +138,14 @@ def native_threads(pixels: int) -> int:
     return cores()
 
 
+def is_cpu(device: object) -> bool:
+    """Whether a device as given by the user is the CPU: see `Codec`."""
+    return str(device) in ("cpu", "cpu:0")
+
+
 def uses_cpu(device: object) -> bool:
-    """Whether networks run on the CPU for a device as given by the user: see `Codec`."""
-    return str(device) == "cpu" or (str(device) == "auto" and not has_gpu())
+    """Whether networks run on the CPU for a device as given by the user."""
+    return is_cpu(device) or (str(device) == "auto" and not has_gpu())
 
 
 def has_gpu() -> bool:

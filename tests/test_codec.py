@@ -314,6 +314,14 @@ def test_devices(monkeypatch):
             compat.pick_device(name)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu", 0)])
+def test_on_every_name_of_the_cpu_integers_are_computed(photo, device):
+    codec = Codec("nano", "embedded", device)
+    codec.decode(codec.encode(photo))
+    assert codec.native
+    assert "backend" not in vars(codec)
+
+
 @pytest.mark.parametrize("encoder", ["light", "base"])
 def test_flat_pictures_are_rounded_plainly_where_that_costs_less(photo, encoder):
     """And finely: of the files whose error is small, on either lattice, the smallest is taken."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load as load_tensors
 
-from dynenc import registry
+from dynenc import registry, runtime
 from dynenc.latent_space import SD1, latent_size
 from dynenc.native import kernel
 from dynenc.native.kernel import Bytes, Floats
@@ -43,7 +43,9 @@ def supports(hidden: int, width: int, blocks: int, channels: int) -> bool:
 
 def runs_natively(model: registry.Model, device: object) -> bool:
     """Whether a model's encoder runs in the native kernel, so that encoding needs no torch."""
-    on_cpu = str(device) in ("auto", "cpu")  # faster than a GPU, with start-up and transfers
+    on_cpu = str(device) == "auto" or runtime.is_cpu(
+        device
+    )  # faster than a GPU, with start-up and transfers
     return (
         on_cpu
         and model.kind == "encoder"
