@@ -240,7 +240,8 @@ class Codec:
     ) -> Image.Image:
         """Decode a .lat file to 8-bit sRGB: RGB, or RGBA, L or LA as the original was.
 
-        Kept metadata is in its `info`; with an `icc_profile`, the pixels are in that profile.
+        Kept metadata is in its `info`; with an `icc_profile`, the pixels are in that profile, and
+        grey ones are RGB if the profile is.
 
         Args:
             file: the bytes of a .lat file, its path, or what `LatFile.parse` returned.

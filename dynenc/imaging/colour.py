@@ -45,7 +45,9 @@ def _way_to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None
 
 
 def from_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
-    """Undo `to_srgb`, except for rounding and colours outside sRGB: L or RGB to the same mode.
+    """Undo `to_srgb`, except for rounding and colours outside sRGB: L or RGB to the profile's mode.
+
+    Readers refuse grey pixels with an RGB profile, so these become RGB.
 
     Raises: ValueError if the profile is damaged, for CMYK, or cannot convert from sRGB.
     """
@@ -57,8 +59,8 @@ def from_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
     back = _transform(SRGB, opened, "RGB", mode)
     probed = np.asarray(_apply(probe, back).convert("RGB"), np.int16)
     if mode == "RGB" and abs(probed - np.asarray(probe, np.int16)).max() <= 1:
-        return picture
-    return _apply(rgb, back).convert(picture.mode)
+        return rgb
+    return _apply(rgb, back).convert(picture.mode).convert(mode)  # with the channels of grey equal
 
 
 def _open(profile: bytes) -> tuple[ImageCms.ImageCmsProfile, str]:

@@ -64,7 +64,7 @@ def restore(image: Image.Image, extras: Extras, view: View = WHOLE) -> Image.Ima
     which it is.
 
     As in Pillow, `info` has `exif`, `xmp`, texts by keyword, `comment`, `dpi`, `photoshop` (IPTC)
-    and the `icc_profile` of the returned pixels.
+    and the `icc_profile` of the returned pixels, which have its mode.
     """
     if extras.detail:
         image = extras.detail.over(image, view)

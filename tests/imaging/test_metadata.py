@@ -13,11 +13,13 @@ from lat_helpers import read_latents
 from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
+import dynenc.pillow  # noqa: F401  # Pillow opens .lat files
 from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.coding.entropy import load_coder
+from dynenc.coding.lat_file import LatFile
 from dynenc.errors import Corrupt, PictureWarning, UnknownModel
-from dynenc.imaging import colour, extras, image, save
+from dynenc.imaging import colour, extras, image, pixels, save
 from dynenc.imaging.extras import Extras
 from dynenc.imaging.metadata import MAX_METADATA, Metadata
 
@@ -302,6 +304,30 @@ def test_kept_profiles_are_those_of_the_pixels(mode, photo):
     back = extras.restore(srgb.convert("RGB"), beside)
     assert back.info["icc_profile"] == profile
     assert abs(np.asarray(back, int) - np.asarray(picture)).mean() < 1.5
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_grey_pixels_with_an_rgb_profile_come_back_as_rgb(nano, photo, mode, form):
+    """LittleCMS and libpng refuse such a profile for grey pixels."""
+    profile = of_gamma(1.8)
+    grey = photo.convert("L").convert(mode)
+    if mode == "RGBA":
+        grey.putpixel((0, 0), (0, 0, 0, 0))
+    grey.info["icc_profile"] = profile
+    blob = nano.encode(grey, keep_metadata=True, quality=95)
+    (opened := Image.open(io.BytesIO(blob))).load()
+    found = [nano.decode(blob), opened]
+    if mode == "RGB":
+        [plain] = nano.decode_batch([LatFile.parse(blob)])
+        beside = extras.from_chunks(LatFile.parse(blob).chunks, *grey.size)
+        file = save.picture_bytes(plain, beside, f"x.{form.lower()}", "embedded")
+        found.append(Image.open(io.BytesIO(file)))
+    for picture in found:
+        assert (picture.mode, picture.info["icc_profile"]) == (mode, profile)
+        assert abs(np.asarray(picture, int) - np.asarray(grey)).mean() < 12
+        if form != "JPEG":
+            assert extras.of(pixels.to_plain(picture), keep_metadata=False).is_grey
 
 
 LIES = {
