@@ -72,6 +72,18 @@ class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not ty
         self.gradient_checkpointing = False  # accepted, as trainers switch it on; saves nothing
         self._tile: int = self.decoder.tile
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load what pipelines saved; arguments and result are those of diffusers' `ModelMixin`.
+
+        diffusers would ignore the dtype, as the networks are made in float32 whatever the default.
+        """
+        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")  # its name changed in diffusers
+        found = super().from_pretrained(*args, **kwargs)
+        if isinstance(dtype, torch.dtype):
+            nn.Module.to(found[0] if isinstance(found, tuple) else found, dtype)
+        return found
+
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """Images [B, 3, H, W] in [-1, 1] -> raw latents [B, C, H/8, W/8], sides rounded up.

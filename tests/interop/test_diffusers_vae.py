@@ -10,6 +10,7 @@ from PIL import Image
 import dynenc
 from dynenc.errors import WeightsError
 from dynenc.imaging import tensors
+from dynenc.interop.diffusers_vae import Vae
 from dynenc.networks import tiling
 
 SCALE = 0.18215
@@ -96,6 +97,16 @@ def test_dtype_and_device(pictures):
     latents = vae.encode(pictures).latent_dist.mode()
     assert (latents.dtype, vae.decode(latents).sample.dtype) == (torch.bfloat16, torch.bfloat16)
     assert vae.to("meta").device == torch.device("meta")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_dtype_is_the_one_asked_for_when_loading(tmp_path, pictures, dtype):
+    dynenc.vae("nano", device="cpu").save_pretrained(tmp_path)
+    for name in ("dtype", "torch_dtype"):
+        vae, _ = Vae.from_pretrained(tmp_path, output_loading_info=True, **{name: dtype})
+        assert {each.dtype for each in vae.parameters()} == {dtype}
+    assert vae.encode(pictures).latent_dist.mode().dtype == dtype
+    assert Vae.from_pretrained(tmp_path).dtype == torch.float32
 
 
 def test_unknown_names():
