@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 STAGES = (3, 4, 6, 9, 13, 20, 30, 45, 70)  # steps of descent that each effort adds ...
 ROUNDS = (2, 2, 3, 5, 7, 10, 15, 23, 35)  # ... and rounds of search
 LEARNING_RATE = 0.3  # symbols; of Adam, at the start of a stage; falls to 0 along a cosine
+MEAN_DECAY, SQUARE_DECAY, TINY = 0.9, 0.99, 1e-8  # of Adam
 SOFTEST, HARDEST = 1.0, 13.0  # sharpness of the rounding at the start and end of a stage
 RATE_WEIGHT = 0.2  # initial distortion per bit at a step of 1 latent unit
 GAIN = 3.0  # change of the log of the rate weight per relative excess of the file size
@@ -155,7 +156,8 @@ class _Search:
         self.max_bytes = max_bytes
         self.weight = RATE_WEIGHT * self.step**2
         self.latents = (latents.float().nan_to_num(0) / self.step).detach().requires_grad_()
-        self.optimizer = torch.optim.Adam([self.latents], betas=(0.9, 0.99))
+        self.mean, self.square = torch.zeros_like(self.latents), torch.zeros_like(self.latents)
+        self.n_steps = 0
 
     def symbols(self) -> Symbols:
         """The current latents, rounded."""
@@ -196,14 +198,28 @@ class _Search:
         n_bits = torch.from_numpy(bits).sum().item()
         self.weight *= math.exp(GAIN * (n_bits / (8 * self.max_bytes) - 1))
         rounded = soft_round(self.latents, sharpness)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.latents.grad = None
         _, gradient = self._with_gradient(rounded)
         offset = rounded.detach()[0].cpu().numpy() - symbols
         rate_gradient = torch.from_numpy(np.where(offset > 0, more, -less)).to(gradient)
-        rounded.backward(gradient + self.weight * rate_gradient)
-        rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * progress))
-        self.optimizer.param_groups[0]["lr"] = rate
-        self.optimizer.step()
+        # of a number, as `backward` of a tensor imports sympy, which changes the warning filters
+        (rounded * (gradient + self.weight * rate_gradient)).sum().backward()
+        self._move(LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    @torch.no_grad()
+    def _move(self, rate: float) -> None:
+        """One step of Adam (Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015).
+
+        `torch.optim` would import torch's compiler, which changes the host's environment.
+        """
+        gradient = self.latents.grad
+        assert gradient is not None
+        self.n_steps += 1
+        self.mean.lerp_(gradient, 1 - MEAN_DECAY)
+        self.square.mul_(SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - SQUARE_DECAY)
+        spread = self.square.sqrt() / (1 - SQUARE_DECAY**self.n_steps) ** 0.5 + TINY
+        step = rate / (1 - MEAN_DECAY**self.n_steps)
+        self.latents.addcdiv_(self.mean, spread, value=-step)
 
     def improve(
         self, symbols: Symbols, rounds: int, advance: Callable[[], None]

@@ -118,3 +118,17 @@ def test_importing_the_library_changes_nothing():
         assert state() == before
     """
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+
+
+def test_coding_with_an_effort_changes_nothing():
+    code = """if True:
+        import os, sys, torch, warnings
+        from PIL import Image
+        from dynenc.codec import Codec
+        before = dict(os.environ), warnings.filters[:], torch.get_num_threads()
+        codec = Codec("nano", "embedded", "cpu")
+        codec.decode(codec.encode(Image.linear_gradient("L").resize((16, 16)), effort=1))
+        assert (dict(os.environ), warnings.filters, torch.get_num_threads()) == before
+        assert "torch._dynamo" not in sys.modules  # which takes seconds to import
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
