@@ -15,6 +15,8 @@ from dynenc.imaging.ifd import Entry, Node, Structure
 
 PREFIX = b"Exif\0\0"
 ORIENTATION, SOFTWARE = 0x0112, 0x0131
+SIDEWAYS = range(5, 9)  # orientations that exchange width and height
+X_RESOLUTION, Y_RESOLUTION = 0x011A, 0x011B
 PIXEL_WIDTH, PIXEL_HEIGHT = 0xA002, 0xA003  # of the EXIF directory
 THUMBNAIL_OFFSET, THUMBNAIL_LENGTH = 0x0201, 0x0202
 XMP, IPTC, ICC_PROFILE = 0x02BC, 0x83BB, 0x8773  # in TIFF files
@@ -48,8 +50,8 @@ def cleaned(block: bytes, width: int, height: int, *, is_upright: bool) -> tuple
     """EXIF for width x height pixels, independent of their original file.
 
     The thumbnail, the tags in `GONE` and, if the pixels are upright, the orientation are removed
-    and their values zeroed; width and height are set to those of the pixels. Everything else keeps
-    its bytes and offsets.
+    and their values zeroed; width and height are set to those of the pixels, and if these have been
+    turned sideways, the resolutions are exchanged. Everything else keeps its bytes and offsets.
 
     Returns: the block without its prefix, b"" if nothing is left, and the damaged tags that were
         dropped.
@@ -66,6 +68,7 @@ class _Cleaner:
     def __init__(self, data: bytearray, unwanted: set[int]) -> None:
         self.data = data
         self.unwanted = unwanted
+        self.is_sideways = ORIENTATION in unwanted and orientation(bytes(data)) in SIDEWAYS
         self.structure = Structure.of(bytes(data[:16]))
         if self.structure.is_big:
             raise ValueError("it is damaged")
@@ -157,11 +160,21 @@ class _Cleaner:
         for entry in kept:
             if depth and entry.tag in (PIXEL_WIDTH, PIXEL_HEIGHT):
                 self._set(entry, size["width" if entry.tag == PIXEL_WIDTH else "height"])
+        if depth == 0 and self.is_sideways:
+            self._exchange_resolutions(kept)
         raw = b"".join(bytes(self.data[e.position : e.position + 12]) for e in kept)
         end = start + 2 + 12 * n_before + 4
         table = struct.pack(self.structure.order + "H", len(kept)) + raw
         self.data[start:end] = table.ljust(end - start, b"\0")
         self.kept.append((start, start + len(table) + 4))
+
+    def _exchange_resolutions(self, entries: list[Entry]) -> None:
+        places = {entry.tag: entry.position for entry in entries}
+        if X_RESOLUTION in places and Y_RESOLUTION in places:
+            across, down = (
+                slice(places[tag] + 2, places[tag] + 12) for tag in (X_RESOLUTION, Y_RESOLUTION)
+            )
+            self.data[across], self.data[down] = self.data[down], self.data[across]
 
     def _set(self, entry: Entry, value: int) -> None:
         letter = {ifd.SHORT: "H", ifd.LONG: "I"}.get(entry.kind)

@@ -135,7 +135,7 @@ def _decoded(file: BinaryIO, name: str, options: _Options, profile: bytes = b"")
         if _depth(picture, head) > 8:
             note("more than 8 bits per channel are reduced to 8")
         _correct_png(picture)
-        _load(picture, options.truncated)
+        is_turned = _load(picture, options.truncated)
         if profile:
             picture.info["icc_profile"] = profile
         if options.keep_metadata:
@@ -143,7 +143,7 @@ def _decoded(file: BinaryIO, name: str, options: _Options, profile: bytes = b"")
         is_signalled = _apply_signals(picture, file, head)
         texts = metadata.texts(picture.info)
         picture.info = {key: value for key, value in picture.info.items() if key not in texts}
-        plain = to_plain(_upright(_narrowed(picture)))
+        plain = to_plain(_upright(_narrowed(picture), is_turned))
     if is_signalled:
         plain.info.pop(SOURCE_PROFILE, None)
     for keyword, text in texts.items():
@@ -178,8 +178,12 @@ def _depth(picture: ImageFile, head: bytes) -> int:
     return 16 if DEEP.search(str(picture.tile)) else 8
 
 
-def _load(picture: ImageFile, truncated: bool) -> None:
-    """Decode the pixels; with `truncated`, those that are present in a truncated file."""
+def _load(picture: ImageFile, truncated: bool) -> bool:
+    """Decode the pixels; with `truncated`, those that are present in a truncated file.
+
+    Returns: whether Pillow has turned them as EXIF says, which it does for TIFF files.
+    """
+    block = picture.info.get("exif")
     try:
         picture.load()
     except (OSError, SyntaxError, EOFError) as exc:
@@ -188,6 +192,10 @@ def _load(picture: ImageFile, truncated: bool) -> None:
         picture.tile = []  # keep the pixels decoded so far
         note(f"the file is truncated or damaged, and has only a part of its pixels: {exc}")
         picture.load()
+    is_turned = isinstance(picture, TiffImageFile) and picture.info.get("exif") != block
+    if is_turned:
+        picture.info["exif"] = block  # Pillow has written it anew
+    return is_turned
 
 
 def _prepare_tiff(picture: TiffImageFile, file: BinaryIO, name: str, options: _Options) -> None:
@@ -271,8 +279,12 @@ def _narrowed(picture: ImageFile) -> Image.Image:
     return picture
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """The image turned upright as its EXIF or XMP says, even if these are damaged otherwise."""
+def _upright(picture: Image.Image, is_turned: bool) -> Image.Image:
+    """The image turned upright as its EXIF or XMP says, even if these are damaged otherwise.
+
+    Args:
+        is_turned: the orientation in EXIF has been applied.
+    """
     turn = exif.orientation(metadata.exif_of(picture.info))
     if turn is None and (
         found := metadata.ORIENTATION_IN_XMP.search(metadata.xmp_of(picture.info))
@@ -280,9 +292,9 @@ def _upright(picture: Image.Image) -> Image.Image:
         turn = int(found[2])
     if turn not in TURNS:
         return picture
-    turned = picture.transpose(TURNS[turn])
+    turned = picture if is_turned else picture.transpose(TURNS[turn])
     turned.info = dict(picture.info)
     dpi = turned.info.get("dpi")
-    if turned.size != picture.size and isinstance(dpi, tuple):
+    if turn in exif.SIDEWAYS and isinstance(dpi, tuple):
         turned.info["dpi"] = dpi[::-1]
     return turned

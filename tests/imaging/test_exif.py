@@ -166,6 +166,34 @@ def test_every_orientation(turn, form):
     assert grey.mean() < 80
 
 
+@pytest.mark.parametrize("form", ["JPEG", "TIFF"])
+@pytest.mark.parametrize("turn", [3, 6])
+def test_turned_images_keep_their_exif_and_have_resolutions_that_agree(form, turn):
+    across, down = struct.pack("<2I", 100, 1), struct.pack("<2I", 200, 1)
+    resolution = [Node(0x011A, RATIONAL, 1, across), Node(0x011B, RATIONAL, 1, down)]
+    given = block(turn=turn, more=[*resolution, Node(0x0128, SHORT, 1, struct.pack("<H", 2))])
+    Image.new("RGB", (40, 20), "teal").save(file := io.BytesIO(), form, dpi=(100, 200))
+    data = file.getvalue()
+    if form == "TIFF":
+        data = exif.into_tiff(data, given, [])
+    else:
+        data = (
+            data[:20]
+            + b"\xff\xe1"
+            + struct.pack(">H", len(given) + 8)
+            + exif.PREFIX
+            + given
+            + data[20:]
+        )
+    opened = image.open_image(data, keep_metadata=True)
+    back = values(opened.info["exif"][6:])
+    assert back[(0x8769, 0x927C)] == MAKER_NOTE
+    if turn == 6:
+        across, down = down, across
+    assert (back[(0x011A,)], back[(0x011B,)]) == (across, down)
+    assert opened.info["dpi"] == ((200, 100) if turn == 6 else (100, 200))
+
+
 def test_an_image_of_a_host_program_keeps_its_orientation(nano):
     """Its pixels are not turned, so the tag still holds."""
     picture = Image.new("RGB", (40, 20), "teal")
