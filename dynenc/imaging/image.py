@@ -143,6 +143,8 @@ def _decoded(file: BinaryIO, name: str, options: _Options, profile: bytes = b"")
         is_signalled = _apply_signals(picture, file, head)
         texts = metadata.texts(picture.info)
         picture.info = {key: value for key, value in picture.info.items() if key not in texts}
+        if picture.format != "PNG":  # of others, these are Pillow's own descriptions
+            texts = {}
         plain = to_plain(_upright(_narrowed(picture), is_turned))
     if is_signalled:
         plain.info.pop(SOURCE_PROFILE, None)

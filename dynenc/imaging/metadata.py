@@ -15,9 +15,10 @@ MAX_METADATA = 2**20  # bytes of each kind, unpacked
 SOURCE_PROFILE = "source_icc_profile"  # of Image.info: `icc_profile` would be that of the pixels
 IPTC = 0x0404  # the Photoshop resource that holds it
 INCH = 0.0254  # m
+UNKNOWN_DPI = (1, 1)  # what Pillow says of a TIFF file without a resolution
 NO_TEXT = {  # keys of `info` that have another meaning
     *("xmp", "XML:com.adobe.xmp", "compression", "version", "transparency"),
-    SOURCE_PROFILE,
+    *(SOURCE_PROFILE, "icc_profile_type"),  # of pillow-heif
 }
 ORIENTATION_IN_XMP = re.compile(rb"(tiff:Orientation(?:=[\"']|>))([2-8])([\"'<])")
 RAW_EXIF = ("Raw profile type exif", "Raw profile type APP1")  # PNG texts of ImageMagick
@@ -174,7 +175,7 @@ def texts(info: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def _resolution(dpi: Any) -> tuple[int, int] | tuple[()]:
-    if not isinstance(dpi, tuple):
+    if not isinstance(dpi, tuple) or dpi == UNKNOWN_DPI:
         return ()
     try:
         across, down = (float(value) / INCH for value in dpi)

@@ -172,6 +172,20 @@ def test_texts_and_resolution_of_png(nano, photo):
     assert read.info["dpi"] == pytest.approx((300, 150), abs=0.02)
 
 
+@pytest.mark.parametrize("form", ["TIFF", "HEIF", "GIF"])
+def test_what_pillow_says_of_a_format_is_no_metadata(nano, photo, form):
+    """A resolution of 1 dpi, for example, of TIFF files without one."""
+    file = io.BytesIO()
+    if form == "HEIF":
+        photo.info["icc_profile"] = SRGB
+        pytest.importorskip("pillow_heif").from_pillow(photo).save(file)
+    else:
+        photo.save(file, form)
+    assert image.open_image(file.getvalue(), keep_metadata=True).info == {}
+    if form == "TIFF":
+        assert not nano.decode(nano.encode(Image.open(file), keep_metadata=True)).info
+
+
 def test_comment_iptc_and_resolution_of_jpeg(nano, photo):
     comment = "Grüße".encode("latin-1")
     photo.save(file := io.BytesIO(), "JPEG", comment=comment, dpi=(72, 72), extra=save._app13(IPTC))
@@ -260,7 +274,7 @@ def test_pixels_need_not_be_read_before_encoding(nano, photo, form):
     assert bool(nano.decode(expected).info.get("Title")) == (form == "PNG")
 
 
-@pytest.mark.parametrize("keyword", ["transparency", "source_icc_profile"])
+@pytest.mark.parametrize("keyword", ["transparency", "source_icc_profile", "icc_profile_type"])
 def test_texts_with_the_names_of_other_things_are_no_such_things(nano, photo, keyword):
     texts = PngInfo()
     texts.add_text(keyword, "72")
