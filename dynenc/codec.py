@@ -255,8 +255,8 @@ class Codec:
         size = parsed.header.width, parsed.header.height
         view.within(size)
         found = extras.from_chunks(parsed.chunks, *size)
-        [picture] = self.decode_batch([parsed], view)
-        return extras.restore(picture, found, view)
+        # without a name for the RGB image, which takes memory until `restore` has replaced it
+        return extras.restore(self.decode_batch([parsed], view)[0], found, view)
 
     def decode_batch(self, files: Sequence[LatFile], view: View = WHOLE) -> list[Image.Image]:
         """Decode files of one shape and model in one pass: RGB, without detail layers.

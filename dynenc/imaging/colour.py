@@ -54,13 +54,18 @@ def from_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
     opened, mode = _open(profile)
     if mode == "CMYK" or (mode == "L" and picture.mode == "RGB"):
         raise ValueError(f"it is for {mode} pixels and these are {picture.mode}")
-    rgb = picture.convert("RGB")
     probe = _probe("RGB")
     back = _transform(SRGB, opened, "RGB", mode)
     probed = np.asarray(_apply(probe, back).convert("RGB"), np.int16)
     if mode == "RGB" and abs(probed - np.asarray(probe, np.int16)).max() <= 1:
-        return rgb
-    return _apply(rgb, back).convert(picture.mode).convert(mode)  # with the channels of grey equal
+        return _in_mode(picture, mode)
+    converted = _apply(_in_mode(picture, "RGB"), back)
+    return _in_mode(_in_mode(converted, picture.mode), mode)  # the channels of grey are equal
+
+
+def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """Convert, but do not copy, which takes memory."""
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _open(profile: bytes) -> tuple[ImageCms.ImageCmsProfile, str]:
