@@ -43,9 +43,8 @@ def supports(hidden: int, width: int, blocks: int, channels: int) -> bool:
 
 def runs_natively(model: registry.Model, device: object) -> bool:
     """Whether a model's encoder runs in the native kernel, so that encoding needs no torch."""
-    on_cpu = str(device) == "auto" or runtime.is_cpu(
-        device
-    )  # faster than a GPU, with start-up and transfers
+    # on the CPU it is faster than on a GPU, with start-up and transfers
+    on_cpu = str(device) == "auto" or runtime.is_cpu(device)
     return (
         on_cpu
         and model.kind == "encoder"
