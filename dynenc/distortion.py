@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -69,13 +70,18 @@ class Distortion:
         self, image: Tensor, latents: Tensor, perceptual: PerceptualNetwork, decoder: Decoder
     ) -> None:
         self.perceptual, self.decoder = perceptual, decoder
+        self._image, self._latents = image, latents
         self.windows = list(windows(image.shape[-2], image.shape[-1], window_side(decoder)))
-        with torch.no_grad():
-            self.targets = [self._target(image, latents, window) for window in self.windows]
 
-    def _target(self, image: Tensor, latents: Tensor, window: Window) -> Target:
-        original = image[(..., *window.pixels)]
-        blend = torch.lerp(original, self._decoded(latents, window), DECODED_SHARE)
+    @cached_property
+    def targets(self) -> list[Target]:
+        """Those of the windows; together they take far more memory than the image."""
+        with torch.no_grad():
+            return [self._target(window) for window in self.windows]
+
+    def _target(self, window: Window) -> Target:
+        original = self._image[(..., *window.pixels)]
+        blend = torch.lerp(original, self._decoded(self._latents, window), DECODED_SHARE)
         return Target(original, blend, self.perceptual(pad(original)))
 
     def _decoded(self, latents: Tensor, window: Window) -> Tensor:
@@ -142,7 +148,7 @@ def _structure(one: Tensor, two: Tensor) -> Tensor:
     mean_one, mean_two = mean(one), mean(two)
     variances = mean(one * one) - mean_one**2 + mean(two * two) - mean_two**2
     covariance = mean(one * two) - mean_one * mean_two
-    constant = 2 * 0.03**2 * 2  # SSIM's C2, for values of range 2, doubled
+    constant = 4 * 0.03**2  # SSIM's C2, (0.03 L)^2, for values of range L = 2
     return (2 * covariance + constant) / (variances + constant)
 
 

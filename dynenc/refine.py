@@ -316,9 +316,9 @@ def soft_round(values: Tensor, sharpness: float) -> Tensor:
 def check_memory(
     perceptual: PerceptualNetwork, decoder: Decoder, windows: list[Window], channels: int
 ) -> None:
-    """Raise OutOfMemory if the gradient of the largest window needs more memory than is free.
+    """Raise OutOfMemory if the targets and the largest window's gradient need more than is free.
 
-    This is extrapolated from what autograd keeps for a small window.
+    This is extrapolated from a small window, and what autograd keeps for it.
 
     Args:
         channels: of the latents.
@@ -333,18 +333,25 @@ def check_memory(
     shape = (1, channels, PROBE_SIDE, PROBE_SIDE)
     probe = torch.zeros(shape, device=device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        perceptual(decoder(probe))
+        decoded = decoder(probe)
+        features = perceptual(decoded)
     parameters = *perceptual.parameters(), *decoder.parameters()
     own = {parameter.data_ptr() for parameter in parameters}
     bytes_each = sum(n for place, n in kept.items() if place not in own) / PROBE_SIDE**2
-    largest = max(math.prod(s.stop - s.start for s in one.latents) for one in windows)
-    need, free = 1.5 * bytes_each * largest, free_memory(device)
+    largest = max(_area(one.latents) for one in windows)
+    target_bytes = sum(tensor.nbytes for tensor in (decoded, *features)) / PROBE_SIDE**2
+    targets = target_bytes * sum(_area(one.patches) for one in windows)
+    need, free = 1.5 * bytes_each * largest + targets, free_memory(device)
     if need > free:
         raise OutOfMemory(
             f"the effort needs about {need / 1e9:.1f} GB of memory with this decoder and "
             f"{free / 1e9:.1f} GB are free",
             hint="use --effort 0 or a smaller decoder",
         )
+
+
+def _area(sides: tuple[slice, slice]) -> int:
+    return math.prod(side.stop - side.start for side in sides)
 
 
 def free_memory(device: torch.device) -> float:

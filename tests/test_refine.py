@@ -164,6 +164,19 @@ def test_too_little_memory_is_told(nano, photo, monkeypatch):
     assert nano.encode(photo)
 
 
+def test_what_a_large_image_is_compared_with_counts(nano, monkeypatch):
+    perceptual, decoder = nano.backend.perceptual, nano.decoder
+    monkeypatch.setattr(refine, "free_memory", lambda _: 2e9)
+
+    def check(side):
+        windows = list(distortion.windows(side, side, distortion.window_side(decoder)))
+        refine.check_memory(perceptual, decoder, windows, 4)
+
+    check(512)
+    with pytest.raises(OutOfMemory, match=r"about [34]\.\d GB"):
+        check(4000)
+
+
 def test_allocations_that_fail_are_told(nano, photo, monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError

@@ -223,7 +223,9 @@ def test_wrong_scale_is_noticed(latents, factor):
 def test_scale_of_no_sd_1_model(latents):
     with pytest.raises(UsageError, match=r"SD 1\.x latents cannot have scale 0\.13025"):
         latent_files.read(pt(latents), "a.pt", 0.13025)
-    with pytest.raises(LatentsError, match=r"declares scale 0\.5, which is not that of SD 1\.x latents"):
+    with pytest.raises(
+        LatentsError, match=r"declares scale 0\.5, which is not that of SD 1\.x latents"
+    ):
         latent_files.read(pt({"latents": latents, "scale": 0.5}), "a.pt")
 
 
