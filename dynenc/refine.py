@@ -183,7 +183,7 @@ class _Search:
         order = np.argsort(price, axis=None, kind="stable")[: int((saved > 0).sum())]
         total = np.cumsum(saved.ravel()[order])
         for share in EXCESS:
-            chosen = order[: np.searchsorted(total, share * excess)]
+            chosen = order[: n_enough(total, share * excess)]
             fitting = symbols.copy()
             fitting.ravel()[chosen] += change.ravel()[chosen]
             if self.n_bytes(fitting) <= self.max_bytes:
@@ -305,6 +305,11 @@ def _sum_near(errors: Floats) -> Floats:
     sums = F.avg_pool2d(torch.from_numpy(errors)[None], 2 * NEAR + 1, 1, NEAR, divisor_override=1)
     found: Floats = sums[0].numpy()
     return found
+
+
+def n_enough(total: Floats, wanted: float) -> int:
+    """How many savings, given by their cumulative sums, reach what is wanted; all if none do."""
+    return min(int(np.searchsorted(total, wanted)) + 1, len(total)) if wanted > 0 else 0
 
 
 def soft_round(values: Tensor, sharpness: float) -> Tensor:

@@ -150,6 +150,12 @@ def test_effort_out_of_range(nano, photo, effort):
         nano.encode(photo, effort=effort)
 
 
+def test_savings_reach_what_is_wanted():
+    total = np.array([2, 4, 7], np.float32)
+    wanted = [-1, 0, 1, 2, 2.5, 4, 4.5, 7, 8]
+    assert [refine.n_enough(total, each) for each in wanted] == [0, 0, 1, 1, 2, 2, 3, 3, 3]
+
+
 def test_steps_are_told(nano, photo):
     told = []
     goal = codec.Goal("quality", 50)
