@@ -116,7 +116,7 @@ class Backend:
             )
             return latents
 
-        size = arrays.size_of(pictures[0])
+        size = arrays.height_width(pictures[0])
         with runtime.threads_for(math.prod(size)):
             return arrays.in_tiles(size, len(pictures), self.encoder.reach, encode)
 
@@ -171,5 +171,5 @@ class Backend:
         refiner = Refiner(self.perceptual, decoder, effort, on_step)
         original = tensors.to_tensor(picture).to(self.device)
         start = torch.from_numpy(latents)[None].to(self.device)
-        with runtime.threads_for(math.prod(arrays.size_of(picture))):
+        with runtime.threads_for(math.prod(arrays.height_width(picture))):
             return refiner.refine(file, start, original, max_bytes)

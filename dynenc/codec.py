@@ -228,7 +228,7 @@ class Codec:
             found = [encoder.latents(arrays.part_of(p, *tile.box)) for p in pixels]
             return found[0][None] if len(found) == 1 else np.stack(found)  # which takes 20 us
 
-        return arrays.in_tiles(arrays.size_of(pixels[0]), len(pixels), encoder.blocks, encode)
+        return arrays.in_tiles(arrays.height_width(pixels[0]), len(pixels), encoder.blocks, encode)
 
     def decode(
         self,

@@ -100,7 +100,7 @@ class Encoding:
         return min(self, other, key=lambda each: len(each._file(step_q).to_bytes()))
 
     def _for_size(self, goal: Goal) -> Encoded:
-        height, width = arrays.size_of(self.layer.picture)
+        height, width = arrays.height_width(self.layer.picture)
         max_bytes = goal.value * (height * width / 8 if goal.kind == "bpp" else 1)
 
         def measure(step_q: int) -> float:
@@ -138,7 +138,7 @@ class Encoding:
         return self.files[step_q]
 
     def _made(self, step_q: int) -> LatFile:
-        height, width = arrays.size_of(self.layer.picture)
+        height, width = arrays.height_width(self.layer.picture)
         size, model, chunks = (width, height), self.codec.model, self.chunks
         if self.layer.mask is not None:
             quality = quantize.step_to_quality(step_q, has_trellis=model.has_trellis)

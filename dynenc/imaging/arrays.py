@@ -46,7 +46,7 @@ def checked(picture: Picture) -> Checked:
         from dynenc.imaging import tensors
 
         picture = tensors.checked(picture)
-    height, width = size_of(picture)
+    height, width = height_width(picture)
     if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
         raise ImageError(f"the picture is {width}x{height} px; its sides must be 1 to {MAX_SIDE}")
     return picture
@@ -61,7 +61,7 @@ def unpacked(picture: Checked) -> Checked:
     return np.asarray(picture) if is_small else picture
 
 
-def size_of(picture: Checked) -> tuple[int, int]:
+def height_width(picture: Checked) -> tuple[int, int]:
     """Height and width of an image from `checked`, in px."""
     if isinstance(picture, Image.Image):
         return picture.height, picture.width

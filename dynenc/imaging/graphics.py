@@ -40,7 +40,7 @@ def _measured(picture: Image.Image | Pixels, divisor: int = 1) -> Counts:
     Args:
         divisor: 2 for the tiles of the picture of half the sides.
     """
-    height, width = arrays.size_of(picture)
+    height, width = arrays.height_width(picture)
     side = divisor * TILE
     high = side * max(1, STRIP // (side * width))
     found = []

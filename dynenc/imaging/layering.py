@@ -17,9 +17,9 @@ from dynenc.imaging.graphics import Mask
 from dynenc.imaging.notes import ILLEGIBLE
 from dynenc.native.kernel import TILE, Floats
 
-NEARLY = 0.5  # share of tiles from which on a layer of the whole image is tried
-LIKE = 17.0  # quality that photographs need more in a layer to look as they do from latents
-LESS = 8.0  # quality that a layer beside a photograph needs less to be as legible
+WHOLE_LAYER_SHARE = 0.5  # share of tiles from which on a layer of the whole image is tried
+WHOLE_QUALITY_GAIN = 17.0  # added to the quality of a layer that replaces a photograph's latents
+PHOTO_QUALITY_CUT = 8.0  # quality that a layer beside a photograph needs less to be as legible
 CONTRAST = 6.0  # levels; the standard deviation of brightness in tiles of a photograph is larger
 PHOTOGRAPHIC = 0.25  # share of such tiles among those outside the mask that make a photograph
 NO_FORM = "install a Pillow that writes AVIF, or use another format"
@@ -50,7 +50,7 @@ class Layering:
     @property
     def may_be_whole(self) -> bool:
         """Whether a layer of the whole image could be smaller than latents plus layer."""
-        return self.mask is not None and NEARLY <= self.mask.mean() < 1
+        return self.mask is not None and WHOLE_LAYER_SHARE <= self.mask.mean() < 1
 
     @cached_property
     def rgb(self) -> Image.Image:
@@ -79,22 +79,22 @@ class Layering:
         return np.where(detail.hidden(self.mask, self.rgb.size), np.float32(0), latents)
 
     def with_hidden(self, decoded: Image.Image) -> Image.Image:
-        """`beneath`, and where the layer hides it a decoded image, to which nothing need come."""
+        """`beneath`, with hidden pixels taken from `decoded`: refinement need not match them."""
         assert self.mask is not None
         outside = detail.weights(self.mask, self.rgb.size, detail.KEPT) <= detail.KEPT
         assert isinstance(self.beneath, Image.Image)
         return Image.composite(self.beneath, decoded, Image.fromarray(outside))
 
     def whole(self) -> Layering:
-        """The same with a layer of the whole image, where photographs look as from latents."""
+        """A copy whose layer covers the whole image, at a higher quality if it has a photograph."""
         mask = np.ones(graphics.shape_of(self.rgb), np.bool_)
         if not detail.writable(mask, self.rgb.size):
             return self
-        gain = LIKE if self.has_photograph else 0.0
+        gain = WHOLE_QUALITY_GAIN if self.has_photograph else 0.0
         return replace(self, mask=mask, chunks={}, gain=gain)
 
     def dropped(self) -> Layering:
-        """The same without a layer."""
+        """A copy without a layer, with a warning that text will be illegible."""
         warning = "" if self.mask is None else _warning(self.mask, "use a larger target")
         return replace(self, mask=None, warning=warning, chunks={})
 
@@ -124,12 +124,12 @@ def of(picture: Checked, mode: DetailMode) -> Layering:
         return Layering(picture)
     if mode == "off":
         return Layering(picture, warning=_warning(mask, "use --detail auto, or another format"))
-    height, width = arrays.size_of(picture)
+    height, width = arrays.height_width(picture)
     if not detail.writable(mask, (width, height)):
         advice = TOO_LARGE if features.check("avif") else NO_FORM
         return Layering(picture, warning=_warning(mask, advice))
     layering = Layering(picture, mask)
-    return replace(layering, gain=-LESS) if layering.has_photograph else layering
+    return replace(layering, gain=-PHOTO_QUALITY_CUT) if layering.has_photograph else layering
 
 
 def _rgb(picture: Checked) -> Image.Image:

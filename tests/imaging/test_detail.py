@@ -154,7 +154,7 @@ def test_a_target_psnr_is_that_of_the_whole_image(codec):
 def test_the_smaller_of_a_part_and_the_whole_as_layer_is_written(codec, monkeypatch):
     picture = page()
     [chosen] = codec.encode_batch([picture], Goal())
-    monkeypatch.setattr(layering, "NEARLY", 2)
+    monkeypatch.setattr(layering, "WHOLE_LAYER_SHARE", 2)
     [part] = codec.encode_batch([picture], Goal())
     assert not detail.is_whole(part.file)
     assert len(chosen.blob) <= len(part.blob)
@@ -167,10 +167,10 @@ def test_of_a_photograph_a_layer_has_the_quality_that_it_needs_and_type_no_more(
     paper = layering.of(screen((320, 256)), "auto")
     assert found.has_photograph
     assert not paper.has_photograph
-    less = detail.to_chunk(picture, found.mask, 50 - layering.LESS)
+    less = detail.to_chunk(picture, found.mask, 50 - layering.PHOTO_QUALITY_CUT)
     assert found.chunk(50) == detail.with_quality(less, 50)
     whole = found.whole()
-    better = detail.to_chunk(picture, whole.mask, 50 + layering.LIKE)
+    better = detail.to_chunk(picture, whole.mask, 50 + layering.WHOLE_QUALITY_GAIN)
     assert whole.chunk(50) == detail.with_quality(better, 50)
 
 
