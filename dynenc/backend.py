@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dynenc import metrics, registry, runtime
 from dynenc.coding.lat_file import LatFile
+from dynenc.coding.rate_control import OnStep
 from dynenc.errors import OtherLatents
 from dynenc.imaging import arrays, tensors
 from dynenc.imaging.arrays import Checked
@@ -28,7 +29,7 @@ from dynenc.networks.external_vae import load_decoder
 from dynenc.networks.perceptual_network import PerceptualNetwork
 from dynenc.networks.published import PublishedEncoder
 from dynenc.networks.tiling import Decoder
-from dynenc.refine import OnStep, Refiner
+from dynenc.refine import Refiner
 from dynenc.view import WHOLE, View
 
 logger = logging.getLogger(__name__)

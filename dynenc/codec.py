@@ -19,7 +19,7 @@ from dynenc import registry, runtime
 from dynenc.arguments import file_name, integer
 from dynenc.coding import bitstream, rate_control
 from dynenc.coding.lat_file import LatFile
-from dynenc.coding.rate_control import MAX_EFFORT, DetailMode, Goal
+from dynenc.coding.rate_control import MAX_EFFORT, DetailMode, Goal, OnStep
 from dynenc.encoding import Encoded, Encoding
 from dynenc.imaging import arrays, extras, image, layering, notes, pixels
 from dynenc.imaging import detail as detail_layer
@@ -39,11 +39,8 @@ if TYPE_CHECKING:
     from dynenc.networks.encoder import Encoder
     from dynenc.networks.published import PublishedEncoder
     from dynenc.networks.tiling import Decoder
-    from dynenc.refine import OnStep
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_ENCODER = "light"
 
 
 class Codec:
@@ -60,7 +57,7 @@ class Codec:
 
     def __init__(
         self,
-        encoder: str | Path = DEFAULT_ENCODER,
+        encoder: str | Path = registry.DEFAULT_ENCODER,
         decoder: str | Path = "auto",
         device: str | torch.device = "auto",
     ) -> None:
@@ -75,7 +72,7 @@ class Codec:
     @classmethod
     def from_pretrained(
         cls,
-        encoder: str | Path = DEFAULT_ENCODER,
+        encoder: str | Path = registry.DEFAULT_ENCODER,
         decoder: str | Path = "embedded",
         device: str | torch.device = "auto",
     ) -> Codec:

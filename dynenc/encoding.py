@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from dynenc.coding import bitstream, quantize, rate_control
 from dynenc.coding.bitstream import Chunk
 from dynenc.coding.lat_file import LatFile
-from dynenc.coding.rate_control import Goal
+from dynenc.coding.rate_control import Goal, OnStep
 from dynenc.imaging import arrays, notes
 from dynenc.imaging import detail as detail_layer
 from dynenc.imaging.arrays import Checked
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dynenc.backend import Backend
-    from dynenc.refine import OnStep
 
 ALL_LAYER = "the detail layer covers the whole image, which takes fewer bytes"
 

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from dynenc import registry
 from dynenc.arguments import file_name
 from dynenc.coding import bitstream
 from dynenc.errors import BitstreamError, with_name
@@ -26,7 +27,7 @@ from dynenc.view import DIVISORS, WHOLE, View
 if TYPE_CHECKING:
     from dynenc.codec import Codec
 
-FORMAT, SUFFIX, MIME = "LAT", ".lat", "image/x-lat"
+FORMAT, MIME = "LAT", "image/x-lat"
 TARGETS = ("quality", "target_bpp", "target_size", "target_psnr")
 OPTIONS = (*TARGETS, "effort", "detail", "keep_metadata")  # of `Codec.encode`
 
@@ -108,12 +109,12 @@ def _save(picture: Image.Image, file: IO[bytes], _: str | bytes) -> None:
     """Write an image of any mode; the options are those of `Codec` and its `encode`."""
     given = picture.encoderinfo
     options = {key: given[key] for key in OPTIONS if key in given}
-    encoder = file_name("an encoder", given.get("encoder", "light"))
+    encoder = file_name("an encoder", given.get("encoder", registry.DEFAULT_ENCODER))
     file.write(_codec(encoder).encode(picture, **options))
 
 
 @cache
-def _codec(encoder: str = "light", decoder: str = "embedded") -> Codec:
+def _codec(encoder: str = registry.DEFAULT_ENCODER, decoder: str = "embedded") -> Codec:
     from dynenc.codec import Codec
 
     return Codec(encoder, decoder)
@@ -125,5 +126,5 @@ def _accept(start: bytes) -> bool:
 
 Image.register_open(FORMAT, LatImageFile, _accept)
 Image.register_save(FORMAT, _save)
-Image.register_extension(FORMAT, SUFFIX)
+Image.register_extension(FORMAT, bitstream.SUFFIX)
 Image.register_mime(FORMAT, MIME)

@@ -39,6 +39,7 @@ from dynenc.coding.bit_costs import bit_costs, context_gradient
 from dynenc.coding.entropy import EntropyCoder, load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
+from dynenc.coding.rate_control import OnStep
 from dynenc.distortion import Distortion, Window
 from dynenc.errors import OutOfMemory
 from dynenc.native.kernel import Floats, Index, Symbols
@@ -61,8 +62,6 @@ PROBE_SIDE = 16  # latents; side of the window on which memory use is measured
 MEMINFO = Path("/proc/meminfo")  # of Linux
 
 logger = logging.getLogger(__name__)
-
-OnStep = Callable[[int, int], None]  # steps done, total steps
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,7 @@ MODELS = {
     )
 }
 
+DEFAULT_ENCODER = "light"
 IMPORTED = Model("imported", 4, "foreign")  # latents of any other encoder of SD 1.x
 FOREIGN = {  # latents of other encoders, by the name of their space
     model.space.name: model

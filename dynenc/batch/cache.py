@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from dynenc import runtime
+from dynenc import registry, runtime
 from dynenc.arguments import file_name, function, integer
 from dynenc.batch.cache_maker import Maker, Member, Source
 from dynenc.batch.find import Listing, find
 from dynenc.batch.inputs import read_image
 from dynenc.batch.records import SHARD_SIZE, InputOptions
+from dynenc.coding import bitstream
 from dynenc.coding.rate_control import IMPORT_QUALITY
 from dynenc.errors import Corrupt, DynencError, ImageError, UsageError
 from dynenc.interop import latent_cache
@@ -51,7 +52,7 @@ def make_cache(
     cache: str,
     *,
     space: str = SD1.name,
-    encoder: str = "light",
+    encoder: str = registry.DEFAULT_ENCODER,
     vae: str | None = None,
     resolution: int | None = None,
     quality: float = IMPORT_QUALITY,
@@ -289,7 +290,7 @@ class _Run:
 
 def _added(writer: Writer, member: Member) -> Entry:
     """Add the files of an image to a shard; its entry with their places."""
-    suffixes = (".lat", ".flipped.lat")
+    suffixes = (bitstream.SUFFIX, f".flipped{bitstream.SUFFIX}")
     places = [
         (writer.add(member.entry.key + suffix, blob, 0), len(blob))
         for suffix, blob in zip(suffixes, member.blobs, strict=False)

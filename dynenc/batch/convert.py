@@ -31,7 +31,7 @@ from dynenc.batch.records import (
 )
 from dynenc.coding import rate_control
 from dynenc.coding.bitstream import MAX_PIXELS
-from dynenc.coding.rate_control import DETAIL_MODES, DetailMode
+from dynenc.coding.rate_control import DETAIL_MODES, DetailMode, OnStep
 from dynenc.errors import OutputExists, UnexpectedError, UsageError, with_name
 from dynenc.interop.forms import LATENT_FORMS
 from dynenc.io import names, storage
@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 Name = str | os.PathLike[str]
 OnResult = Callable[[Result, Summary], None]
-OnStep = Callable[[int, int], None]
 
 
 def convert(
@@ -61,7 +60,7 @@ def convert(
     existing: Existing | None = None,
     keep_mtime: bool = False,
     dry_run: bool = False,
-    encoder: str = "light",
+    encoder: str = registry.DEFAULT_ENCODER,
     decoder: str = "auto",
     quality: float | None = None,
     target_bpp: float | None = None,

@@ -20,6 +20,7 @@ from dynenc.batch.records import Result, Settings
 from dynenc.batch.task import Input, Loaded, Made
 from dynenc.batch.tasks import TASKS
 from dynenc.coding import bitstream
+from dynenc.coding.rate_control import OnStep
 from dynenc.errors import (
     DeviceError,
     DiskFull,
@@ -52,9 +53,7 @@ class Converter:
     the errors of one file become its result.
     """
 
-    def __init__(
-        self, settings: Settings, on_step: Callable[[int, int], None] | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, on_step: OnStep | None = None) -> None:
         self.settings = settings
         self.task = TASKS[settings.task](settings, on_step)
         self.device = self.task.device

@@ -7,6 +7,7 @@ from dataclasses import replace
 from dynenc.batch.find import Listing
 from dynenc.batch.plan import NUMBERED, Job
 from dynenc.batch.records import Settings, Task
+from dynenc.coding import bitstream
 from dynenc.errors import OutputError, UsageError
 from dynenc.imaging import formats
 from dynenc.io import storage
@@ -15,11 +16,11 @@ from dynenc.io.shards import is_archive, is_tar
 from dynenc.io.writing import is_stream
 
 SUFFIXES: dict[Task, str] = {
-    "encode": ".lat",
+    "encode": bitstream.SUFFIX,
     "decode": ".png",
     "roundtrip": ".png",
     "export": ".safetensors",
-    "import": ".lat",
+    "import": bitstream.SUFFIX,
 }
 
 

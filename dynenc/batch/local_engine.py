@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
@@ -24,6 +24,7 @@ from dynenc.batch.forking import Factory, Process
 from dynenc.batch.plan import Job
 from dynenc.batch.records import Result, Settings
 from dynenc.batch.worker import AHEAD, Hello
+from dynenc.coding.rate_control import OnStep
 from dynenc.errors import DynencError
 from dynenc.io.names import parent
 from dynenc.io.writing import sweep
@@ -41,7 +42,7 @@ def run(
     jobs: Sequence[Job],
     settings: Settings,
     workers: int | None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Iterator[list[Result]]:
     """Convert on this machine; yield the results of each job as it ends, in any order.
 
@@ -66,7 +67,7 @@ def run(
 
 
 def _run_here(
-    jobs: Iterable[Job], settings: Settings, on_step: Callable[[int, int], None] | None
+    jobs: Iterable[Job], settings: Settings, on_step: OnStep | None
 ) -> Iterator[list[Result]]:
     from dynenc.batch.converter import Converter
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from dynenc.batch.records import Naming, Task
+from dynenc.coding import bitstream
 from dynenc.errors import UsageError
 from dynenc.imaging import formats
 from dynenc.interop.forms import LATENT_SUFFIXES
@@ -202,7 +203,7 @@ def _refuse_clashes(
 def input_suffixes(task: Task) -> frozenset[str]:
     """The suffixes of the files that a task reads, in lower case."""
     if task in ("decode", "export"):
-        return frozenset({".lat"})
+        return frozenset({bitstream.SUFFIX})
     if task == "import":
         return frozenset(LATENT_SUFFIXES)
     return formats.suffixes()

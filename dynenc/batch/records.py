@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dynenc import registry
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.rate_control import DetailMode, Goal
 from dynenc.errors import DynencError
@@ -23,7 +24,7 @@ SHARD_SIZE = 1000  # images in a tar shard of a cache
 class EncodeOptions:
     """How images or imported latents become .lat files."""
 
-    encoder: str = "light"
+    encoder: str = registry.DEFAULT_ENCODER
     goal: Goal = field(default_factory=Goal)
     effort: int = 0  # 0..9
     tune_for: str = "embedded"  # decoder that effort and a target PSNR optimise for

@@ -22,7 +22,7 @@ from dynenc.codec import Codec
 from dynenc.coding import bitstream, entropy, rate_control
 from dynenc.coding.bitstream import Header
 from dynenc.coding.lat_file import LatFile, has_quality, read_bytes
-from dynenc.coding.rate_control import DetailMode, Goal
+from dynenc.coding.rate_control import DetailMode, Goal, OnStep
 from dynenc.imaging import detail, extras, image, notes
 from dynenc.imaging.extras import Extras
 from dynenc.interop.forms import LATENT_FORMS
@@ -34,7 +34,6 @@ from dynenc.native import encoder
 from dynenc.networks import decoder_names, integer_decoder
 
 T = TypeVar("T")
-OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +208,7 @@ class ExistingLat:
     def meets(self, goal: Goal) -> bool:
         """Whether it meets the goal, as far as can be told: PSNR would need decoding."""
         header, n_bytes = self.header, self.n_bytes
-        if goal.kind == "quality" and header.step_q == detail.MAX_STEP:
+        if goal.kind == "quality" and header.step_q == rate_control.COARSEST:
             return detail.file_quality(self.parse()) == round(goal.value)
         if goal.kind == "quality":
             return has_quality(header, goal.value, self.parse)
@@ -224,7 +223,7 @@ class ExistingLat:
 
     @property
     def _is_all_layer(self) -> bool:
-        return self.header.step_q == detail.MAX_STEP and detail.is_whole(self.parse())
+        return self.header.step_q == rate_control.COARSEST and detail.is_whole(self.parse())
 
     def _is_nearest(self, goal: Goal, reached: float) -> bool:
         """Whether no other step comes nearer to a target of size, which none may exceed."""

@@ -21,7 +21,6 @@ from dynenc.batch.task import (
     Input,
     Loaded,
     Made,
-    OnStep,
     ParsedLat,
     T,
     Task,
@@ -30,6 +29,7 @@ from dynenc.batch.task import (
 )
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.lat_file import LatFile, model_of
+from dynenc.coding.rate_control import OnStep
 from dynenc.encoding import Encoded
 from dynenc.errors import ImageError, LatentsError, OtherLatents
 from dynenc.imaging import formats, notes, pixels, preview, save

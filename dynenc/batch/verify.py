@@ -49,7 +49,9 @@ def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, Bitstrea
         files = sorted(_walk(path, unread.append))
         for error in unread:
             yield error.filename, BitstreamError(f"cannot be read: {error.strerror}")
-        found = [each for each in files if each.suffix.lower() == ".lat" or is_tar(str(each))]
+        found = [
+            each for each in files if each.suffix.lower() == bitstream.SUFFIX or is_tar(str(each))
+        ]
         for file in found:
             if file.is_file():
                 yield from _file(str(file), max_pixels)
@@ -90,7 +92,7 @@ def _members(
     is_empty = True
     try:
         for member in shards.members(file, path):
-            if suffix_of(member.name).lower() == ".lat":
+            if suffix_of(member.name).lower() == bitstream.SUFFIX:
                 is_empty = False
                 blob = member.file.read(bitstream.MAX_BYTES + 1)
                 yield f"{path}/{member.name}", _fault(partial(_info, blob, max_pixels))

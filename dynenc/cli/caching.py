@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dynenc import registry
 from dynenc.batch.records import SHARD_SIZE
 from dynenc.cli import console, options
 from dynenc.cli.commands import Section
@@ -27,7 +28,7 @@ class Caching:
     """What is cached, and how: the arguments of `dynenc.make_cache`."""
 
     space: options.CachedSpace = SD1.name
-    encoder: options.CachedEncoder = "light"
+    encoder: options.CachedEncoder = registry.DEFAULT_ENCODER
     vae: Annotated[
         str | None,
         typer.Option(

@@ -142,7 +142,7 @@ def compare(
             help="Add A encoded as jpeg, webp, avif or jxl, such as jpeg:30; repeatable.",
         ),
     ] = None,
-    encoder: options.Encoder = "light",
+    encoder: options.Encoder = registry.DEFAULT_ENCODER,
     decoder: options.Decoder = "auto",
     device: options.Device = "auto",
     lpips: options.LpipsWeights = None,
@@ -266,7 +266,7 @@ def evaluate(
         from dynenc.networks.compat import pick_device
 
         encoders, decoders = (
-            dict.fromkeys(encoder or ["light"]),
+            dict.fromkeys(encoder or [registry.DEFAULT_ENCODER]),
             dict.fromkeys(decoder or ["embedded"]),
         )
         efforts = dict.fromkeys(effort or [0])

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from dynenc import registry
 from dynenc.batch.records import Existing
 from dynenc.cli.commands import GENERAL
 from dynenc.cli.options import (
@@ -28,7 +29,7 @@ from dynenc.errors import UsageError
 class Encoding:
     """How images are encoded."""
 
-    encoder: Encoder = "light"
+    encoder: Encoder = registry.DEFAULT_ENCODER
     space: EncodedSpace = None
     quality: Quality = None
     target_bpp: Annotated[

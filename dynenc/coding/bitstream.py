@@ -25,6 +25,7 @@ MAGIC = b"\x89LAT"  # a first byte above 127 marks the file as binary
 VERSION = 1
 HAS_CHUNKS, HAS_TRELLIS = 1, 2  # the flags of version 1
 MAX_PIXELS = 178_956_970  # default limit, that of Pillow against decompression bombs
+SUFFIX = ".lat"
 MAX_SIDE = 65_535  # px
 MAX_BYTES = 2**30  # of a file; MAX_PIXELS pixels take 67 MB at the very most
 MAX_CHUNKS = 1024

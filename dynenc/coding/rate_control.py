@@ -15,6 +15,7 @@ MISS = 0.03  # of the target: a larger deviation is reported
 LAYER_MISS = 0.08  # the same where a layer is all of the image: its quality has coarser steps
 UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEFAULT_QUALITY = 50.0
+OnStep = Callable[[int, int], None]  # steps of an effort that are done, and of all
 DetailMode = Literal["auto", "on", "off"]  # how text and graphics are kept: imaging.layering
 DETAIL_MODES: tuple[DetailMode, ...] = get_args(DetailMode)
 IMPORT_QUALITY = 80.0  # of imported latents and of caches, which people keep for training

@@ -90,7 +90,7 @@ def pair(original: str, others: Sequence[str]) -> list[tuple[Path, list[Path]]]:
     versions: dict[str, list[Path]] = {stem: [] for stem in stems}
     for folder in others:
         found = [p for p in sorted(Path(folder).iterdir()) if p.stem in stems]
-        found = [p for p in found if p.suffix.lower() in suffixes | {".lat"}]
+        found = [p for p in found if p.suffix.lower() in suffixes | {bitstream.SUFFIX}]
         if not found:
             raise UsageError(f"no file in {folder} has the name of an image in {original}")
         for path in found:
@@ -148,7 +148,7 @@ def _versions(original: Image.Image, all_coded: Sequence[Coded], request: Reques
 
 def _read(files: Sequence[Path], codec: Codec) -> Iterator[Coded]:
     for path in files:
-        if path.suffix.lower() == ".lat":
+        if path.suffix.lower() == bitstream.SUFFIX:
             try:
                 yield _decoded(path.name, lat_file.read_bytes(str(path)), codec)
             except BitstreamError as exc:

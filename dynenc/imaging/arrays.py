@@ -14,12 +14,12 @@ from PIL import Image
 from dynenc.coding.bitstream import MAX_SIDE
 from dynenc.errors import ImageError
 from dynenc.latent_space import PATCH, latent_size
+from dynenc.native.kernel import Floats
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
-Floats = npt.NDArray[np.float32]
 Picture: TypeAlias = "Image.Image | Pixels | Tensor"  # any mode; [H, W, 3]; [1, 3, H, W]
 Checked: TypeAlias = "Image.Image | Pixels | Tensor"  # RGB; [H, W, 3]; [1, 3, H, W]
 UNPACKED = 2**21  # px

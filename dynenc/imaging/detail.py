@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, features
 
+from dynenc.coding import rate_control
 from dynenc.coding.bitstream import DETAIL, Chunk
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
@@ -48,7 +49,6 @@ AVIF_OPTIONS = {  # tune: as legible at an eighth fewer bytes; 4:4:4: coloured t
     "advanced": {"tune": "ssim"},
 }
 WEBP_OPTIONS = {"method": 4}
-MAX_STEP = 65_535  # step_q of files without latents of their own
 COARSEST, RANGE = 2.8, 25.0  # the layer's quality at quality 0, and how many times that at 100
 
 
@@ -265,7 +265,7 @@ def of_chunks(chunks: Sequence[Chunk], width: int, height: int) -> Detail | None
 
 def file_quality(file: LatFile) -> float:
     """The quality of a file: from its step, or from the layer if that covers the whole image."""
-    if file.header.step_q == MAX_STEP:
+    if file.header.step_q == rate_control.COARSEST:
         for tag, data in file.chunks:
             if tag == DETAIL and len(data) >= HEAD.size:
                 return float(HEAD.unpack_from(data)[1])
@@ -276,7 +276,7 @@ def without_latents(size: tuple[int, int], model: Model, chunks: Sequence[Chunk]
     """A file whose layer is all of its image: the latents are zeros, with the coarsest step."""
     symbols = np.zeros((model.space.channels, *latent_size(size[1], size[0])), np.int16)
     coder = load_coder(model.coder, has_trellis=False)
-    return LatFile.of_symbols(symbols, coder, size, MAX_STEP, model, chunks)
+    return LatFile.of_symbols(symbols, coder, size, rate_control.COARSEST, model, chunks)
 
 
 def has_layer(file: LatFile) -> bool:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dynenc.imaging.notes import note
 
-Floats = npt.NDArray[np.float64]
+Doubles = npt.NDArray[np.float64]
 Chromaticities = tuple[float, ...]  # x and y of white, red, green, blue
 
 D65 = (0.3127, 0.3290)
@@ -38,28 +38,28 @@ BRADFORD = np.array(
 D50 = np.array([0.9642, 1.0, 0.8249])
 
 
-def _srgb(v: Floats) -> Floats:
+def _srgb(v: Doubles) -> Doubles:
     return np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
 
 
-def _pq(v: Floats) -> Floats:
+def _pq(v: Doubles) -> Doubles:
     power = v ** (32 / 2523)
     light = np.maximum(power - 3424 / 4096, 0) / (2413 / 128 - 2392 / 128 * power)
     return 10_000 / WHITE * light ** (8192 / 1305)
 
 
-def _hlg(v: Floats) -> Floats:
+def _hlg(v: Doubles) -> Doubles:
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     scene = np.where(v <= 0.5, v**2 / 3, (np.exp((v - c) / a) + b) / 12)
     return 1000 / WHITE * scene**1.2
 
 
-def _power(exponent: float) -> Callable[[Floats], Floats]:
+def _power(exponent: float) -> Callable[[Doubles], Doubles]:
     return lambda v: v**exponent
 
 
 # BT.709 and related curves are treated as sRGB, as in viewers
-TRANSFERS: dict[int, Callable[[Floats], Floats]] = dict.fromkeys((1, 2, 6, 13, 14, 15), _srgb)
+TRANSFERS: dict[int, Callable[[Doubles], Doubles]] = dict.fromkeys((1, 2, 6, 13, 14, 15), _srgb)
 TRANSFERS |= {4: _power(2.2), 5: _power(2.8), 8: _power(1.0), 16: _pq, 18: _hlg}
 HDR = {16: "PQ", 18: "HLG"}
 
@@ -82,7 +82,7 @@ def of_png(gamma: Any, chromaticity: Any) -> bytes:
     """The profile for gAMA and cHRM of a PNG file, as returned by Pillow; b"" for sRGB."""
     points = chromaticity if isinstance(chromaticity, tuple) else SRGB
     is_srgb = max(abs(a - b) for a, b in zip(points, SRGB, strict=True)) < 0.002
-    transfer: Callable[[Floats], Floats] = _srgb
+    transfer: Callable[[Doubles], Doubles] = _srgb
     if not isinstance(gamma, float):
         pass
     elif not 0.05 <= gamma <= 5:
@@ -99,11 +99,11 @@ def of_png(gamma: Any, chromaticity: Any) -> bytes:
         return b""
 
 
-def _xyz(x: float, y: float) -> Floats:
+def _xyz(x: float, y: float) -> Doubles:
     return np.array([x / y, 1.0, (1 - x - y) / y])
 
 
-def _profile(points: Chromaticities, transfer: Callable[[Floats], Floats]) -> bytes:
+def _profile(points: Chromaticities, transfer: Callable[[Doubles], Doubles]) -> bytes:
     """An ICC profile, version 2, of curves and a matrix; raises ValueError."""
     white = _xyz(*points[:2])
     columns = np.stack([_xyz(*points[i : i + 2]) for i in (2, 4, 6)], 1)
@@ -116,7 +116,7 @@ def _profile(points: Chromaticities, transfer: Callable[[Floats], Floats]) -> by
     curve = b"curv\0\0\0\0" + struct.pack(">I", N_POINTS)
     curve += (light * 65_535).round().astype(">u2").tobytes()
 
-    def xyz(values: Floats) -> bytes:
+    def xyz(values: Doubles) -> bytes:
         return b"XYZ \0\0\0\0" + (values * 65_536).round().astype(">i4").tobytes()
 
     text = b"text\0\0\0\0none\0\0\0\0"

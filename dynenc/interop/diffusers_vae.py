@@ -17,7 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from dynenc import codec, registry
+from dynenc import registry
 from dynenc.arguments import file_name
 from dynenc.errors import WeightsError
 from dynenc.imaging import tensors
@@ -49,7 +49,7 @@ class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not ty
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
-        encoder_name: str = codec.DEFAULT_ENCODER,
+        encoder_name: str = registry.DEFAULT_ENCODER,
         decoder_name: str = "embedded",
         in_channels: int = 3,
         out_channels: int = 3,
@@ -155,7 +155,7 @@ def _weights_of(network: nn.Module) -> Iterator[torch.device]:
 
 
 def vae(
-    encoder: str = codec.DEFAULT_ENCODER,
+    encoder: str = registry.DEFAULT_ENCODER,
     decoder: str = "embedded",
     device: str | torch.device = "auto",
     *,

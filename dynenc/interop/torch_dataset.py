@@ -19,7 +19,7 @@ from dynenc.codec import Codec
 from dynenc.coding import bitstream, lat_file
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.lat_file import LatFile
-from dynenc.errors import BitstreamError, OtherLatents, UsageError, with_name
+from dynenc.errors import BitstreamError, ImageError, OtherLatents, UsageError, with_name
 from dynenc.interop import latent_cache, whole_latents
 from dynenc.interop.latent_cache import Entry, Shard
 from dynenc.io import names, storage
@@ -29,7 +29,6 @@ from dynenc.io.storage import read_at_most
 from dynenc.latent_space import SD1, LatentSpace, latent_size
 from dynenc.latent_space import named as space_named
 
-SUFFIX = ".lat"
 Name = str | os.PathLike[str]
 
 
@@ -269,7 +268,7 @@ def _files(name: str) -> list[Place]:
     return [
         Place(with_suffix(relative, ""), path)
         for path, relative in storage.walk(name, recursive=True)
-        if suffix_of(relative).lower() == SUFFIX
+        if suffix_of(relative).lower() == bitstream.SUFFIX
     ]
 
 
@@ -280,9 +279,11 @@ def _shard(name: str) -> list[Place]:
             return [
                 Place(with_suffix(info.name, ""), name, info.offset_data, info.size)
                 for info in tar
-                if info.isreg() and suffix_of(info.name).lower() == SUFFIX
+                if info.isreg() and suffix_of(info.name).lower() == bitstream.SUFFIX
             ]
-    except (OSError, tarfile.TarError) as exc:
+    except OSError as exc:
+        raise ImageError(f"{name} cannot be read: {exc.strerror or exc}") from exc
+    except tarfile.TarError as exc:
         raise UsageError(
             f"{name} cannot be read as an uncompressed tar ({exc}): unpack it, or restore it if it "
             "is damaged"

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 Tensors = dict[str, npt.NDArray[np.integer]]
 Doubles = npt.NDArray[np.float64]
-Floats = dict[str, npt.NDArray[np.float32]]
+FloatTensors = dict[str, npt.NDArray[np.float32]]
 Sizes = tuple[int, ...]
 
 BOUND = 2.0  # largest magnitude of the activations that a 3x3 convolution reads
@@ -191,13 +191,13 @@ def picture(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> 
 
 def to_floats(
     tensors: Tensors, widths: Sizes, blocks: Sizes, latents: int = SD1.channels
-) -> Floats:
+) -> FloatTensors:
     """The state dict of the `EmbeddedDecoder` that computes the same, except for rounding.
 
     Raises: WeightsError for tensors that `load` refuses.
     """
     load(tensors, widths, blocks, latents)
-    found: Floats = {}
+    found: FloatTensors = {}
 
     def product(
         name: str, inputs: Doubles, outputs: Doubles | None, shift: Doubles | float = 0.0

@@ -62,7 +62,7 @@ def load_named(name: str, kind: registry.Kind) -> nn.Module:
 
 
 def load_encoder(
-    name: str | Path = "light", space: LatentSpace | None = None
+    name: str | Path = registry.DEFAULT_ENCODER, space: LatentSpace | None = None
 ) -> Encoder | published.PublishedEncoder:
     """An encoder: image [B, 3, H, W] in [-1, 1] -> latents [B, C, H/8, W/8], scaled.
 

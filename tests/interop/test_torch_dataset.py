@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from dynenc import Codec, LatentDataset, SameSizeBatches
 from dynenc.coding.lat_file import LatFile
-from dynenc.errors import BitstreamError, Corrupt, TooLarge, UsageError
+from dynenc.errors import BitstreamError, Corrupt, ImageError, TooLarge, UsageError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = {"a": "v1_nano_q0", "b": "v1_light_q0", "sub/c": "v1_light_q100"}  # 64x48 px
@@ -119,7 +119,7 @@ def test_nothing_to_read(tmp_path, shard):
         tar.add(shard)
     with pytest.raises(UsageError, match=r"1\.tar\.gz cannot be read as an uncompressed tar"):
         LatentDataset(tmp_path / "1.tar.gz")
-    with pytest.raises(UsageError, match=r"2\.tar is no tar"):
+    with pytest.raises(ImageError, match=r"2\.tar cannot be read: No such file"):
         LatentDataset(tmp_path / "2.tar")
 
 
@@ -127,7 +127,7 @@ def test_a_damaged_header_hides_no_samples(shard):
     blob = bytearray(shard.read_bytes())
     blob[LatentDataset(shard).places[2].start - 512] ^= 1  # the first letter of the last name
     shard.write_bytes(blob)
-    with pytest.raises(UsageError, match=r"0\.tar is no tar .*a header is damaged"):
+    with pytest.raises(UsageError, match=r"0\.tar cannot be read .*a header is damaged"):
         LatentDataset(shard)
 
 
