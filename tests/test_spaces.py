@@ -114,7 +114,7 @@ def test_trained_files_say_their_space(photo, tmp_path):
 def test_what_is_not_shipped_is_refused_by_name():
     with pytest.raises(WeightsError, match="no encoder light for SD 3"):
         dynenc.vae("light", space="sd3")
-    with pytest.raises(UsageError, match=r"base-flux1 is for FLUX\.1 latents, not for SDXL"):
+    with pytest.raises(UsageError, match=r"base-flux1 is for the latents of FLUX\.1, not of SDXL"):
         dynenc.convert("encode", "x.png", encoder="base-flux1", space="sdxl")
     with pytest.raises(WeightsError, match="there is no decoder embeded: use auto, embedded"):
         dynenc.load_decoder("embeded")
