@@ -16,6 +16,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -187,7 +188,7 @@ def visible(file: LatFile) -> Region:
     found = [data for tag, data in file.chunks if tag == DETAIL]
     if not found:
         return Region(0, 0, *size)
-    mask = _split(found[0], *size)[2]
+    mask = _split(found[0], *size).mask
     if mask.all():
         return Region(0, 0, 0, 0)
     left, top, right, bottom = box_of(dilated(~mask), size)  # wider than the feather
@@ -287,11 +288,20 @@ def has_layer(file: LatFile) -> bool:
 def is_whole(file: LatFile) -> bool:
     """Whether a file's layer covers the whole image; raises Corrupt."""
     found = [data for tag, data in file.chunks if tag == DETAIL]
-    return bool(found) and bool(_split(found[0], file.header.width, file.header.height)[2].all())
+    return bool(found) and bool(_split(found[0], file.header.width, file.header.height).mask.all())
 
 
-def _split(data: bytes, width: int, height: int) -> tuple[int, int, Mask, bytes]:
-    """Form, quality, mask and coded image; raises Corrupt."""
+class _Parts(NamedTuple):
+    """What a chunk holds."""
+
+    form: int  # one of FORMS, if this dynenc knows it
+    quality: int  # of the file
+    mask: Mask
+    coded: bytes  # the image of the layer
+
+
+def _split(data: bytes, width: int, height: int) -> _Parts:
+    """The parts of a chunk of an image of width x height px; raises Corrupt."""
     if len(data) < HEAD.size:
         raise Corrupt(f"chunk {DETAIL} is cut short")
     number, quality, length = HEAD.unpack_from(data)
@@ -306,7 +316,7 @@ def _split(data: bytes, width: int, height: int) -> tuple[int, int, Mask, bytes]
     flags: npt.NDArray[np.uint8] = np.unpackbits(np.frombuffer(bits, np.uint8))
     if flags[n_tiles:].any() or not flags.any():
         raise Corrupt(f"the mask of chunk {DETAIL} is empty, or has more tiles than the image")
-    return number, quality, flags[:n_tiles].reshape(shape).astype(bool), rest[length:]
+    return _Parts(number, quality, flags[:n_tiles].reshape(shape).astype(bool), rest[length:])
 
 
 def _image(coded: bytes, form: str, size: tuple[int, int]) -> Image.Image:

@@ -53,6 +53,7 @@ def main() -> None:
             "dynenc encode -e nano": [*program, "encode", "-e", "nano", "-f", str(png)],
             "dynenc info": [*program, "info", str(lat)],
             "dynenc verify": [*program, "verify", str(lat)],
+            "dynenc decode": [*program, "decode", "-f", str(lat), "-o", str(Path(folder, "b.png"))],
         }
         times: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(arguments.rounds):
