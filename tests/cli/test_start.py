@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
 def test_what_needs_no_network_runs_without_torch(folder, arguments):
     modules = imported("-m", "dynenc", *arguments.split(), cwd=folder)
     assert "dynenc.cli" in modules
-    assert not {"torch", "diffusers"} & modules
+    assert not {"torch", "diffusers", "huggingface_hub.file_download"} & modules
 
 
 def test_pillow_tells_the_size_of_a_lat_file_without_torch(folder):
