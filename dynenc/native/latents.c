@@ -29,6 +29,11 @@ typedef struct {
 typedef float FourFloats __attribute__((vector_size(16)));
 typedef int32_t FourIntegers __attribute__((vector_size(16)));
 
+/* Two inputs as one number, the first in its low half: one load where the CPU is little-endian. */
+static inline int32_t pair_of(const int16_t *x) {
+    return (int32_t)((uint16_t)x[0] | (uint32_t)(uint16_t)x[1] << 16);
+}
+
 #include "paths.h"
 
 typedef struct {

@@ -19,8 +19,7 @@ TARGET static ALWAYS_INLINE void PATH(dot_block)(const int vectors, const int st
             weight[0] = load_pairs(weights);
             weight[1] = vectors == 2 ? load_pairs(weights + 2 * LANES) : weight[0];
             UNROLL for (int i = 0; i < positions; i++) {
-                int32_t inputs;
-                memcpy(&inputs, x + i * step, 4);
+                const int32_t inputs = pair_of(x + i * step);
                 const WEIGHTS input = load_weights(&inputs);
                 UNROLL for (int j = 0; j < vectors; j++)
                     sums[i * vectors + j] = multiply_add(sums[i * vectors + j], weight[j], input);

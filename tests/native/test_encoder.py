@@ -1,7 +1,12 @@
 """The encoders in the native kernel: equal to plain numpy with every instruction set."""
 
 import copy
+import importlib.util
 import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +14,8 @@ import torch
 
 from dynenc import registry
 from dynenc.errors import WeightsError
+from dynenc.native import compile, kernel
 from dynenc.native import encoder as native
-from dynenc.native import kernel
 from dynenc.networks.encoder import Encoder
 from dynenc.networks.loading import load_encoder
 
@@ -147,6 +152,33 @@ def test_every_instruction_set_gives_the_same_latents(monkeypatch, name):
             monkeypatch.setenv(kernel.VARIABLE, path)
             found.append(encoder.latents(pixels).tobytes())
         assert len(set(found)) == 1
+
+
+@pytest.fixture(scope="module")
+def on_big_endian(tmp_path_factory):
+    """The command that runs latents.c on an emulated big-endian processor."""
+    qemu = shutil.which("qemu-s390x") or shutil.which("qemu-s390x-static")
+    compiler = [shutil.which("s390x-linux-gnu-gcc")]
+    if importlib.util.find_spec("ziglang"):
+        compiler = [sys.executable, "-m", "ziglang", "cc", "-target", "s390x-linux-musl"]
+    if not (qemu and compiler[0]):
+        pytest.skip("needs qemu-s390x, and s390x-linux-gnu-gcc or ziglang")
+    program = tmp_path_factory.mktemp("s390x") / "latents"
+    flags = ["-static", "-std=c11", "-O2", "-ffp-contract=off", f"-I{compile.FOLDER}"]
+    files = [Path(__file__).with_name("latents.c"), *compile.sources()]
+    subprocess.run([*compiler, *flags, *files, "-lm", "-o", program], check=True)
+    return [qemu, program]
+
+
+@pytest.mark.parametrize("sizes", [(16, 1, 4), (64, 1, 16)])
+def test_a_big_endian_processor_gives_the_same_latents(on_big_endian, sizes):
+    _, tensors = made(*sizes)
+    flat, pixels = native.flattened(tensors, sizes[1]), picture(16, 152)
+    header = np.array([*sizes, flat.size, *pixels.shape[:2]], ">i4")
+    given = header.tobytes() + flat.astype(">f4").tobytes() + pixels.tobytes()
+    found = subprocess.run(on_big_endian, input=given, stdout=subprocess.PIPE, check=True).stdout
+    expected = native.Encoder(flat, *sizes).latents(pixels)
+    assert np.array_equal(np.frombuffer(found, ">f4").reshape(expected.shape), expected)
 
 
 @pytest.mark.parametrize("name", ["nano", "light"])
