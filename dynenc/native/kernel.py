@@ -128,7 +128,7 @@ def library() -> ctypes.CDLL:
     for name, arguments in FUNCTIONS.items():
         function = getattr(found, f"dynenc_{name}")
         function.argtypes, function.restype = arguments, ctypes.c_int64
-    found.dynenc_roughness.restype = ctypes.c_double
+    found.dynenc_has_path.restype, found.dynenc_roughness.restype = INT, ctypes.c_double
     return found
 
 
@@ -283,7 +283,10 @@ def quantize(latents: Floats, step_q: int, *, has_trellis: bool) -> Shorts:
 def roughness(latents: Floats) -> float:
     """Mean square of the differences of neighbours in latents [C, h, w]; 0 if there are none."""
     latents = np.ascontiguousarray(latents, np.float32)
-    return float(library().dynenc_roughness(pointer(latents), *latents.shape))
+    found = float(library().dynenc_roughness(pointer(latents), *latents.shape))
+    if found < 0:
+        raise ValueError(f"the native kernel refuses latents of shape {latents.shape}")
+    return found
 
 
 def points(symbols: Symbols, *, has_trellis: bool) -> Ints:

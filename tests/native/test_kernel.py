@@ -1,5 +1,7 @@
 """The native kernel equals the numpy coder, byte for byte, with every instruction set."""
 
+import ctypes
+import re
 import threading
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from dynenc.coding import bit_costs, quantize
 from dynenc.coding.entropy import LIMIT, load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import Corrupt, DynencError
-from dynenc.native import kernel
+from dynenc.native import compile, decoder, kernel
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.lat"))
 KINDS = [("fast", False), ("full", False), ("full", True)]
@@ -117,6 +119,46 @@ def test_symbols_out_of_range_are_refused(coders):
         coders[0].encode(symbols, 300)
     with pytest.raises(ValueError, match="native kernel"):
         kernel.points(symbols, has_trellis=True)
+
+
+@pytest.mark.parametrize("shape", [(17, 2, 2), (4, 0, 2), (4, 2, 8193)], ids=str)
+def test_roughness_of_latents_out_of_range_is_refused(shape):
+    with pytest.raises(ValueError, match="native kernel"):
+        kernel.roughness(np.zeros(shape, np.float32))
+
+
+def ctype(declaration):
+    """The type by which ctypes passes an argument, a result or a field of C."""
+    if "*" in declaration:
+        return ctypes.c_void_p
+    return getattr(ctypes, f"c_{declaration.split()[0].removesuffix('_t')}")
+
+
+def test_functions_and_structures_are_those_of_the_header():
+    header = (compile.FOLDER / "dynenc.h").read_text(encoding="utf-8")
+    header = re.sub(r"/\*.*?\*/|\bconst\b", "", header, flags=re.DOTALL)
+    found, declared = {}, {}
+    for result, name, arguments in re.findall(
+        r"DYNENC_API\s+(\w+) dynenc_(\w+)\((.*?)\);", header, re.DOTALL
+    ):
+        function = getattr(kernel.library(), f"dynenc_{name}")
+        found[name] = function.restype, *function.argtypes
+        declared[name] = ctype(result), *map(ctype, arguments.split(","))
+    structures = {
+        "dynenc_call": kernel.Call,
+        "dynenc_picture": kernel.Picture,
+        "dynenc_pixels_call": decoder.Call,
+    }
+    for fields, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", header, re.DOTALL):
+        found[name] = structures.pop(name)._fields_
+        declared[name] = tuple(
+            (field.strip(" *"), ctype(line))
+            for line in fields.split(";")[:-1]
+            for field in line.split(maxsplit=1)[1].split(",")
+        )
+    assert found == declared
+    assert found.keys() >= kernel.FUNCTIONS.keys()
+    assert not structures
 
 
 def test_threads_share_a_coder():
