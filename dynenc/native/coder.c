@@ -6,10 +6,6 @@ typedef struct {
     int32_t channels, tables, columns, thresholds;
 } Header;
 
-enum { ALIGNMENT = 64 };
-
-static int64_t aligned(int64_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
-
 static int32_t rounded(int32_t n, int32_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
 }
@@ -77,8 +73,7 @@ static void put_weight(int32_t *layer, int32_t block, int32_t pairs, int32_t row
 
 /* The pass after which all symbols of a plane are known. */
 static int32_t pass_of(int32_t channel, int32_t row, int32_t column) {
-    static const uint8_t stages[4][4] = {{0, 4, 2, 4}, {5, 3, 5, 3}, {2, 4, 1, 4}, {5, 3, 5, 3}};
-    return channel + stages[row & 3][column & 3];
+    return channel + STAGE_OF[row & 3][column & 3];
 }
 
 /* Check and pack one network whose tensors begin at *at, which moves to their end. */

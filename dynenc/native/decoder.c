@@ -1,7 +1,7 @@
 /* The tables of the integer decoder: checked, and in the order in which the products read them. */
 #include "pixels.h"
 
-enum { ALIGNMENT = 64, MAX_SHIFT = 24, STAGES_OF_SIZE = 3 };
+enum { MAX_SHIFT = 24, STAGES_OF_SIZE = 3 };
 
 /* Where the tensors are read, and where the decoder goes. */
 typedef struct {
@@ -14,7 +14,7 @@ typedef struct {
 
 static void *take_memory(Reading *r, int64_t bytes, int64_t *at) {
     *at = (int64_t)r->decoder->size;
-    r->decoder->size += (uint64_t)(bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    r->decoder->size += (uint64_t)aligned(bytes);
     return r->fill ? (char *)r->decoder + *at : NULL;
 }
 
@@ -77,7 +77,7 @@ static int32_t fits(const int8_t *row, int32_t length) {
 
 /* A product of fewer inputs than any other, which are latents, is plain; of others, outputs are rounded up to whole groups. */
 static Product take_product(Reading *r, int32_t outputs, int32_t taps, int32_t channels) {
-    const int32_t length = taps * channels, plain = channels <= MAX_LATENTS;
+    const int32_t length = taps * channels, plain = channels <= MAX_CHANNELS;
     const int32_t groups = (outputs + GROUP - 1) / GROUP;
     const int64_t size = (plain ? 2LL : 1LL) * groups * GROUP * length;
     Product product = {.outputs = outputs, .taps = taps, .channels = channels};
@@ -133,7 +133,7 @@ static int32_t is_width(int32_t width) { return width == 32 || width == 64 || wi
 static int64_t read_all(Reading *r) {
     PixelDecoder *decoder = r->decoder;
     const int32_t *header = take(r, DYNENC_DECODER_HEADER), channels = *header++;
-    if (channels < 4 || channels > MAX_LATENTS || channels % 4)
+    if (channels < 4 || channels > MAX_CHANNELS || channels % 4)
         return DYNENC_BAD_SHAPE;
     decoder->count = 0;
     decoder->side = 1;
@@ -180,7 +180,7 @@ static int64_t read_into(PixelDecoder *decoder, int32_t fill, const int32_t *num
         return DYNENC_BAD_ARGUMENT;
     Reading reading = {numbers, numbers + length, weights, weights + n_weights, decoder, fill, 0};
     memset(decoder, 0, sizeof *decoder);
-    decoder->size = (sizeof *decoder + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    decoder->size = (uint64_t)aligned(sizeof *decoder);
     return read_all(&reading);
 }
 

@@ -26,7 +26,7 @@ static inline double nearest(double value) {
 
 static int64_t reserve(int64_t *size, int64_t bytes) {
     const int64_t start = *size;
-    *size += (bytes + 63) / 64 * 64;
+    *size += aligned(bytes);
     return start;
 }
 
@@ -41,7 +41,7 @@ static Layer plan_layer(int64_t *size, int32_t inputs, int32_t outputs) {
 /* Fill an encoder with sizes and offsets; returns its size in bytes, or an error. */
 static int64_t plan(Encoder *encoder, int32_t width, int32_t blocks, int32_t channels) {
     if (width < 16 || width > MAX_WIDTH || width % 16 || blocks < 0 || blocks > MAX_BLOCKS ||
-        channels < 1 || channels > MAX_LATENTS)
+        channels < 1 || channels > MAX_CHANNELS)
         return DYNENC_BAD_ARGUMENT;
     int64_t size = 0;
     memset(encoder, 0, sizeof *encoder);
@@ -166,7 +166,7 @@ int64_t dynenc_encoder_init(void *memory, int64_t size, int32_t width, int32_t b
     const int64_t needed = plan(&sizes, width, blocks, channels);
     if (needed < 0)
         return needed;
-    if (!memory || (uintptr_t)memory % 64 || !tensors ||
+    if (!memory || (uintptr_t)memory % ALIGNMENT || !tensors ||
         length != count_tensors(width, blocks, channels))
         return DYNENC_BAD_ARGUMENT;
     if (size < needed)

@@ -8,11 +8,9 @@ enum {
     PATCH = 8,                    /* pixels, across and down */
     PATCH_ROW = 3 * PATCH,        /* bytes of a row of a patch */
     PATCH_SIZE = PATCH * PATCH_ROW,
-    MAX_LATENTS = 16,             /* channels */
     MAX_WIDTH = 256,              /* channels of the features, a multiple of 16 */
     MAX_BLOCKS = 16,
     POSITIONS = 16,               /* patches of a row that are computed at once */
-    CHANNELS_AT_ONCE = 16,
     MAX_UNIT = 32767,             /* largest magnitude of an input of a layer */
 };
 

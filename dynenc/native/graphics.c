@@ -207,8 +207,8 @@ int64_t dynenc_graphics(const uint16_t *statistics, int32_t rows, int32_t column
                         void *workspace, uint8_t *found) {
     enum { MOST = 65536 / DYNENC_TILE };
     if (!statistics || rows < 1 || rows > MOST || columns < 1 || columns > MOST ||
-        search < DYNENC_TEXT || search > DYNENC_HALVED || !workspace || (uintptr_t)workspace % 64 ||
-        !found)
+        search < DYNENC_TEXT || search > DYNENC_HALVED || !workspace ||
+        (uintptr_t)workspace % ALIGNMENT || !found)
         return DYNENC_BAD_ARGUMENT;
     Tiles tiles = {.rows = rows, .columns = columns, .count = rows * columns};
     tiles.queue = workspace;

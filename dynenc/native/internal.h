@@ -9,7 +9,8 @@
 #include "dynenc.h"
 
 enum {
-    MAX_CHANNELS = 16,
+    ALIGNMENT = 64,     /* of memory and its parts, in bytes */
+    MAX_CHANNELS = 16,  /* of latents */
     STAGES = 6,
     MAX_PLANES = 16 * MAX_CHANNELS,
     FARTHEST = 4,       /* rows or columns to a neighbour */
@@ -28,6 +29,9 @@ enum {
     TILE = 32,          /* most symbols that a network computes at once */
     SLACK = 2 * TILE,   /* values after the planes that a tile may read */
 };
+
+/* The order of coding: the stage of each symbol of a 4x4 block, by row and column. */
+static const uint8_t STAGE_OF[4][4] = {{0, 4, 2, 4}, {5, 3, 5, 3}, {2, 4, 1, 4}, {5, 3, 5, 3}};
 
 /* One integer network. Offsets are bytes from the beginning of the coder. Weights are pairs of int16
  * for two inputs that follow each other, [rows / 8, pairs, 8], of the outputs [pairs, 4]. */
@@ -99,6 +103,17 @@ typedef struct {
 /* The kernels of an instruction set; null pointers if it is not there. */
 Kernels dynenc_kernels(int32_t path);
 
+static inline int64_t aligned(int64_t bytes) {
+    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+/* The next `bytes` of a workspace, or null without one; `used` counts them. */
+static inline void *carve(char *workspace, int64_t *used, int64_t bytes) {
+    void *part = workspace ? workspace + *used : NULL;
+    *used += aligned(bytes);
+    return part;
+}
+
 static inline int32_t clamp32(int32_t value, int32_t low, int32_t high) {
     return value < low ? low : value > high ? high : value;
 }
@@ -107,6 +122,11 @@ static inline int32_t clamp32(int32_t value, int32_t low, int32_t high) {
 static inline float nearest_integer(float value) {
     const float magic = 12582912.0f; /* 1.5 * 2^23 */
     return (value + magic) - magic;
+}
+
+/* How far a value of magnitude below 2^22 is from the nearest even integer. */
+static inline float from_nearest_even(float value) {
+    return value - 2.0f * nearest_integer(value * 0.5f);
 }
 
 static inline float clampf(float value, float low, float high) {

@@ -1,17 +1,6 @@
 /* Planes and their networks; see job.h. */
 #include "job.h"
 
-/* The planes of each stage, row and column in the 4x4 block. */
-static const uint8_t PLACES[STAGES][4][2] = {
-    {{0, 0}},
-    {{2, 2}},
-    {{0, 2}, {2, 0}},
-    {{1, 1}, {1, 3}, {3, 1}, {3, 3}},
-    {{0, 1}, {0, 3}, {2, 1}, {2, 3}},
-    {{1, 0}, {1, 2}, {3, 0}, {3, 2}},
-};
-static const uint8_t PLACE_COUNTS[STAGES] = {1, 1, 2, 4, 4, 4};
-
 static Grid grid_of(int32_t channels, int32_t height, int32_t width) {
     Grid grid = {.channels = channels, .height = height, .width = width};
     grid.rows = (height + 3) / 4;
@@ -21,13 +10,6 @@ static Grid grid_of(int32_t channels, int32_t height, int32_t width) {
     grid.window = grid.rows * grid.stride;
     grid.length = 16 * channels * grid.plane + grid.stride + 2 + SLACK;
     return grid;
-}
-
-/* The next `bytes` of a workspace, or null without one; `used` counts them. */
-static void *carve(char *workspace, int64_t *used, int64_t bytes) {
-    void *part = workspace ? workspace + *used : NULL;
-    *used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    return part;
 }
 
 /* Give a job its parts of a workspace, or null pointers without one; returns their bytes. What only
@@ -100,11 +82,10 @@ int32_t dynenc_planes(const Job *job, Plane planes[MAX_PLANES]) {
     const int32_t channels = job->grid.channels;
     int32_t count = 0;
     for (int32_t pass = 0; pass < STAGES + channels - 1; pass++)
-        for (int32_t channel = 0; channel < channels; channel++) {
-            const int32_t stage = pass - channel;
-            for (int32_t i = 0; stage >= 0 && stage < STAGES && i < PLACE_COUNTS[stage]; i++)
-                planes[count++] = (Plane){stage, channel, PLACES[stage][i][0], PLACES[stage][i][1]};
-        }
+        for (int32_t channel = 0; channel < channels; channel++)
+            for (int32_t place = 0; place < 16; place++)
+                if (STAGE_OF[place / 4][place % 4] == pass - channel)
+                    planes[count++] = (Plane){pass - channel, channel, place / 4, place % 4};
     return count;
 }
 

@@ -4,10 +4,6 @@
 
 #include "internal.h"
 
-enum {
-    ALIGNMENT = 64,
-};
-
 /* Where the values of latents stand: 64 planes by (channel, row % 4, column % 4), a column of zeros
  * between rows and a row of zeros between planes. */
 typedef struct {

@@ -54,15 +54,9 @@ typedef struct {
     uint8_t *edge;                 /* [PATCH, POSITIONS * PATCH_ROW], the last tile's pixels */
     float *features;               /* [blocks + 1, 2, room, width]: the last two rows of each input */
     int16_t *normalised;           /* [blocks, 3, 1 + room + 1, width]: the last three rows */
-    float *linear;                 /* [blocks + 1, room, MAX_LATENTS]: last rows of the linear map */
+    float *linear;                 /* [blocks + 1, room, MAX_CHANNELS]: last rows of the linear map */
     Scratch scratch;
 } Encoding;
-
-static void *carve(char *workspace, int64_t *used, int64_t bytes) {
-    void *part = workspace ? workspace + *used : NULL;
-    *used += (bytes + 63) / 64 * 64;
-    return part;
-}
 
 /* Give an encoding its parts of a workspace, or null pointers without one; returns their bytes. */
 static int64_t lay_out(Encoding *encoding, char *workspace) {
@@ -72,7 +66,7 @@ static int64_t lay_out(Encoding *encoding, char *workspace) {
     encoding->edge = carve(workspace, &used, PATCH * POSITIONS * PATCH_ROW);
     encoding->features = carve(workspace, &used, 4 * (blocks + 1) * 2 * room * width);
     encoding->normalised = carve(workspace, &used, 2 * blocks * 3 * (room + 2) * width);
-    encoding->linear = carve(workspace, &used, 4 * (blocks + 1) * room * MAX_LATENTS);
+    encoding->linear = carve(workspace, &used, 4 * (blocks + 1) * room * MAX_CHANNELS);
     encoding->scratch.sums = carve(workspace, &used, 4LL * POSITIONS * encoder->stem.padded);
     encoding->scratch.integers = carve(workspace, &used, 2 * POSITIONS * width);
     encoding->scratch.floats = carve(workspace, &used, 4 * POSITIONS * width);
@@ -101,7 +95,7 @@ static int64_t start(Encoding *encoding, const dynenc_picture *picture) {
         return needed;
     if (picture->height < 1 || picture->height > PATCH * MAX_SIDE || !picture->pixels ||
         picture->row_bytes < 3LL * picture->width || !dynenc_has_path(picture->path) ||
-        !picture->workspace || (uintptr_t)picture->workspace % 64)
+        !picture->workspace || (uintptr_t)picture->workspace % ALIGNMENT)
         return DYNENC_BAD_ARGUMENT;
     if (picture->workspace_size < needed)
         return DYNENC_TOO_SMALL;
@@ -133,7 +127,7 @@ static int16_t *normalised_of(const Encoding *encoding, int32_t block, int32_t r
 
 static float *linear_of(const Encoding *encoding, int32_t row) {
     const int32_t rows = encoding->encoder->blocks + 1;
-    return encoding->linear + (int64_t)(row % rows) * encoding->room * MAX_LATENTS;
+    return encoding->linear + (int64_t)(row % rows) * encoding->room * MAX_CHANNELS;
 }
 
 /* Point at the 8 rows of pixels of a tile. Where the picture ends they are a copy whose edge is
@@ -176,7 +170,7 @@ static void enter_row(Encoding *encoding, int32_t row) {
         find_pixels(encoding, row, column, rows);
         encoding->loops.run_stem(encoding->encoder, rows, count_of(encoding, column), &encoding->scratch,
                             features_of(encoding, 0, row) + (int64_t)column * encoding->encoder->width,
-                            linear_of(encoding, row) + (int64_t)column * MAX_LATENTS);
+                            linear_of(encoding, row) + (int64_t)column * MAX_CHANNELS);
     }
 }
 
@@ -203,7 +197,7 @@ static void leave_row(Encoding *encoding, int32_t row, float *latents) {
     const float *features = features_of(encoding, encoder->blocks, row), *linear = linear_of(encoding, row);
     for (int32_t column = 0; column < encoding->columns; column += POSITIONS)
         encoding->loops.run_head(encoder, features + (int64_t)column * encoder->width,
-                            linear + (int64_t)column * MAX_LATENTS, count_of(encoding, column),
+                            linear + (int64_t)column * MAX_CHANNELS, count_of(encoding, column),
                             &encoding->scratch, latents + (int64_t)row * encoding->columns + column,
                             (int64_t)encoding->rows * encoding->columns);
 }

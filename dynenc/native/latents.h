@@ -237,7 +237,7 @@ TARGET static ALWAYS_INLINE void PATH(normalise_tile)(const Encoder *encoder, co
                                                    factors[position]);
 }
 
-/* A tile of the stem: features float [count, width] and the linear map float [count, MAX_LATENTS]. */
+/* A tile of the stem: features float [count, width] and the linear map float [count, MAX_CHANNELS]. */
 TARGET static ALWAYS_INLINE void PATH(stem_tile)(const Encoder *encoder, const uint8_t *const *rows,
                                                  int count, const int width, Scratch *scratch,
                                                  float *features, float *linear) {
@@ -251,7 +251,7 @@ TARGET static ALWAYS_INLINE void PATH(stem_tile)(const Encoder *encoder, const u
         }
         for (int i = 0; i < encoder->channels; i += LANES) {
             const FLOATS outputs = PATH(finished)(encoder, stem, 2 * width + i, sums, 1.0f);
-            memcpy(linear + position * MAX_LATENTS + i, &outputs, sizeof outputs);
+            memcpy(linear + position * MAX_CHANNELS + i, &outputs, sizeof outputs);
         }
     }
 }
@@ -309,7 +309,7 @@ TARGET static ALWAYS_INLINE void PATH(head_tile)(const Encoder *encoder, const f
         const int32_t *sums = scratch->sums + position * encoder->head.padded;
         for (int i = 0; i < encoder->channels; i += LANES) {
             const FLOATS outputs =
-                PATH(load_floats)(linear + position * MAX_LATENTS + i) +
+                PATH(load_floats)(linear + position * MAX_CHANNELS + i) +
                 PATH(finished)(encoder, &encoder->head, i, sums, units[position]);
             for (int lane = 0; lane < LANES && i + lane < encoder->channels; lane++)
                 latents[(i + lane) * apart + position] = outputs[lane];

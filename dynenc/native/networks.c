@@ -2,11 +2,6 @@
 #define KERNELS "networks.h"
 #include "internal.h"
 
-/* How far a value of magnitude below 2^22 is from the nearest even integer. */
-static inline float to_nearest(float value) {
-    return value - 2.0f * nearest_integer(value * 0.5f);
-}
-
 /* The weight of one input in packed pairs, `block` rows together. */
 static inline float weight_of(const int32_t *layer, int block, int pairs, int row, int column) {
     const int32_t pair = layer[(row / block * pairs + column / 2) * block + row % block];

@@ -91,7 +91,7 @@ TARGET static void PATH(run_search)(Search *search) {
             second[path] = 0;
         for (int branch = 0; branch < 4; branch++)
             for (int path = 0; path < PATHS; path++) {
-                const float error = to_nearest(targets[path] - OFFSETS[branch]);
+                const float error = from_nearest_even(targets[path] - OFFSETS[branch]);
                 const float cost = error * error * weights[path];
                 costs[branch][path] = branch % 2 && weights[path] == 0.0f ? forbidden : cost;
             }

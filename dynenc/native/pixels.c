@@ -2,7 +2,7 @@
  * of each layer. */
 #include "pixels.h"
 
-enum { RESIDUAL_ROWS = 2, ACTIVATION_ROWS = 3, PIXEL_ALIGNMENT = 64 };
+enum { RESIDUAL_ROWS = 2, ACTIVATION_ROWS = 3 };
 
 /* One dimension of what a layer reads: the picture, or a part of it with what it depends on. */
 typedef struct {
@@ -32,7 +32,7 @@ typedef struct {
     int16_t *latents;           /* 3 rows [columns, channels] with repeated edges */
     uint8_t *hidden, *gated;    /* of a row of any layer */
     uint8_t *pixels;            /* [columns, 12] */
-    uint64_t size;              /* of the workspace */
+    int64_t size;               /* of the workspace */
 } Picture;
 
 /* What a 3x3 convolution leaves of a side: neighbours that are missing at the edges of the picture
@@ -82,12 +82,6 @@ static Side window(int32_t start, int32_t count, int32_t patch, int32_t around, 
     return side;
 }
 
-static void *take(Picture *picture, char *memory, uint64_t bytes) {
-    char *taken = memory ? memory + picture->size : NULL;
-    picture->size += (bytes + PIXEL_ALIGNMENT - 1) / PIXEL_ALIGNMENT * PIXEL_ALIGNMENT;
-    return taken;
-}
-
 /* Sizes of all rows, and the rows themselves if there is memory. */
 static void plan(Picture *picture, char *memory) {
     const dynenc_pixels_call *call = picture->call;
@@ -96,20 +90,19 @@ static void plan(Picture *picture, char *memory) {
     Side columns = window(call->left, call->columns, patch, around, call->width);
     picture->latent_rows = rows;
     picture->latent_columns = columns;
-    picture->size = 0;
+    int64_t size = 0, most = 0;
     picture->latents =
-        take(picture, memory, 2ULL * 3 * (uint64_t)((columns.count + SPARE) * picture->channels));
+        carve(memory, &size, 2LL * 3 * (columns.count + SPARE) * picture->channels);
     rows = convolved(rows);
     columns = convolved(columns);
-    uint64_t most = 0;
     for (int32_t i = 0; i < picture->decoder->count; i++) {
         Rows *own = &picture->rows[i];
         const Layer *layer = own->layer;
         *own = (Rows){.layer = layer, .rows = rows, .columns = columns};
         own->stride = (int64_t)(columns.count + SPARE) * layer->channels;
-        own->residuals = take(picture, memory, 2ULL * RESIDUAL_ROWS * (uint64_t)own->stride);
-        own->activations = take(picture, memory, ACTIVATION_ROWS * (uint64_t)own->stride);
-        most = (uint64_t)own->stride > most ? (uint64_t)own->stride : most;
+        own->residuals = carve(memory, &size, 2 * RESIDUAL_ROWS * own->stride);
+        own->activations = carve(memory, &size, ACTIVATION_ROWS * own->stride);
+        most = own->stride > most ? own->stride : most;
         if (layer->kind != ENLARGE) {
             rows = convolved(rows);
             columns = convolved(columns);
@@ -120,9 +113,10 @@ static void plan(Picture *picture, char *memory) {
             columns = doubled(columns);
         }
     }
-    picture->hidden = take(picture, memory, most);
-    picture->gated = take(picture, memory, most);
-    picture->pixels = take(picture, memory, 12ULL * (uint64_t)(columns.count + SPARE));
+    picture->hidden = carve(memory, &size, most);
+    picture->gated = carve(memory, &size, most);
+    picture->pixels = carve(memory, &size, 12LL * (columns.count + SPARE));
+    picture->size = size;
 }
 
 static void push(Picture *picture, int32_t index, int32_t row);
@@ -328,7 +322,7 @@ static int64_t start(dynenc_pixels_call *call, Picture *picture) {
 int64_t dynenc_pixels_workspace(const dynenc_pixels_call *call) {
     Picture picture;
     const int64_t failed = start((dynenc_pixels_call *)call, &picture);
-    return failed ? failed : (int64_t)picture.size;
+    return failed ? failed : picture.size;
 }
 
 int64_t dynenc_pixels(dynenc_pixels_call *call) {
@@ -337,11 +331,11 @@ int64_t dynenc_pixels(dynenc_pixels_call *call) {
     if (failed)
         return failed;
     if (!call->latents || !call->pixels || call->stride < 3LL * call->columns || !call->workspace ||
-        (uintptr_t)call->workspace % PIXEL_ALIGNMENT || call->step < 0 || call->done < 0 ||
+        (uintptr_t)call->workspace % ALIGNMENT || call->step < 0 || call->done < 0 ||
         call->done >= call->rows || call->room < 1 ||
         (call->room < picture.decoder->side && call->room < call->rows - call->done))
         return DYNENC_BAD_ARGUMENT;
-    if (call->workspace_size < (int64_t)picture.size)
+    if (call->workspace_size < picture.size)
         return DYNENC_TOO_SMALL;
     if (!call->step)
         memset(call->workspace, 0, (size_t)picture.size);

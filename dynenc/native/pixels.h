@@ -9,7 +9,6 @@ enum {
     MAX_TAPS = 9,
     MAX_WIDTH = 128,      /* channels of the residuals */
     MAX_LAYERS = 64,
-    MAX_LATENTS = 16,     /* channels of the latents, a multiple of 4 */
     QUAD = 128,           /* most that the magnitudes of weights with a sum of 16 bits add up to */
     MAX_BIAS = 1 << 30,
     SPARE = 32,           /* pixels after those of a row that may be read and written */

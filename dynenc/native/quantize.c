@@ -74,8 +74,8 @@ static void trace_back(const Search *search, int32_t path, int32_t *found) {
     for (int32_t place = search->places - 1; place >= 0; place--) {
         const int32_t second = search->second[place][path] >> state & 1;
         const int32_t branch = BRANCHES[second][state];
-        const float target = search->targets[place][path], off = target - OFFSETS[branch];
-        const float error = off - 2.0f * nearest_integer(off * 0.5f);
+        const float target = search->targets[place][path];
+        const float error = from_nearest_even(target - OFFSETS[branch]);
         const float symbol = nearest_integer(target - error - (float)(branch >> 1) / 2.0f);
         found[place] = search->weights[place][path] == 0.0f ? 0 : (int32_t)symbol;
         state = STATES_BEFORE[second][state];
