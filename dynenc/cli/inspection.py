@@ -276,7 +276,7 @@ def evaluate(
             list(encoders), list(decoders), list(efforts), qualities, device, detail
         )
         if latents_of:
-            candidates.append(benchmark.latents_of(latents_of, qualities, device))
+            candidates.append(benchmark.latents_of(latents_of, qualities, device, detail))
         if plot:
             refuse_existing(str(plot), force)
         draw = curves.plotter(plot) if plot else None

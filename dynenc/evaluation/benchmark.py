@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dynenc import __version__, metrics
+from dynenc import __version__, metrics, registry
 from dynenc.batch.plan import input_suffixes
 from dynenc.codec import Codec
 from dynenc.coding import bitstream
@@ -65,12 +65,13 @@ def ours(
 
 
 class _TeacherCodec(Codec):
-    """A codec with both halves of an external autoencoder; its files do not name their encoder."""
+    """A codec with both halves of an external autoencoder; its files name no encoder of dynenc."""
 
     def __init__(self, path: Path, device: str) -> None:
         super().__init__(decoder=str(path), device=device)
         teacher, decoder = load_teacher(path)
         self.teacher, self.decoder = teacher.to(self.device), decoder.to(self.device)
+        self.model = registry.FOREIGN[decoder.space.name]
 
     @torch.inference_mode()
     def latents(self, pictures: Sequence[Checked]) -> Floats:
@@ -79,9 +80,12 @@ class _TeacherCodec(Codec):
         return latents
 
 
-def latents_of(path: Path, qualities: Sequence[float], device: str) -> Candidate:
+def latents_of(
+    path: Path, qualities: Sequence[float], device: str, detail: DetailMode = "auto"
+) -> Candidate:
     """An autoencoder with its own encoder and decoder, whose latents dynenc codes."""
-    return _candidate(f"{path.name} -> {path.name}", _TeacherCodec(path, device), qualities)
+    codec, name = _TeacherCodec(path, device), f"{path.name} -> {path.name}"
+    return _candidate(name, codec, qualities, detail=detail)
 
 
 def _candidate(

@@ -9,8 +9,11 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from dynenc.cli.main import app
+from dynenc.codec import Codec
+from dynenc.coding.lat_file import LatFile
 from dynenc.evaluation import curves
 from dynenc.evaluation.curves import Curve, Evaluation
+from dynenc.imaging.detail import has_layer
 
 runner = CliRunner()
 PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
@@ -33,6 +36,13 @@ def folder(tmp_path_factory):
     (folder / "broken.png").write_bytes(b"\x89PNG and no more")
     (pictures / "notes.txt").write_text("not a picture")
     return folder
+
+
+def lines_of_text(width, height):
+    image = Image.new("RGB", (width, height), "white")
+    for y in range(0, height, 16):
+        ImageDraw.Draw(image).text((4, y), "The quick brown fox 1234567890", "black")
+    return image
 
 
 def curve(name, values, metric="psnr-rgb", rates=RATES):
@@ -80,10 +90,7 @@ def test_bad_pictures_are_left_out_with_a_message(folder, tmp_path):
 
 @pytest.mark.parametrize("command", ["eval", "compare"])
 def test_notes_on_images_are_told_once_with_their_names(command, tmp_path):
-    frames = [Image.new("RGB", (200, 176), colour) for colour in ("white", "red")]
-    draw = ImageDraw.Draw(frames[0])
-    for y in range(0, 176, 16):
-        draw.text((4, y), "The quick brown fox 1234567890", "black")
+    frames = [lines_of_text(200, 176), Image.new("RGB", (200, 176), "red")]
     (path := tmp_path / "in" / "a.gif").parent.mkdir()
     frames[0].save(path, save_all=True, append_images=frames[1:])
     options = ["--no-others"] if command == "eval" else ["-o", str(tmp_path / "page.html")]
@@ -110,7 +117,9 @@ def test_folders_without_pictures(folder, tmp_path):
         assert result.stdout == ""
 
 
-def test_latents_of_another_encoder_and_perceptual_distances(folder, lpips_path, vgg_path):
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The folder of an untrained TAESD."""
     from diffusers import AutoencoderTiny
     from diffusers.utils import logging
 
@@ -118,8 +127,13 @@ def test_latents_of_another_encoder_and_perceptual_distances(folder, lpips_path,
     torch.manual_seed(0)
     sides = {f"{part}_block_out_channels": (8, 8, 8, 8) for part in ("encoder", "decoder")}
     counts = {f"num_{part}_blocks": (1, 1, 1, 1) for part in ("encoder", "decoder")}
-    AutoencoderTiny(**sides, **counts).save_pretrained(folder / "teacher")
-    options = ("-e", "nano", "-Q", 50, "--no-others", "--latents-of", folder / "teacher")
+    path = tmp_path_factory.mktemp("latents") / "teacher"
+    AutoencoderTiny(**sides, **counts).save_pretrained(path)
+    return path
+
+
+def test_latents_of_another_encoder_and_perceptual_distances(folder, teacher, lpips_path, vgg_path):
+    options = ("-e", "nano", "-Q", 50, "--no-others", "--latents-of", teacher)
     options = (folder / "pictures", *options, "--lpips", lpips_path, "--vgg", vgg_path)
     result = run(*options, "--json")
     assert result.exit_code == 0, result.stderr
@@ -130,6 +144,23 @@ def test_latents_of_another_encoder_and_perceptual_distances(folder, lpips_path,
         assert 0 < rows[0]["results"][name][0] < rows[1]["results"][name][0]
     head = run(*options).stdout.splitlines()[0]
     assert [c.strip() for c in head.split("|")[6:9]] == ["LPIPS-Alex", "LPIPS-VGG", "DISTS"]
+
+
+@pytest.mark.parametrize("detail", ["off", "on"])
+def test_files_of_another_encoder_have_layers_as_asked_for(teacher, tmp_path, monkeypatch, detail):
+    lines_of_text(200, 176).save(tmp_path / "a.png")
+    blobs, encode = [], Codec.encode
+
+    def kept(*arguments, **options):
+        blobs.append(encode(*arguments, **options))
+        return blobs[-1]
+
+    monkeypatch.setattr(Codec, "encode", kept)
+    options = ("-e", "nano", "-Q", 50, "--no-others", "--latents-of", teacher, "--detail", detail)
+    assert run(tmp_path, *options).exit_code == 0
+    files = [LatFile.parse(blob) for blob in blobs[-2:]]
+    assert [file.model.name for file in files] == ["nano", "imported"]
+    assert [has_layer(file) for file in files] == [detail == "on"] * 2
 
 
 def test_wrong_options_fail_before_anything_is_measured(folder, tmp_path):
