@@ -1,11 +1,11 @@
-/* dynenc's native kernel: pixels to latents; quantisation and entropy coding of latents;
- * statistics of pixels.
+/* dynenc's native kernel: pixels to latents; quantisation and entropy coding of latents; latents to
+ * pixels by integers; statistics of tiles of pixels, and the text and graphics that they tell of.
  *
  * No function allocates memory or has global state, except for the cached result of CPU detection, and
- * all are thread-safe. Memory comes from the caller: a coder, which `dynenc_coder_init` fills and which is only read from then on
- * (it holds no pointers, so it may be copied and shared), and a workspace for each call. Both are
- * aligned to 64 bytes. Lengths and indices that arrive from outside are checked before they are used;
- * a negative return value is one of `enum dynenc_error`.
+ * all are thread-safe. Memory comes from the caller: coders, decoders and encoders, which their `_init`
+ * fills and which are only read from then on (they hold no pointers, so they may be copied and shared),
+ * and a workspace for each call. All are aligned to 64 bytes. Lengths and indices that arrive from
+ * outside are checked before they are used; a negative return value is one of `enum dynenc_error`.
  *
  * Latents and symbols are arrays [channels, height, width] in C order.
  */
