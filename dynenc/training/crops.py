@@ -1,7 +1,8 @@
 """Training images: folders or tar shards, decoded once -> random crops.
 
 A source is decoded once to a flat memory map with an index, because decoding the images for every
-batch would cost as much as a training step.
+batch would cost as much as a training step. The cache belongs to the files as they are: a source
+with other files, or with newer ones, is decoded again.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dynenc.errors import ImageError
+from dynenc.imaging import formats
 from dynenc.imaging.sources import iter_images
 
 Pixels = npt.NDArray[np.uint8]
@@ -54,14 +56,18 @@ def build_cache(source: Path, cache: Path) -> None:
 
 def _decode(source: Path, partial: Path) -> None:
     tiles: list[Tile] = []
-    start = 0
+    start, digest = 0, hashlib.sha256()
     with (partial / "pixels.u8").open("wb") as pixels:
         for name, picture in iter_images(source):
             width, height = picture.size
-            pixels.write(np.asarray(picture).tobytes())
+            data = np.asarray(picture).tobytes()
+            pixels.write(data)
+            digest.update(data)
             tiles.append(Tile(name, start, height, width))
             start += height * width
-    index = [[t.name, t.start, t.height, t.width] for t in tiles]
+    entries = [[t.name, t.start, t.height, t.width] for t in tiles]
+    digest.update(json.dumps(entries).encode())
+    index = {"sha256": digest.hexdigest(), "tiles": entries}
     (partial / "index.json").write_text(json.dumps(index))
 
 
@@ -73,6 +79,7 @@ class Crops:
         self.size = size
         self._pixels: list[Pixels] = []
         self._tiles: list[tuple[int, Tile]] = []
+        self.digests: list[str] = []  # of the images, one per cache
         for number, cache in enumerate(caches):
             file = cache / "pixels.u8"
             self._pixels.append(
@@ -81,7 +88,8 @@ class Crops:
                 else np.zeros((0, 3), np.uint8)
             )
             index = json.loads((cache / "index.json").read_text())
-            self._tiles += [(number, Tile(*entry)) for entry in index]
+            self._tiles += [(number, Tile(*entry)) for entry in index["tiles"]]
+            self.digests.append(index["sha256"])
         self._tiles = [(n, t) for n, t in self._tiles if min(t.height, t.width) >= size]
         if not self._tiles:
             raise ImageError(
@@ -119,9 +127,18 @@ def open_crops(sources: Sequence[Path], run: Path, size: int) -> Crops:
     caches = []
     for source in sources:
         place = source.resolve()
-        digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
-        cache = run / "cache" / f"{place.stem}-{digest}"
+        cache = run / "cache" / f"{place.stem}-{_state(place)}"
         if not cache.exists():
             build_cache(source, cache)
         caches.append(cache)
     return Crops(caches, size)
+
+
+def _state(source: Path) -> str:
+    """A digest of a source's path and of the names, sizes and times of its files."""
+    digest, suffixes = hashlib.sha256(os.fsencode(source)), formats.suffixes()
+    for file in [source, *sorted(source.rglob("*"))]:
+        if file.is_file() and (file == source or file.suffix.lower() in suffixes):
+            state = file.stat()
+            digest.update(os.fsencode(file) + b"\0%d %d\0" % (state.st_size, state.st_mtime_ns))
+    return digest.hexdigest()[:8]

@@ -411,6 +411,21 @@ def test_sources_of_one_name_are_two(tmp_path):
     assert len(crops) == 4
 
 
+def test_images_that_are_added_or_changed_are_seen(tmp_path):
+    source = large_pictures(tmp_path / "x")
+    before = open_crops([source], tmp_path / "run", 128)
+    (source / "notes.txt").write_text("no image")
+    assert open_crops([source], tmp_path / "run", 128).digests == before.digests
+    assert len([*(tmp_path / "run" / "cache").iterdir()]) == 1
+    Image.new("RGB", (128, 150)).save(source / "2.png")
+    more = open_crops([source], tmp_path / "run", 128)
+    assert len(more) == 3
+    Image.new("RGB", (128, 150), "red").save(source / "2.png")
+    changed = open_crops([source], tmp_path / "run", 128)
+    assert changed.whole()[2].max() == 255
+    assert len({*before.digests, *more.digests, *changed.digests}) == 3
+
+
 def test_drawn_crops_depend_on_the_random_numbers_alone():
     one, two = (Synthetic(64).sample(30, np.random.default_rng(5)) for _ in range(2))
     assert one.shape == (30, 3, 64, 64)
