@@ -33,9 +33,10 @@ from dynenc.networks.compat import fast_dtype
 from dynenc.networks.encoder import to_floats
 from dynenc.networks.external_vae import load_teacher
 from dynenc.training import checkpoint, schedule
+from dynenc.training.adversary import Adversary
 from dynenc.training.config import TrainConfig, TrainPaths, check, check_paths
 from dynenc.training.crops import open_crops
-from dynenc.training.losses import Discriminator, Distortion, discriminator_loss
+from dynenc.training.losses import Discriminator, Distortion
 from dynenc.training.prior import Prior
 from dynenc.training.provenance import origin
 from dynenc.training.start import Starts
@@ -44,7 +45,6 @@ from dynenc.training.synthetic import Synthetic, flats
 TEST_STEP = 0.3  # quantiser step for figures
 FLATS = 16  # images of one colour per step
 FLAT_STEP = 0.15  # their largest quantiser step: files quantise them more finely
-ADVERSARY_RATE = 2.0  # learning rate of the discriminator, relative to that of the decoder
 
 
 class Trainer:
@@ -100,11 +100,10 @@ class Trainer:
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
         parameters = [*self.model.parameters(), *self.prior.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, (0.9, 0.99))
-        self.discriminator = self._placed(
-            Discriminator(self.space.channels) if config.gan else nn.Identity()
-        )
-        adversary = list(self.discriminator.parameters()) or [nn.Parameter(torch.zeros(1))]
-        self.adversary = torch.optim.AdamW(adversary, config.learning_rate, (0.5, 0.9))
+        self.adversary: Adversary | None = None
+        if config.gan:
+            discriminator = self._placed(Discriminator(self.space.channels))
+            self.adversary = Adversary(discriminator, config, self._autocast)
         self.step, self.spent_s, self.begun_s = 0, 0.0, time.monotonic()
         self.ahead = ThreadPoolExecutor(1)  # draws the next batch while the device computes
         self.batches: dict[int, Future[Tensor]] = {}  # by step
@@ -219,11 +218,14 @@ class Trainer:
         noisy, width = self._with_noise(latents, random, config.largest_step)
         with self._autocast():
             decoded = decoder(noisy).float()
-        judged = decoded.detach().requires_grad_() if config.gan else decoded
+        judged = decoded.detach().requires_grad_() if self.adversary else decoded
         with self._autocast():
             terms |= self.distortion(judged, image, random)
-        if config.gan:
-            terms |= self._against_adversary(judged, decoded, image, noisy, terms)
+        if self.adversary:
+            [pull] = torch.autograd.grad(torch.stack(list(terms.values())).sum(), judged)
+            self.is_updating = True  # also by its forward pass, which updates the spectral norms
+            terms |= self.adversary.learn(judged, image, noisy, self.learning_rate())
+            decoded.backward(self.adversary.added_to(pull, judged, noisy, self.step))
         if config.rate:  # a fine step is chosen where more bits are acceptable
             own, step = noisy[: config.batch], width[: config.batch]
             if self.step < config.warmup_steps:  # the prior is still untrained
@@ -231,7 +233,7 @@ class Trainer:
             terms["rate"] = config.rate * (step**2 * self.prior(own, step)).mean()
         if config.flats:
             terms["flats"] = config.flats * self._error_of_flats(decoder, random)
-            if config.gan:  # its gradient has been applied already
+            if self.adversary:  # the gradients of other terms have been applied already
                 terms["flats"].backward()
         return terms
 
@@ -263,46 +265,13 @@ class Trainer:
         noisy = latents + noise.to(self.device) * width
         return noisy.contiguous(memory_format=torch.channels_last), width
 
-    def _against_adversary(
-        self,
-        judged: Tensor,
-        decoded: Tensor,
-        image: Tensor,
-        latents: Tensor,
-        terms: dict[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """Train the discriminator for one step, and backpropagate its gradient to the decoder.
-
-        The adversary's pixel gradient is scaled to a constant share of that of all other terms (as
-        in VQGAN, Esser et al. 2021, which does so at the last layer).
-        """
-        with self._autocast():
-            real = self.discriminator(image, latents)
-            fake = self.discriminator(decoded.detach(), latents)
-            loss = discriminator_loss(real.float(), fake.float())
-        self.adversary.zero_grad(set_to_none=True)
-        loss.backward()
-        self.is_updating = True
-        self.adversary.step()
-        total = torch.stack(list(terms.values())).sum()
-        [pull] = torch.autograd.grad(total, judged)
-        if self.step >= self.config.gan_warmup:
-            with self._autocast():
-                score = self.discriminator(judged, latents).float().mean()
-            [push] = torch.autograd.grad(-score, judged)
-            rise = min(1.0, (self.step - self.config.gan_warmup) / 500)
-            pull = pull + rise * self.config.gan * pull.norm() / push.norm().clamp(min=1e-12) * push
-        decoded.backward(pull)
-        return {"discriminator": loss.detach()}
-
     def train_step(self) -> dict[str, float]:
         """Run one optimiser step, or skip it if its gradient is not finite; return the terms."""
-        for optimizer, share in ((self.optimizer, 1.0), (self.adversary, ADVERSARY_RATE)):
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate() * share
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         terms = self._loss()
-        if not self.config.gan:
+        if not self.adversary:
             torch.stack(list(terms.values())).sum().backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.is_updating = True
@@ -320,8 +289,11 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         """The modules and optimisers in a checkpoint."""
-        names = ("model", "prior", "average", "optimizer", "discriminator", "adversary")
-        return {name: getattr(self, name) for name in names}
+        parts = {name: getattr(self, name) for name in ("model", "prior", "average", "optimizer")}
+        if self.adversary:
+            parts["discriminator"] = self.adversary.discriminator
+            parts["adversary"] = self.adversary.optimizer
+        return parts
 
     def save(self) -> None:
         """Write the state of the run, so that `resume` continues exactly as without a stop."""

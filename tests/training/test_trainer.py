@@ -18,6 +18,7 @@ from dynenc.errors import ImageError, OutputExists, UsageError, WeightsError
 from dynenc.evaluation.lpips import LPIPS
 from dynenc.imaging.sources import iter_images
 from dynenc.networks.loading import load_path, model_name
+from dynenc.training import adversary
 from dynenc.training.config import PRESETS, TrainConfig, TrainPaths, configure
 from dynenc.training.crops import Crops, build_cache, open_crops
 from dynenc.training.losses import Distortion
@@ -83,6 +84,7 @@ WEIGHTS = (
     "flats",
 )  # of the loss of a decoder
 SMALL = {"steps": 6, "distill_steps": 2, "batch": 2, "crop": 40, "warmup_steps": 2}
+GAN = {"distill_steps": 0, "gan": 0.5, "gan_warmup": 1}
 
 
 def nothing(_step, _progress, _terms):
@@ -94,7 +96,7 @@ def nothing(_step, _progress, _terms):
     [
         ("nano", {"rate": 0.1}),
         ("autoencoder", {"distill_steps": 0}),
-        ("embedded", {"distill_steps": 0, "gan": 0.5, "gan_warmup": 1}),
+        ("embedded", GAN),
     ],
 )
 def test_resuming_gives_the_same_weights(folder, tmp_path, preset, changes):
@@ -117,24 +119,57 @@ def test_resuming_gives_the_same_weights(folder, tmp_path, preset, changes):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_step_that_is_interrupted_halfway_is_not_saved(folder, tmp_path, monkeypatch):
-    config = replace(PRESETS["nano"], **SMALL)
+@pytest.mark.parametrize(
+    ("preset", "changes", "owner", "name"),
+    [
+        # the weights have changed, their average and the count of steps have not
+        ("nano", {}, AveragedModel, "update_parameters"),
+        # the discriminator has updated its spectral norms
+        ("embedded", GAN, adversary, "discriminator_loss"),
+    ],
+)
+def test_a_step_that_is_interrupted_halfway_is_not_saved(
+    folder, tmp_path, monkeypatch, preset, changes, owner, name
+):
+    config = replace(PRESETS[preset], **SMALL | changes)
     straight, stopped = (paths(folder, tmp_path / name) for name in ("straight", "stopped"))
     train(config, straight, CPU, nothing, save_every=1)
-    update, counts = AveragedModel.update_parameters, iter(range(99))
+    call, counts = getattr(owner, name), iter(range(99))
 
-    def stop(self, model):
-        if next(counts) == 3:  # the weights have changed, their average and the count have not
+    def stop(*arguments):
+        if next(counts) == 3:
             raise KeyboardInterrupt
-        update(self, model)
+        return call(*arguments)
 
-    monkeypatch.setattr(AveragedModel, "update_parameters", stop)
+    monkeypatch.setattr(owner, name, stop)
     with pytest.raises(KeyboardInterrupt):
         train(config, stopped, CPU, nothing, save_every=1)
     monkeypatch.undo()
     train(config, stopped, CPU, nothing)
-    one, two = load_file(straight.export), load_file(stopped.export)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    one, two = (
+        torch.load(where.run / f"{preset}.checkpoint", weights_only=True)
+        for where in (straight, stopped)
+    )
+    for part in ("model", "average", "discriminator"):
+        assert all(torch.equal(one[part][key], two[part][key]) for key in one.get(part, ()))
+
+
+def test_a_loss_of_the_discriminator_that_is_not_finite_skips_one_step(
+    folder, tmp_path, monkeypatch
+):
+    loss, counts, seen = adversary.discriminator_loss, iter(range(99)), []
+    monkeypatch.setattr(
+        adversary,
+        "discriminator_loss",
+        lambda *scores: loss(*scores) * (torch.nan if next(counts) == 2 else 1),
+    )
+    config = replace(PRESETS["embedded"], **SMALL | GAN)
+    where = paths(folder, tmp_path)
+    train(config, where, CPU, lambda _step, _progress, terms: seen.append(terms))
+    assert [terms["discriminator_skipped"] for terms in seen] == [0, 0, 1, 0, 0, 0]
+    assert np.isfinite([terms["discriminator"] for terms in seen]).sum() == 5
+    state = torch.load(where.run / "embedded.checkpoint", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in state["discriminator"].values())
 
 
 def test_training_leaves_the_process_as_it_was(folder, tmp_path):
