@@ -1,13 +1,18 @@
 """Checkpoints of a training run: a run that is resumed continues exactly as without a stop."""
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
-from dynenc.errors import OutputExists
+from dynenc.errors import OutputExists, WeightsError
+from dynenc.networks.vae_files import weights_of
+from dynenc.training.config import TrainConfig, TrainPaths
+from dynenc.training.crops import Crops
 
 WRONG = (RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingError)
 
@@ -20,22 +25,58 @@ def write(path: Path, state: dict[str, Any], parts: Mapping[str, Any]) -> None:
 
 
 def read(
-    path: Path, device: torch.device, config: dict[str, Any], parts: Mapping[str, Any]
+    path: Path, device: torch.device, inputs: dict[str, Any], parts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Undo `write` for a run of this configuration; fill the modules and return the state.
+    """Undo `write` for a run with these `inputs`; fill the modules and return the state.
 
     Raises: OutputExists if the file is damaged, or from another run.
     """
     try:
         state: dict[str, Any] = torch.load(path, device, weights_only=True)
-        is_same = state["config"] == config
-        if is_same:
+        others = [name for name, value in inputs.items() if state["inputs"][name] != value]
+        if not others:
             for name, part in parts.items():
                 part.load_state_dict(state[name])
     except WRONG as exc:
         raise OutputExists(
             f"{path} is damaged, or from a run with other networks", hint="choose another --run"
         ) from exc
-    if not is_same:
-        raise OutputExists(f"{path} is from a run with other settings", hint="choose another --run")
+    if others:
+        raise OutputExists(
+            f"{path} is from a run with other {', '.join(others)}", hint="choose another --run"
+        )
     return state
+
+
+def inputs(
+    config: TrainConfig, paths: TrainPaths, images: Crops, fonts: list[Path], exports: list[Path]
+) -> dict[str, Any]:
+    """What the weights of a run depend on, by the names that `read` reports.
+
+    Files are known by their contents, so they may be moved. A start that the run itself overwrites
+    at its end is known by its name.
+    """
+    overwritten = {path.resolve() for path in exports}
+
+    def known(path: Path | None) -> str:
+        if path is None:
+            return "none"
+        if path.resolve() in overwritten:
+            return path.name
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as exc:
+            raise WeightsError(f"{path} cannot be read: {exc.strerror}") from exc
+
+    uses_vgg = config.lpips_vgg or config.dists
+    return {
+        "settings": asdict(config),
+        "images": images.digests,
+        "fonts": [font.name for font in fonts],
+        "teacher": weights_of(str(paths.teacher)),
+        "LPIPS weights": known(paths.lpips if config.lpips else None),
+        "VGG-16 weights": known(paths.vgg if uses_vgg else None),
+        "starting weights": known(paths.start),
+        "embedded decoder": known(paths.embedded),
+        "encoders": [known(path) for path in paths.encoders],
+    }

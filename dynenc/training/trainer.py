@@ -12,7 +12,6 @@ discriminator.
 import copy
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +90,10 @@ class Trainer:
             decoder = self._of_space(paths.embedded)
             self._train(starts, decoder, paths.embedded)
             self.decoders.append(self.model[decoder.name])
-        if paths.export.stem in {*self.model} - {config.preset}:
-            raise UsageError(
-                f"{paths.export} is where {paths.export.stem} will be written",
-                hint="choose another -o",
-            )
+        self.exports = self._exports()
+        self.inputs = checkpoint.inputs(
+            config, paths, self.crops, self.synthetic.fonts, [*self.exports.values()]
+        )
         self.begun = [weight.detach().clone() for weight in self.model.parameters()]
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
         parameters = [*self.model.parameters(), *self.prior.parameters()]
@@ -127,6 +125,16 @@ class Trainer:
             raise UsageError(f"{path} is another {model.name}: each network can be trained once")
         self.model[model.name] = self._placed(starts.network(model, path))
         self.starts[model.name] = path
+
+    def _exports(self) -> dict[str, Path]:
+        """The file to write for each network; raises UsageError if two have the same one."""
+        export, preset = self.paths.export, self.config.preset
+        if export.stem in {*self.model} - {preset}:
+            raise UsageError(
+                f"{export} is where {export.stem} will be written", hint="choose another -o"
+            )
+        others = {name: export.with_name(f"{name}.safetensors") for name in self.model}
+        return others | {preset: export}
 
     def _random(self, step: int, purpose: int) -> np.random.Generator:
         """A generator that depends only on step and purpose, so that a run can resume anywhere."""
@@ -298,7 +306,8 @@ class Trainer:
     def save(self) -> None:
         """Write the state of the run, so that `resume` continues exactly as without a stop."""
         state = {
-            "config": asdict(self.config),
+            "inputs": self.inputs,
+            "begun": self.begun,
             "step": self.step,
             "spent_s": self.spent_s + time.monotonic() - self.begun_s,
         }
@@ -308,9 +317,8 @@ class Trainer:
         """Load the checkpoint; return whether there was one. Raises: OutputExists."""
         if not self.checkpoint.exists():
             return False
-        config, parts = asdict(self.config), self._parts()
-        state = checkpoint.read(self.checkpoint, self.device, config, parts)
-        self.step, self.spent_s = state["step"], state["spent_s"]
+        state = checkpoint.read(self.checkpoint, self.device, self.inputs, self._parts())
+        self.step, self.spent_s, self.begun = state["step"], state["spent_s"], state["begun"]
         return True
 
     def averaged(self) -> dict[str, nn.Module]:
@@ -357,10 +365,10 @@ class Trainer:
         networks = self.averaged()
         figures = {name: self.figures(name, networks) for name in networks}
         for name, model in networks.items():
-            path, start = self.paths.export, self.starts[name]
+            start = self.starts[name]
             loading.save_weights(
                 model.state_dict(),
-                path if name == self.config.preset else path.with_name(f"{name}.safetensors"),
+                self.exports[name],
                 {
                     "model": name,
                     "start": start.name if start else "none",

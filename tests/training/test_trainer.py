@@ -1,6 +1,8 @@
 import json
+import shutil
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from small_vgg import vgg_weights
 from torch.optim.swa_utils import AveragedModel
 from typer.testing import CliRunner
 
+from dynenc import registry
 from dynenc.cli.main import app
 from dynenc.coding.entropy import EntropyCoder
 from dynenc.errors import ImageError, OutputExists, UsageError, WeightsError
@@ -192,12 +195,53 @@ def test_damaged_checkpoints_and_test_images_of_no_use(folder, tmp_path):
         train(config, paths(folder, tmp_path), CPU, nothing)
 
 
-def test_another_configuration_does_not_take_the_checkpoint(folder, tmp_path):
+def test_a_run_is_continued_with_the_same_inputs_alone_wherever_they_are(folder, tmp_path):
     config = replace(PRESETS["nano"], **SMALL)
-    where = paths(folder, tmp_path)
+    where = paths(folder, tmp_path / "run", embedded=shipped("embedded"))
     train(config, where, CPU, nothing)
-    with pytest.raises(Exception, match="other settings"):
+    with pytest.raises(OutputExists, match=r"with other settings$"):
         train(replace(config, seed=1), where, CPU, nothing)
+    shutil.copytree(folder, moved := tmp_path / "moved")
+    same = {"embedded": Path(shutil.copy(where.embedded, moved)), "test": moved / "pictures"}
+    train(config, paths(moved, where.run, **same), CPU, nothing)
+    decoder = load_file(where.embedded)
+    save_file(
+        decoder, moved / "embedded.safetensors", {"model": "embedded", "steps": "of another run"}
+    )
+    teacher = load_file(moved / "teacher" / "diffusion_pytorch_model.safetensors")
+    save_file(
+        {name: weight + 0.01 for name, weight in teacher.items()},
+        moved / "teacher" / "diffusion_pytorch_model.safetensors",
+    )
+    (moved / "pictures" / "0.png").unlink()
+    others = "images, teacher, starting weights, embedded decoder"
+    with pytest.raises(OutputExists, match=f"with other {others}$"):
+        train(config, paths(moved, where.run, **same, start=shipped("nano")), CPU, nothing)
+
+
+def shipped(name):
+    return registry.folder() / registry.MODELS[name].file
+
+
+def test_a_run_that_overwrites_its_start_can_be_run_again(folder, tmp_path):
+    small = SMALL | {"distill_steps": 0, "learning_rate": 0.05}
+    config = replace(PRESETS["nano"], **small, joint=1, share_of_start=0.5)
+    where = paths(
+        folder,
+        tmp_path,
+        start=tmp_path / "out.safetensors",
+        embedded=tmp_path / "embedded.safetensors",
+    )
+    shutil.copy(shipped("nano"), where.start)
+    shutil.copy(shipped("embedded"), where.embedded)
+    for name in ("first", "again"):
+        train(config, where, CPU, nothing)
+        (tmp_path / name).mkdir()
+        for file in (where.start, where.embedded):
+            shutil.copy(file, tmp_path / name)
+    for file in ("out.safetensors", "embedded.safetensors"):
+        one, two = (load_file(tmp_path / name / file) for name in ("first", "again"))
+        assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_what_is_exported_may_lie_between_the_start_and_the_end(folder, tmp_path):
