@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dynenc import registry
+from dynenc.coding.quantize import STEP_UNIT
+from dynenc.coding.rate_control import COARSEST
 from dynenc.errors import UsageError
 from dynenc.latent_space import PATCH
 from dynenc.training.samples import FitConfig
@@ -130,9 +132,18 @@ USED_BY = {
 LEAST = {  # minimum of settings that cannot be 0
     **dict.fromkeys(("steps", "batch", "warmup_steps"), 1),
     "crop": 40,  # px; networks that judge crops of 32 px or more see all but 7
-    **dict.fromkeys(("samples", "iterations", "copies", "hidden", "middle", "radius"), 1),
+    **dict.fromkeys(("samples", "iterations", "copies", "radius"), 1),
+    **dict.fromkeys(("hidden", "middle", "neighbours"), 1),
+    "smallest_step": 1 / STEP_UNIT,
+    "prior": 0.001,  # tables that no symbol was counted in are the prior
 }
 SHARES = ("synthetic", "vgg_share", "embedded_share", "share_of_start", "ema", "faded", "joint")
+MOST = {  # maximum of settings; those of coders are the kernel's
+    **dict.fromkeys(SHARES, 1),
+    **dict.fromkeys(("hidden", "middle", "neighbours"), 128),
+    "radius": 127,
+    "largest_step": COARSEST / STEP_UNIT,
+}
 
 
 def configure(preset: str, settings: list[str]) -> TrainConfig | FitConfig:
@@ -164,9 +175,9 @@ def check(config: TrainConfig | FitConfig) -> None:
     kind = registry.MODELS[config.preset].kind
     for name in (field.name for field in fields(config) if field.name != "preset"):
         value = getattr(config, name)
-        least, most = LEAST.get(name, 0), 1 if name in SHARES else math.inf
+        least, most = LEAST.get(name, 0), MOST.get(name, math.inf)
         if not (least <= value <= most and math.isfinite(value)):
-            upper = f" to {most}" if name in SHARES else " or more"
+            upper = f" to {most}" if name in MOST else " or more"
             raise UsageError(f"{name}={value} is out of range: use {least}{upper}")
         kinds = USED_BY.get(name, (kind,))
         if kind not in kinds and value not in (0, getattr(base, name)):
@@ -175,8 +186,8 @@ def check(config: TrainConfig | FitConfig) -> None:
                 f"{name}={value:g} has no effect on the training of {config.preset}: "
                 f"it applies to {users}"
             )
-    if isinstance(config, FitConfig) and not 0 < config.smallest_step <= config.largest_step:
-        raise UsageError("smallest_step must be above 0, and largest_step no smaller")
+    if isinstance(config, FitConfig) and config.smallest_step > config.largest_step:
+        raise UsageError("smallest_step must not be above largest_step")
     if isinstance(config, TrainConfig) and config.crop % PATCH:
         raise UsageError(f"crop={config.crop} is not a multiple of {PATCH} px")
 

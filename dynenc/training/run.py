@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.numpy import save
+from torch import nn
 
 from dynenc import registry
 from dynenc.coding import bitstream
@@ -17,7 +20,7 @@ from dynenc.coding.entropy import EntropyCoder
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.imaging.sources import iter_images
 from dynenc.imaging.tensors import pad, to_tensor
-from dynenc.io.writing import writing
+from dynenc.io.writing import make_folder, writing
 from dynenc.networks import loading
 from dynenc.networks.encoder import to_floats
 from dynenc.networks.external_vae import load_teacher
@@ -44,6 +47,7 @@ def train(
     loss. A checkpoint is written every `save_every` steps, at the end, and when interrupted.
     """
     paths.run.mkdir(parents=True, exist_ok=True)
+    make_folder(str(paths.export.parent))
     with _own_state(device):
         trainer = Trainer(config, paths, device)
         trainer.resume()
@@ -86,6 +90,9 @@ def train_coder(
     teacher, _ = load_teacher(paths.teacher, space)
     encoders = [teacher, *(loading.load_path(path, space) for path in paths.encoders)]
     crops = open_crops(paths.data, paths.run, PRESETS["embedded"].crop)
+    # a fit may take hours and has no checkpoints: what can fail comes before it
+    tests = _test_images(paths.test, encoders[-1])
+    make_folder(str(paths.export.parent))
 
     @torch.inference_mode()
     def latents() -> Iterator[npt.NDArray[np.float32]]:
@@ -97,22 +104,36 @@ def train_coder(
 
     with torch.random.fork_rng([]):
         tensors = fit(latents(), config, report)
-    figures: dict[str, float] = {}
-    if paths.test:
-        coder = EntropyCoder.of(tensors, has_trellis=config.has_trellis)
-        step_q = round(TEST_STEP * STEP_UNIT)
-        rates = []
-        for _, picture in iter_images(paths.test):
-            with torch.inference_mode():
-                encoded = encoders[-1](pad(to_tensor(picture)))
-            payload = coder.encode(to_symbols(encoded[0].numpy(), step_q, coder), step_q)
-            rates.append(bitstream.bpp(len(payload), *picture.size))
-        if rates:
-            figures = {"pictures": len(rates), "bpp": sum(rates) / len(rates)}
+    figures = _figures(tests, EntropyCoder.of(tensors, has_trellis=config.has_trellis))
     metadata = {"model": config.preset, **origin(config, paths, len(crops), figures)}
     with writing(str(paths.export), overwrite=True) as file:
         file.write(save(tensors, metadata))
     return figures
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _TestImage:
+    latents: npt.NDArray[np.float32]  # [C, h, w]
+    size: tuple[int, int]  # px
+
+
+@torch.inference_mode()
+def _test_images(source: Path | None, encoder: nn.Module) -> list[_TestImage]:
+    """Encode the test images, if there are any."""
+    return [
+        _TestImage(encoder(pad(to_tensor(picture)))[0].numpy(), picture.size)
+        for _, picture in (iter_images(source) if source else ())
+    ]
+
+
+def _figures(tests: list[_TestImage], coder: EntropyCoder) -> dict[str, float]:
+    """The figures of `train_coder`."""
+    step_q = round(TEST_STEP * STEP_UNIT)
+    rates = []
+    for test in tests:
+        payload = coder.encode(to_symbols(test.latents, step_q, coder), step_q)
+        rates.append(bitstream.bpp(len(payload), *test.size))
+    return {"pictures": len(rates), "bpp": sum(rates) / len(rates)} if rates else {}
 
 
 def train_with_progress(

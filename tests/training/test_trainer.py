@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from dynenc import registry
 from dynenc.cli.main import app
 from dynenc.coding.entropy import EntropyCoder
-from dynenc.errors import ImageError, OutputExists, UsageError, WeightsError
+from dynenc.errors import ImageError, OutputError, OutputExists, UsageError, WeightsError
 from dynenc.evaluation.lpips import LPIPS
 from dynenc.imaging.sources import iter_images
 from dynenc.networks.loading import load_path, model_name
-from dynenc.training import adversary
+from dynenc.training import adversary, run
 from dynenc.training.config import PRESETS, TrainConfig, TrainPaths, configure
 from dynenc.training.crops import Crops, build_cache, open_crops
 from dynenc.training.losses import Distortion
@@ -395,6 +395,22 @@ def test_coder_is_fitted_to_teacher_and_encoders(folder, tmp_path):
     assert np.array_equal(model.decode(model.encode(symbols, 307), 3, 5, 307), symbols)
 
 
+def test_what_a_coder_cannot_be_measured_on_or_written_to_is_found_before_the_fit(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run, "fit", lambda *_: pytest.fail("fitted"))
+    changes = {"lpips": None, "vgg": None, "data": (large_pictures(tmp_path / "large"),)}
+    where = paths(folder, tmp_path, **changes)
+    with pytest.raises(ImageError, match="neither a folder nor a tar"):
+        train_with_progress(
+            configure("fast", []), replace(where, test=tmp_path / "none"), CPU, quiet=True
+        )
+    (tmp_path / "file").touch()
+    where = replace(where, export=tmp_path / "file" / "out.safetensors")
+    with pytest.raises(OutputError, match="cannot be created"):
+        train_with_progress(configure("fast", []), where, CPU, quiet=True)
+
+
 def large_pictures(folder):
     """Pictures of the size that crops for training must have."""
     folder.mkdir()
@@ -423,8 +439,13 @@ def test_settings():
             configure("nano", [setting])
     with pytest.raises(UsageError, match="has_trellis"):
         configure("fast", ["has_trellis=1"])
-    with pytest.raises(UsageError, match="smallest_step must be above 0"):
-        configure("fast", ["smallest_step=0"])
+    wrong = ["radius=0", "radius=128", "neighbours=0", "neighbours=129", "hidden=129", "middle=129"]
+    wrong += ["smallest_step=0.0009", "largest_step=64", "prior=0"]
+    for setting in wrong:
+        with pytest.raises(UsageError, match=f"{setting}.* is out of range"):
+            configure("fast", [setting])
+    with pytest.raises(UsageError, match="smallest_step must not be above largest_step"):
+        configure("fast", ["smallest_step=2"])
 
 
 @pytest.mark.parametrize(
