@@ -334,13 +334,15 @@ class Trainer:
         return dict(networks.named_children())
 
     def figures(self, name: str, trained: dict[str, Any]) -> dict[str, float]:
-        """Mean PSNR, LPIPS and DISTS of an exported network on the test images, if there are any.
+        """Mean PSNR of an exported network on the test images, if there are any.
+
+        Also the mean LPIPS and DISTS, if their weights are given.
 
         An encoder is measured with the teacher's decoder. A decoder is measured on latents
         of the encoder it is trained with, else of the last of its encoders, else of the teacher; an
         autoencoder on its own. Latents are quantised with TEST_STEP for both.
         """
-        if not self.paths.test or not self.paths.lpips:
+        if not self.paths.test:
             return {}
         encode = (self.encoders or [self.teacher_encoder])[-1]
         decode, step = self.decoders[0], 0.0

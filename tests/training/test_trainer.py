@@ -420,8 +420,10 @@ def large_pictures(folder):
 
 
 def test_networks_need_the_weights_of_the_distances(folder, tmp_path):
-    no_judges = replace(PRESETS["nano"], lpips=0, lpips_vgg=0, dists=0)
-    assert Distortion(no_judges, paths(folder, tmp_path, lpips=None, vgg=None)).alex is None
+    no_judges = replace(PRESETS["nano"], **SMALL, lpips=0, lpips_vgg=0, dists=0)
+    without = paths(folder, tmp_path, lpips=None, vgg=None, test=folder / "pictures")
+    assert Distortion(no_judges, without).alex is None
+    assert train(no_judges, without, CPU, nothing).keys() == {"pictures", "psnr_db"}
     for name in ("lpips", "vgg"):
         with pytest.raises(UsageError, match="weights") as error:
             train(PRESETS["nano"], paths(folder, tmp_path, **{name: None}), CPU, nothing)
