@@ -241,7 +241,7 @@ def _train(
     )
     for _ in range(config.iterations):
         # neighbouring columns, of samples in no order: picking as many from all over takes longer
-        start = int(torch.randint(max(1, len(octave) - config.batch), ()))
+        start = int(torch.randint(max(1, len(octave) - config.batch + 1), ()))
         batch = slice(start, start + config.batch)
         inputs = neighbours[..., batch].float() / VALUE
         loss = networks.bits(inputs, target[:, batch], octave[batch]).mean(1).sum()
