@@ -9,6 +9,7 @@ import typer
 
 from dynenc.cli import console, options
 from dynenc.cli.commands import Section
+from dynenc.errors import UsageError
 
 SECTION = Section("Develop")
 
@@ -96,6 +97,8 @@ def train(
         presets = [*PRESETS, *CODERS]
         if preset not in presets:
             raise typer.BadParameter(f"{preset!r} is not one of {', '.join(presets)}.")
+        if preset in CODERS and device not in ("auto", "cpu"):
+            raise UsageError(f"{preset} is fitted on the CPU", hint="omit --device")
         config = configure(preset, setting or [])
         paths = TrainPaths(
             data=tuple(data),

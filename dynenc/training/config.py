@@ -188,12 +188,17 @@ def check(config: TrainConfig | FitConfig) -> None:
             )
     if isinstance(config, FitConfig) and config.smallest_step > config.largest_step:
         raise UsageError("smallest_step must not be above largest_step")
-    if isinstance(config, TrainConfig) and config.crop % PATCH:
-        raise UsageError(f"crop={config.crop} is not a multiple of {PATCH} px")
+    if isinstance(config, TrainConfig):
+        if config.crop % PATCH:
+            raise UsageError(f"crop={config.crop} is not a multiple of {PATCH} px")
+        if not config.gan and config.gan_warmup not in (0, PRESETS[config.preset].gan_warmup):
+            raise UsageError(f"gan_warmup={config.gan_warmup:g} has no effect while gan is 0")
+        if config.budget_s and config.steps != PRESETS[config.preset].steps:
+            raise UsageError(f"steps={config.steps} has no effect: budget_s ends the run")
 
 
 def check_paths(config: TrainConfig | FitConfig, paths: TrainPaths) -> None:
-    """Refuse paths that training this network would ignore, and joint training of one network.
+    """Refuse paths that this training would ignore, and joint training of one network.
 
     Raises: UsageError.
     """
@@ -204,6 +209,9 @@ def check_paths(config: TrainConfig | FitConfig, paths: TrainPaths) -> None:
         raise UsageError(
             f"{config.preset} is not trained through an embedded decoder", hint="omit --embedded"
         )
+    for name, share in (("embedded", "embedded_share"), ("fonts", "synthetic")):
+        if getattr(paths, name) and not getattr(config, share, 1):
+            raise UsageError(f"{name} is not used while {share} is 0", hint=f"omit --{name}")
     if paths.encoders and not joint and kind not in ("decoder", "coder"):
         raise UsageError(
             f"{config.preset} is not trained on latents of other encoders",

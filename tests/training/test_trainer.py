@@ -484,6 +484,33 @@ def test_paths_without_effect_are_refused(folder, tmp_path, preset, option):
     assert error.value.hint == f"omit --{'encoder' if option == 'encoders' else option}"
 
 
+@pytest.mark.parametrize(
+    ("preset", "setting", "option", "message"),
+    [
+        ("embedded", "gan_warmup=5", None, "gan_warmup=5 has no effect while gan is 0"),
+        ("nano", "budget_s=9", None, "steps=6 has no effect"),
+        ("nano", "synthetic=0", "fonts", "fonts is not used while synthetic is 0"),
+        ("nano", "embedded_share=0", "embedded", "embedded is not used while embedded_share is 0"),
+    ],
+)
+def test_what_other_settings_leave_without_effect_is_refused(
+    folder, tmp_path, preset, setting, option, message
+):
+    name, value = setting.split("=")
+    config = replace(PRESETS[preset], **SMALL | {"distill_steps": 0, name: float(value)})
+    where = paths(folder, tmp_path, **({option: tmp_path} if option else {}))
+    with pytest.raises(UsageError, match=message):
+        train(config, where, CPU, nothing)
+
+
+def test_a_device_is_refused_for_a_coder(folder, tmp_path):
+    command = ["train", "fast", "--data", folder / "pictures", "--teacher", folder / "teacher"]
+    command += ["--run", tmp_path, "-o", tmp_path / "out.safetensors", "--device", "cuda"]
+    result = CliRunner().invoke(app, [str(c) for c in command])
+    assert result.exit_code == 2
+    assert "fast is fitted on the CPU" in result.stderr
+
+
 def test_every_preset_is_a_model_and_every_field_a_number():
     for name, config in PRESETS.items():
         assert isinstance(config, TrainConfig)
@@ -538,7 +565,7 @@ def test_drawn_crops_depend_on_the_random_numbers_alone():
 
 
 def test_a_budget_of_time_ends_the_run(folder, tmp_path):
-    config = replace(PRESETS["nano"], **SMALL, budget_s=1.5)
+    config = replace(PRESETS["nano"], **SMALL | {"steps": PRESETS["nano"].steps}, budget_s=1.5)
     seen = []
     train(config, paths(folder, tmp_path), CPU, lambda step, progress, _: seen.append(progress))
     assert seen == sorted(seen)
