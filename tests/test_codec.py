@@ -318,7 +318,7 @@ def test_devices(monkeypatch):
 def test_on_every_name_of_the_cpu_integers_are_computed(photo, device):
     codec = Codec("nano", "embedded", device)
     codec.decode(codec.encode(photo))
-    assert codec.native
+    assert codec.native_encoder
     assert "backend" not in vars(codec)
 
 

@@ -127,13 +127,16 @@ def test_update_looks_at_the_form(tmp_path):
 def test_update_looks_at_the_scale_and_at_the_default_quality(tmp_path):
     (folder := tmp_path / "in").mkdir()
     save_file({"latents": torch.randn(4, 8, 8)}, folder / "a.safetensors")
-    extra = {"crop_xy": torch.zeros(2)}  # kept in the .lat file together with the scale
+    extra = {
+        "crop_xy": torch.zeros(2)
+    }  # with which the scale is recorded, as one that is not usual
     save_file({"latents": torch.randn(4, 8, 8), **extra}, folder / "b.safetensors")
     for options, n_done in (
         ("--scale 1 -Q 30", 2),
         ("--scale 1", 2),
-        ("--scale 1", 1),
+        ("--scale 1", 0),
         ("--scale 0.18215", 2),
+        ("--scale 0.18215", 1),
         ("--scale 0.18215 -Q 30", 2),
     ):
         told = run("import", folder, "-o", tmp_path / "out", "-u", *options.split()).stderr
