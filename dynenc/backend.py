@@ -44,9 +44,8 @@ class Backend:
     def __init__(self, encoder: str, decoder: str, device: str | torch.device) -> None:
         self.encoder_name, self.decoder_name = encoder, decoder
         self.device = pick_device(device)
-        self.assigned_decoder: Decoder | None = (
-            None  # for latents of its space, whatever the name says
-        )
+        # for latents of its space, whatever the name says
+        self.assigned_decoder: Decoder | None = None
         self._other_decoders: dict[str, Decoder] = {}
 
     @cached_property

@@ -26,9 +26,7 @@ def fault(data: bytes, size: tuple[int, int]) -> str:
     if len(meta) > MOST_META:
         return "has an AVIF header that is too long"
     parts = list(_boxes(meta[4:]))
-    if not _is_all_of_one_item(
-        [content for kind, content in parts if kind == b"iloc"], data, coded
-    ):
+    if not _is_all_of_one_item(parts, data, coded):
         return "is not an AVIF file of one image"
     properties = [
         each
@@ -49,8 +47,9 @@ def fault(data: bytes, size: tuple[int, int]) -> str:
     return ""
 
 
-def _is_all_of_one_item(locations: list[bytes], data: bytes, coded: bytes) -> bool:
-    """Whether the `iloc` boxes of a file name one item, which is all of the `mdat` at its end."""
+def _is_all_of_one_item(parts: list[tuple[bytes, bytes]], data: bytes, coded: bytes) -> bool:
+    """Whether `iloc`, among the parts of `meta`, names one item: all of the `mdat` at the end."""
+    locations = [content for kind, content in parts if kind == b"iloc"]
     if [len(each) for each in locations] != [LOCATION.size]:
         return False
     version, sizes, base_size, items, _, reference, pieces, *place = LOCATION.unpack(locations[0])

@@ -10,6 +10,7 @@ import json
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,18 +159,18 @@ def convert(root: StandIn) -> tuple[str, dict[str, Tensor]]:
             described = {"layers": _layers(encoder), "decoder": _layers(decoder)}
         else:
             described = {"layers": _layers(root)}
-        prefix = "encoder.layers" if "decoder" in described else "layers"
-        state, size, storages = dict[str, Tensor](), 0, dict[int, int]()
-        for name, layers in ((prefix, described["layers"]), ("decoder", described.get("decoder"))):
-            for number, layer in enumerate(layers or []):
-                for part, tensors in _parts(layer.pop("module")).items():
-                    size += sum(tensor.nbytes for tensor in tensors)
-                    stored = [tensor.untyped_storage() for tensor in tensors]
-                    storages |= {each.data_ptr(): each.nbytes() for each in stored}
-                    if size > sum(storages.values()):  # else a small file takes much memory
-                        raise ValueError("tensors of it share what is stored of them")
-                    whole = tensors[0] if part in STATIC else torch.stack(tensors)
-                    state[f"{name}.{number}.{part}"] = whole.float()
+        state, size, stored, storages = dict[str, Tensor](), 0, 0, set[int]()
+        for name, tensors in _all_parts(described):
+            for tensor in tensors:
+                size += tensor.nbytes
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in storages:
+                    storages.add(storage.data_ptr())
+                    stored += storage.nbytes()
+            if size > stored:  # else a small file takes much memory
+                raise ValueError("tensors of it share what is stored of them")
+            whole = tensors[0] if name.endswith(STATIC) else torch.stack(tensors)
+            state[name] = whole.float()
         return json.dumps(described), state
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as exc:
         raise WeightsError(f"the checkpoint is none of the author's networks: {exc}") from exc
@@ -193,6 +194,15 @@ def _layers(module: StandIn) -> list[dict[str, Any]]:
                 }
             )
     return layers
+
+
+def _all_parts(described: dict[str, Any]) -> Iterator[tuple[str, list[Tensor]]]:
+    """The tensors of all layers by name, each layer without its "module" from then on."""
+    prefix = "encoder.layers" if "decoder" in described else "layers"
+    for name, layers in ((prefix, described["layers"]), ("decoder", described.get("decoder"))):
+        for number, layer in enumerate(layers or []):
+            for part, tensors in _parts(layer.pop("module")).items():
+                yield f"{name}.{number}.{part}", tensors
 
 
 def _parts(conv: StandIn) -> dict[str, list[Tensor]]:

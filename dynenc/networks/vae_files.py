@@ -56,7 +56,11 @@ def on_disk(name: str) -> Path | None:
 
 def weights_of(name: str) -> str:
     """The SHA-256 of an autoencoder's weights; raises WeightsError if they are not on this disk."""
-    _, file = _find(existing(name))
+    return sha256_of(_find(existing(name))[1])
+
+
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file of weights, in hexadecimal; raises WeightsError."""
     digest = hashlib.sha256()
     try:
         with file.open("rb") as stream:

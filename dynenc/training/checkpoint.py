@@ -1,6 +1,5 @@
 """Checkpoints of a training run: a run that is resumed continues exactly as without a stop."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 
 import torch
 
-from dynenc.errors import OutputExists, WeightsError
-from dynenc.networks.vae_files import weights_of
+from dynenc.errors import OutputExists
+from dynenc.networks.vae_files import sha256_of, weights_of
 from dynenc.training.config import TrainConfig, TrainPaths
 from dynenc.training.crops import Crops
 
@@ -61,12 +60,7 @@ def inputs(
     def known(path: Path | None) -> str:
         if path is None:
             return "none"
-        if path.resolve() in overwritten:
-            return path.name
-        try:
-            return hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as exc:
-            raise WeightsError(f"{path} cannot be read: {exc.strerror}") from exc
+        return path.name if path.resolve() in overwritten else sha256_of(path)
 
     uses_vgg = config.lpips_vgg or config.dists
     return {
