@@ -8,7 +8,7 @@ from __future__ import annotations
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import islice
@@ -59,7 +59,6 @@ class Converter:
         self.device = self.task.device
         self.batch_size = settings.run.batch_size or (1 if self.device == "cpu" else GPU_BATCH)
         self.window = 2 * self.batch_size if self.batch_size > 1 else 1  # files read at a time
-        self.writers = ThreadPoolExecutor(WRITERS)
 
     @property
     def note(self) -> str:
@@ -71,9 +70,9 @@ class Converter:
         jobs = list(jobs)
         inputs = {self._input(job): job for job in jobs if not job.is_shard}
         under_way: deque[tuple[Input, Future[Outcome]]] = deque()
-        try:
+        with ThreadPoolExecutor(WRITERS) as writers:  # on any exit, each file is whole or absent
             for item, made in self._convert(inputs):
-                future = self.writers.submit(self._attempt, self._write, item, made)
+                future = writers.submit(self._attempt, self._write, item, made)
                 under_way.append((item, future))
                 if len(under_way) > WRITERS:
                     item, future = under_way.popleft()
@@ -81,8 +80,6 @@ class Converter:
             while under_way:
                 item, future = under_way.popleft()
                 yield inputs[item], [self._result(item, future.result())]
-        finally:  # on any exit, no file is left half-written
-            wait([future for _, future in under_way])
         for job in jobs:
             if job.is_shard:
                 outcome = self._attempt(self._shard, job)

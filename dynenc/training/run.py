@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,8 @@ def train(
     """
     paths.run.mkdir(parents=True, exist_ok=True)
     make_folder(str(paths.export.parent))
-    with _own_state(device):
-        trainer = Trainer(config, paths, device)
+    with _own_state(device), ThreadPoolExecutor(1) as ahead:
+        trainer = Trainer(config, paths, device, ahead)
         trainer.resume()
         try:
             while trainer.progress < 1:

@@ -11,7 +11,7 @@ discriminator.
 
 import copy
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,17 @@ FLAT_STEP = 0.15  # their largest quantiser step: files quantise them more finel
 
 
 class Trainer:
-    """One training run: state, steps, checkpoints, export."""
+    """One training run: state, steps, checkpoints, export.
 
-    def __init__(self, config: TrainConfig, paths: TrainPaths, device: torch.device) -> None:
+    `ahead` draws the next batch while the device computes.
+    """
+
+    def __init__(
+        self, config: TrainConfig, paths: TrainPaths, device: torch.device, ahead: Executor
+    ) -> None:
         check(config)
         check_paths(config, paths)
-        self.config, self.paths, self.device = config, paths, device
+        self.config, self.paths, self.device, self.ahead = config, paths, device, ahead
         # not for encoders in training, which stay exact, or the autoencoder, which is too small
         self.half = fast_dtype(device) != torch.float32 and config.preset != "autoencoder"
         torch.manual_seed(config.seed)
@@ -103,7 +108,6 @@ class Trainer:
             discriminator = self._placed(Discriminator(self.space.channels))
             self.adversary = Adversary(discriminator, config, self._autocast)
         self.step, self.spent_s, self.begun_s = 0, 0.0, time.monotonic()
-        self.ahead = ThreadPoolExecutor(1)  # draws the next batch while the device computes
         self.batches: dict[int, Future[Tensor]] = {}  # by step
 
     def _given(self, path: Path) -> nn.Module:

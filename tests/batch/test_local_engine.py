@@ -1,6 +1,7 @@
 """Worker processes that crash, hang or are killed; the networks play no part here."""
 
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -166,9 +167,12 @@ def test_errors_nobody_expects_fail_one_file_only(pictures, tmp_path, monkeypatc
         encode(pictures / "05.png", tmp_path / "x.lat")
 
 
-def test_one_file_raises_its_error(tmp_path):
-    with pytest.raises(DynencError, match="does not exist"):
+def test_one_file_raises_its_error_and_leaves_no_threads(tmp_path):
+    before = set(threading.enumerate())
+    with pytest.raises(DynencError, match="does not exist") as caught:
         encode(tmp_path / "none.png", None)
+    assert caught.tb  # keeps what the call made alive
+    assert set(threading.enumerate()) <= before
 
 
 def test_memory_urls_are_converted_in_this_process(pictures):

@@ -1,6 +1,7 @@
 import json
 import shutil
 import tarfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,9 +178,11 @@ def test_a_loss_of_the_discriminator_that_is_not_finite_skips_one_step(
 
 def test_training_leaves_the_process_as_it_was(folder, tmp_path):
     before = torch.get_rng_state(), torch.backends.cudnn.benchmark
+    threads = set(threading.enumerate())
     train(replace(PRESETS["nano"], **SMALL), paths(folder, tmp_path), CPU, nothing)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert torch.backends.cudnn.benchmark == before[1]
+    assert set(threading.enumerate()) <= threads
 
 
 def test_damaged_checkpoints_and_test_images_of_no_use(folder, tmp_path):
