@@ -21,9 +21,10 @@ from dynenc.coding import bitstream, rate_control
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import MAX_EFFORT, DetailMode, Goal, OnStep
 from dynenc.encoding import Encoded, Encoding
-from dynenc.imaging import arrays, extras, image, layering, notes, pixels
+from dynenc.imaging import arrays, extras, layering, notes, pixels
 from dynenc.imaging import detail as detail_layer
 from dynenc.imaging.arrays import Checked, Picture
+from dynenc.imaging.read import open_image
 from dynenc.latent_space import SD1, LatentSpace
 from dynenc.native import encoder as native
 from dynenc.native.kernel import Floats
@@ -168,7 +169,7 @@ class Codec:
         if isinstance(picture, str | Path):
             path = Path(file_name("an image", picture))
             name = f"{path}: "
-            picture = image.open_image(path, keep_metadata=keep_metadata)
+            picture = open_image(path, keep_metadata=keep_metadata)
         [encoded] = self.encode_batch(
             [picture], goal, effort, detail=detail, keep_metadata=keep_metadata
         )

@@ -20,8 +20,8 @@ from dynenc.coding.lat_file import LatFile
 from dynenc.coding.quantize import quality_to_step
 from dynenc.errors import DynencError, ImageError, with_name
 from dynenc.imaging import buckets, notes
-from dynenc.imaging.image import open_image
 from dynenc.imaging.pixels import to_rgb
+from dynenc.imaging.read import open_image
 from dynenc.interop.latent_cache import Entry, Settings
 from dynenc.io import names
 from dynenc.io.shards import is_archive

@@ -23,8 +23,9 @@ from dynenc.coding import bitstream, entropy, rate_control
 from dynenc.coding.bitstream import Header
 from dynenc.coding.lat_file import LatFile, has_quality, read_bytes
 from dynenc.coding.rate_control import DetailMode, Goal, OnStep
-from dynenc.imaging import detail, extras, image, notes
+from dynenc.imaging import detail, extras, notes
 from dynenc.imaging.extras import Extras
+from dynenc.imaging.read import open_image
 from dynenc.interop.forms import LATENT_FORMS
 from dynenc.io import names, storage
 from dynenc.io.storage import Readable
@@ -169,7 +170,7 @@ def load_image(item: Input, settings: Settings) -> Loaded[Image.Image]:
     if blob is None and storage.is_sequential(item.source):
         blob = inputs.read_image(item.source)
     with notes.collected() as lost:
-        picture = image.open_image(
+        picture = open_image(
             item.source if blob is None else blob,
             name=names.shown(item.source),
             max_pixels=settings.input.max_pixels,

@@ -8,15 +8,16 @@ from typing import BinaryIO
 from PIL import Image
 
 from dynenc.errors import ImageError
-from dynenc.imaging import formats, image, pixels
+from dynenc.imaging import formats, pixels
+from dynenc.imaging.read import open_image
 
 
 def open_rgb(source: Path | bytes | BinaryIO, name: str = "") -> Image.Image:
     """Read an image as upright sRGB pixels without metadata, over white where it is transparent.
 
-    Raises: ImageError like `image.open_image`.
+    Raises: ImageError like `read.open_image`.
     """
-    picture = pixels.to_rgb(image.open_image(source, name=name))
+    picture = pixels.to_rgb(open_image(source, name=name))
     picture.info.clear()
     return picture
 

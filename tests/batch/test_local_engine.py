@@ -150,16 +150,16 @@ def test_options_that_make_no_sense(pictures, tmp_path, options):
 
 
 def test_errors_nobody_expects_fail_one_file_only(pictures, tmp_path, monkeypatch):
-    from dynenc.imaging import image
+    from dynenc.batch import task
 
-    real = image.open_image
+    real = task.open_image
 
     def open_image(source, **options):
         if str(source).endswith("05.png"):
             raise ZeroDivisionError("a bug")
         return real(source, **options)
 
-    monkeypatch.setattr(image, "open_image", open_image)
+    monkeypatch.setattr(task, "open_image", open_image)
     summary = encode(pictures, tmp_path / "out", jobs=1)
     assert (summary.done, summary.failed) == (N_PICTURES - 1, 1)
     assert "05.png: unexpected ZeroDivisionError: a bug" in summary.failures[0].reason

@@ -79,7 +79,8 @@ def payload() -> Callable[[bytes], None]:
 def metadata() -> Callable[[bytes], None]:
     """A target, as above: a byte for the chunk, one whether to pack, the rest is its data."""
     with atheris.instrument_imports(include=["dynenc"]):
-        from dynenc.imaging import extras, image, packing, pixels, save
+        from dynenc.imaging import extras, packing, pixels, save
+        from dynenc.imaging.read import open_image
     logging.getLogger("PIL").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     tags = ["grey", "alph", "exif", "xmpp", "iccp", "none", "Detl"]
@@ -101,7 +102,7 @@ def metadata() -> Callable[[bytes], None]:
                     saved = save.save(shown, form, "fuzz")
                 except (OSError, ValueError) as exc:  # only where metadata is not to blame
                     raise AssertionError(form) from exc
-                image.open_image(io.BytesIO(saved), keep_metadata=True)
+                open_image(io.BytesIO(saved), keep_metadata=True)
 
     return run
 

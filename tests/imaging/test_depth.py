@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dynenc.imaging import boxes, formats, image, jxl, notes
+from dynenc.imaging import boxes, formats, jxl, notes
+from dynenc.imaging.read import open_image
 
 NOTE = ["more than 8 bits per channel are reduced to 8"]
 FILES = {  # of 4x4 px, written by libavif and OpenJPEG, compressed by zlib
@@ -33,7 +34,7 @@ FILES = {  # of 4x4 px, written by libavif and OpenJPEG, compressed by zlib
 
 def notes_of(data):
     with notes.collected() as found:
-        image.open_image(data)
+        open_image(data)
     return found
 
 

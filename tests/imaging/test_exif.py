@@ -12,8 +12,9 @@ from PIL import Image
 
 from dynenc import Codec
 from dynenc.errors import PictureWarning
-from dynenc.imaging import exif, ifd, image, save
+from dynenc.imaging import exif, ifd, save
 from dynenc.imaging.ifd import Node, Structure, written
+from dynenc.imaging.read import open_image
 
 ASCII, SHORT, LONG, RATIONAL, BYTE, UNDEFINED = 2, 3, 4, 5, 1, 7
 JAPANESE = "© 田中".encode()
@@ -97,7 +98,7 @@ def test_exif_comes_back_as_it_was(nano, order, form):
     given = block(order, thumbnail=b"\xff\xd8 small")
     picture = Image.new("RGB", (40, 20), "teal")
     picture.save(file := io.BytesIO(), "JPEG", exif=b"Exif\0\0" + given)
-    opened = image.open_image(file.getvalue(), keep_metadata=True)
+    opened = open_image(file.getvalue(), keep_metadata=True)
     assert opened.size == (20, 40)
     decoded = nano.decode(nano.encode(opened, keep_metadata=True))
     data = save.save(decoded, form, "a test")
@@ -127,7 +128,7 @@ def test_only_damaged_tags_are_left_out():
     picture = Image.new("RGB", (40, 20), "teal")
     picture.save(file := io.BytesIO(), "JPEG", exif=b"Exif\0\0" + bytes(given))
     with pytest.warns(PictureWarning) as caught:
-        opened = image.open_image(file.getvalue(), keep_metadata=True)
+        opened = open_image(file.getvalue(), keep_metadata=True)
     told = " ".join(str(each.message) for each in caught)
     assert "DateTimeOriginal" in told
     assert "ImageUniqueID" in told
@@ -146,7 +147,7 @@ def test_every_orientation(turn, form):
     tagged = Image.Exif()
     tagged[0x0112] = turn
     Image.fromarray(pixels).save(file := io.BytesIO(), form, exif=tagged)
-    opened = image.open_image(file.getvalue())
+    opened = open_image(file.getvalue())
     upright = {
         1: (0, 0),
         2: (0, 1),
@@ -185,7 +186,7 @@ def test_turned_images_keep_their_exif_and_have_resolutions_that_agree(form, tur
             + given
             + data[20:]
         )
-    opened = image.open_image(data, keep_metadata=True)
+    opened = open_image(data, keep_metadata=True)
     back = values(opened.info["exif"][6:])
     assert back[(0x8769, 0x927C)] == MAKER_NOTE
     if turn == 6:

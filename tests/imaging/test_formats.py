@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from dynenc import Codec
 from dynenc.cli.main import app
 from dynenc.errors import ImageError, OutputError
-from dynenc.imaging import extras, formats, image, jxl, save
+from dynenc.imaging import extras, formats, jxl, save
+from dynenc.imaging.read import open_image
 from dynenc.imaging.sources import iter_images
 
 
@@ -75,7 +76,7 @@ def test_no_file_starts_a_program(trace, tmp_path, data):
     result = runner.invoke(app, ["encode", "-", "-o", str(tmp_path / "y.lat")], input=data)
     assert result.exit_code == 3
     with pytest.raises(ImageError):
-        image.open_image(data)
+        open_image(data)
     with pytest.raises(ImageError):
         list(iter_images(folder))
     assert not trace.exists()
@@ -94,7 +95,7 @@ def test_no_file_starts_a_program(trace, tmp_path, data):
 )
 def test_what_is_not_opened_is_named(data, message):
     with pytest.raises(ImageError, match=message):
-        image.open_image(data, name="x.png")
+        open_image(data, name="x.png")
 
 
 def test_plugins_are_named_when_they_are_missing(monkeypatch):
@@ -102,9 +103,9 @@ def test_plugins_are_named_when_they_are_missing(monkeypatch):
     monkeypatch.setattr(Image, "OPEN", {k: v for k, v in Image.OPEN.items() if k[0] not in "HJ"})
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
     with pytest.raises(ImageError, match=r"x is HEIC/HEIF.*pip install pillow-heif"):
-        image.open_image(heic, name="x")
+        open_image(heic, name="x")
     with pytest.raises(ImageError, match=r"JPEG XL.*pip install pillow-jxl-plugin"):
-        image.open_image(b"\xff\x0a" + bytes(40))
+        open_image(b"\xff\x0a" + bytes(40))
     formats.suffixes.cache_clear()
     assert formats.why_ignored(".HEIC") == "pip install pillow-heif"
     assert formats.why_ignored(".txt") is None
@@ -117,7 +118,7 @@ def test_formats_of_plugins(photo_path):
     photo = Image.open(photo_path).convert("RGB")
     for plugin in formats.PLUGINS:
         assert plugin.load()
-        read = image.open_image(encoded(photo, plugin.form, quality=90))
+        read = open_image(encoded(photo, plugin.form, quality=90))
         assert read.size == photo.size
         assert set(plugin.suffixes) <= formats.suffixes()
         assert Codec("nano").encode(read)
@@ -131,7 +132,7 @@ def test_declared_size_of_jxl(size, boxes):
     data = encoded(Image.new("RGB", size), "JXL", effort=1, use_container=boxes)
     assert jxl.declared_size(data[: 2**16]) == size
     with pytest.raises(ImageError, match="the limit is 0"):
-        image.open_image(data, max_pixels=0)
+        open_image(data, max_pixels=0)
 
 
 def test_declared_size_of_jxl_by_hand():
@@ -141,7 +142,7 @@ def test_declared_size_of_jxl_by_hand():
     data = b"\xff\x0a" + bits.to_bytes(10, "little")
     assert jxl.declared_size(data) == (2**30, 2**30)
     with pytest.raises(ImageError, match="the limit is"):
-        image.open_image(data)
+        open_image(data)
 
 
 @pytest.mark.parametrize("form", ["ICO", "QOI"])

@@ -19,9 +19,10 @@ from dynenc.coding import bitstream
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import Corrupt, PictureWarning, UnknownModel
-from dynenc.imaging import colour, extras, image, pixels, save
+from dynenc.imaging import colour, extras, pixels, save
 from dynenc.imaging.extras import Extras
 from dynenc.imaging.metadata import MAX_METADATA, Metadata
+from dynenc.imaging.read import open_image
 
 XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>a cat</x:xmpmeta>"
 CAMERA, SHUTTER, LATITUDE = "a camera", 0x829A, 2
@@ -101,7 +102,7 @@ def test_a_plain_picture_has_no_chunks(nano, photo):
     header, _, chunks = bitstream.read(blob)
     assert (header.flags, chunks) == (0, [])
     buffer = with_metadata(photo.convert("RGBA"), "PNG", icc_profile=SRGB)
-    assert nano.encode(image.open_image(buffer)) == blob
+    assert nano.encode(open_image(buffer)) == blob
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
@@ -130,7 +131,7 @@ def test_a_mask_costs_little(photo):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
 def test_metadata_travels(nano, photo, form):
-    opened = image.open_image(with_metadata(photo, form), keep_metadata=True)
+    opened = open_image(with_metadata(photo, form), keep_metadata=True)
     decoded = nano.decode(nano.encode(opened, keep_metadata=True))
     assert decoded.info["xmp"] == XMP
     with Image.open(io.BytesIO(save.save(decoded, form, "a test"))) as saved:
@@ -148,7 +149,7 @@ def test_metadata_travels(nano, photo, form):
 
 def kept(nano, data: bytes, form: str) -> Image.Image:
     """What is left of an image file on its way through a .lat file to a file of a format."""
-    opened = image.open_image(data, keep_metadata=True)
+    opened = open_image(data, keep_metadata=True)
     decoded = nano.decode(nano.encode(opened, keep_metadata=True))
     read = Image.open(io.BytesIO(save.save(decoded, form, "a test")))
     read.load()
@@ -181,7 +182,7 @@ def test_what_pillow_says_of_a_format_is_no_metadata(nano, photo, form):
         pytest.importorskip("pillow_heif").from_pillow(photo).save(file)
     else:
         photo.save(file, form)
-    assert image.open_image(file.getvalue(), keep_metadata=True).info == {}
+    assert open_image(file.getvalue(), keep_metadata=True).info == {}
     if form == "TIFF":
         assert not nano.decode(nano.encode(Image.open(file), keep_metadata=True)).info
 
@@ -200,7 +201,7 @@ def test_what_a_format_has_no_place_for_is_named(nano, photo):
     texts = PngInfo()
     texts.add_text("parameters", PARAMETERS)
     photo.save(file := io.BytesIO(), "PNG", pnginfo=texts, dpi=(300, 300))
-    opened = image.open_image(file.getvalue(), keep_metadata=True)
+    opened = open_image(file.getvalue(), keep_metadata=True)
     found = extras.of(opened, keep_metadata=True)
     with pytest.warns(PictureWarning, match="WEBP cannot store .*: text, resolution"):
         save.picture_bytes(photo, found, "a.webp", "a test")
@@ -211,29 +212,29 @@ def test_what_cannot_be_kept_is_named(photo):
     texts.add(b"caBX", b"a manifest")
     photo.save(file := io.BytesIO(), "PNG", pnginfo=texts)
     with pytest.warns(PictureWarning, match="cannot be kept: chunk caBX"):
-        image.open_image(file.getvalue(), keep_metadata=True)
+        open_image(file.getvalue(), keep_metadata=True)
     segment = b"\xff\xeb" + struct.pack(">H", 2 + 12) + b"JP\0manifest!"
     photo.save(file := io.BytesIO(), "JPEG", extra=segment)
     with pytest.warns(PictureWarning, match="cannot be kept: segment APP11 JP"):
-        image.open_image(file.getvalue(), keep_metadata=True)
-    image.open_image(file.getvalue())  # nobody asked
+        open_image(file.getvalue(), keep_metadata=True)
+    open_image(file.getvalue())  # nobody asked
 
 
 def test_a_profile_of_srgb_costs_nothing(nano, photo):
     photo.save(file := io.BytesIO(), "PNG", icc_profile=SRGB)
-    opened = image.open_image(file.getvalue(), keep_metadata=True)
+    opened = open_image(file.getvalue(), keep_metadata=True)
     assert nano.encode(opened, keep_metadata=True) == nano.encode(photo)
 
 
 def test_metadata_only_when_asked_for(nano, photo):
-    opened = image.open_image(with_metadata(photo, "JPEG", icc_profile=LINEAR))
+    opened = open_image(with_metadata(photo, "JPEG", icc_profile=LINEAR))
     assert nano.decode(nano.encode(opened)).info == {}
 
 
 def test_orientation_is_applied_once(nano, photo):
     entries = exif()
     entries[0x0112] = 6
-    opened = image.open_image(with_metadata(photo, "JPEG", exif=entries), keep_metadata=True)
+    opened = open_image(with_metadata(photo, "JPEG", exif=entries), keep_metadata=True)
     decoded = nano.decode(nano.encode(opened, keep_metadata=True))
     assert decoded.size == photo.size[::-1]
     assert 0x0112 not in decoded.getexif()
@@ -250,7 +251,7 @@ def test_orientation_in_xmp_counts_without_one_in_exif(nano, photo):
         if tagged:
             entries[0x0112] = tagged
         data = with_metadata(photo, "JPEG", exif=entries, xmp=xmp_turn(6), dpi=(300, 150))
-        opened = image.open_image(data, keep_metadata=True)
+        opened = open_image(data, keep_metadata=True)
         assert opened.size == size
         dpi = tuple(map(round, opened.info["dpi"]))
         assert dpi == ((300, 150) if size == photo.size else (150, 300))
@@ -280,7 +281,7 @@ def test_texts_with_the_names_of_other_things_are_no_such_things(nano, photo, ke
     texts.add_text(keyword, "72")
     texts.add_text("Title", "a cat")
     photo.save(file := io.BytesIO(), "PNG", pnginfo=texts)
-    opened = image.open_image(file.getvalue(), keep_metadata=True)
+    opened = open_image(file.getvalue(), keep_metadata=True)
     for picture in (opened, Image.open(file)):
         decoded = nano.decode(nano.encode(picture, keep_metadata=True))
         assert decoded.info.get("Title") == "a cat"
@@ -291,18 +292,18 @@ def test_texts_with_the_names_of_other_things_are_no_such_things(nano, photo, ke
 
 
 def test_profiles_become_srgb(photo):
-    opened = image.open_image(with_metadata(photo, "PNG", icc_profile=LINEAR))
+    opened = open_image(with_metadata(photo, "PNG", icc_profile=LINEAR))
     linear = np.asarray(photo) / 255
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     assert abs(np.asarray(opened) - 255 * srgb).max() <= 2
-    same = image.open_image(with_metadata(photo, "PNG", icc_profile=SRGB))
+    same = open_image(with_metadata(photo, "PNG", icc_profile=SRGB))
     assert same.tobytes() == photo.tobytes()
 
 
 def test_profiles_of_grey_and_cmyk(photo):
     grey = of_gamma(1.0, space=b"GRAY")
     for profile in (grey, LINEAR):
-        opened = image.open_image(with_metadata(photo.convert("L"), "PNG", icc_profile=profile))
+        opened = open_image(with_metadata(photo.convert("L"), "PNG", icc_profile=profile))
         assert opened.mode == "L"
         assert np.asarray(opened).mean() > np.asarray(photo).mean() + 20
 
@@ -312,7 +313,7 @@ def test_kept_profiles_are_those_of_the_pixels(mode, photo):
     """What was sRGB in the file is in the space of the profile again, and says so."""
     picture = photo.convert(mode)
     profile = of_gamma(1.8) if mode == "RGB" else of_gamma(1.8, space=b"GRAY")
-    srgb = image.open_image(with_metadata(picture, "PNG", icc_profile=profile), keep_metadata=True)
+    srgb = open_image(with_metadata(picture, "PNG", icc_profile=profile), keep_metadata=True)
     beside = extras.of(srgb, keep_metadata=True)
     assert beside.metadata.profile == profile
     back = extras.restore(srgb.convert("RGB"), beside)
@@ -358,9 +359,7 @@ LIES = {
 @pytest.mark.parametrize("name", LIES)
 def test_profiles_that_lie_are_told_and_not_used(photo, name):
     with pytest.warns(PictureWarning, match="taken as sRGB"):
-        opened = image.open_image(
-            with_metadata(photo, "WEBP", lossless=True, icc_profile=LIES[name])
-        )
+        opened = open_image(with_metadata(photo, "WEBP", lossless=True, icc_profile=LIES[name]))
     assert opened.tobytes() == photo.tobytes()
     with pytest.warns(PictureWarning, match="stay in sRGB"):
         back = extras.restore(photo, Extras(metadata=Metadata(profile=LIES[name])))

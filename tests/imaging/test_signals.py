@@ -10,7 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dynenc.errors import ImageError, PictureWarning
-from dynenc.imaging import image, pixels
+from dynenc.imaging import pixels
+from dynenc.imaging.read import open_image
 
 LEVELS = np.arange(0, 256, 5, dtype=np.uint8)
 RAMP = np.stack([LEVELS, LEVELS[::-1], LEVELS], -1)[None]
@@ -29,7 +30,7 @@ def png(array: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def shown(data: bytes) -> np.ndarray:
-    return np.asarray(pixels.to_rgb(image.open_image(data)), float)
+    return np.asarray(pixels.to_rgb(open_image(data)), float)
 
 
 def as_srgb(light: np.ndarray) -> np.ndarray:
@@ -94,7 +95,7 @@ def test_unknown_colours_are_named():
     ],
 )
 def test_transparent_colours(array, key, alpha):
-    read = image.open_image(png(array, (b"tRNS", struct.pack(f">{len(key)}H", *key))))
+    read = open_image(png(array, (b"tRNS", struct.pack(f">{len(key)}H", *key))))
     assert list(read.getchannel("A").tobytes()) == alpha
 
 
@@ -105,7 +106,7 @@ def test_transparent_grey_of_few_bits():
         struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
         for tag, body in [*parts.items(), (b"IEND", b"")]
     )
-    assert list(image.open_image(data).getchannel("A").tobytes()) == [255, 255, 0, 255]
+    assert list(open_image(data).getchannel("A").tobytes()) == [255, 255, 0, 255]
 
 
 def test_a_huge_profile_does_not_refuse_the_image():
@@ -121,7 +122,7 @@ def test_frames_that_are_left_out_are_told(form):
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
     frames[0].save(file := io.BytesIO(), form, save_all=True, append_images=frames[1:])
     with pytest.warns(PictureWarning, match="frames after the first are dropped"):
-        read = image.open_image(file.getvalue())
+        read = open_image(file.getvalue())
     assert read.getpixel((5, 5))[0] > 200
 
 
@@ -130,7 +131,7 @@ def test_gain_maps_are_named():
     xmp = b"<rdf hdrgm:Version='1.0' xmlns:hdrgm='http://ns.adobe.com/hdr-gain-map/1.0/'/>"
     main.save(file := io.BytesIO(), "MPO", save_all=True, append_images=[gains], xmp=xmp)
     with pytest.warns(PictureWarning) as caught:
-        image.open_image(file.getvalue())
+        open_image(file.getvalue())
     assert [str(each.message) for each in caught] == ["an HDR gain map is dropped"]
 
 
@@ -140,7 +141,7 @@ def test_565_is_no_reduction():
     masks = struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
     data = struct.pack("<2H", 0xF800, 0x001F)
     file = b"BM" + struct.pack("<IHHI", 66 + 4, 0, 0, 66) + header + masks + data
-    read = image.open_image(file)
+    read = open_image(file)
     assert [read.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (0, 0, 255)]
 
 
@@ -150,9 +151,9 @@ def test_what_a_cut_file_still_holds(photo_path, form):
     photo.save(file := io.BytesIO(), form)
     cut = file.getvalue()[: len(file.getvalue()) * 2 // 3]
     with pytest.raises(ImageError):
-        image.open_image(cut)
+        open_image(cut)
     with pytest.warns(PictureWarning, match="truncated or damaged"):
-        read = image.open_image(cut, truncated=True)
+        read = open_image(cut, truncated=True)
     assert read.size == photo.size
     width, height = photo.size
     box = (0, height // 2, width, height) if form == "BMP" else (0, 0, width, height // 2)

@@ -9,7 +9,8 @@ import tifffile
 from PIL import Image
 
 from dynenc.errors import ImageError, PictureWarning
-from dynenc.imaging import image, pixels
+from dynenc.imaging import pixels
+from dynenc.imaging.read import open_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::dynenc.errors.PictureWarning")
 Y, X = np.mgrid[:24, :40]
@@ -78,7 +79,7 @@ def test_samples_as_their_tags_say(kind, order, compression):
             file, samples, byteorder=order, compression=compression, metadata=None, **options
         )
         try:
-            read = image.open_image(file.getvalue())
+            read = open_image(file.getvalue())
         except ImageError as exc:
             assert "cannot be read" in str(exc) or "no known format" in str(exc)  # noqa: PT017
             continue
@@ -102,12 +103,12 @@ def by_hand(bits: int, width: int, data: bytes, order: int = 1) -> bytes:
 def test_bits_in_reverse():
     ramp = np.array([0, 12_345, 54_321, 65_535], "<u2")
     data = bytes(int(f"{byte:08b}"[::-1], 2) for byte in ramp.tobytes())
-    read = image.open_image(by_hand(16, 4, data, order=2))
+    read = open_image(by_hand(16, 4, data, order=2))
     assert list(read.tobytes()) == [0, 48, 211, 255]
 
 
 def test_twelve_bits():
-    read = image.open_image(by_hand(12, 4, bytes.fromhex("000800fff0f0")))
+    read = open_image(by_hand(12, 4, bytes.fromhex("000800fff0f0")))
     assert list(read.tobytes()) == [round(v * 255 / 4095) for v in (0, 0x800, 0xFFF, 0x0F0)]
 
 
@@ -130,31 +131,31 @@ def pages(*sizes: tuple[int, int], kinds=(), below=()) -> bytes:
 
 
 def test_a_reduced_copy_is_not_taken_for_the_image():
-    read = image.open_image(pages((16, 12), (64, 48), kinds=(1, 0)))
+    read = open_image(pages((16, 12), (64, 48), kinds=(1, 0)))
     assert read.size == (64, 48)
     assert read.getpixel((0, 0)) == 80
     with pytest.raises(ImageError, match=r"x\.dng: it has a larger image of 64x48 px"):
-        image.open_image(pages((16, 12), kinds=(1,), below=[(64, 48)]), name="x.dng")
+        open_image(pages((16, 12), kinds=(1,), below=[(64, 48)]), name="x.dng")
     with pytest.raises(ImageError, match="the limit is 200"):
-        image.open_image(pages((16, 12), (64, 48), kinds=(1, 0)), max_pixels=200)
-    assert image.open_image(pages((64, 48), below=[(32, 24), (16, 12)])).size == (64, 48)
+        open_image(pages((16, 12), (64, 48), kinds=(1, 0)), max_pixels=200)
+    assert open_image(pages((64, 48), below=[(32, 24), (16, 12)])).size == (64, 48)
 
 
 @pytest.mark.filterwarnings("error")
 def test_pages_that_are_left_out_are_told():
     with pytest.warns(PictureWarning, match="pages after the first are dropped: 2"):
-        assert image.open_image(pages((16, 12), (16, 12), (8, 6))).size == (16, 12)
-    image.open_image(pages((64, 48), (32, 24), kinds=(0, 1)))  # a pyramid
+        assert open_image(pages((16, 12), (16, 12), (8, 6))).size == (16, 12)
+    open_image(pages((64, 48), (32, 24), kinds=(0, 1)))  # a pyramid
 
 
 def test_float_image_of_white_is_zero_in_bytes():
     file = io.BytesIO()
     tifffile.imwrite(file, np.float32([[0, 1]]), photometric="miniswhite", metadata=None)
-    assert list(image.open_image(file.getvalue()).tobytes()) == [255, 0]
+    assert list(open_image(file.getvalue()).tobytes()) == [255, 0]
 
 
 def test_bigtiff_is_read():
     file = io.BytesIO()
     tifffile.imwrite(file, np.zeros((4, 6), np.uint8), bigtiff=True, description="a text")
-    assert image.open_image(file.getvalue(), keep_metadata=True).size == (6, 4)
+    assert open_image(file.getvalue(), keep_metadata=True).size == (6, 4)
     assert isinstance(Image.open(io.BytesIO(file.getvalue())), Image.Image)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dynenc.codec import Codec
 from dynenc.coding.lat_file import read_bytes
-from dynenc.imaging import image
+from dynenc.imaging.read import open_image
 
 CALLS, EVERY = 10_000, 100
 LIMIT = 50  # bytes a call; a leak of one small object a call is more
@@ -27,7 +27,7 @@ def test_memory_and_open_files_are_flat(tmp_path):
         height, width = random.integers(1, 17, 2)
         pixels = random.integers(0, 256, (height, width, 3), np.uint8)
         Image.fromarray(pixels).save(source)
-        Path(lat).write_bytes(codec.encode(image.open_image(source)))
+        Path(lat).write_bytes(codec.encode(open_image(source)))
         codec.decode(read_bytes(str(lat))).save(back)
         if call % EVERY == 0:
             pages = int(Path("/proc/self/statm").read_text().split()[1])

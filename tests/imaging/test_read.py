@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageFile
 
 from dynenc.errors import ImageError, PictureWarning
-from dynenc.imaging import arrays, image, notes, pixels, tensors
+from dynenc.imaging import arrays, notes, pixels, tensors
+from dynenc.imaging.read import open_image
 
 
 def saved(picture: Image.Image, form: str = "PNG", **options) -> io.BytesIO:
@@ -41,7 +42,7 @@ def test_a_plain_picture_is_not_copied(photo):
 
 
 def test_cmyk_jpeg_looks_the_same(photo):
-    read = image.open_image(saved(photo.convert("CMYK"), "JPEG", quality=95))
+    read = open_image(saved(photo.convert("CMYK"), "JPEG", quality=95))
     difference = np.abs(np.asarray(read, int) - np.asarray(photo, int))
     assert difference.mean() < 6
 
@@ -49,7 +50,7 @@ def test_cmyk_jpeg_looks_the_same(photo):
 def test_sixteen_bit_grey_is_scaled():
     ramp = np.array([[0, 257, 32_896, 65_535]], np.uint16)
     with pytest.warns(PictureWarning, match="reduced to 8"):
-        read = image.open_image(saved(Image.fromarray(ramp)))
+        read = open_image(saved(Image.fromarray(ramp)))
     assert read.mode == "L"
     assert np.asarray(read)[0].tolist() == [0, 1, 128, 255]
 
@@ -63,7 +64,7 @@ def test_sixteen_bit_colours_are_told():
         for tag, body in chunks
     )
     with pytest.warns(PictureWarning, match="reduced to 8"):
-        read = image.open_image(io.BytesIO(png))
+        read = open_image(io.BytesIO(png))
     assert read.getpixel((0, 0)) == (255, 128, 0)
 
 
@@ -133,20 +134,20 @@ def test_alpha_is_kept(mode):
     colour = (40, 40, 40 if mode == "LA" else 50)
     picture = Image.new("RGBA", (2, 1), (*colour, 255))
     picture.putpixel((1, 0), (9, 9, 9, 0))
-    read = image.open_image(saved(picture.convert(mode)))
+    read = open_image(saved(picture.convert(mode)))
     assert read.mode == mode
     assert read.getchannel("A").tobytes() == b"\xff\0"
     assert pixels.to_rgb(read).tobytes() == bytes([*colour] + [255] * 3)
 
 
 def test_alpha_of_an_opaque_picture_is_not(photo):
-    assert image.open_image(saved(photo.convert("RGBA"))).tobytes() == photo.tobytes()
+    assert open_image(saved(photo.convert("RGBA"))).tobytes() == photo.tobytes()
 
 
 def test_alpha_of_a_palette_is_kept():
     picture = Image.new("P", (1, 1), 3)
     picture.putpalette([0] * 768)
-    read = image.open_image(saved(picture, transparency=3))
+    read = open_image(saved(picture, transparency=3))
     assert read.mode == "LA"
     assert pixels.to_rgb(read).getpixel((0, 0)) == (255, 255, 255)
 
@@ -189,38 +190,38 @@ def test_exif_orientation_is_applied():
     picture = Image.new("RGB", (20, 10), "red")
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
-    assert image.open_image(saved(picture, "JPEG", exif=exif)).size == (10, 20)
+    assert open_image(saved(picture, "JPEG", exif=exif)).size == (10, 20)
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(ImageError, match="does not exist"):
-        image.open_image(tmp_path / "none.png")
+        open_image(tmp_path / "none.png")
 
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(30)])
 def test_not_a_picture(tmp_path, data):
     (path := tmp_path / "x.png").write_bytes(data)
     with pytest.raises(ImageError, match=r"x\.png (cannot be read as an image|is empty)"):
-        image.open_image(path)
+        open_image(path)
 
 
 def test_truncated_picture(photo, tmp_path):
     (path := tmp_path / "x.png").write_bytes(saved(photo).getvalue()[:5000])
     with pytest.raises(ImageError):
-        image.open_image(path)
+        open_image(path)
 
 
 def test_limit_of_pixels(tmp_path):
     (path := tmp_path / "x.png").write_bytes(saved(Image.new("RGB", (20, 20))).getvalue())
-    assert image.open_image(path, max_pixels=400).size == (20, 20)
+    assert open_image(path, max_pixels=400).size == (20, 20)
     with pytest.raises(ImageError, match=r"x\.png declares 400 pixels"):
-        image.open_image(path, max_pixels=399)
+        open_image(path, max_pixels=399)
 
 
 def test_only_the_given_limit_of_pixels_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     (path := tmp_path / "x.png").write_bytes(saved(Image.new("RGB", (20, 20))).getvalue())
-    assert image.open_image(path).size == (20, 20)
+    assert open_image(path).size == (20, 20)
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
@@ -285,7 +286,7 @@ def test_reading_leaves_the_process_as_it_was(photo):
 
     def read(number: int) -> list[str]:
         with notes.collected() as lost:
-            image.open_image(files[number % 2], keep_metadata=True, max_pixels=10**9)
+            open_image(files[number % 2], keep_metadata=True, max_pixels=10**9)
         return lost
 
     with ThreadPoolExecutor(8) as pool:
