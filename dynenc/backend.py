@@ -102,7 +102,7 @@ class Backend:
         return self._other_decoder(name, space)
 
     @torch.inference_mode()
-    def latents(self, pictures: Sequence[Checked]) -> Floats:
+    def latents(self, images: Sequence[Checked]) -> Floats:
         """Scaled latents [B, C, h, w] of images of equal padded size, tile by tile.
 
         A tile is encoded with the surrounding patches that its latents depend on, so the result
@@ -110,35 +110,35 @@ class Backend:
         """
 
         def encode(tile: arrays.Tile) -> Floats:
-            parts = [tensors.part_of(picture, *tile.box) for picture in pictures]
+            parts = [tensors.part_of(image, *tile.box) for image in images]
             latents: Floats = (
                 self.encoder(tensors.batch(parts).to(self.device)).float().cpu().numpy()
             )
             return latents
 
-        size = arrays.height_width(pictures[0])
+        size = arrays.height_width(images[0])
         with runtime.threads_for(math.prod(size)):
-            return arrays.in_tiles(size, len(pictures), self.encoder.reach, encode)
+            return arrays.in_tiles(size, len(images), self.encoder.reach, encode)
 
     @torch.inference_mode()
-    def pictures(self, files: Sequence[LatFile], view: View = WHOLE) -> list[Image.Image]:
+    def images(self, files: Sequence[LatFile], view: View = WHOLE) -> list[Image.Image]:
         """Decode files of one shape and model in one pass: RGB, without detail layers.
 
         Large images are decoded in bands, so that only one band is in memory as floats. For a view
         with a divisor, the full-size pixels are averaged.
         """
         regions = [view.covered((f.header.width, f.header.height)) for f in files]
-        pictures = [Image.new("RGB", region[2:]) for region in regions]
+        images = [Image.new("RGB", region[2:]) for region in regions]
         width, height = (max(r[i] for r in regions) for i in (2, 3))
         largest = regions[0]._replace(width=width, height=height)  # all have the same corner
         top = 0
         latents = torch.stack([torch.from_numpy(file.latents) for file in files])
         with runtime.threads_for(width * height):
             for band in self.decoder_of(files[0].model).bands(latents, largest):
-                for picture, rows in zip(pictures, band.split(1), strict=True):
-                    picture.paste(tensors.to_picture(rows), (0, top))  # clips the padding
+                for image, rows in zip(images, band.split(1), strict=True):
+                    image.paste(tensors.to_image(rows), (0, top))  # clips the padding
                 top += band.shape[2]
-        return [view.reduced(picture) for picture in pictures]
+        return [view.reduced(image) for image in images]
 
     @torch.no_grad()  # not inference_mode: the caller may compute with it what has gradients
     def decode_tensor(self, file: LatFile) -> Tensor:
@@ -147,13 +147,13 @@ class Backend:
         decoded: Tensor = self.decoder_of(file.model)(latents)
         return decoded[..., : file.header.height, : file.header.width].clamp(-1, 1)
 
-    def to_tensor(self, picture: Image.Image) -> Tensor:
+    def to_tensor(self, image: Image.Image) -> Tensor:
         """An RGB image as [1, 3, H, W] float32 in [-1, 1] on the device."""
-        return tensors.to_tensor(picture).to(self.device)
+        return tensors.to_tensor(image).to(self.device)
 
-    def psnr_db(self, decoded: Image.Image, picture: Checked) -> float:
+    def psnr_db(self, decoded: Image.Image, image: Checked) -> float:
         """PSNR of a decoded image against the original."""
-        original = tensors.to_tensor(picture).cpu()
+        original = tensors.to_tensor(image).cpu()
         return metrics.psnr_db(tensors.to_tensor(decoded), original)
 
     @torch.inference_mode()
@@ -161,7 +161,7 @@ class Backend:
         self,
         file: LatFile,
         latents: Floats,
-        picture: Checked,
+        image: Checked,
         effort: int,
         on_step: OnStep | None,
         max_bytes: float,
@@ -169,7 +169,7 @@ class Backend:
         """The file of latents [C, h, w] after refinement; see `Refiner.refine`."""
         decoder = self.decoder_of(file.model)
         refiner = Refiner(self.perceptual, decoder, effort, on_step)
-        original = tensors.to_tensor(picture).to(self.device)
+        original = tensors.to_tensor(image).to(self.device)
         start = torch.from_numpy(latents)[None].to(self.device)
-        with runtime.threads_for(math.prod(arrays.height_width(picture))):
+        with runtime.threads_for(math.prod(arrays.height_width(image))):
             return refiner.refine(file, start, original, max_bytes)

@@ -23,7 +23,7 @@ from dynenc.coding.rate_control import MAX_EFFORT, DetailMode, Goal, OnStep
 from dynenc.encoding import Encoded, Encoding
 from dynenc.imaging import arrays, extras, layering, notes, pixels
 from dynenc.imaging import detail as detail_layer
-from dynenc.imaging.arrays import Checked, Picture
+from dynenc.imaging.arrays import Checked, ImageLike
 from dynenc.imaging.read import open_image
 from dynenc.latent_space import SD1, LatentSpace
 from dynenc.native import encoder as native
@@ -122,7 +122,7 @@ class Codec:
 
     def encode(
         self,
-        picture: Picture | str | Path,
+        image: ImageLike | str | Path,
         *,
         quality: float | None = None,
         target_bpp: float | None = None,
@@ -136,7 +136,7 @@ class Codec:
         """Compress one image to the bytes of a .lat file.
 
         Args:
-            picture: path of an image file, Pillow image of any mode, array [H, W, 3] uint8, or
+            image: path of an image file, Pillow image of any mode, array [H, W, 3] uint8, or
                 tensor [1, 3, H, W] (or [3, H, W]), uint8, or float in [-1, 1].
             quality: 0..100, higher is better and larger; 50 if no target is given. See
                 `quantize.quality_to_step`.
@@ -155,7 +155,7 @@ class Codec:
         Raises: ImageError if the image cannot be read, has a side of 0 or above 65,535 px, or an
             unsupported shape or dtype; UsageError if an argument is out of range; OutOfMemory if
             there is too little memory for the effort.
-        Warns: PictureWarning if something cannot be kept (see `pixels.to_plain`, `metadata.of`), or
+        Warns: ImageWarning if something cannot be kept (see `pixels.to_plain`, `metadata.of`), or
             if text will not be legible.
         """
         goal = rate_control.goal(
@@ -166,12 +166,12 @@ class Codec:
             strict=strict,
         )
         name = ""
-        if isinstance(picture, str | Path):
-            path = Path(file_name("an image", picture))
+        if isinstance(image, str | Path):
+            path = Path(file_name("an image", image))
             name = f"{path}: "
-            picture = open_image(path, keep_metadata=keep_metadata)
+            image = open_image(path, keep_metadata=keep_metadata)
         [encoded] = self.encode_batch(
-            [picture], goal, effort, detail=detail, keep_metadata=keep_metadata
+            [image], goal, effort, detail=detail, keep_metadata=keep_metadata
         )
         if encoded.note:
             logger.info(encoded.note)
@@ -181,7 +181,7 @@ class Codec:
 
     def encode_batch(
         self,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageLike],
         goal: Goal,
         effort: int = 0,
         *,
@@ -195,17 +195,17 @@ class Codec:
             on_step: called after each step of refinement with its number and the total.
         """
         integer("effort", effort, 0, MAX_EFFORT)
-        if not pictures:
+        if not images:
             return []
-        pictures = [pixels.to_plain(p) if isinstance(p, Image.Image) else p for p in pictures]
+        images = [pixels.to_plain(p) if isinstance(p, Image.Image) else p for p in images]
         chunks = [
-            extras.to_chunks(extras.of(picture, keep_metadata=keep_metadata))
-            if isinstance(picture, Image.Image)
+            extras.to_chunks(extras.of(image, keep_metadata=keep_metadata))
+            if isinstance(image, Image.Image)
             else []
-            for picture in pictures
+            for image in images
         ]
-        checked = [arrays.unpacked(arrays.checked(picture)) for picture in pictures]
-        layers = [layering.of(picture, detail) for picture in checked]
+        checked = [arrays.unpacked(arrays.checked(image)) for image in images]
+        layers = [layering.of(image, detail) for image in checked]
         found = self.latents([each.beneath for each in layers])
         kept = [each.without_hidden(one) for one, each in zip(found, layers, strict=True)]
         given = zip(kept, layers, chunks, strict=True)
@@ -213,14 +213,14 @@ class Codec:
         run = map if effort or goal.kind == "dB" else runtime.in_threads  # torch has its own
         return list(run(lambda each: each.for_goal(goal), todo))
 
-    def latents(self, pictures: Sequence[Checked]) -> Floats:
+    def latents(self, images: Sequence[Checked]) -> Floats:
         """Scaled latents [B, C, h, w] of images of equal padded size."""
-        pixels = [each for each in pictures if isinstance(each, Image.Image | np.ndarray)]
+        pixels = [each for each in images if isinstance(each, Image.Image | np.ndarray)]
         # a network that is already loaded may have been modified by the caller
         is_loaded = "backend" in vars(self) and "encoder" in vars(self.backend)
         encoder = self.native_encoder
-        if encoder is None or is_loaded or len(pixels) < len(pictures):
-            return self.backend.latents(pictures)
+        if encoder is None or is_loaded or len(pixels) < len(images):
+            return self.backend.latents(images)
 
         def encode(tile: arrays.Tile) -> Floats:
             found = [encoder.latents(arrays.part_of(p, *tile.box)) for p in pixels]
@@ -246,7 +246,7 @@ class Codec:
             region: left, top, width and height in px of the full-size image; None: all of it.
             scale: 1, 1/2, 1/4 or 1/8; sides are rounded up, and partly covered pixels included.
             max_pixels: refuse files that declare more pixels.
-        Raises: BitstreamError, WeightsError; UsageError if the region is not within the picture.
+        Raises: BitstreamError, WeightsError; UsageError if the region is not within the image.
         """
         view = View.of(region, scale)
         parsed = LatFile.of(file, max_pixels=max_pixels)
@@ -265,10 +265,8 @@ class Codec:
             sizes = [view.scaled((f.header.width, f.header.height))[2:] for f in files]
             return [Image.new("RGB", size) for size in sizes]
         if self._decodes_integers(files[0].model):
-            return [
-                integer_decoder.picture(file, view, detail_layer.visible(file)) for file in files
-            ]
-        return self.backend.pictures(files, view)
+            return [integer_decoder.image(file, view, detail_layer.visible(file)) for file in files]
+        return self.backend.images(files, view)
 
     def _decodes_integers(self, model: registry.Model) -> bool:
         """Whether the latents of a model are decoded in integer arithmetic."""
@@ -307,5 +305,5 @@ class Codec:
     def decode_rgb(self, file: LatFile) -> Image.Image:
         """Decode a file with its detail layer: RGB."""
         layer = detail_layer.of_chunks(file.chunks, file.header.width, file.header.height)
-        [picture] = self.decode_batch([file])
-        return layer.over(picture) if layer else picture
+        [image] = self.decode_batch([file])
+        return layer.over(image) if layer else image

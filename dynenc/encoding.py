@@ -55,7 +55,7 @@ class CodecParts(Protocol):
     def backend(self) -> Backend:
         """The networks in torch."""
 
-    def latents(self, pictures: Sequence[Checked]) -> Floats:
+    def latents(self, images: Sequence[Checked]) -> Floats:
         """Scaled latents [B, C, h, w] of images of equal padded size."""
 
     def decode_rgb(self, file: LatFile) -> Image.Image:
@@ -99,7 +99,7 @@ class Encoding:
         return min(self, other, key=lambda each: len(each._file(step_q).to_bytes()))
 
     def _for_size(self, goal: Goal) -> Encoded:
-        height, width = arrays.height_width(self.layer.picture)
+        height, width = arrays.height_width(self.layer.image)
         max_bytes = goal.value * (height * width / 8 if goal.kind == "bpp" else 1)
 
         def measure(step_q: int) -> float:
@@ -108,7 +108,7 @@ class Encoding:
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=True)
         if reached > goal.value and self.layer.mask is not None:  # the layer alone is too large
-            [latents] = self.codec.latents([self.layer.picture])
+            [latents] = self.codec.latents([self.layer.image])
             return replace(self, latents=latents, layer=self.layer.dropped())._for_size(goal)
         is_close = reached >= (1 - rate_control.TOLERANCE) * goal.value
         if self.layer.may_be_held and not is_close:  # the layer's quality has coarse steps
@@ -126,7 +126,7 @@ class Encoding:
         def measure(step_q: int) -> float:
             files[step_q] = self._refined(self._file(step_q))
             decoded = self.codec.decode_rgb(files[step_q])
-            return self.codec.backend.psnr_db(decoded, self.layer.picture)
+            return self.codec.backend.psnr_db(decoded, self.layer.image)
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=False)
         return Encoded(files[step_q], goal.note(reached), self.layer.warning)
@@ -137,7 +137,7 @@ class Encoding:
         return self.files[step_q]
 
     def _made(self, step_q: int) -> LatFile:
-        height, width = arrays.height_width(self.layer.picture)
+        height, width = arrays.height_width(self.layer.image)
         size, model, chunks = (width, height), self.codec.model, self.chunks
         if self.layer.mask is not None:
             quality = quantize.step_to_quality(step_q, has_trellis=model.has_trellis)
@@ -150,9 +150,9 @@ class Encoding:
         """The refined file, of at most max_bytes or its present size, whichever is larger."""
         if not self.effort or self.layer.is_whole:
             return file
-        picture = self.layer.picture
+        image = self.layer.image
         if self.layer.mask is not None:
-            [decoded] = self.codec.backend.pictures([file])
-            picture = self.layer.with_hidden(decoded)
-        given = self.latents, picture, self.effort, self.on_step
+            [decoded] = self.codec.backend.images([file])
+            image = self.layer.with_hidden(decoded)
+        given = self.latents, image, self.effort, self.on_step
         return self.codec.backend.refined(file, *given, max_bytes)

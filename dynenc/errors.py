@@ -23,11 +23,11 @@ DynencError             1   base class (also: some of several files failed)
 └── UnexpectedError     1   a bug in the conversion of one of several files
 
 Those marked * are caused by the value of an argument, and are also `ValueError`s.
-`PictureWarning`, a Python warning, says what is lost of an image that is otherwise processed.
+`ImageWarning`, a Python warning, says what is lost of an image that is otherwise processed.
 """
 
 
-class PictureWarning(UserWarning):
+class ImageWarning(UserWarning):
     """Part of an image cannot be kept and is dropped; the rest is processed."""
 
 

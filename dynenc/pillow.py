@@ -1,7 +1,7 @@
 """A Pillow plugin: after `import dynenc.pillow`, Pillow opens and saves `.lat` files.
 
     Image.open("a.lat")                                 # size and mode at once, pixels at load()
-    picture.save("a.lat", quality=80, encoder="base")   # both may be left out
+    image.save("a.lat", quality=80, encoder="base")   # both may be left out
 
 torch is imported only if decoding or encoding needs it.
 """
@@ -90,7 +90,7 @@ class LatImageFile(ImageFile.ImageFile):
         """Decode; raises OSError if the payload is damaged, WeightsError like `load_decoder`."""
         if self._blob is not None:
             try:
-                picture = _codec(decoder=file_name("a decoder", decoder)).decode(
+                image = _codec(decoder=file_name("a decoder", decoder)).decode(
                     self._blob, scale=1 / self._view.divisor, max_pixels=sys.maxsize
                 )
             except BitstreamError as exc:
@@ -98,19 +98,19 @@ class LatImageFile(ImageFile.ImageFile):
             self._blob = None
             if self.fp and self._exclusive_fp:
                 self.fp.close()
-            self._mode = picture.mode  # a kept profile may have changed it
-            self.info.update(picture.info)
-            self.fp = io.BytesIO(picture.tobytes())
-            self.tile = [ImageFile._Tile("raw", (0, 0, *picture.size), 0, self.mode)]
+            self._mode = image.mode  # a kept profile may have changed it
+            self.info.update(image.info)
+            self.fp = io.BytesIO(image.tobytes())
+            self.tile = [ImageFile._Tile("raw", (0, 0, *image.size), 0, self.mode)]
         return super().load()
 
 
-def _save(picture: Image.Image, file: IO[bytes], _: str | bytes) -> None:
+def _save(image: Image.Image, file: IO[bytes], _: str | bytes) -> None:
     """Write an image of any mode; the options are those of `Codec` and its `encode`."""
-    given = picture.encoderinfo
+    given = image.encoderinfo
     options = {key: given[key] for key in OPTIONS if key in given}
     encoder = file_name("an encoder", given.get("encoder", registry.DEFAULT_ENCODER))
-    file.write(_codec(encoder).encode(picture, **options))
+    file.write(_codec(encoder).encode(image, **options))
 
 
 @cache

@@ -18,7 +18,7 @@ from dynenc.latent_space import AUTOENCODER, FLUX1, SD1, SD3, SDXL, LatentSpace
 
 Network = Literal["encoder", "decoder"]  # an autoencoder's file holds both
 Kind = Literal["encoder", "decoder", "autoencoder", "coder", "foreign", "thumbnail", "perceptual"]
-# foreign: imported; thumbnail: a decoder to pictures at 1/4 of the size; perceptual: features that
+# foreign: imported; thumbnail: a decoder to images at 1/4 of the size; perceptual: features that
 # refinement compares
 
 

@@ -14,7 +14,7 @@ from dynenc.errors import UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
-DIVISORS = (1, 2, 4, 8)  # of the sides of a picture
+DIVISORS = (1, 2, 4, 8)  # of the sides of an image
 
 
 class Region(NamedTuple):
@@ -96,16 +96,16 @@ class View:
         left, top, right, bottom = (self.divisor * side for side in self.scaled(size).box)
         return Region(left, top, min(right, size[0]) - left, min(bottom, size[1]) - top)
 
-    def cut(self, picture: Image.Image) -> Image.Image:
+    def cut(self, image: Image.Image) -> Image.Image:
         """Crop and reduce a full-size image; pixels that become one are averaged."""
-        region = self.covered(picture.size)
-        if region[2:] != picture.size:
-            picture = picture.crop(region.box)
-        return self.reduced(picture)
+        region = self.covered(image.size)
+        if region[2:] != image.size:
+            image = image.crop(region.box)
+        return self.reduced(image)
 
-    def reduced(self, picture: Image.Image) -> Image.Image:
+    def reduced(self, image: Image.Image) -> Image.Image:
         """Reduce an image of the covered region to the scale of the view."""
-        return picture.reduce(self.divisor) if self.divisor > 1 else picture
+        return image.reduce(self.divisor) if self.divisor > 1 else image
 
     def __str__(self) -> str:
         region = f"region {self.region}" if self.region else ""

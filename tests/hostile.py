@@ -56,7 +56,7 @@ def layer(coded: bytes, mask: bytes = b"\x80", form: int = 1, quality: int = 50)
 
 
 def declaring(coded: bytes, side: int) -> bytes:
-    """An AVIF file whose boxes declare another size than the coded picture has."""
+    """An AVIF file whose boxes declare another size than the coded image has."""
     place = coded.index(b"ispe") + 8
     return coded[:place] + struct.pack(">II", side, side) + coded[place + 8 :]
 
@@ -76,7 +76,7 @@ def before(coded: bytes, decoy: bytes, *, hidden: bool) -> bytes:
 
 LARGE = image(side=4096)
 FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]}
-BAD_CHUNKS = {  # of an 8x8 picture, each whole, by what is wrong with it
+BAD_CHUNKS = {  # of an 8x8 image, each whole, by what is wrong with it
     "grey with data": [chunk(b"grey", b"1")],
     "grey twice": [chunk(b"grey", b"")] * 2,
     "alpha twice": [chunk(b"alph", packed(bytes(64)))] * 2,
@@ -121,7 +121,7 @@ BAD_CHUNKS = {  # of an 8x8 picture, each whole, by what is wrong with it
 
 
 def files(payload: bytes) -> dict[str, bytes]:
-    """Every file, by what is wrong with it, from the payload of a sound 8x8 picture."""
+    """Every file, by what is wrong with it, from the payload of a sound 8x8 image."""
     sound = made(payload)
     noise = np.random.default_rng(0).bytes
     most = 0xFFFF_FFFF

@@ -29,12 +29,12 @@ OUTLINED, WHITE, BLACK = 56, 254, 10  # white type with a dark outline: sharp pi
 OUTLINED_STILL, OUTLINED_BOTH, OUTLINED_PEERS = 8, 80, 5  # still pixels; fill and outline; tiles
 FLAT, FLAT_PEERS = 192, 18  # drawn: still pixels; tiles of the 25 that have so many
 NOISY_CALM, NOISY_BACKGROUND, NOISY_INK = 48, 110, 32  # text in noise: pixels; most that are ink
-NOISY_TILES, NOISY_LEAST = 60, 10  # such tiles; those of the halved picture taken for text
+NOISY_TILES, NOISY_LEAST = 60, 10  # such tiles; those of the halved image taken for text
 
 
 @dataclass(frozen=True, eq=False)
 class _Tiles:
-    """The statistics of a picture's tiles, [rows, columns] each; see `dynenc_tiles`.
+    """The statistics of an image's tiles, [rows, columns] each; see `dynenc_tiles`.
 
     Those after `sharp` are 0 of tiles with fewer than `SHARP` such pixels.
     """
@@ -90,7 +90,7 @@ def graphics(given: Counts, search: Search) -> tuple[Mask, int]:
 
 
 def find(pixels: npt.NDArray[np.uint8], *, eager: bool = False) -> Mask:
-    """The tiles of a picture [H, W, 3] that hold text or graphics, and flats that adjoin them."""
+    """The tiles of an image [H, W, 3] that hold text or graphics, and flats that adjoin them."""
     found, missed = graphics(statistics(pixels), Search.EAGER if eager else Search.TEXT)
     if missed < max(NOISY_TILES, found.sum() / 3):
         return found

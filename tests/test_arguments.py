@@ -18,12 +18,12 @@ NOT_WHOLE = [-1, 1.5, NAN, "x", b"5", [], True]
 NOT_POSITIVE = [0, *NOT_WHOLE]
 NOT_FUNCTIONS, NOT_LISTS = [5, "x"], [5, None, [5], [None], b"*"]
 zeros = torch.zeros
-NOT_PICTURES = [None, 5, b"x", [PHOTO], {}, "missing.png", ".", "a.lat", "a\0b", ""]
-NOT_PICTURES += [torch.full((3, 8, 8), value) for value in (NAN, INF, 200.0)]
-NOT_PICTURES += [zeros(3, 8, 8, dtype=t) for t in (torch.int64, torch.bool, torch.complex64)]
-NOT_PICTURES += [zeros(shape) for shape in [(3,), (1, 8, 8), (2, 3, 8, 8), (1, 1, 3, 8, 8)]]
-NOT_PICTURES += [zeros(3, 0, 8), zeros(3, 8, 8, device="meta"), zeros(3, 8, 8).to_sparse()]
-NOT_PICTURES += [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((0, 3, 3), np.uint8)]
+NOT_IMAGES = [None, 5, b"x", [PHOTO], {}, "missing.png", ".", "a.lat", "a\0b", ""]
+NOT_IMAGES += [torch.full((3, 8, 8), value) for value in (NAN, INF, 200.0)]
+NOT_IMAGES += [zeros(3, 8, 8, dtype=t) for t in (torch.int64, torch.bool, torch.complex64)]
+NOT_IMAGES += [zeros(shape) for shape in [(3,), (1, 8, 8), (2, 3, 8, 8), (1, 1, 3, 8, 8)]]
+NOT_IMAGES += [zeros(3, 0, 8), zeros(3, 8, 8, device="meta"), zeros(3, 8, 8).to_sparse()]
+NOT_IMAGES += [np.zeros((8, 8, 3)), np.zeros((8, 8), np.uint8), np.zeros((0, 3, 3), np.uint8)]
 NOT_LATS = [None, 5, b"", b"junk", "missing.lat", ".", "a.png", PHOTO, [b""], "a\0b", ""]
 
 
@@ -119,8 +119,8 @@ CALLS = {  # the names of arguments: wrong values
         {"encoder": NOT_NAMES, "decoder": NOT_NAMES},
     ),
     "Codec.encode": (
-        lambda o, **given: o["codec"].encode(**{"picture": PHOTO} | given),
-        ENCODE | {"picture": NOT_PICTURES, "strict": [True]},
+        lambda o, **given: o["codec"].encode(**{"image": PHOTO} | given),
+        ENCODE | {"image": NOT_IMAGES, "strict": [True]},
     ),
     **{
         f"Codec.{name}": (
@@ -159,9 +159,9 @@ CALLS = {  # the names of arguments: wrong values
         {"inputs": [None, zeros(2, 5), zeros(()), zeros(2, 4, dtype=torch.int64)]},
     ),
     "make_cache": (
-        lambda _, **o: dynenc.make_cache(**{"pictures": "a.png", "cache": "cache"} | o),
+        lambda _, **o: dynenc.make_cache(**{"images": "a.png", "cache": "cache"} | o),
         {
-            "pictures": [None, 5, b"a.png", [None], []],
+            "images": [None, 5, b"a.png", [None], []],
             "cache": [None, 5, b"cache", "memory://cache"],
             "space": [None, 5, [1], "sd2", "sd3"],
             "encoder": [None, 5, "imported", "autoencoder"],
@@ -178,8 +178,8 @@ CALLS = {  # the names of arguments: wrong values
             "max_pixels": [0, None, *NOT_WHOLE],
         },
     ),
-    "LatentDataset of pictures": (
-        lambda _, decoder: sampling(pictures=True, decoder=decoder),
+    "LatentDataset of images": (
+        lambda _, decoder: sampling(images=True, decoder=decoder),
         {"decoder": NOT_NAMES},
     ),
     "dataset[...]": (lambda o, index: o["dataset"][index], {"index": ["x", None, 1.5]}),

@@ -25,7 +25,7 @@ from dynenc.errors import (
     WeightsError,
 )
 from dynenc.imaging import arrays
-from dynenc.imaging.tensors import to_picture, to_tensor
+from dynenc.imaging.tensors import to_image, to_tensor
 from dynenc.networks import compat
 from dynenc.networks.compat import CPU_DTYPE
 from dynenc.networks.tiling import Decoder
@@ -69,11 +69,11 @@ def test_a_photograph_survives(nano, photo):
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (7, 13), (8, 8), (64, 1), (33, 40)])
 def test_any_size(nano, size):
-    picture = Image.effect_noise(size, 40).convert("RGB")
-    assert nano.decode(nano.encode(picture)).size == size
+    image = Image.effect_noise(size, 40).convert("RGB")
+    assert nano.decode(nano.encode(image)).size == size
 
 
-def test_tensors_and_pictures_give_the_same_bytes(nano, photo):
+def test_tensors_and_images_give_the_same_bytes(nano, photo):
     tensor = to_tensor(photo)
     blob = nano.encode(photo)
     assert nano.encode(tensor) == blob
@@ -81,10 +81,10 @@ def test_tensors_and_pictures_give_the_same_bytes(nano, photo):
     assert nano.encode(tensor.clone().requires_grad_()) == blob
     decoded = nano.decode_tensor(blob)
     assert decoded.shape == tensor.shape
-    assert to_picture(decoded).tobytes() == nano.decode(blob).tobytes()
+    assert to_image(decoded).tobytes() == nano.decode(blob).tobytes()
 
 
-def test_arrays_and_pictures_give_the_same_bytes(nano, photo):
+def test_arrays_and_images_give_the_same_bytes(nano, photo):
     array, blob = np.array(photo), nano.encode(photo)
     assert nano.encode(array) == blob
     assert nano.encode(np.asarray(photo)) == blob  # which cannot be written to
@@ -96,7 +96,7 @@ def test_arrays_and_pictures_give_the_same_bytes(nano, photo):
 @pytest.mark.parametrize(
     "array", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3))]
 )
-def test_arrays_that_are_no_picture(nano, array):
+def test_arrays_that_are_no_image(nano, array):
     with pytest.raises(ImageError, match="array"):
         nano.encode(array)
 
@@ -104,12 +104,12 @@ def test_arrays_that_are_no_picture(nano, array):
 @pytest.mark.parametrize("encoder", ["nano", "light", "base"])
 def test_tiles_give_the_latents_of_the_whole(photo, encoder, monkeypatch):
     coder = Codec(encoder, device="cpu")
-    pictures = [photo, torch.rand(1, 3, 81, 99) * 2 - 1]
-    for picture in pictures:
+    images = [photo, torch.rand(1, 3, 81, 99) * 2 - 1]
+    for image in images:
         monkeypatch.setenv(CPU_DTYPE, "float32")
-        whole = coder.latents([picture])
+        whole = coder.latents([image])
         monkeypatch.setattr(arrays, "TILE", 5)
-        tiles = coder.latents([picture])
+        tiles = coder.latents([image])
         monkeypatch.undo()
         np.testing.assert_allclose(tiles, whole, rtol=1e-4, atol=1e-4)
 
@@ -117,12 +117,12 @@ def test_tiles_give_the_latents_of_the_whole(photo, encoder, monkeypatch):
 @pytest.mark.parametrize("encoder", ["light", "base"])
 def test_bfloat16_hardly_moves_latents(photo, encoder, monkeypatch):
     """Where the CPU has it the blocks use it, unless somebody wants a gradient."""
-    network, picture, found = dynenc.load_encoder(encoder), to_tensor(photo)[..., :80, :96], {}
+    network, image, found = dynenc.load_encoder(encoder), to_tensor(photo)[..., :80, :96], {}
     for dtype in ("float32", "bfloat16"):
         monkeypatch.setenv(CPU_DTYPE, dtype)
         with torch.no_grad():
-            found[dtype] = network(picture)
-    torch.testing.assert_close(network(picture), found["float32"])
+            found[dtype] = network(image)
+    torch.testing.assert_close(network(image), found["float32"])
     error = (found["bfloat16"] - found["float32"]).square().mean().sqrt()
     assert 0 < error < 0.005
 
@@ -145,13 +145,13 @@ def test_encoding_twice_gives_the_same_bytes(nano, photo):
     assert nano.encode(photo) == nano.encode(photo)
 
 
-def test_grey_and_transparent_pictures(nano, photo):
+def test_grey_and_transparent_images(nano, photo):
     for mode in ("L", "RGBA", "P"):
         assert nano.decode(nano.encode(photo.convert(mode))).size == photo.size
 
 
 @pytest.mark.parametrize("shape", [(3, 0, 8), (1, 8, 8), (2, 3, 8, 8), (8, 8), (3, 70_000, 1)])
-def test_tensors_that_are_no_picture(nano, shape):
+def test_tensors_that_are_no_image(nano, shape):
     with pytest.raises(ImageError):
         nano.encode(torch.zeros(shape))
 
@@ -197,10 +197,10 @@ def test_paths_are_read(nano, photo_path, tmp_path):
 def opened(photo, *, cut=0, is_closed=False):
     """An image of a PNG file whose pixels have not been read; of a cut or closed file."""
     photo.save(file := io.BytesIO(), "PNG")
-    picture = Image.open(io.BytesIO(file.getvalue()[: -cut or None]))
+    image = Image.open(io.BytesIO(file.getvalue()[: -cut or None]))
     if is_closed:
-        picture.close()
-    return picture
+        image.close()
+    return image
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_encoder_shapes(name):
         assert dynenc.load_encoder(name)(torch.zeros(2, 3, 16, 24)).shape == (2, channels, 2, 3)
 
 
-def test_picture_formats_do_not_matter(nano, photo):
+def test_image_formats_do_not_matter(nano, photo):
     buffer = io.BytesIO()
     photo.save(buffer, "WEBP", lossless=True)
     assert nano.encode(Image.open(buffer)) == nano.encode(photo)
@@ -323,7 +323,7 @@ def test_on_every_name_of_the_cpu_integers_are_computed(photo, device):
 
 
 @pytest.mark.parametrize("encoder", ["light", "base"])
-def test_flat_pictures_are_rounded_plainly_where_that_costs_less(photo, encoder):
+def test_flat_images_are_rounded_plainly_where_that_costs_less(photo, encoder):
     """And finely: of the files whose error is small, on either lattice, the smallest is taken."""
     made = Codec(encoder, device="cpu")
     trellis = load_coder("full", has_trellis=True)
@@ -357,7 +357,7 @@ def test_the_kernel_and_the_network_write_the_same_file(name):
     assert by_network.encode(pixels) != blob
 
 
-def test_rows_that_overlap_are_a_picture(nano):
+def test_rows_that_overlap_are_an_image(nano):
     row = np.random.default_rng(0).integers(0, 256, (64, 3), np.uint8)
     for array in (np.broadcast_to(row, (64, 64, 3)), row[:, None].transpose(1, 0, 2)):
         assert nano.encode(array) == nano.encode(array.copy())

@@ -74,7 +74,7 @@ def test_hostile_files_are_refused_at_once(name):
 
 
 def test_a_file_cannot_claim_more_pixels_than_its_payload_can_hold():
-    """A flat picture is the most pixels a byte can hold; a few more are refused unread."""
+    """A flat image is the most pixels a byte can hold; a few more are refused unread."""
     model = load_coder("fast", has_trellis=False)
     flat = model.encode(np.zeros((4, 96, 96), np.int32), 307)
     assert len(model.decode(flat, 96, 96, 307).nonzero()[0]) == 0

@@ -16,7 +16,7 @@ def test_scaling_and_its_inverse_agree(space):
     assert torch.allclose(space.raw(space.scaled(raw)), raw, atol=1e-6)
 
 
-def test_pictures_are_padded_to_whole_patches():
+def test_images_are_padded_to_whole_patches():
     assert latent_size(1, 9) == (1, 2)
     assert latent_size(512, 768) == (64, 96)
 
@@ -34,8 +34,8 @@ def test_a_space_of_own_networks_is_added_in_one_place(monkeypatch):
     monkeypatch.setitem(registry.MODELS, "toy", model)
     monkeypatch.setattr(registry, "LATENT_MODELS", (*registry.LATENT_MODELS, model))
     assert pickle.loads(pickle.dumps(toy)) is toy
-    picture = Image.new("RGB", (24, 16), (90, 140, 60))
+    image = Image.new("RGB", (24, 16), (90, 140, 60))
     codec = Codec.from_pretrained("toy", device="cpu")
-    decoded = codec.decode(codec.encode(picture))
+    decoded = codec.decode(codec.encode(image))
     like = Codec.from_pretrained("autoencoder", device="cpu")
-    assert decoded == like.decode(like.encode(picture))
+    assert decoded == like.decode(like.encode(image))

@@ -20,11 +20,11 @@ def test_psnr_of_a_known_error():
     )
 
 
-def test_psnr_of_equal_pictures_is_infinite(photo):
+def test_psnr_of_equal_images_is_infinite(photo):
     assert metrics.psnr_db(photo, photo) == math.inf
 
 
-def test_ms_ssim_of_equal_pictures_is_one(photo):
+def test_ms_ssim_of_equal_images_is_one(photo):
     assert metrics.ms_ssim(photo, photo) == pytest.approx(1)
 
 

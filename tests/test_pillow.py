@@ -21,33 +21,33 @@ GOLDEN = Path(__file__).parent / "golden" / "v1_light_33x40.lat"
 
 
 @pytest.fixture
-def picture(photo_path):
+def image(photo_path):
     return Image.open(photo_path).convert("RGB").crop((100, 60, 171, 109))
 
 
-def saved(picture, **options):
+def saved(image, **options):
     file = io.BytesIO()
-    picture.save(file, "LAT", **options)
+    image.save(file, "LAT", **options)
     return file.getvalue()
 
 
 def test_open_gives_what_the_codec_decodes():
-    with Image.open(GOLDEN) as picture:
-        assert (picture.format, picture.mode, picture.size) == ("LAT", "RGB", (33, 40))
-        assert picture.get_format_mimetype() == "image/x-lat"
+    with Image.open(GOLDEN) as image:
+        assert (image.format, image.mode, image.size) == ("LAT", "RGB", (33, 40))
+        assert image.get_format_mimetype() == "image/x-lat"
         expected = Codec(decoder="embedded").decode(GOLDEN.read_bytes())
-        assert ImageChops.difference(picture, expected).getbbox() is None
-        assert picture.resize((8, 8)).size == (8, 8)
+        assert ImageChops.difference(image, expected).getbbox() is None
+        assert image.resize((8, 8)).size == (8, 8)
 
 
 @pytest.mark.parametrize("is_loaded", [False, True])
-def test_pictures_can_be_copied_and_pickled(is_loaded):
+def test_images_can_be_copied_and_pickled(is_loaded):
     expected = Image.open(GOLDEN)
-    for again in (copy.copy, copy.deepcopy, lambda picture: pickle.loads(pickle.dumps(picture))):
-        picture = Image.open(GOLDEN)
+    for again in (copy.copy, copy.deepcopy, lambda image: pickle.loads(pickle.dumps(image))):
+        image = Image.open(GOLDEN)
         if is_loaded:
-            picture.load()
-        copied = again(picture)
+            image.load()
+        copied = again(image)
         assert copied.size == (33, 40)
         assert ImageChops.difference(copied, expected).getbbox() is None
 
@@ -55,7 +55,7 @@ def test_pictures_can_be_copied_and_pickled(is_loaded):
 @pytest.mark.parametrize(
     ("size", "divisor"), [((40, 30), 8), ((90, 30), 4), ((225, 150), 2), ((226, 1), 1)]
 )
-def test_draft_decodes_a_smaller_picture(photo_path, size, divisor):
+def test_draft_decodes_a_smaller_image(photo_path, size, divisor):
     blob = saved(Image.open(photo_path).convert("RGB"))
     opened = Image.open(io.BytesIO(blob))
     found = opened.draft("L", size)
@@ -79,27 +79,27 @@ def test_thumbnails_are_decoded_at_a_smaller_size(photo_path, monkeypatch):
         Codec, "decode", lambda *a, **k: scales.append(k["scale"]) or decode(*a, **k)
     )
     whole = Image.open(photo_path).convert("RGB")
-    for picture in (opened, whole):
-        picture.thumbnail((75, 50))
+    for image in (opened, whole):
+        image.thumbnail((75, 50))
     assert scales == [1 / 2]  # Pillow asks for twice the size
     assert opened.size == whole.size == (75, 50)
     assert ImageStat.Stat(ImageChops.difference(opened, whole)).mean < [12] * 3
 
 
-def test_save_by_suffix(picture, tmp_path):
-    picture.save(tmp_path / "a.lat", quality=80)
+def test_save_by_suffix(image, tmp_path):
+    image.save(tmp_path / "a.lat", quality=80)
     blob = (tmp_path / "a.lat").read_bytes()
-    assert blob == Codec().encode(picture, quality=80)
+    assert blob == Codec().encode(image, quality=80)
     assert bitstream.read(blob)[0].step_q == 150
     with Image.open(tmp_path / "a.lat") as again:
-        assert again.size == picture.size
+        assert again.size == image.size
         again.convert("L").save(tmp_path / "b.png")
 
 
-@pytest.mark.filterwarnings("ignore::dynenc.errors.PictureWarning")  # of 16 bits
+@pytest.mark.filterwarnings("ignore::dynenc.errors.ImageWarning")  # of 16 bits
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
-def test_save_of_any_mode(picture, mode):
-    blob = saved(picture.convert("L").convert(mode))
+def test_save_of_any_mode(image, mode):
+    blob = saved(image.convert("L").convert(mode))
     opened = Image.open(io.BytesIO(blob))
     expected = Codec(decoder="embedded").decode(blob)
     assert (opened.mode, opened.size) == (expected.mode, expected.size)
@@ -107,37 +107,37 @@ def test_save_of_any_mode(picture, mode):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_is_known_at_once_and_comes_back(picture, mode):
-    alpha = Image.linear_gradient("L").resize(picture.size)
-    transparent = picture.convert(mode)
+def test_alpha_is_known_at_once_and_comes_back(image, mode):
+    alpha = Image.linear_gradient("L").resize(image.size)
+    transparent = image.convert(mode)
     transparent.putalpha(alpha)
     opened = Image.open(io.BytesIO(saved(transparent)))
     assert opened.mode == mode
     assert opened.getchannel("A").tobytes() == alpha.tobytes()
 
 
-def test_metadata_is_kept_if_asked_for(picture):
+def test_metadata_is_kept_if_asked_for(image):
     exif = Image.Exif()
     exif[0x010E] = "a cat"
-    picture.info["exif"] = exif.tobytes()
-    opened = Image.open(io.BytesIO(saved(picture, keep_metadata=True)))
+    image.info["exif"] = exif.tobytes()
+    opened = Image.open(io.BytesIO(saved(image, keep_metadata=True)))
     assert opened.getexif()[0x010E] == "a cat"
 
 
-def test_options_of_save(picture):
-    assert saved(picture) == Codec().encode(picture)
-    assert bitstream.read(saved(picture, encoder="nano"))[0].model_id == 1
-    tuned = saved(picture, quality=50, effort=1)
-    assert tuned == Codec().encode(picture, quality=50, effort=1) != saved(picture)
+def test_options_of_save(image):
+    assert saved(image) == Codec().encode(image)
+    assert bitstream.read(saved(image, encoder="nano"))[0].model_id == 1
+    tuned = saved(image, quality=50, effort=1)
+    assert tuned == Codec().encode(image, quality=50, effort=1) != saved(image)
     with pytest.raises(WeightsError, match="unknown encoder 'none'"):
-        saved(picture, encoder="none")
+        saved(image, encoder="none")
     with pytest.raises(ValueError, match="quality 101"):
-        saved(picture, quality=101)
+        saved(image, quality=101)
 
 
-def test_failed_save_leaves_no_file(picture, tmp_path):
+def test_failed_save_leaves_no_file(image, tmp_path):
     with pytest.raises(ValueError, match="quality -1"):
-        picture.save(tmp_path / "a.lat", quality=-1)
+        image.save(tmp_path / "a.lat", quality=-1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,7 +178,7 @@ def test_no_more_than_the_largest_valid_file_is_read(tmp_path):
         Image.open(endless)
 
 
-def test_lat_files_in_a_folder_are_no_pictures_to_encode():
+def test_lat_files_in_a_folder_are_no_images_to_encode():
     assert ".lat" not in plan.input_suffixes("encode")
 
 

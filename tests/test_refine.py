@@ -37,18 +37,18 @@ def photo(photo_path):
 
 
 def refined(nano, photo, effort, most_bytes=None):
-    picture = tensors.to_tensor(photo)
+    image = tensors.to_tensor(photo)
     with torch.no_grad():
-        latents = nano.encoder(tensors.pad(picture))
+        latents = nano.encoder(tensors.pad(image))
     coder = load_coder("full", has_trellis=False)
     symbols = quantize.to_symbols(latents[0].numpy(), STEP_Q, coder)
     file = LatFile.of_symbols(symbols, coder, photo.size, STEP_Q, nano.model)
     if effort:
         most = most_bytes + len(file.to_bytes()) - len(file.payload) if most_bytes else math.inf
         refiner = refine.Refiner(nano.backend.perceptual, nano.decoder, effort)
-        file = refiner.refine(file, latents, picture, most)
+        file = refiner.refine(file, latents, image, most)
     with torch.no_grad():
-        measure = Distortion(picture, latents, nano.backend.perceptual, nano.decoder)
+        measure = Distortion(image, latents, nano.backend.perceptual, nano.decoder)
         distance = measure.of(torch.from_numpy(file.latents)[None]).sum()
     return file.symbols, distance, len(file.payload)
 
@@ -140,8 +140,8 @@ def test_targets_are_met_with_an_effort(nano, photo):
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (9, 64)])
 def test_any_size(nano, size):
-    picture = Image.effect_noise(size, 40).convert("RGB")
-    assert nano.decode(nano.encode(picture, effort=2)).size == size
+    image = Image.effect_noise(size, 40).convert("RGB")
+    assert nano.decode(nano.encode(image, effort=2)).size == size
 
 
 @pytest.mark.parametrize("effort", [-1, 10])
@@ -213,7 +213,7 @@ def test_windows_cover_every_pixel_once(height, width):
     assert (seen == 1).all()
 
 
-def test_windows_give_the_whole_picture_s_gradient(nano, photo, monkeypatch):
+def test_windows_give_the_whole_image_s_gradient(nano, photo, monkeypatch):
     """In windows, the same descent as at once, but for blocks and features at their edges."""
     monkeypatch.setattr(distortion, "STRUCTURE_WEIGHT", 0)
     monkeypatch.setattr(distortion, "FEATURE_WEIGHTS", (0, 0))
@@ -234,10 +234,10 @@ def test_soft_rounding():
 
 
 def test_perceptual_features_react_to_lost_texture(nano, photo):
-    picture = tensors.to_tensor(photo.crop((0, 0, 64, 48)))
+    image = tensors.to_tensor(photo.crop((0, 0, 64, 48)))
     blurred = tensors.to_tensor(photo.crop((0, 0, 64, 48)).filter(ImageFilter.GaussianBlur(2)))
-    brighter = picture + (blurred - picture).square().mean().sqrt()  # the same squared error
-    seen = nano.backend.perceptual(picture)
+    brighter = image + (blurred - image).square().mean().sqrt()  # the same squared error
+    seen = nano.backend.perceptual(image)
     assert [one.shape for one in seen] == [(1, 96, 24, 32), (1, 96, 12, 16)]
     for number, one in enumerate(seen):
         far, near = (

@@ -26,24 +26,24 @@ sides = st.integers(1, 20)
 
 
 @st.composite
-def pictures(draw):
-    """RGB pictures of up to 20x20 px, of noise between two colours."""
+def images(draw):
+    """RGB images of up to 20x20 px, of noise between two colours."""
     shape = (draw(sides), draw(sides), 3)
     low, high = sorted((draw(st.integers(0, 255)), draw(st.integers(0, 255))))
     random = np.random.default_rng(draw(st.integers(0, 99)))
     return Image.fromarray(random.integers(low, high + 1, shape, np.uint8))
 
 
-@given(pictures())
-def test_pixels_survive_the_tensor(picture):
-    assert tensors.to_picture(tensors.to_tensor(picture)).tobytes() == picture.tobytes()
+@given(images())
+def test_pixels_survive_the_tensor(image):
+    assert tensors.to_image(tensors.to_tensor(image)).tobytes() == image.tobytes()
 
 
-@given(pictures())
-def test_padding_only_adds(picture):
-    tensor = tensors.to_tensor(picture)
+@given(images())
+def test_padding_only_adds(image):
+    tensor = tensors.to_tensor(image)
     padded = tensors.pad(tensor)
-    assert padded[..., : picture.height, : picture.width].equal(tensor)
+    assert padded[..., : image.height, : image.width].equal(tensor)
     assert not any(side % 8 for side in padded.shape[-2:])
 
 
@@ -59,14 +59,14 @@ def test_symbols_survive_dequantising(symbols, step_q, has_trellis):
 
 
 @settings(max_examples=40, deadline=None)
-@given(pictures(), st.floats(0, 100))
-def test_a_picture_keeps_its_size_and_its_latents_their_values(picture, quality):
-    blob = NANO.encode(picture, quality=quality)
+@given(images(), st.floats(0, 100))
+def test_an_image_keeps_its_size_and_its_latents_their_values(image, quality):
+    blob = NANO.encode(image, quality=quality)
     header, latents = read_latents(blob)
-    assert (header.width, header.height) == picture.size == NANO.decode(blob).size
-    raw = torch.from_numpy(NANO.latents([picture]))
+    assert (header.width, header.height) == image.size == NANO.decode(blob).size
+    raw = torch.from_numpy(NANO.latents([image]))
     assert (raw - latents).abs().max() <= header.step_q / 2048 * (1 + 1e-4)
-    assert NANO.encode(picture, quality=quality) == blob
+    assert NANO.encode(image, quality=quality) == blob
 
 
 @settings(deadline=None)

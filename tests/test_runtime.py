@@ -70,12 +70,12 @@ def state():
 
 
 def test_calls_from_several_threads_leave_a_host_program_as_it_was(two_threads):
-    codec, picture = Codec("nano", "embedded", "cpu"), Image.new("RGB", (40, 30), (90, 120, 40))
+    codec, image = Codec("nano", "embedded", "cpu"), Image.new("RGB", (40, 30), (90, 120, 40))
     before, seen, blobs = state(), [], []
 
     def work():
         for _ in range(3):
-            blobs.append(codec.encode(picture))
+            blobs.append(codec.encode(image))
             codec.decode(blobs[-1])
             seen.append(state())
 

@@ -11,7 +11,7 @@ from dynenc import metrics, registry
 from dynenc.cli.main import app
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import OtherLatents, UsageError, WeightsError
-from dynenc.imaging.tensors import to_picture, to_tensor
+from dynenc.imaging.tensors import to_image, to_tensor
 from dynenc.latent_space import FLUX1, SDXL
 from dynenc.networks import loading
 
@@ -38,7 +38,7 @@ def test_the_integer_decoder_is_that_of_the_space(photo, space):
     size, whole = photo.size, codec.decode(file)
     assert metrics.psnr_db(to_tensor(whole), to_tensor(photo)) > 20
     floats = dynenc.load_decoder("embedded", "cpu", space)(torch.from_numpy(file.latents)[None])
-    expected = to_picture(floats).crop((0, 0, *size))
+    expected = to_image(floats).crop((0, 0, *size))
     difference = np.asarray(expected, np.float32) - np.asarray(whole, np.float32)
     assert np.abs(difference).mean() < 1
     part = codec.decode(file, region=(8, 3, 41, 30))

@@ -1,4 +1,4 @@
-"""Views: regions have the pixels of the whole picture, and smaller pictures those of its parts."""
+"""Views: regions have the pixels of the whole image, and smaller images those of its parts."""
 
 import warnings
 from fractions import Fraction
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from dynenc import Codec, convert
 from dynenc.cli.main import app
 from dynenc.coding.lat_file import LatFile
-from dynenc.errors import PictureWarning, UsageError
+from dynenc.errors import ImageWarning, UsageError
 from dynenc.imaging import detail
 from dynenc.view import DIVISORS, Region, View
 
@@ -27,20 +27,20 @@ def codec():
 
 
 def with_alpha():
-    picture = page(SIZE).convert("RGBA")
-    picture.putalpha(Image.radial_gradient("L").resize(picture.size))
-    return picture
+    image = page(SIZE).convert("RGBA")
+    image.putalpha(Image.radial_gradient("L").resize(image.size))
+    return image
 
 
 def with_profile():
-    picture = photo().crop((0, 0, 321, 258))
+    image = photo().crop((0, 0, 321, 258))
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    picture.info["icc_profile"] = lab
-    picture.info["exif"] = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"
-    return picture
+    image.info["icc_profile"] = lab
+    image.info["exif"] = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"
+    return image
 
 
-PICTURES = {
+IMAGES = {
     "photo": lambda: photo().crop((0, 0, 321, 258)),
     "page": lambda: page(SIZE),
     "alpha": with_alpha,
@@ -49,13 +49,13 @@ PICTURES = {
 }
 
 
-@pytest.fixture(scope="module", params=PICTURES)
+@pytest.fixture(scope="module", params=IMAGES)
 def file(request, codec):
     if not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PictureWarning)
-        blob = codec.encode(PICTURES[request.param](), keep_metadata=True)
+        warnings.simplefilter("ignore", ImageWarning)
+        blob = codec.encode(IMAGES[request.param](), keep_metadata=True)
     file = LatFile.parse(blob)
     assert detail.has_layer(file) == (request.param in ("page", "alpha", "grey"))
     return file
@@ -71,7 +71,7 @@ def test_a_region_has_the_pixels_of_the_whole(codec, file):
 
 
 @pytest.mark.parametrize("scale", SCALES[1:], ids=str)
-def test_a_region_of_a_smaller_picture_has_its_pixels(codec, file, scale):
+def test_a_region_of_a_smaller_image_has_its_pixels(codec, file, scale):
     divisor = scale.denominator
     small = codec.decode(file, scale=scale)
     assert small.size == (-(-321 // divisor), -(-258 // divisor))
@@ -83,8 +83,8 @@ def test_a_region_of_a_smaller_picture_has_its_pixels(codec, file, scale):
         assert part.tobytes() == expected.tobytes()
 
 
-def test_a_layer_in_a_smaller_picture_is_the_mean_of_what_it_covers(codec):
-    """Where the picture beneath is flat, it makes no difference when the layer is laid over it."""
+def test_a_layer_in_a_smaller_image_is_the_mean_of_what_it_covers(codec):
+    """Where the image beneath is flat, it makes no difference when the layer is laid over it."""
     mask = np.zeros((17, 21), bool)
     mask[2:5, 3:9] = mask[16, 20] = True
     layer = detail.of_chunks([detail.to_chunk(page(SIZE), mask, 50)], 321, 258)
@@ -132,8 +132,8 @@ def run(*arguments):
 @pytest.fixture
 def folder(tmp_path, codec):
     for name, size in (("a", (75, 50)), ("b", (40, 66))):
-        picture = photo().crop((100, 60, 100 + size[0], 60 + size[1]))
-        (tmp_path / f"{name}.lat").write_bytes(codec.encode(picture))
+        image = photo().crop((100, 60, 100 + size[0], 60 + size[1]))
+        (tmp_path / f"{name}.lat").write_bytes(codec.encode(image))
     return tmp_path
 
 
@@ -141,21 +141,21 @@ def test_the_command_decodes_views(folder, codec):
     source, target = folder / "a.lat", folder / "a.png"
     options = ["-d", "embedded", "--region", "3,4,50,20"]
     assert run("decode", source, *options).exit_code == 0
-    with Image.open(target) as picture:
-        assert picture.tobytes() == codec.decode(source, region=Region(3, 4, 50, 20)).tobytes()
-        assert picture.getexif()[305] == "dynenc, decoder embedded, region 3,4,50,20"
+    with Image.open(target) as image:
+        assert image.tobytes() == codec.decode(source, region=Region(3, 4, 50, 20)).tobytes()
+        assert image.getexif()[305] == "dynenc, decoder embedded, region 3,4,50,20"
     assert run("decode", source, "-f", *options, "--scale", "1/4").exit_code == 0
-    with Image.open(target) as picture:
-        assert picture.size == (14, 5)
+    with Image.open(target) as image:
+        assert image.size == (14, 5)
 
 
-def test_smaller_pictures_of_a_folder_are_made_again_at_another_scale(folder):
+def test_smaller_images_of_a_folder_are_made_again_at_another_scale(folder):
     options = dict(decoder="embedded", existing="update")
     view = View.of(None, 1 / 8)
     assert convert("decode", folder, view=view, **options).done == 2
     assert convert("decode", folder, view=view, **options).skipped == 2
-    with Image.open(folder / "b.png") as picture:
-        assert picture.size == (5, 9)
+    with Image.open(folder / "b.png") as image:
+        assert image.size == (5, 9)
     results = []
     summary = convert(
         "decode",
@@ -168,7 +168,7 @@ def test_smaller_pictures_of_a_folder_are_made_again_at_another_scale(folder):
     sizes = {result.source[-5:]: (result.width, result.height) for result in results}
     assert sizes == {"a.lat": (38, 25), "b.lat": (20, 33)}
     bits = [8 * r.n_bytes_in / r.bpp for r in results]
-    assert sorted(round(pixels) for pixels in bits) == [40 * 66, 75 * 50]  # of the whole pictures
+    assert sorted(round(pixels) for pixels in bits) == [40 * 66, 75 * 50]  # of the whole images
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class Summary:
 
 
 def make_cache(
-    pictures: str | Sequence[str],
+    images: str | Sequence[str],
     cache: str,
     *,
     space: str = SD1.name,
@@ -69,7 +69,7 @@ def make_cache(
     shards that were complete stay. Latents that are damaged are made again.
 
     Args:
-        pictures: files, folders (with sub-folders), patterns.
+        images: files, folders (with sub-folders), patterns.
         cache: a local folder.
         space: of the latents: 'sd1', 'sdxl', 'flux1' or 'sd3'.
         encoder: of dynenc, if it has one for the space.
@@ -90,8 +90,8 @@ def make_cache(
     integer("shard_size", shard_size, 1)
     tell = function("on_progress", on_progress) or (lambda _done, _all: None)
     maker = Maker.of(space_named(space), encoder, vae, resolution, quality, flips, device)
-    listed = isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes)
-    given = [file_name("an image or folder", p) for p in (pictures if listed else [pictures])]
+    listed = isinstance(images, Sequence) and not isinstance(images, str | bytes)
+    given = [file_name("an image or folder", p) for p in (images if listed else [images])]
     prune = prune or force
     found = _found(given, cache, prune)
     sources = _keyed([(file.relative, file.path) for file in found.files], flips)

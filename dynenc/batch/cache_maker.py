@@ -116,29 +116,29 @@ class Maker:
         try:
             data = read_image(source.path)
             with notes.collected() as lost:
-                picture = open_image(data, name=source.path)
-            size = buckets.bucket(*picture.size, self.settings.resolution)
+                image = open_image(data, name=source.path)
+            size = buckets.bucket(*image.size, self.settings.resolution)
             if not all(size):
                 raise ImageError(f"{source.path} is smaller than 8 px, the side of a latent")
-            return self._member(source.key, data, picture, size)._replace(notes=lost)
+            return self._member(source.key, data, image, size)._replace(notes=lost)
         except ImageError as exc:
             return with_name(exc, source.path)
 
-    def _member(self, key: str, data: bytes, picture: Image, size: tuple[int, int]) -> Member:
-        fitted = buckets.fit(to_rgb(picture), size)
-        shown = [fitted.picture]
+    def _member(self, key: str, data: bytes, image: Image, size: tuple[int, int]) -> Member:
+        fitted = buckets.fit(to_rgb(image), size)
+        shown = [fitted.image]
         if self.settings.flips:
-            shown.append(ImageOps.mirror(fitted.picture))
+            shown.append(ImageOps.mirror(fitted.image))
         step_q = quality_to_step(self.settings.quality, has_trellis=self.model.has_trellis)
         files = [LatFile.of_latents(self.latents(each), size, step_q, self.model) for each in shown]
         digest, none = hashlib.sha256(data).hexdigest(), (0, 0)
-        entry = Entry(key, digest, picture.size, size, (fitted.left, fitted.top), none)
+        entry = Entry(key, digest, image.size, size, (fitted.left, fitted.top), none)
         return Member(entry, [file.to_bytes() for file in files])
 
-    def latents(self, picture: Image) -> Floats:
+    def latents(self, image: Image) -> Floats:
         """The latents [C, h, w] of an image whose sides are multiples of the patch."""
         if self.vae is None:
-            latents: Floats = self.codec.latents([picture])[0]
+            latents: Floats = self.codec.latents([image])[0]
             return latents
         import torch
 
@@ -146,7 +146,7 @@ class Maker:
 
         device = next(self.teacher.parameters()).device
         with torch.inference_mode():
-            found: Floats = self.teacher(to_tensor(picture).to(device))[0].float().cpu().numpy()
+            found: Floats = self.teacher(to_tensor(image).to(device))[0].float().cpu().numpy()
         if not np.isfinite(found).all():
             raise ImageError(f"{self.vae} encodes it to NaN or infinite latents: try another VAE")
         return found

@@ -170,16 +170,16 @@ def load_image(item: Input, settings: Settings) -> Loaded[Image.Image]:
     if blob is None and storage.is_sequential(item.source):
         blob = inputs.read_image(item.source)
     with notes.collected() as lost:
-        picture = open_image(
+        image = open_image(
             item.source if blob is None else blob,
             name=names.shown(item.source),
             max_pixels=settings.input.max_pixels,
             keep_metadata=settings.encode.keep_metadata,
             truncated=settings.input.truncated,
         )
-    width, height = (-(-side // PATCH) * PATCH for side in picture.size)
+    width, height = (-(-side // PATCH) * PATCH for side in image.size)
     n_bytes = inputs.size_of(item.source) if blob is None else len(blob)
-    return Loaded(picture, n_bytes, (height, width), note=notes.joined(*lost))
+    return Loaded(image, n_bytes, (height, width), note=notes.joined(*lost))
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,11 +69,11 @@ class Encode(CodecTask[Image.Image]):
             for made, one in zip(encoded, group, strict=True)
         ]
 
-    def encode(self, pictures: Sequence[Image.Image]) -> list[Encoded]:
+    def encode(self, images: Sequence[Image.Image]) -> list[Encoded]:
         """The .lat files of images of equal shape."""
         options = self.settings.encode
         return self.codec.encode_batch(
-            pictures,
+            images,
             options.goal,
             options.effort,
             detail=options.detail,
@@ -99,7 +99,7 @@ class _MakesImages(CodecTask[T]):
     def prepare(self, item: Input) -> None:
         """Also refuse names without the suffix of an image format."""
         if item.target and not item.member:
-            save.picture_format(self.format_name(item))
+            save.image_format(self.format_name(item))
         super().prepare(item)
 
     def format_name(self, item: Input) -> str:
@@ -109,12 +109,12 @@ class _MakesImages(CodecTask[T]):
         return item.name
 
     def image_bytes(
-        self, item: Input, picture: Image.Image, extras: Extras, decoder_name: str
+        self, item: Input, image: Image.Image, extras: Extras, decoder_name: str
     ) -> tuple[bytes, list[str]]:
         """The bytes of an image file that names its decoder, and notes on what is lost."""
         with notes.collected() as lost:
             name, view = self.format_name(item), self.settings.decode.view
-            data = save.picture_bytes(picture, extras, name, decoder_name, view)
+            data = save.image_bytes(image, extras, name, decoder_name, view)
         return data, lost
 
     def announce_decoder(self) -> None:
@@ -160,17 +160,17 @@ class Decode(_MakesImages[ParsedLat]):
     def make(self, items: Sequence[Input], group: Sequence[Loaded[ParsedLat]]) -> list[Made]:
         """See `Task`."""
         view = self.settings.decode.view
-        pictures = self.codec.decode_batch([one.value.file for one in group], view)
+        images = self.codec.decode_batch([one.value.file for one in group], view)
         decoder_name = self.codec.name_of_decoder(group[0].value.file.model)
         made = []
-        for item, picture, one in zip(items, pictures, group, strict=True):
-            data, lost = self.image_bytes(item, picture, one.value.extras, decoder_name)
+        for item, image, one in zip(items, images, group, strict=True):
+            data, lost = self.image_bytes(item, image, one.value.extras, decoder_name)
             note = notes.joined(one.note, *lost)
             header = one.value.file.header
             made.append(
                 Made(
                     data,
-                    *picture.size,
+                    *image.size,
                     one.n_bytes,
                     one.n_bytes,
                     coded_size=(header.width, header.height),
@@ -201,12 +201,12 @@ class RoundtripTask(_MakesImages[Image.Image]):
         return [self._measured(item, one) for item, one in zip(items, group, strict=True)]
 
     def _measured(self, item: Input, one: Loaded[Image.Image]) -> Made:
-        picture, codec = one.value, self.codec
+        image, codec = one.value, self.codec
         if not self.is_warm:  # the networks run once before the clock starts
-            codec.decode(codec.encode(picture.crop((0, 0, 64, 64))))
+            codec.decode(codec.encode(image.crop((0, 0, 64, 64))))
             self.is_warm = True
         start = time.perf_counter()
-        [encoded] = self.encoding.encode([picture])
+        [encoded] = self.encoding.encode([image])
         encoded_at = time.perf_counter()
         decoded = codec.decode(encoded.blob, max_pixels=sys.maxsize)
         decoded_at = time.perf_counter()
@@ -218,14 +218,14 @@ class RoundtripTask(_MakesImages[Image.Image]):
         columns = self.settings.run.preview
         return Made(
             data,
-            picture.width,
-            picture.height,
+            image.width,
+            image.height,
             one.n_bytes,
             len(encoded.blob),
             quality=figures.quality,
             figures=figures,
             note=notes.joined(one.note, encoded.note, encoded.warning, *lost),
-            preview=preview.side_by_side(picture, decoded, columns) if columns else None,
+            preview=preview.side_by_side(image, decoded, columns) if columns else None,
         )
 
     def _figures(
@@ -234,9 +234,9 @@ class RoundtripTask(_MakesImages[Image.Image]):
         from dynenc import metrics
         from dynenc.imaging import tensors
 
-        picture, options, n_bytes = one.value, self.settings.encode, len(encoded.blob)
-        width, height = picture.size
-        pair = [tensors.to_tensor(pixels.to_rgb(each)) for each in (decoded, picture)]
+        image, options, n_bytes = one.value, self.settings.encode, len(encoded.blob)
+        width, height = image.size
+        pair = [tensors.to_tensor(pixels.to_rgb(each)) for each in (decoded, image)]
         return Roundtrip(
             image=item.source,
             width=width,

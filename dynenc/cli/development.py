@@ -161,7 +161,7 @@ def train_thumbnail(
     ] = None,
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of training.")] = 4000,
 ) -> None:
-    """Train and quantise the decoder of pictures at 1/4 and 1/8 of the size.
+    """Train and quantise the decoder of images at 1/4 and 1/8 of the size.
 
     It takes some minutes of one core. The same arguments give the same integers on one machine.
     """

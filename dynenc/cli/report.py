@@ -82,7 +82,7 @@ class Reporter:
         if result.preview and not self.quiet:
             from dynenc.cli import terminal  # imports rich
 
-            terminal.show_picture(result.preview)
+            terminal.show_image(result.preview)
         if not (self.quiet or summary.single or result.status == "planned"):
             self._progress(summary)
 

@@ -39,18 +39,18 @@ def shows_colours() -> bool:
     return Console().is_terminal and Console().color_system in ("256", "truecolor", "windows")
 
 
-def show_picture(picture: Image.Image) -> None:
+def show_image(image: Image.Image) -> None:
     """Print an RGB image of even height."""
-    Console().print(half_blocks(picture), end="", no_wrap=True, crop=True)
+    Console().print(half_blocks(image), end="", no_wrap=True, crop=True)
 
 
-def half_blocks(picture: Image.Image) -> Text:
+def half_blocks(image: Image.Image) -> Text:
     """An RGB image of even height as text: each character shows two pixels, one above the other."""
     text = Text()
-    for y in range(0, picture.height, 2):
-        for x in range(picture.width):
-            upper = picture.getpixel((x, y))
-            lower = picture.getpixel((x, y + 1))
+    for y in range(0, image.height, 2):
+        for x in range(image.width):
+            upper = image.getpixel((x, y))
+            lower = image.getpixel((x, y + 1))
             text.append("\u2580", f"rgb{upper} on rgb{lower}".replace(", ", ","))
         text.append("\n")
     return text

@@ -75,7 +75,7 @@ def to_nearest(latents: Floats, step_q: int, coder: EntropyCoder) -> Shorts:
 
 
 def is_flat(latents: Floats, step_q: int = 0) -> bool:
-    """Whether latents [C, h, w] are those of a picture of one colour, a gradient or faint noise.
+    """Whether latents [C, h, w] are those of an image of one colour, a gradient or faint noise.
 
     The error of a constant is a constant: what is noise elsewhere is a colour cast there.
 

@@ -74,8 +74,8 @@ class _TeacherCodec(Codec):
         self.model = registry.FOREIGN[decoder.space.name]
 
     @torch.inference_mode()
-    def latents(self, pictures: Sequence[Checked]) -> Floats:
-        padded = [tensors.pad(tensors.to_tensor(picture)) for picture in pictures]
+    def latents(self, images: Sequence[Checked]) -> Floats:
+        padded = [tensors.pad(tensors.to_tensor(image)) for image in images]
         latents: Floats = self.teacher(torch.cat(padded).to(self.device)).cpu().numpy()
         return latents
 
@@ -95,8 +95,8 @@ def _candidate(
     effort: int = 0,
     detail: DetailMode = "auto",
 ) -> Candidate:
-    def encode(picture: Image.Image, quality: float) -> bytes:
-        return codec.encode(picture, quality=quality, effort=effort, detail=detail)
+    def encode(image: Image.Image, quality: float) -> bytes:
+        return codec.encode(image, quality=quality, effort=effort, detail=detail)
 
     def decode(blob: bytes) -> Image.Image:
         return pixels.to_rgb(codec.decode(blob))
@@ -130,14 +130,14 @@ def run(
             function to call after each of them.
     Raises: ImageError if the folder does not exist or has no image that can be measured.
     """
-    pictures, left_out = pictures_of(folder)
+    images, left_out = images_of(folder)
     everyone = [*candidates, *anchors]
-    with progress(len(pictures) * sum(len(one.qualities) for one in everyone)) as advance:
-        curves = curves_of(everyone, pictures, measure, advance)
+    with progress(len(images) * sum(len(one.qualities) for one in everyone)) as advance:
+        curves = curves_of(everyone, images, measure, advance)
     return Evaluation(curves[: len(candidates)], curves[len(candidates) :], left_out)
 
 
-def pictures_of(folder: Path) -> tuple[list[Path], int]:
+def images_of(folder: Path) -> tuple[list[Path], int]:
     """The images in a folder that can be measured, by name; the others are counted and logged.
 
     Raises: ImageError if the folder does not exist, or no image is left.
@@ -167,23 +167,23 @@ def pictures_of(folder: Path) -> tuple[list[Path], int]:
 
 def curves_of(
     candidates: Sequence[Candidate],
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     measure: Measure,
     advance: Callable[[], None],
 ) -> list[Curve]:
     """A curve for each candidate: means over the images, each of which is read once."""
     with notes.collected():
-        small = open_rgb(pictures[0]).crop((0, 0, 64, 64))
+        small = open_rgb(images[0]).crop((0, 0, 64, 64))
         for one in candidates:  # load networks before the clock starts
             one.decode(one.encode(small, one.qualities[0]))
     points = [(one, quality) for one in candidates for quality in one.qualities]
     rows: list[list[dict[str, float]]] = [[] for _ in points]
-    for path in pictures:
+    for path in images:
         with notes.logged(logger, path):
-            picture = open_rgb(path)
-            figures_of = measure.against(picture)
+            image = open_rgb(path)
+            figures_of = measure.against(image)
             for (one, quality), row in zip(points, rows, strict=True):
-                row.append(_figures(one, quality, picture, figures_of))
+                row.append(_figures(one, quality, image, figures_of))
                 advance()
     return _curves(candidates, [means(row) for row in rows])
 
@@ -191,16 +191,16 @@ def curves_of(
 def _figures(
     one: Candidate,
     quality: float,
-    picture: Image.Image,
+    image: Image.Image,
     figures_of: Callable[[Image.Image], Mapping[str, float]],
 ) -> dict[str, float]:
     start = time.perf_counter()
-    data = one.encode(picture, quality)
+    data = one.encode(image, quality)
     middle = time.perf_counter()
     rebuilt = one.decode(data)
     end = time.perf_counter()
     return {
-        "bpp": bitstream.bpp(len(data), *picture.size),
+        "bpp": bitstream.bpp(len(data), *image.size),
         **figures_of(rebuilt),
         "encoding_time": middle - start,
         "decoding_time": end - middle,

@@ -25,7 +25,7 @@ from dynenc.imaging.sources import open_rgb
 
 logger = logging.getLogger(__name__)
 
-PLACEHOLDER = "<!--PICTURES-->"  # replaced in the template
+PLACEHOLDER = "<!--IMAGES-->"  # replaced in the template
 MAX_PSNR = 99.99  # dB, for identical images: JSON has no infinity
 
 
@@ -66,7 +66,7 @@ class Coded(NamedTuple):
 
     name: str
     blob: bytes
-    picture: Image.Image
+    image: Image.Image
     layer: Image.Image | None = None  # the same, darkened outside the detail layer
 
 
@@ -134,13 +134,13 @@ def _versions(original: Image.Image, all_coded: Sequence[Coded], request: Reques
     versions = [Version("original", _uri(original))]
     figures_of = request.measure.against(original)
     for coded in all_coded:
-        if coded.picture.size != original.size:
-            sizes = (f"{p.width}x{p.height}" for p in (coded.picture, original))
+        if coded.image.size != original.size:
+            sizes = (f"{p.width}x{p.height}" for p in (coded.image, original))
             raise ImageError(
                 f"{coded.name} and its original are {' and '.join(sizes)} px: "
                 "they cannot be compared"
             )
-        versions.append(_version(coded, figures_of(coded.picture)))
+        versions.append(_version(coded, figures_of(coded.image)))
         if coded.layer:
             versions.append(Version(f"{coded.name}: detail layer", _uri(coded.layer)))
     return versions
@@ -154,38 +154,38 @@ def _read(files: Sequence[Path], codec: Codec) -> Iterator[Coded]:
             except BitstreamError as exc:
                 raise with_name(exc, str(path)) from exc
         else:
-            picture = open_rgb(path)
-            yield Coded(path.name, path.read_bytes(), picture)
+            image = open_rgb(path)
+            yield Coded(path.name, path.read_bytes(), image)
 
 
-def _encode(picture: Image.Image, codec: Codec, request: Request) -> Iterator[Coded]:
+def _encode(image: Image.Image, codec: Codec, request: Request) -> Iterator[Coded]:
     for quality in request.qualities:
-        blob = codec.encode(picture, quality=quality, detail=request.detail)
+        blob = codec.encode(image, quality=quality, detail=request.detail)
         yield _decoded(f"{codec.model.name}, quality {quality:g}", blob, codec)
 
 
 def _decoded(name: str, blob: bytes, codec: Codec) -> Coded:
     """A decoded .lat file, with its detail layer highlighted."""
     file = LatFile.parse(blob)
-    picture = pixels.to_rgb(codec.decode(file))
-    layer = detail.of_chunks(file.chunks, *picture.size)
-    return Coded(name, blob, picture, layer.shown(picture) if layer else None)
+    image = pixels.to_rgb(codec.decode(file))
+    layer = detail.of_chunks(file.chunks, *image.size)
+    return Coded(name, blob, image, layer.shown(image) if layer else None)
 
 
 def _encode_with_peers(
-    picture: Image.Image, codecs: Sequence[tuple[peers.Peer, int]]
+    image: Image.Image, codecs: Sequence[tuple[peers.Peer, int]]
 ) -> Iterator[Coded]:
     for peer, quality in codecs:
-        blob = peer.encode(picture, quality)
+        blob = peer.encode(image, quality)
         yield Coded(f"{peer.name}, quality {quality}", blob, peer.decode(blob))
 
 
 def _version(coded: Coded, figures: dict[str, float]) -> Version:
     return Version(
         coded.name,
-        _uri(coded.picture),
+        _uri(coded.image),
         len(coded.blob),
-        bitstream.bpp(len(coded.blob), *coded.picture.size),
+        bitstream.bpp(len(coded.blob), *coded.image.size),
         psnr_db=min(figures["psnr-rgb"], MAX_PSNR),
         ms_ssim=figures.get("ms-ssim-rgb"),
         lpips=figures.get("lpips"),
@@ -199,10 +199,10 @@ def _script(name: str, original: Image.Image, versions: Sequence[Version]) -> by
     entry = {"name": name, "width": original.width, "height": original.height}
     text = json.dumps(entry | {"versions": [asdict(version) for version in versions]})
     text = text.replace("<", "\\u003c")
-    return f'<script type="application/json" class="picture">{text}</script>\n'.encode()
+    return f'<script type="application/json" class="image">{text}</script>\n'.encode()
 
 
-def _uri(picture: Image.Image) -> str:
+def _uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", icc_profile=None)
+    image.save(buffer, "PNG", icc_profile=None)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

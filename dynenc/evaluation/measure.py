@@ -136,16 +136,16 @@ def evaluate(
         reconstruct: [1, 3, H, W] in [-1, 1] -> the same shape; H and W multiples of 8.
         folder: folder or tar shard of images.
         distances: from `load_distances`.
-    Returns: `pictures` (their number), `psnr_db`, and the mean of each distance that all of them
+    Returns: `images` (their number), `psnr_db`, and the mean of each distance that all of them
         are large enough for; nothing without images. Reconstructions are rounded to 8 bits first.
     """
     measure = Measure(distances)
     rows = []
-    for _, picture in iter_images(folder):
-        rebuilt = tensors.to_picture(reconstruct(tensors.pad(tensors.to_tensor(picture))))
-        rows.append(measure(rebuilt.crop((0, 0, *picture.size)), picture))
+    for _, image in iter_images(folder):
+        rebuilt = tensors.to_image(reconstruct(tensors.pad(tensors.to_tensor(image))))
+        rows.append(measure(rebuilt.crop((0, 0, *image.size)), image))
     if not rows:
         return {}
     mean = means(rows)
-    figures = {"pictures": len(rows), "psnr_db": mean["psnr-rgb"]}
+    figures = {"images": len(rows), "psnr_db": mean["psnr-rgb"]}
     return figures | {name: mean[name] for name in distances if name in mean}

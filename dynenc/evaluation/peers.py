@@ -31,17 +31,17 @@ class Peer:
         """Whether Pillow, with its plugins, can write the format."""
         return formats.can_write(self.format)
 
-    def encode(self, picture: Image.Image, quality: float, **options: object) -> bytes:
+    def encode(self, image: Image.Image, quality: float, **options: object) -> bytes:
         """Compress an RGB image; further Pillow options override those of the peer."""
         buffer = io.BytesIO()
         settings = {**self.options, "quality": round(quality), **options}
-        picture.save(buffer, self.format, **settings)
+        image.save(buffer, self.format, **settings)
         return buffer.getvalue()
 
     def decode(self, data: bytes) -> Image.Image:
         """Undo `encode`: an RGB image."""
-        with formats.open_file(io.BytesIO(data)) as picture:
-            return picture.convert("RGB")
+        with formats.open_file(io.BytesIO(data)) as image:
+            return image.convert("RGB")
 
 
 PEERS = {

@@ -20,64 +20,64 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
-Picture: TypeAlias = "Image.Image | Pixels | Tensor"  # any mode; [H, W, 3]; [1, 3, H, W]
+ImageLike: TypeAlias = "Image.Image | Pixels | Tensor"  # any mode; [H, W, 3]; [1, 3, H, W]
 Checked: TypeAlias = "Image.Image | Pixels | Tensor"  # RGB; [H, W, 3]; [1, 3, H, W]
 UNPACKED = 2**21  # px
 TILE = 176  # patches; larger tiles need more memory, and more time to map it
 
 
-def checked(picture: Picture) -> Checked:
+def checked(image: ImageLike) -> Checked:
     """The colours alone as Pillow RGB, uint8 [H, W, 3] or [1, 3, H, W] of any dtype, not copied.
 
     Args:
-        picture: array, tensor, or Pillow image from `to_plain`.
+        image: array, tensor, or Pillow image from `to_plain`.
     Raises: ImageError if it has another shape or type, has NaN or infinite values, or if a side is
         0 or above 65,535 px.
     """
-    if isinstance(picture, Image.Image):
-        picture = picture if picture.mode == "RGB" else picture.convert("RGB")
-    elif isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+    if isinstance(image, Image.Image):
+        image = image if image.mode == "RGB" else image.convert("RGB")
+    elif isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(
-                f"an array of {picture.dtype} {list(picture.shape)} is not one RGB picture: "
+                f"an array of {image.dtype} {list(image.shape)} is not one RGB image: "
                 "give uint8 [H, W, 3]"
             )
     else:
         from dynenc.imaging import tensors
 
-        picture = tensors.checked(picture)
-    height, width = height_width(picture)
+        image = tensors.checked(image)
+    height, width = height_width(image)
     if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
-        raise ImageError(f"the picture is {width}x{height} px; its sides must be 1 to {MAX_SIDE}")
-    return picture
+        raise ImageError(f"the image is {width}x{height} px; its sides must be 1 to {MAX_SIDE}")
+    return image
 
 
-def unpacked(picture: Checked) -> Checked:
+def unpacked(image: Checked) -> Checked:
     """A Pillow image of up to UNPACKED px as an array, as Pillow copies its pixels at each access.
 
     Larger ones are copied in parts, which takes less memory.
     """
-    is_small = isinstance(picture, Image.Image) and picture.width * picture.height <= UNPACKED
-    return np.asarray(picture) if is_small else picture
+    is_small = isinstance(image, Image.Image) and image.width * image.height <= UNPACKED
+    return np.asarray(image) if is_small else image
 
 
-def height_width(picture: Checked) -> tuple[int, int]:
+def height_width(image: Checked) -> tuple[int, int]:
     """Height and width of an image from `checked`, in px."""
-    if isinstance(picture, Image.Image):
-        return picture.height, picture.width
-    if isinstance(picture, np.ndarray):
-        return picture.shape[0], picture.shape[1]
-    return picture.shape[-2], picture.shape[-1]
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    return image.shape[-2], image.shape[-1]
 
 
-def part_of(picture: Image.Image | Pixels, left: int, top: int, right: int, bottom: int) -> Pixels:
+def part_of(image: Image.Image | Pixels, left: int, top: int, right: int, bottom: int) -> Pixels:
     """A part of an image, in px: [h, w, 3], clipped to the image."""
-    if isinstance(picture, np.ndarray):
-        return picture[top:bottom, left:right]
-    box = left, top, min(right, picture.width), min(bottom, picture.height)
-    if box != (0, 0, picture.width, picture.height):
-        picture = picture.crop(box)
-    return np.asarray(picture)
+    if isinstance(image, np.ndarray):
+        return image[top:bottom, left:right]
+    box = left, top, min(right, image.width), min(bottom, image.height)
+    if box != (0, 0, image.width, image.height):
+        image = image.crop(box)
+    return np.asarray(image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def tiles(height: int, width: int, reach: int) -> Iterator[Tile]:
     """The tiles of an image, row by row.
 
     Args:
-        height, width: of the picture in px.
+        height, width: of the image in px.
         reach: patches to each side that a latent depends on.
     """
     rows, columns = latent_size(height, width)

@@ -13,7 +13,7 @@ MOST_ASPECT = 4.0  # of the longer to the shorter side
 class Fitted:
     """An image in the size of its bucket."""
 
-    picture: Image.Image
+    image: Image.Image
     left: int  # px, cut off after resizing; as much is cut off on the other side
     top: int
 
@@ -40,14 +40,14 @@ def bucket(width: int, height: int, resolution: int) -> tuple[int, int]:
     return min(sizes, key=lambda s: (round(abs(math.log(s[0] / s[1]) - aspect), 6), -s[0] * s[1]))
 
 
-def fit(picture: Image.Image, size: tuple[int, int]) -> Fitted:
+def fit(image: Image.Image, size: tuple[int, int]) -> Fitted:
     """Resize an image to cover a size, and cut the middle out of it."""
-    scale = max(wanted / has for wanted, has in zip(size, picture.size, strict=True))
+    scale = max(wanted / has for wanted, has in zip(size, image.size, strict=True))
     covering = [
-        max(round(has * scale), wanted) for wanted, has in zip(size, picture.size, strict=True)
+        max(round(has * scale), wanted) for wanted, has in zip(size, image.size, strict=True)
     ]
-    if tuple(covering) != picture.size:
-        picture = picture.resize((covering[0], covering[1]), Image.Resampling.LANCZOS)
+    if tuple(covering) != image.size:
+        image = image.resize((covering[0], covering[1]), Image.Resampling.LANCZOS)
     left, top = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
-    cut = picture.crop((left, top, left + size[0], top + size[1]))
+    cut = image.crop((left, top, left + size[0], top + size[1]))
     return Fitted(cut, left, top)

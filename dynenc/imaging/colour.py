@@ -11,18 +11,18 @@ LEAST_CONTRAST = 64  # minimum levels between black and white of a valid profile
 MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # colour space of a profile -> Pillow's mode
 
 
-def to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
+def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Convert an L, RGB or CMYK image from the space of an ICC profile to an RGB one in sRGB.
 
     Grey pixels may have an RGB profile. Pixels are unchanged if the profile is equivalent to sRGB.
     Raises: ValueError if the profile is damaged, or not for these pixels.
     """
     mode, transform = _way_to_srgb(profile)
-    if picture.mode == "L" and mode == "RGB":
-        picture = picture.convert("RGB")
-    if picture.mode != mode:
-        raise ValueError(f"it is for {mode} pixels and these are {picture.mode}")
-    return _apply(picture, transform) if transform else picture.convert("RGB")
+    if image.mode == "L" and mode == "RGB":
+        image = image.convert("RGB")
+    if image.mode != mode:
+        raise ValueError(f"it is for {mode} pixels and these are {image.mode}")
+    return _apply(image, transform) if transform else image.convert("RGB")
 
 
 def is_srgb(profile: bytes) -> bool:
@@ -31,7 +31,7 @@ def is_srgb(profile: bytes) -> bool:
     return mode == "RGB" and transform is None
 
 
-@lru_cache(maxsize=8)  # pictures of one camera share theirs
+@lru_cache(maxsize=8)  # images of one camera share theirs
 def _way_to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
     """The mode of a profile's pixels and their conversion; None if they are already in sRGB."""
     opened, mode = _open(profile)
@@ -44,7 +44,7 @@ def _way_to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None
     return mode, None if same else transform
 
 
-def from_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
+def from_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Undo `to_srgb`, except for rounding and colours outside sRGB: L or RGB to the profile's mode.
 
     Readers refuse grey pixels with an RGB profile, so these become RGB.
@@ -52,20 +52,20 @@ def from_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
     Raises: ValueError if the profile is damaged, for CMYK, or cannot convert from sRGB.
     """
     opened, mode = _open(profile)
-    if mode == "CMYK" or (mode == "L" and picture.mode == "RGB"):
-        raise ValueError(f"it is for {mode} pixels and these are {picture.mode}")
+    if mode == "CMYK" or (mode == "L" and image.mode == "RGB"):
+        raise ValueError(f"it is for {mode} pixels and these are {image.mode}")
     probe = _probe("RGB")
     back = _transform(SRGB, opened, "RGB", mode)
     probed = np.asarray(_apply(probe, back).convert("RGB"), np.int16)
     if mode == "RGB" and abs(probed - np.asarray(probe, np.int16)).max() <= 1:
-        return _in_mode(picture, mode)
-    converted = _apply(_in_mode(picture, "RGB"), back)
-    return _in_mode(_in_mode(converted, picture.mode), mode)  # the channels of grey are equal
+        return _in_mode(image, mode)
+    converted = _apply(_in_mode(image, "RGB"), back)
+    return _in_mode(_in_mode(converted, image.mode), mode)  # the channels of grey are equal
 
 
-def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     """Convert, but do not copy, which takes memory."""
-    return picture if picture.mode == mode else picture.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _open(profile: bytes) -> tuple[ImageCms.ImageCmsProfile, str]:
@@ -89,9 +89,9 @@ def _transform(
         raise ValueError("it lacks this conversion") from exc
 
 
-def _apply(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+def _apply(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
     try:
-        converted = ImageCms.applyTransform(picture, transform)
+        converted = ImageCms.applyTransform(image, transform)
     except ImageCms.PyCMSError as exc:
         raise ValueError("its conversion fails") from exc
     assert converted is not None  # only None if asked to work in place

@@ -57,7 +57,7 @@ COARSEST, RANGE = 2.8, 25.0  # the layer's quality at quality 0, and how many ti
 class Detail:
     """The layer of one image."""
 
-    size: tuple[int, int]  # width and height of the picture, px
+    size: tuple[int, int]  # width and height of the image, px
     mask: Mask  # [rows, columns] of tiles; not empty
     image: Image.Image  # RGB, of the mask's bounding box
     form: str = "AVIF"  # one of FORMS
@@ -165,12 +165,12 @@ def box_of(mask: Mask, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return int(columns[0]) * TILE, int(rows[0]) * TILE, min(right, size[0]), min(bottom, size[1])
 
 
-def beneath(picture: Image.Image, mask: Mask) -> Image.Image:
+def beneath(image: Image.Image, mask: Mask) -> Image.Image:
     """The image to take latents of: it goes on smoothly beneath the mask, which costs few bits."""
-    outside = weights(mask, picture.size, KEPT) <= KEPT
+    outside = weights(mask, image.size, KEPT) <= KEPT
     if not outside.any():
-        return Image.new("RGB", picture.size, (128, 128, 128))
-    return filled(picture, Image.fromarray(outside))
+        return Image.new("RGB", image.size, (128, 128, 128))
+    return filled(image, Image.fromarray(outside))
 
 
 def hidden(mask: Mask, size: tuple[int, int]) -> Mask:
@@ -212,17 +212,17 @@ def layer_quality(quality: float) -> int:
     return round(COARSEST * math.pow(RANGE, exponent))
 
 
-def to_chunk(picture: Image.Image, mask: Mask, quality: float) -> Chunk:
+def to_chunk(image: Image.Image, mask: Mask, quality: float) -> Chunk:
     """The chunk that holds the layer of an RGB image.
 
     Args:
         mask: for which `writable` gives a form.
         quality: of the file, 0..100.
     """
-    form = writable(mask, picture.size)
-    box = box_of(mask, picture.size)
-    inside = weights(mask, picture.size, 0)[box[1] : box[3], box[0] : box[2]] > 0
-    part = picture.crop(box)
+    form = writable(mask, image.size)
+    box = box_of(mask, image.size)
+    inside = weights(mask, image.size, 0)[box[1] : box[3], box[0] : box[2]] > 0
+    part = image.crop(box)
     part = part if inside.all() else filled(part, Image.fromarray(inside))
     options = AVIF_OPTIONS if form == "AVIF" else WEBP_OPTIONS
     file = io.BytesIO()

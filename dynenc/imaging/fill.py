@@ -11,14 +11,14 @@ from dynenc.latent_space import PATCH
 Array = npt.NDArray[Any]
 
 
-def filled(picture: Image.Image, alpha: Image.Image) -> Image.Image:
+def filled(image: Image.Image, alpha: Image.Image) -> Image.Image:
     """An L or RGB image with transparent pixels filled smoothly, which costs the fewest bits."""
     seen = np.asarray(alpha) > 0
-    colours = np.asarray(picture.convert("RGB"))
+    colours = np.asarray(image.convert("RGB"))
     coarse = _spread(*_reduced(colours * seen[..., None], seen, PATCH))
     background = Image.fromarray(coarse.round().astype(np.uint8))
-    background = background.resize(picture.size, Image.Resampling.BILINEAR).convert(picture.mode)
-    return Image.composite(picture, background, Image.fromarray(seen))
+    background = background.resize(image.size, Image.Resampling.BILINEAR).convert(image.mode)
+    return Image.composite(image, background, Image.fromarray(seen))
 
 
 def _spread(colours: Array, seen: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Finding text and graphics in a picture: type, lines, user interfaces, charts.
+"""Finding text and graphics in an image: type, lines, user interfaces, charts.
 
 Tiles are judged by statistics of their pixels; native/graphics.c says how.
 """
@@ -18,42 +18,42 @@ NOISY_TILES, NOISY_SHARE = 60, 1 / 3  # tiles that could be text in noise, alone
 STRIP = 2**20  # px that are looked at at once
 
 
-def find(picture: Image.Image | Pixels, *, eager: bool = False) -> Mask:
-    """The tiles of an RGB picture that hold text or graphics, and flats that adjoin them.
+def find(image: Image.Image | Pixels, *, eager: bool = False) -> Mask:
+    """The tiles of an RGB image that hold text or graphics, and flats that adjoin them.
 
     Args:
         eager: take single tiles for text, too, that resemble it by themselves.
     Returns: [rows, columns] of tiles of 16x16 px, those at the right and lower edge cut off.
     """
     search = Search.EAGER if eager else Search.TEXT
-    found, n_noisy = kernel.graphics(_measured(picture), search)
+    found, n_noisy = kernel.graphics(_measured(image), search)
     if n_noisy < NOISY_TILES or n_noisy < NOISY_SHARE * np.count_nonzero(found):
         return found
-    halved, _ = kernel.graphics(_measured(picture, 2), Search.HALVED)  # with half the noise
+    halved, _ = kernel.graphics(_measured(image, 2), Search.HALVED)  # with half the noise
     rows, columns = found.shape
     return found | halved.repeat(2, 0).repeat(2, 1)[:rows, :columns]
 
 
-def _measured(picture: Image.Image | Pixels, divisor: int = 1) -> Counts:
-    """The statistics of a picture's tiles, in strips, as the pixels of a Pillow image are copied.
+def _measured(image: Image.Image | Pixels, divisor: int = 1) -> Counts:
+    """The statistics of an image's tiles, in strips, as the pixels of a Pillow image are copied.
 
     Args:
-        divisor: 2 for the tiles of the picture of half the sides.
+        divisor: 2 for the tiles of the image of half the sides.
     """
-    height, width = arrays.height_width(picture)
+    height, width = arrays.height_width(image)
     side = divisor * TILE
     high = side * max(1, STRIP // (side * width))
     found = []
     for top in range(0, height, high):
         below = min(top + high, height)
-        strip = arrays.part_of(picture, 0, top, width, min(below + divisor, height))
+        strip = arrays.part_of(image, 0, top, width, min(below + divisor, height))
         found.append(kernel.tiles(strip, -(-(below - top) // side), divisor))
     return found[0] if len(found) == 1 else np.concatenate(found, 1)
 
 
-def shape_of(picture: Image.Image) -> tuple[int, int]:
+def shape_of(image: Image.Image) -> tuple[int, int]:
     """The number of rows and columns of tiles."""
-    return -(-picture.height // TILE), -(-picture.width // TILE)
+    return -(-image.height // TILE), -(-image.width // TILE)
 
 
 def dilated(mask: Mask) -> Mask:

@@ -30,7 +30,7 @@ TOO_LARGE = "it is too large for AVIF, use another format"
 class Layering:
     """The detail layer of one image, if it has one."""
 
-    picture: Checked
+    image: Checked
     mask: Mask | None = None  # None: no layer
     warning: str = ""  # that text will not be legible
     chunks: dict[int, Chunk] = field(default_factory=dict)  # made before, by the layer's quality
@@ -54,13 +54,13 @@ class Layering:
 
     @cached_property
     def rgb(self) -> Image.Image:
-        """The picture with 8 bits: RGB."""
-        return _rgb(self.picture)
+        """The image with 8 bits: RGB."""
+        return _rgb(self.image)
 
     @cached_property
     def beneath(self) -> Checked:
-        """The picture to encode to latents."""
-        return self.picture if self.mask is None else detail.beneath(self.rgb, self.mask)
+        """The image to encode to latents."""
+        return self.image if self.mask is None else detail.beneath(self.rgb, self.mask)
 
     @property
     def has_photograph(self) -> bool:
@@ -108,7 +108,7 @@ class Layering:
         return detail.with_quality(self.chunks[level], quality)
 
 
-def of(picture: Checked, mode: DetailMode) -> Layering:
+def of(image: Checked, mode: DetailMode) -> Layering:
     """The layer for an image from `arrays.checked`.
 
     Args:
@@ -118,28 +118,28 @@ def of(picture: Checked, mode: DetailMode) -> Layering:
     """
     if not isinstance(mode, str) or mode not in DETAIL_MODES:
         raise UsageError(f"unknown detail {mode!r}: choose one of {', '.join(DETAIL_MODES)}")
-    seen = picture if isinstance(picture, Image.Image | np.ndarray) else _rgb(picture)
+    seen = image if isinstance(image, Image.Image | np.ndarray) else _rgb(image)
     mask = graphics.find(seen, eager=mode == "on")
     if not mask.any():
-        return Layering(picture)
+        return Layering(image)
     if mode == "off":
-        return Layering(picture, warning=_warning(mask, "use --detail auto, or another format"))
-    height, width = arrays.height_width(picture)
+        return Layering(image, warning=_warning(mask, "use --detail auto, or another format"))
+    height, width = arrays.height_width(image)
     if not detail.writable(mask, (width, height)):
         advice = TOO_LARGE if features.check("avif") else NO_FORM
-        return Layering(picture, warning=_warning(mask, advice))
-    layering = Layering(picture, mask)
+        return Layering(image, warning=_warning(mask, advice))
+    layering = Layering(image, mask)
     return replace(layering, gain=-PHOTO_QUALITY_CUT) if layering.has_photograph else layering
 
 
-def _rgb(picture: Checked) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture
-    if isinstance(picture, np.ndarray):
-        return Image.fromarray(picture)
+def _rgb(image: Checked) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
     from dynenc.imaging import tensors  # imports torch, as the caller has done
 
-    return tensors.to_picture(tensors.to_tensor(picture))
+    return tensors.to_image(tensors.to_tensor(image))
 
 
 def _warning(mask: Mask, advice: str) -> str:

@@ -1,6 +1,6 @@
 """Notes on what is lost or changed in an image without an error.
 
-For a caller of the library, a note is a `PictureWarning`. Within `collected()` it is added to a
+For a caller of the library, a note is an `ImageWarning`. Within `collected()` it is added to a
 list instead. The list belongs to the running thread or task, so the warning filters, which all
 threads of the host process share, are not changed.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from dynenc.errors import PictureWarning
+from dynenc.errors import ImageWarning
 
 ILLEGIBLE = "of it is text or graphics, which will not be legible"  # after a percentage
 
@@ -22,7 +22,7 @@ def note(message: str) -> None:
     """Note that something in an image is lost or changed."""
     notes = _current.get()
     if notes is None:
-        warnings.warn(message, PictureWarning, stacklevel=2)
+        warnings.warn(message, ImageWarning, stacklevel=2)
     elif message not in notes:
         notes.append(message)
 

@@ -14,7 +14,7 @@ def side_by_side(original: Image.Image, decoded: Image.Image, columns: int) -> I
     width = max(1, round(scale * original.width))
     height = 2 * max(1, round(scale * original.height / 2))
     both = Image.new("RGB", (2 * width + 2, height))
-    for number, picture in enumerate((original, decoded)):
-        small = pixels.to_rgb(picture).resize((width, height), Image.Resampling.BOX)
+    for number, image in enumerate((original, decoded)):
+        small = pixels.to_rgb(image).resize((width, height), Image.Resampling.BOX)
         both.paste(small, (number * (width + 2), 0))
     return both

@@ -124,28 +124,28 @@ def _decoded(file: BinaryIO, name: str, options: _Options, profile: bytes = b"")
         if size is None:  # the plugin would decode all of it before it tells
             raise ImageError(f"{name} does not begin with its size: convert it to PNG first")
         _check_size(*size, name, options.max_pixels)
-    with formats.open_file(file, name) as picture:
-        _check_size(*picture.size, name, options.max_pixels)
-        if picture.format in BOXED:
+    with formats.open_file(file, name) as image:
+        _check_size(*image.size, name, options.max_pixels)
+        if image.format in BOXED:
             head = boxes.description(file) or head
-        if isinstance(picture, TiffImageFile):
-            _prepare_tiff(picture, file, name, options)
+        if isinstance(image, TiffImageFile):
+            _prepare_tiff(image, file, name, options)
         else:
-            _note_other_images(picture, head)
-        if _depth(picture, head) > 8:
+            _note_other_images(image, head)
+        if _depth(image, head) > 8:
             note("more than 8 bits per channel are reduced to 8")
-        _correct_png(picture)
-        is_turned = _load(picture, options.truncated)
+        _correct_png(image)
+        is_turned = _load(image, options.truncated)
         if profile:
-            picture.info["icc_profile"] = profile
+            image.info["icc_profile"] = profile
         if options.keep_metadata:
-            _note_what_is_not_kept(picture, file)
-        is_signalled = _apply_signals(picture, file, head)
-        texts = metadata.texts(picture.info)
-        picture.info = {key: value for key, value in picture.info.items() if key not in texts}
-        if picture.format != "PNG":  # of others, these are Pillow's own descriptions
+            _note_what_is_not_kept(image, file)
+        is_signalled = _apply_signals(image, file, head)
+        texts = metadata.texts(image.info)
+        image.info = {key: value for key, value in image.info.items() if key not in texts}
+        if image.format != "PNG":  # of others, these are Pillow's own descriptions
             texts = {}
-        plain = to_plain(_upright(_narrowed(picture), is_turned))
+        plain = to_plain(_upright(_narrowed(image), is_turned))
     if is_signalled:
         plain.info.pop(SOURCE_PROFILE, None)
     for keyword, text in texts.items():
@@ -168,100 +168,100 @@ def _head(file: BinaryIO) -> bytes:
     return file.read(HEAD)
 
 
-def _depth(picture: ImageFile, head: bytes) -> int:
+def _depth(image: ImageFile, head: bytes) -> int:
     """Bits per sample in the file, if Pillow silently reduces them to 8; else 8."""
-    if picture.format in BOXED:
+    if image.format in BOXED:
         return boxes.depth(head)
-    if picture.format == "JXL":
+    if image.format == "JXL":
         return jxl.depth(head)
-    if picture.format == "JPEG2000":
+    if image.format == "JPEG2000":
         siz = head[head.find(SIZ) :]
         return 1 + (siz[40] & 0x7F) if siz.startswith(SIZ) and len(siz) > 40 else 8
-    return 16 if DEEP.search(str(picture.tile)) else 8
+    return 16 if DEEP.search(str(image.tile)) else 8
 
 
-def _load(picture: ImageFile, truncated: bool) -> bool:
+def _load(image: ImageFile, truncated: bool) -> bool:
     """Decode the pixels; with `truncated`, those that are present in a truncated file.
 
     Returns: whether Pillow has turned them as EXIF says, which it does for TIFF files.
     """
-    block = picture.info.get("exif")
+    block = image.info.get("exif")
     try:
-        picture.load()
+        image.load()
     except (OSError, SyntaxError, EOFError) as exc:
         if not truncated:
             raise
-        picture.tile = []  # keep the pixels decoded so far
+        image.tile = []  # keep the pixels decoded so far
         note(f"the file is truncated or damaged, and has only a part of its pixels: {exc}")
-        picture.load()
-    is_turned = isinstance(picture, TiffImageFile) and picture.info.get("exif") != block
+        image.load()
+    is_turned = isinstance(image, TiffImageFile) and image.info.get("exif") != block
     if is_turned:
-        picture.info["exif"] = block  # Pillow has written it anew
+        image.info["exif"] = block  # Pillow has written it anew
     return is_turned
 
 
-def _prepare_tiff(picture: TiffImageFile, file: BinaryIO, name: str, options: _Options) -> None:
+def _prepare_tiff(image: TiffImageFile, file: BinaryIO, name: str, options: _Options) -> None:
     """Select the page of a TIFF file, refuse what Pillow misreads, and read its EXIF."""
     reader = tiff.Tiff(file)
-    tiff.choose_page(picture, reader)
-    _check_size(*picture.size, name, options.max_pixels)
-    tiff.refuse_unreadable(picture)
+    tiff.choose_page(image, reader)
+    _check_size(*image.size, name, options.max_pixels)
+    tiff.refuse_unreadable(image)
     with suppress(ValueError):
-        picture.info["exif"], dropped = reader.exif(picture.tag_v2.offset, MAX_METADATA)
+        image.info["exif"], dropped = reader.exif(image.tag_v2.offset, MAX_METADATA)
         for tag in dropped if options.keep_metadata else ():
             note(f"tag {metadata.tag_name(tag)} is dropped: it is damaged or too large")
 
 
-def _note_other_images(picture: ImageFile, head: bytes) -> None:
+def _note_other_images(image: ImageFile, head: bytes) -> None:
     """Note animations, further images and gain maps, of which only the main image is read."""
-    marks = (*GAIN_MAPS, GAIN_MAP_ITEM) if picture.format in BOXED else GAIN_MAPS
+    marks = (*GAIN_MAPS, GAIN_MAP_ITEM) if image.format in BOXED else GAIN_MAPS
     has_gain_map = any(mark in head for mark in marks)
     if has_gain_map:
         note("an HDR gain map is dropped")
-    if picture.format != "PSD" and getattr(picture, "is_animated", False):
-        if picture.format == "MPO" and has_gain_map and getattr(picture, "n_frames", 0) == 2:
+    if image.format != "PSD" and getattr(image, "is_animated", False):
+        if image.format == "MPO" and has_gain_map and getattr(image, "n_frames", 0) == 2:
             return
-        what = "further images" if picture.format in ("MPO", "HEIF", "DCX") else "frames"
+        what = "further images" if image.format in ("MPO", "HEIF", "DCX") else "frames"
         note(f"{what} after the first are dropped")
 
 
-def _note_what_is_not_kept(picture: ImageFile, file: BinaryIO) -> None:
+def _note_what_is_not_kept(image: ImageFile, file: BinaryIO) -> None:
     """Note parts of JPEG and PNG files that are neither pixels nor kept metadata."""
     unknown: dict[str, None] = {}
-    if picture.format == "PNG":
+    if image.format == "PNG":
         for kind, _, _ in png.chunks(file):
             if kind[:1].islower() and kind not in png.UNDERSTOOD:
                 unknown[f"chunk {kind.decode('latin-1')}"] = None
-    for marker, data in getattr(picture, "applist", ()):
+    for marker, data in getattr(image, "applist", ()):
         if marker != "COM" and not data.startswith(UNDERSTOOD_SEGMENTS):
             title = re.match(rb"[\x20-\x7e]*", data[:40])
             unknown[f"segment {marker} {title[0].decode() if title else ''}".rstrip()] = None
-    for resource in picture.info.get("photoshop", ()):
+    for resource in image.info.get("photoshop", ()):
         if resource != metadata.IPTC:
             unknown["Photoshop's resources"] = None
     if unknown:
         note(f"dropped, as it cannot be kept: {', '.join(unknown)}")
 
 
-def _correct_png(picture: ImageFile) -> None:
-    value = picture.info.get("transparency")
-    if picture.format == "PNG" and picture.tile and not isinstance(value, str | bytes | None):
-        rawmode = picture.tile[0][3]
-        picture.info["transparency"] = png.transparent_value(value, str(rawmode))
+def _correct_png(image: ImageFile) -> None:
+    value = image.info.get("transparency")
+    if image.format == "PNG" and image.tile and not isinstance(value, str | bytes | None):
+        rawmode = image.tile[0][3]
+        image.info["transparency"] = png.transparent_value(value, str(rawmode))
 
 
-def _apply_signals(picture: ImageFile, file: BinaryIO, head: bytes) -> bool:
+def _apply_signals(image: ImageFile, file: BinaryIO, head: bytes) -> bool:
     """Attach a profile for colours that the file describes by numbers; return whether it does."""
-    info, profile = picture.info, b""
+    info, profile = image.info, b""
     has_profile = isinstance(info.get("icc_profile"), bytes) and info["icc_profile"]
-    if picture.format == "PNG":
+    if image.format == "PNG":
         cicp = png.data_of(file, b"cICP")
         if len(cicp) >= 4:
             profile = signals.of_cicp(cicp[0], cicp[1])
             info.pop("icc_profile", None)
         elif not has_profile and not isinstance(info.get("srgb"), int):
             profile = signals.of_png(info.get("gamma"), info.get("chromaticity"))
-    elif picture.format in BOXED and not has_profile:
+    elif image.format in BOXED and not has_profile:
         box = head.partition(COLOUR_BOX)[2]
         if len(box) >= 4:
             profile = signals.of_cicp(*struct.unpack(">HH", box[:4]))
@@ -270,32 +270,30 @@ def _apply_signals(picture: ImageFile, file: BinaryIO, head: bytes) -> bool:
     return bool(profile)
 
 
-def _narrowed(picture: ImageFile) -> Image.Image:
+def _narrowed(image: ImageFile) -> Image.Image:
     """The image with 8 bits per sample, interpreted as its file says."""
-    if isinstance(picture, TiffImageFile):
-        return tiff.to_grey(picture)
-    if picture.format in ("PPM", "JPEG2000") and picture.mode == "I":
-        grey = reduced(np.asarray(picture), 65_535)
-        grey.info = dict(picture.info)
+    if isinstance(image, TiffImageFile):
+        return tiff.to_grey(image)
+    if image.format in ("PPM", "JPEG2000") and image.mode == "I":
+        grey = reduced(np.asarray(image), 65_535)
+        grey.info = dict(image.info)
         return grey
-    return picture
+    return image
 
 
-def _upright(picture: Image.Image, is_turned: bool) -> Image.Image:
+def _upright(image: Image.Image, is_turned: bool) -> Image.Image:
     """The image turned upright as its EXIF or XMP says, even if these are damaged otherwise.
 
     Args:
         is_turned: the orientation in EXIF has been applied.
     """
-    turn = exif.orientation(metadata.exif_of(picture.info))
-    if turn is None and (
-        found := metadata.ORIENTATION_IN_XMP.search(metadata.xmp_of(picture.info))
-    ):
+    turn = exif.orientation(metadata.exif_of(image.info))
+    if turn is None and (found := metadata.ORIENTATION_IN_XMP.search(metadata.xmp_of(image.info))):
         turn = int(found[2])
     if turn not in TURNS:
-        return picture
-    turned = picture if is_turned else picture.transpose(TURNS[turn])
-    turned.info = dict(picture.info)
+        return image
+    turned = image if is_turned else image.transpose(TURNS[turn])
+    turned.info = dict(image.info)
     dpi = turned.info.get("dpi")
     if turn in exif.SIDEWAYS and isinstance(dpi, tuple):
         turned.info["dpi"] = dpi[::-1]

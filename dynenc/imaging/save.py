@@ -44,7 +44,7 @@ ICO_SIDE = 256  # px, at most
 XMP_OF_PNG = "XML:com.adobe.xmp"  # keyword of a text
 
 
-def picture_format(target: str) -> str:
+def image_format(target: str) -> str:
     """Pillow's name of the format for the suffix of a file; PNG for stdout.
 
     Raises: OutputError if it is not the suffix of an image format that can be written.
@@ -61,14 +61,14 @@ def picture_format(target: str) -> str:
     return form
 
 
-def picture_bytes(
-    picture: Image.Image, extras: Extras, name: str, decoder_name: str, view: View = WHOLE
+def image_bytes(
+    image: Image.Image, extras: Extras, name: str, decoder_name: str, view: View = WHOLE
 ) -> bytes:
     """A decoded RGB image, or a view of one, with its extras as a file of the name's format.
 
     Notes what the format cannot store. Raises: OutputError if it cannot be written.
     """
-    form = picture_format(name)
+    form = image_format(name)
     unsupported = [kind for kind in extras.metadata.kinds if kind not in HOLDS.get(form, ())]
     if unsupported:
         kinds = ", ".join(NAMES[kind] for kind in unsupported)
@@ -76,51 +76,51 @@ def picture_bytes(
         empty = Metadata()
         left = replace(extras.metadata, **{kind: getattr(empty, kind) for kind in unsupported})
         extras = replace(extras, metadata=left)
-    picture = restore(picture, extras, view)
-    if picture.mode in ("LA", "RGBA") and form not in WITH_ALPHA:
+    image = restore(image, extras, view)
+    if image.mode in ("LA", "RGBA") and form not in WITH_ALPHA:
         note(f"{form} has no alpha: transparent pixels become white")
-        info = picture.info
-        picture = pixels.over_white(picture)
-        picture.info = info
-    if form == "QOI" and picture.mode in ("L", "LA"):  # which has colours alone
-        picture = picture.convert("RGBA" if picture.mode == "LA" else "RGB")
-    if form == "ICO" and max(picture.size) > ICO_SIDE:
+        info = image.info
+        image = pixels.over_white(image)
+        image.info = info
+    if form == "QOI" and image.mode in ("L", "LA"):  # which has colours alone
+        image = image.convert("RGBA" if image.mode == "LA" else "RGB")
+    if form == "ICO" and max(image.size) > ICO_SIDE:
         raise OutputError(f"{name} cannot be written as ICO: a side exceeds {ICO_SIDE} px")
     try:
-        return save(picture, form, software(decoder_name, view))
+        return save(image, form, software(decoder_name, view))
     except (OSError, ValueError) as exc:
         raise OutputError(f"{name} cannot be written as {form}: {exc}") from exc
 
 
 def software(decoder_name: str, view: View = WHOLE) -> str:
-    """The EXIF "Software" of a picture that this decoder made; of a path only the last part."""
+    """The EXIF "Software" of an image that this decoder made; of a path only the last part."""
     return ", ".join(filter(None, ("dynenc", f"decoder {Path(decoder_name).name}", str(view))))
 
 
-def save(picture: Image.Image, form: str, made_by: str) -> bytes:
+def save(image: Image.Image, form: str, made_by: str) -> bytes:
     """An image as a file of that format, with the metadata in its `info` and its software.
 
     Notes metadata that does not fit. Raises: OSError or ValueError if it cannot be written.
     """
-    kept = {kind: data for kind in HOLDS.get(form, ()) if (data := _data(picture, kind))}
+    kept = {kind: data for kind in HOLDS.get(form, ()) if (data := _data(image, kind))}
     for kind, most in MOST_BYTES.get(form, {}).items():
         if len(kept.get(kind, b"")) > most:
             note(f"the {NAMES[kind]} is dropped: {form} cannot store {len(kept[kind])} bytes")
             del kept[kind]
     try:
-        return _save(picture, form, made_by, kept)
+        return _save(image, form, made_by, kept)
     except (OSError, ValueError, TypeError, struct.error) as exc:
         needed = {kind: kept[kind] for kind in kept if kind == "profile"}  # the pixels depend on it
         if kept == needed:
             raise
         kinds = ", ".join(NAMES[kind] for kind in kept.keys() - needed.keys())
         note(f"metadata that {form} does not accept is dropped ({exc}): {kinds}")
-        return _save(picture, form, made_by, needed)
+        return _save(image, form, made_by, needed)
 
 
-def _data(picture: Image.Image, kind: str) -> Any:
+def _data(image: Image.Image, kind: str) -> Any:
     """The metadata of a kind (a field of `Metadata`) in the `info` of an image."""
-    info = picture.info
+    info = image.info
     if kind == "text":
         return metadata.texts(info)
     if kind == "iptc":
@@ -131,15 +131,15 @@ def _data(picture: Image.Image, kind: str) -> Any:
     return data.removeprefix(exif.PREFIX) if kind == "exif" and data else data
 
 
-def _save(picture: Image.Image, form: str, made_by: str, kept: dict[str, Any]) -> bytes:
+def _save(image: Image.Image, form: str, made_by: str, kept: dict[str, Any]) -> bytes:
     options: dict[str, Any] = {"quality": LOSSY_QUALITY} if form in LOSSY else {}
     options["icc_profile"] = kept.get("profile")
     if form == "ICO":
-        options["sizes"] = [picture.size]  # not those of icons
+        options["sizes"] = [image.size]  # not those of icons
     if "resolution" in kept:
         options["dpi"] = kept["resolution"]
     if form == "TIFF":
-        return _tiff(picture, options, kept, made_by)
+        return _tiff(image, options, kept, made_by)
     if "exif" in HOLDS.get(form, ()):
         options["exif"] = exif.PREFIX + exif.with_software(kept.get("exif", b""), made_by)
     if form == "PNG":
@@ -148,16 +148,16 @@ def _save(picture: Image.Image, form: str, made_by: str, kept: dict[str, Any]) -
         options |= {kind: kept[kind] for kind in ("xmp", "comment") if kind in kept}
     if "iptc" in kept:
         options["extra"] = _app13(kept["iptc"])
-    return _written(picture, form, options)
+    return _written(image, form, options)
 
 
-def _written(picture: Image.Image, form: str, options: dict[str, Any]) -> bytes:
+def _written(image: Image.Image, form: str, options: dict[str, Any]) -> bytes:
     """An image as a file; metadata in its `info` are not stored, as Pillow's writers would."""
-    info, picture.info = picture.info, {}
+    info, image.info = image.info, {}
     try:
-        picture.save(buffer := io.BytesIO(), form, **options)
+        image.save(buffer := io.BytesIO(), form, **options)
     finally:
-        picture.info = info
+        image.info = info
     return buffer.getvalue()
 
 
@@ -181,11 +181,9 @@ def _app13(iptc: bytes) -> bytes:
     return b"\xff\xed" + struct.pack(">H", 2 + len(body)) + body
 
 
-def _tiff(
-    picture: Image.Image, options: dict[str, Any], kept: dict[str, Any], made_by: str
-) -> bytes:
+def _tiff(image: Image.Image, options: dict[str, Any], kept: dict[str, Any], made_by: str) -> bytes:
     """A TIFF file, with the EXIF entries unchanged in its directory."""
-    plain = _written(picture, "TIFF", options)
+    plain = _written(image, "TIFF", options)
     nodes = [
         Node(tag, ifd.BYTE, len(kept[kind]), kept[kind])
         for kind, tag in (("xmp", exif.XMP), ("iptc", exif.IPTC))

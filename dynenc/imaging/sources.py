@@ -17,9 +17,9 @@ def open_rgb(source: Path | bytes | BinaryIO, name: str = "") -> Image.Image:
 
     Raises: ImageError like `read.open_image`.
     """
-    picture = pixels.to_rgb(open_image(source, name=name))
-    picture.info.clear()
-    return picture
+    image = pixels.to_rgb(open_image(source, name=name))
+    image.info.clear()
+    return image
 
 
 def iter_images(source: Path) -> Iterator[tuple[str, Image.Image]]:

@@ -16,12 +16,12 @@ from dynenc.networks.encoder import to_floats
 MAX_FLOAT = 2.0  # of tensors; decoders overshoot [-1, 1] by less
 
 
-def to_tensor(picture: Checked) -> Tensor:
+def to_tensor(image: Checked) -> Tensor:
     """RGB Pillow image, or uint8 [H, W, 3] or tensor -> [1, 3, H, W] float32 in [-1, 1].
 
     Floats are unchanged. From a Pillow image or array, the tensor has channels last in memory.
     """
-    return to_floats(picture if isinstance(picture, Tensor) else _of_pixels(np.asarray(picture)))
+    return to_floats(image if isinstance(image, Tensor) else _of_pixels(np.asarray(image)))
 
 
 def _of_pixels(pixels: Pixels) -> Tensor:
@@ -31,56 +31,54 @@ def _of_pixels(pixels: Pixels) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
-def checked(picture: object) -> Tensor:
+def checked(image: object) -> Tensor:
     """A tensor as [1, 3, H, W], uint8 or float32; see `arrays.checked`.
 
     Raises: ImageError if it is not a tensor, has another shape or type, or NaN or infinite values.
     """
-    if not isinstance(picture, Tensor):
+    if not isinstance(image, Tensor):
         raise ImageError(
-            f"{type(picture).__name__} is not a type of images: give a path, a Pillow image, an "
+            f"{type(image).__name__} is not a type of images: give a path, a Pillow image, an "
             "array or a tensor"
         )
-    if picture.layout != torch.strided or picture.is_meta:
+    if image.layout != torch.strided or image.is_meta:
         raise ImageError("a sparse tensor, or one without data, is not an image")
-    if picture.dim() == 3:
-        picture = picture[None]
-    if picture.dim() != 4 or picture.shape[:2] != (1, 3):
-        raise ImageError(
-            f"a tensor of shape {list(picture.shape)} is not one RGB image [1, 3, H, W]"
-        )
-    return picture if picture.dtype == torch.uint8 else _checked_floats(picture)
+    if image.dim() == 3:
+        image = image[None]
+    if image.dim() != 4 or image.shape[:2] != (1, 3):
+        raise ImageError(f"a tensor of shape {list(image.shape)} is not one RGB image [1, 3, H, W]")
+    return image if image.dtype == torch.uint8 else _checked_floats(image)
 
 
-def _checked_floats(picture: Tensor) -> Tensor:
+def _checked_floats(image: Tensor) -> Tensor:
     """A tensor as float32; raises ImageError unless its values are finite floats in [-1, 1]."""
-    if not picture.is_floating_point():
+    if not image.is_floating_point():
         raise ImageError(
-            f"a tensor of {picture.dtype} is not an image: give uint8 in 0..255 or float in -1..1"
+            f"a tensor of {image.dtype} is not an image: give uint8 in 0..255 or float in -1..1"
         )
-    picture = picture.detach().float()
-    low, high = (float(each) for each in picture.aminmax()) if picture.numel() else (0.0, 0.0)
+    image = image.detach().float()
+    low, high = (float(each) for each in image.aminmax()) if image.numel() else (0.0, 0.0)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ImageError("the tensor has pixels that are NaN or infinite")
     if max(-low, high) > MAX_FLOAT:
         raise ImageError(
             f"the tensor's values range from {low:g} to {high:g}: scale them to [-1, 1]"
         )
-    return picture
+    return image
 
 
-def part_of(picture: Checked, left: int, top: int, right: int, bottom: int) -> Tensor:
+def part_of(image: Checked, left: int, top: int, right: int, bottom: int) -> Tensor:
     """A part of an image from `arrays.checked`, in px: [1, 3, h, w] uint8 or float32.
 
     It is clipped to the image, whose edges are repeated up to whole patches. Channels are last in
     memory, except for a user's tensor that has them elsewhere.
     """
-    if isinstance(picture, Tensor):
-        return pad(picture[..., top:bottom, left:right])
-    return pad(_of_pixels(arrays.part_of(picture, left, top, right, bottom)))
+    if isinstance(image, Tensor):
+        return pad(image[..., top:bottom, left:right])
+    return pad(_of_pixels(arrays.part_of(image, left, top, right, bottom)))
 
 
-def to_picture(image: Tensor) -> Image.Image:
+def to_image(image: Tensor) -> Image.Image:
     """[1, 3, H, W] float, roughly in [-1, 1] -> RGB Pillow image, rounded and clamped."""
     pixels = image[0].float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())

@@ -1,8 +1,8 @@
 """What a trainer's cache file holds beside the latents of a .lat file: the chunk `cach`.
 
-A cache file may hold the latents of several sizes, of the flipped picture or of a control image,
+A cache file may hold the latents of several sizes, of the flipped image or of a control image,
 masks, sizes, crops and texts. All of it is kept: latents as .lat files of their own, which lose as
-much as the picture's do, and everything else as it is. The chunk is packed (see `packing`):
+much as the image's do, and everything else as it is. The chunk is packed (see `packing`):
 
     length of the index (4 bytes) | index, JSON | data of the tensors, in their order
 """

@@ -44,7 +44,7 @@ class Layout:
 
     form: str  # of LATENT_FORMS; "": that of the container
     latents: re.Pattern[str]  # names of all tensors of latents
-    first: re.Pattern[str]  # names of those of the picture itself
+    first: re.Pattern[str]  # names of those of the image itself
     mask: str | None = None  # start of the names of masks, which end as those of the latents do
 
 

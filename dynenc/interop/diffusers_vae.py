@@ -127,11 +127,11 @@ class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not ty
         self.enable_tiling(False)
 
     def enable_slicing(self) -> None:
-        """Decode the pictures of a batch one by one."""
+        """Decode the images of a batch one by one."""
         self.use_slicing = True
 
     def disable_slicing(self) -> None:
-        """Decode the pictures of a batch together."""
+        """Decode the images of a batch together."""
         self.use_slicing = False
 
 

@@ -272,11 +272,11 @@ def read(
 
 
 def _first(container: Container, layout: Layout, name: str) -> str:
-    """The name of the tensor that is the picture's latents, the first of several sizes."""
+    """The name of the tensor that is the image's latents, the first of several sizes."""
     keys = [key for key in container.tensors if layout.first.fullmatch(key)]
     if not keys:
         have = ", ".join(sorted(container.tensors)[:5])
-        raise LatentsError(f"{name} holds {have} but no latents of the picture itself")
+        raise LatentsError(f"{name} holds {have} but no latents of the image itself")
     return keys[0]
 
 
@@ -310,10 +310,10 @@ _CHANNELS = {space.channels for space in SPACES.values()}
 
 
 def _checked(tensor: Tensor, space: LatentSpace, name: str) -> Floats:
-    """Latents as [C, h, w]; raises LatentsError if they cannot be those of one picture."""
+    """Latents as [C, h, w]; raises LatentsError if they cannot be those of one image."""
     shape = list(tensor.shape)
     if len(shape) == 4 and shape[0] != 1:
-        raise LatentsError(f"{name} holds latents {shape}, of {shape[0]} pictures: split it")
+        raise LatentsError(f"{name} holds latents {shape}, of {shape[0]} images: split it")
     if len(shape) == 4:
         shape = shape[1:]
     if len(shape) == 3 and shape[0] != space.channels:
@@ -329,7 +329,7 @@ def _checked(tensor: Tensor, space: LatentSpace, name: str) -> Floats:
     latents = tensor.floats.reshape(shape)
     if bad := int((~np.isfinite(latents)).sum()):
         raise LatentsError(
-            f"{name} holds {bad} latents that are infinite or NaN: encode its picture again, with "
+            f"{name} holds {bad} latents that are infinite or NaN: encode its image again, with "
             "a VAE in float32"
         )
     return latents

@@ -55,14 +55,14 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     A sample is a dict: `key`, the name below the folder or in the shard, without its suffix;
     `latents` [C, h, w] float32, as the diffusion model takes them; `width` and `height` of the
-    image in px; and if asked for `picture` [3, height, width] float32 in [-1, 1]. Those of a cache
+    image in px; and if asked for `image` [3, height, width] float32 in [-1, 1]. Those of a cache
     have `flipped`, True for latents of a mirrored image, which are samples of their own;
     `original_width` and `original_height`; `crop_left` and `crop_top`, px cut off after resizing.
 
     Args:
         sources: a cache, folder, tar or .lat file, or several: of caches, or of the others.
         space: of the latents; those of another space are refused.
-        pictures: decode the images, too, on the CPU.
+        images: decode the images, too, on the CPU.
         decoder: of the images; see `Codec`.
         max_pixels: refuse files that declare more pixels.
     Raises: UsageError if there is no .lat file, or caches and other sources are mixed, or the
@@ -75,7 +75,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         sources: Name | Iterable[Name],
         *,
         space: str = SD1.name,
-        pictures: bool = False,
+        images: bool = False,
         decoder: str = "embedded",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -85,7 +85,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         integer("max_pixels", max_pixels)
         file_name("a decoder", decoder)
         self.space = space_named(space)
-        self.pictures, self.decoder, self.max_pixels = pictures, decoder, max_pixels
+        self.images, self.decoder, self.max_pixels = images, decoder, max_pixels
         self.places: list[Place] = []
         for source in given:
             name = names.plain(file_name("a folder, tar or .lat file", source))
@@ -116,7 +116,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
         Height and width of the latents, or of the images in px if those are decoded.
         """
-        if self.pictures:
+        if self.images:
             return [(height, width) for width, height in self.sizes]
         return [latent_size(height, width) for width, height in self.sizes]
 
@@ -164,8 +164,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
             sample["flipped"] = (place.start, place.n_bytes) != entry.place
             sample |= zip(("original_width", "original_height"), entry.original, strict=True)
             sample |= zip(("crop_left", "crop_top"), entry.crop, strict=True)
-        if self.pictures:
-            sample["picture"] = self._codec.decode_tensor(parsed)[0].clone()  # no inference tensor
+        if self.images:
+            sample["image"] = self._codec.decode_tensor(parsed)[0].clone()  # no inference tensor
         return sample
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The integer decoder of pictures in the native kernel: latents -> pixels, the same everywhere."""
+"""The integer decoder of images in the native kernel: latents -> pixels, the same everywhere."""
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ UNIT = 2048  # integers of a latent of 1.0
 LIMIT = 32767  # their largest magnitude
 LARGEST_WIDTH = 4096  # pixels that are decoded side by side, which bounds the memory
 FEWEST_ROWS = 64  # that a thread takes
-STRIP = 2**19  # pixels that are decoded at once by a thread, of a picture that is taken in strips
+STRIP = 2**19  # pixels that are decoded at once by a thread, of an image that is taken in strips
 FAULTS = {  # what an error code of the decoder's functions means: dynenc.h
     -5: WeightsError("the decoder's tensors do not fit each other"),
     -6: WeightsError("the decoder's weights exceed exact arithmetic"),
@@ -105,10 +105,10 @@ class PixelDecoder:
     def decode(self, latents: Latents, region: Region, threads: int = 1) -> Bytes:
         """The pixels of a region: latents [C, h, w] in 1/2048 -> uint8 [height, width, 3].
 
-        They are those of the whole picture, and the same with any number of threads.
+        They are those of the whole image, and the same with any number of threads.
 
         Args:
-            region: of the picture whose sides are h and w times those for a latent.
+            region: of the image whose sides are h and w times those for a latent.
         """
         pixels = np.empty((region.height, region.width, 3), np.uint8)
 

@@ -106,7 +106,7 @@ DYNENC_API double dynenc_roughness(const float *latents, int32_t channels, int32
 /* Reconstruction points of symbols, in half steps. The coder is not needed. Returns 0. */
 DYNENC_API int64_t dynenc_points(const dynenc_call *call, const int16_t *symbols, int32_t *points);
 
-/* Latents of symbols in 1/2048, saturated at 32767, for the decoder of pictures. The coder is not
+/* Latents of symbols in 1/2048, saturated at 32767, for the decoder of images. The coder is not
  * needed. Returns 0. */
 DYNENC_API int64_t dynenc_integer_latents(const dynenc_call *call, const int16_t *symbols,
                                           int16_t *latents);
@@ -124,11 +124,11 @@ DYNENC_API int64_t dynenc_contexts(const dynenc_call *call, const int16_t *symbo
 DYNENC_API int64_t dynenc_gradient(const dynenc_call *call, const int16_t *symbols,
                                    const float *by_output, float *by_value);
 
-/* The decoder of pictures: latents to pixels by integers; docs/decoder.md says what is computed. */
+/* The decoder of images: latents to pixels by integers; docs/decoder.md says what is computed. */
 
 /* Length of a decoder's header: channels of the latents (4, 8, 12 or 16), then widths, and then numbers
  * of blocks, at 1/8, 1/4 and 1/2 of the size. The last one or two may be left out as zeros, for smaller
- * pictures. */
+ * images. */
 #define DYNENC_DECODER_HEADER 7
 
 /* Bytes of the decoder that these tensors make.
@@ -143,13 +143,13 @@ DYNENC_API int64_t dynenc_decoder_size(const int32_t *numbers, int64_t length,
 DYNENC_API int64_t dynenc_decoder_init(void *memory, int64_t size, const int32_t *numbers,
                                        int64_t length, const int8_t *weights, int64_t n_weights);
 
-/* A part of a picture: rows and columns of pixels from top and left. The picture has 8 pixels for a
+/* A part of an image: rows and columns of pixels from top and left. The image has 8 pixels for a
  * latent in each dimension, or 4 or 2 where the decoder leaves out sizes. */
 typedef struct {
     const void *decoder;
     int32_t path;
     int32_t height, width;             /* of the latents, 1..8192 */
-    int32_t top, left, rows, columns;  /* in pixels, inside the picture */
+    int32_t top, left, rows, columns;  /* in pixels, inside the image */
     int32_t step, done;                /* 0 at first: progress, and rows that have been decoded */
     int32_t room;                      /* rows that `pixels` has: 8 or more, or all that are left */
     const int16_t *latents;            /* [channels, height, width] in 1/2048 */
@@ -180,7 +180,7 @@ DYNENC_API int64_t dynenc_encoder_size(int32_t width, int32_t blocks, int32_t ch
 DYNENC_API int64_t dynenc_encoder_init(void *encoder, int64_t size, int32_t width, int32_t blocks,
                                        int32_t channels, const float *tensors, int64_t length);
 
-/* An RGB picture to encode. */
+/* An RGB image to encode. */
 typedef struct {
     const void *encoder;
     int32_t path;
@@ -189,35 +189,35 @@ typedef struct {
     int64_t row_bytes;      /* from one row to the next, at least 3 * width */
     void *workspace;
     int64_t workspace_size;
-} dynenc_picture;
+} dynenc_image;
 
-/* Bytes of the workspace that an encoder needs for pictures of a width. */
+/* Bytes of the workspace that an encoder needs for images of a width. */
 DYNENC_API int64_t dynenc_latents_workspace(const void *encoder, int32_t width);
 
-/* Encode a picture to latents [C, ceil(height / 8), ceil(width / 8)]; its edge is repeated up to whole
+/* Encode an image to latents [C, ceil(height / 8), ceil(width / 8)]; its edge is repeated up to whole
  * patches. Returns 0.
  *
  * Weights and features are integers of 16 bits where layers multiply them, so sums are exact, and
  * floats in between, in operations of a fixed order: every path gives the same latents. */
-DYNENC_API int64_t dynenc_latents(const dynenc_picture *picture, float *latents);
+DYNENC_API int64_t dynenc_latents(const dynenc_image *image, float *latents);
 
 /* Statistics of tiles of DYNENC_TILE x DYNENC_TILE pixels, by the brightness of pixels; those of the
- * picture's `rows` first rows of tiles. Its encoder and workspace are not used.
+ * image's `rows` first rows of tiles. Its encoder and workspace are not used.
  *
- * divisor: 1, or 2 for the tiles of the picture of half the sides, rounded up, whose pixels are the
+ * divisor: 1, or 2 for the tiles of the image of half the sides, rounded up, whose pixels are the
  * means of 2x2. statistics [7][rows][columns]: of each tile the number of pixels that equal those
  * right and below, that differ by at most 8, and by at least 48; of those within a sixth of the tile's
  * range of its brightest, and of its darkest pixel; these two pixels. The last four are 0 if fewer than
- * DYNENC_LEAST_SHARP pixels differ by 48. The picture's edge is repeated up to whole tiles. Returns 0. */
+ * DYNENC_LEAST_SHARP pixels differ by 48. The image's edge is repeated up to whole tiles. Returns 0. */
 enum { DYNENC_TILE = 16, DYNENC_LEAST_SHARP = 20 };
-DYNENC_API int64_t dynenc_tiles(const dynenc_picture *picture, int32_t rows, int32_t divisor,
+DYNENC_API int64_t dynenc_tiles(const dynenc_image *image, int32_t rows, int32_t divisor,
                                 uint16_t *statistics);
 
 /* What dynenc_graphics looks for. */
 enum dynenc_search {
     DYNENC_TEXT = 0,
     DYNENC_EAGER = 1,  /* single tiles that resemble text by themselves, too */
-    DYNENC_HALVED = 2, /* text in the picture of half the sides, which has half the noise */
+    DYNENC_HALVED = 2, /* text in the image of half the sides, which has half the noise */
 };
 
 /* Find the tiles that hold text or graphics, and flats that adjoin them.

@@ -82,7 +82,7 @@ class Encoder:
         kernel.checked(init(place, size, *sizes, values, len(tensors)))
 
     def latents(self, pixels: Bytes) -> Floats:
-        """Encode an RGB picture [H, W, 3], sides of any length: [C, ceil(H / 8), ceil(W / 8)].
+        """Encode an RGB image [H, W, 3], sides of any length: [C, ceil(H / 8), ceil(W / 8)].
 
         Its edge is repeated up to whole patches.
         """
@@ -92,7 +92,7 @@ class Encoder:
         encoder = self._memory.address
         size = kernel.checked(kernel.library().dynenc_latents_workspace(encoder, width))
         workspace = kernel.workspace(size)
-        picture = kernel.picture(pixels, encoder, workspace)
+        image = kernel.input_image(pixels, encoder, workspace)
         call = kernel.library().dynenc_latents
-        kernel.checked(call(ctypes.byref(picture), kernel.pointer(latents)))
+        kernel.checked(call(ctypes.byref(image), kernel.pointer(latents)))
         return latents

@@ -1,4 +1,4 @@
-/* Which tiles of a picture hold text and graphics, by their statistics; see dynenc_tiles.
+/* Which tiles of an image hold text and graphics, by their statistics; see dynenc_tiles.
  *
  * Text and graphics have sharp edges between few levels, with flats between them, in many tiles side by
  * side whose backgrounds resemble each other; photographs have one of these, but seldom all of them. */
@@ -15,7 +15,7 @@ enum {
     DITHERED = 32,                  /* still pixels in drawn gradients, which are calm everywhere */
     ACROSS = 12, FRAMED = 212,      /* at frames of photographs: pixels along an edge; calm beside it */
     CLOSINGS = 2, ENCLOSED = 5,     /* rounds in which tiles are added that have so many neighbours */
-    LEAST = 6, NOISY_LEAST = 10,    /* tiles taken for text; of a halved picture */
+    LEAST = 6, NOISY_LEAST = 10,    /* tiles taken for text; of a halved image */
     OUTLINED = 56, WHITE = 254, BLACK = 10, /* white type with a dark outline: sharp pixels; levels */
     OUTLINED_STILL = 8, OUTLINED_BOTH = 80, OUTLINED_PEERS = 5, /* still; fill and outline; tiles */
     FLAT = 192, FLAT_PEERS = 18,    /* drawn: still pixels; tiles of the 25 that have so many */

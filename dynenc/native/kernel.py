@@ -88,8 +88,8 @@ class Call(ctypes.Structure):
     )
 
 
-class Picture(ctypes.Structure):
-    """`dynenc_picture` of dynenc.h."""
+class InputImage(ctypes.Structure):
+    """`dynenc_image` of dynenc.h."""
 
     _fields_ = (
         ("encoder", ctypes.c_void_p),
@@ -108,7 +108,7 @@ class Search(IntEnum):
 
     TEXT = 0
     EAGER = 1  # single tiles that resemble text by themselves, too
-    HALVED = 2  # text in a picture of half the sides, which has half the noise
+    HALVED = 2  # text in an image of half the sides, which has half the noise
 
 
 @cache
@@ -313,17 +313,17 @@ def _shorts(symbols: Symbols) -> Shorts:
 
 
 def tiles(pixels: Bytes, rows: int, divisor: int = 1) -> Counts:
-    """Statistics of 16x16 tiles of an RGB picture [H, W, 3]: [7, rows, ceil(W / 16)].
+    """Statistics of 16x16 tiles of an RGB image [H, W, 3]: [7, rows, ceil(W / 16)].
 
     Args:
         rows: of tiles that are wanted; the pixels below them are looked at, too.
-        divisor: 2 for the tiles of the picture of half the sides.
+        divisor: 2 for the tiles of the image of half the sides.
     See `dynenc_tiles` in dynenc.h.
     """
     found = np.empty((7, rows, -(-pixels.shape[1] // (divisor * TILE))), np.uint16)
     given = in_rows(pixels)
     call = library().dynenc_tiles
-    checked(call(ctypes.byref(picture(given)), rows, divisor, pointer(found)))
+    checked(call(ctypes.byref(input_image(given)), rows, divisor, pointer(found)))
     return found
 
 
@@ -346,13 +346,13 @@ def in_rows(pixels: Bytes) -> Bytes:
     return pixels
 
 
-def picture(pixels: Bytes, encoder: int = 0, scratch: Memory | None = None) -> Picture:
+def input_image(pixels: Bytes, encoder: int = 0, scratch: Memory | None = None) -> InputImage:
     """The kernel's structure for pixels of `in_rows`, which must outlive it, as must the memory."""
     height, width, _ = pixels.shape
     place = pointer(pixels) if pixels.flags.c_contiguous else pixels.ctypes.data
     size = height, width, place, pixels.strides[0]
     memory = (scratch.address, scratch.size) if scratch else (None, 0)
-    return Picture(encoder, chosen_path(), *size, *memory)
+    return InputImage(encoder, chosen_path(), *size, *memory)
 
 
 def _quantize(call: "_Run", latents: Floats, bit: float) -> Shorts:

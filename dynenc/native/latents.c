@@ -1,4 +1,4 @@
-/* RGB pictures -> latents, by an encoder of encoder.h.
+/* RGB images -> latents, by an encoder of encoder.h.
  *
  * Rows of patches run through the stem, one block after the other, and the head. A block needs the rows
  * above and below, so each is one row behind what is before it, and keeps three rows of its input. */
@@ -45,10 +45,10 @@ typedef struct {
                      int64_t);
 } Loops;
 
-/* A picture that is encoded. Rows have room for whole tiles. */
+/* An image that is encoded. Rows have room for whole tiles. */
 typedef struct {
     const Encoder *encoder;
-    const dynenc_picture *picture;
+    const dynenc_image *image;
     Loops loops;
     int32_t rows, columns, room;   /* patches; columns rounded up to whole tiles */
     uint8_t *edge;                 /* [PATCH, POSITIONS * PATCH_ROW], the last tile's pixels */
@@ -87,26 +87,26 @@ int64_t dynenc_latents_workspace(const void *encoder, int32_t width) {
 }
 
 /* Check the arguments and set up an encoding; returns 0 or an error. */
-static int64_t start(Encoding *encoding, const dynenc_picture *picture) {
-    if (!picture)
+static int64_t start(Encoding *encoding, const dynenc_image *image) {
+    if (!image)
         return DYNENC_BAD_ARGUMENT;
-    const int64_t needed = dynenc_latents_workspace(picture->encoder, picture->width);
+    const int64_t needed = dynenc_latents_workspace(image->encoder, image->width);
     if (needed < 0)
         return needed;
-    if (picture->height < 1 || picture->height > PATCH * MAX_SIDE || !picture->pixels ||
-        picture->row_bytes < 3LL * picture->width || !dynenc_has_path(picture->path) ||
-        !picture->workspace || (uintptr_t)picture->workspace % ALIGNMENT)
+    if (image->height < 1 || image->height > PATCH * MAX_SIDE || !image->pixels ||
+        image->row_bytes < 3LL * image->width || !dynenc_has_path(image->path) ||
+        !image->workspace || (uintptr_t)image->workspace % ALIGNMENT)
         return DYNENC_BAD_ARGUMENT;
-    if (picture->workspace_size < needed)
+    if (image->workspace_size < needed)
         return DYNENC_TOO_SMALL;
-    *encoding = (Encoding){.encoder = picture->encoder, .picture = picture};
-    const int32_t path = picture->path;
+    *encoding = (Encoding){.encoder = image->encoder, .image = image};
+    const int32_t path = image->path;
     encoding->loops = (Loops){SELECT(path, run_stem), SELECT(path, normalise), SELECT(path, run_block),
                          SELECT(path, run_head)};
-    encoding->rows = (picture->height + PATCH - 1) / PATCH;
-    set_columns(encoding, picture->width);
-    lay_out(encoding, picture->workspace);
-    memset(picture->workspace, 0, (size_t)needed); /* tiles may reach beyond the last column */
+    encoding->rows = (image->height + PATCH - 1) / PATCH;
+    set_columns(encoding, image->width);
+    lay_out(encoding, image->workspace);
+    memset(image->workspace, 0, (size_t)needed); /* tiles may reach beyond the last column */
     return 0;
 }
 
@@ -130,14 +130,14 @@ static float *linear_of(const Encoding *encoding, int32_t row) {
     return encoding->linear + (int64_t)(row % rows) * encoding->room * MAX_CHANNELS;
 }
 
-/* Point at the 8 rows of pixels of a tile. Where the picture ends they are a copy whose edge is
+/* Point at the 8 rows of pixels of a tile. Where the image ends they are a copy whose edge is
  * repeated. */
 static void find_pixels(Encoding *encoding, int32_t row, int32_t column, const uint8_t *rows[PATCH]) {
-    const dynenc_picture *picture = encoding->picture;
-    const int64_t first = (int64_t)column * PATCH, left = picture->width - first;
+    const dynenc_image *image = encoding->image;
+    const int64_t first = (int64_t)column * PATCH, left = image->width - first;
     for (int32_t i = 0; i < PATCH; i++) {
-        const int32_t y = row * PATCH + i, last = picture->height - 1;
-        const uint8_t *pixels = picture->pixels + (y < last ? y : last) * picture->row_bytes;
+        const int32_t y = row * PATCH + i, last = image->height - 1;
+        const uint8_t *pixels = image->pixels + (y < last ? y : last) * image->row_bytes;
         rows[i] = pixels + 3 * first;
         if (left >= POSITIONS * PATCH)
             continue;
@@ -202,9 +202,9 @@ static void leave_row(Encoding *encoding, int32_t row, float *latents) {
                             (int64_t)encoding->rows * encoding->columns);
 }
 
-int64_t dynenc_latents(const dynenc_picture *picture, float *latents) {
+int64_t dynenc_latents(const dynenc_image *image, float *latents) {
     Encoding encoding;
-    const int64_t error = start(&encoding, picture);
+    const int64_t error = start(&encoding, image);
     if (error)
         return error;
     if (!latents)

@@ -4,10 +4,10 @@
 
 enum { RESIDUAL_ROWS = 2, ACTIVATION_ROWS = 3 };
 
-/* One dimension of what a layer reads: the picture, or a part of it with what it depends on. */
+/* One dimension of what a layer reads: the image, or a part of it with what it depends on. */
 typedef struct {
-    int32_t start, count;       /* in the picture, at the layer's size */
-    int32_t at_start, at_end;   /* whether the picture begins and ends there */
+    int32_t start, count;       /* in the image, at the layer's size */
+    int32_t at_start, at_end;   /* whether the image begins and ends there */
 } Side;
 
 /* The rows of a layer. */
@@ -33,9 +33,9 @@ typedef struct {
     uint8_t *hidden, *gated;    /* of a row of any layer */
     uint8_t *pixels;            /* [columns, 12] */
     int64_t size;               /* of the workspace */
-} Picture;
+} Image;
 
-/* What a 3x3 convolution leaves of a side: neighbours that are missing at the edges of the picture
+/* What a 3x3 convolution leaves of a side: neighbours that are missing at the edges of the image
  * are repeated, and elsewhere nothing is computed without them. */
 static Side convolved(Side side) {
     side.start += !side.at_start;
@@ -67,10 +67,10 @@ static void cover(const PixelKernels *kernels, int32_t pixels, int32_t *large, i
 }
 
 /* Latents around some, in one dimension, that the pixels of these depend on. */
-static int32_t reach(const Picture *picture) {
+static int32_t reach(const Image *image) {
     int32_t needed = 0;
-    for (int32_t i = picture->decoder->count - 1; i >= 0; i--)
-        needed = picture->rows[i].layer->kind == ENLARGE ? (needed + 1) / 2 : needed + 1;
+    for (int32_t i = image->decoder->count - 1; i >= 0; i--)
+        needed = image->rows[i].layer->kind == ENLARGE ? (needed + 1) / 2 : needed + 1;
     return needed + 1;
 }
 
@@ -83,20 +83,20 @@ static Side window(int32_t start, int32_t count, int32_t patch, int32_t around, 
 }
 
 /* Sizes of all rows, and the rows themselves if there is memory. */
-static void plan(Picture *picture, char *memory) {
-    const dynenc_pixels_call *call = picture->call;
-    const int32_t around = reach(picture), patch = picture->decoder->side;
+static void plan(Image *image, char *memory) {
+    const dynenc_pixels_call *call = image->call;
+    const int32_t around = reach(image), patch = image->decoder->side;
     Side rows = window(call->top, call->rows, patch, around, call->height);
     Side columns = window(call->left, call->columns, patch, around, call->width);
-    picture->latent_rows = rows;
-    picture->latent_columns = columns;
+    image->latent_rows = rows;
+    image->latent_columns = columns;
     int64_t size = 0, most = 0;
-    picture->latents =
-        carve(memory, &size, 2LL * 3 * (columns.count + SPARE) * picture->channels);
+    image->latents =
+        carve(memory, &size, 2LL * 3 * (columns.count + SPARE) * image->channels);
     rows = convolved(rows);
     columns = convolved(columns);
-    for (int32_t i = 0; i < picture->decoder->count; i++) {
-        Rows *own = &picture->rows[i];
+    for (int32_t i = 0; i < image->decoder->count; i++) {
+        Rows *own = &image->rows[i];
         const Layer *layer = own->layer;
         *own = (Rows){.layer = layer, .rows = rows, .columns = columns};
         own->stride = (int64_t)(columns.count + SPARE) * layer->channels;
@@ -107,19 +107,19 @@ static void plan(Picture *picture, char *memory) {
             rows = convolved(rows);
             columns = convolved(columns);
         }
-        cover(&picture->kernels, columns.count, &own->large, &own->small);
+        cover(&image->kernels, columns.count, &own->large, &own->small);
         if (layer->kind == ENLARGE) {
             rows = doubled(rows);
             columns = doubled(columns);
         }
     }
-    picture->hidden = carve(memory, &size, most);
-    picture->gated = carve(memory, &size, most);
-    picture->pixels = carve(memory, &size, 12LL * (columns.count + SPARE));
-    picture->size = size;
+    image->hidden = carve(memory, &size, most);
+    image->gated = carve(memory, &size, most);
+    image->pixels = carve(memory, &size, 12LL * (columns.count + SPARE));
+    image->size = size;
 }
 
-static void push(Picture *picture, int32_t index, int32_t row);
+static void push(Image *image, int32_t index, int32_t row);
 
 static int16_t *residual_row(const Rows *rows, int32_t row) {
     return rows->residuals + row % RESIDUAL_ROWS * rows->stride;
@@ -130,10 +130,10 @@ static uint8_t *activation_row(const Rows *rows, int32_t row) {
 }
 
 /* A product of a layer at a row, whose activations by tap are still to be named. */
-static ProductCall product_call(const Picture *picture, const Rows *rows, const Product *product,
+static ProductCall product_call(const Image *image, const Rows *rows, const Product *product,
                                 int32_t use, void *to) {
     return (ProductCall){
-        .decoder = picture->decoder, .product = product, .use = use,
+        .decoder = image->decoder, .product = product, .use = use,
         .outputs = (product->outputs + GROUP - 1) / GROUP * GROUP,
         .large = rows->large, .small = rows->small, .to = to,
     };
@@ -150,84 +150,84 @@ static void name_taps(const Rows *rows, int32_t row, const uint8_t *taps[MAX_TAP
 }
 
 /* One row of a block, from the activations around it. */
-static void run_block(Picture *picture, int32_t index, int32_t row) {
-    const Rows *rows = &picture->rows[index];
+static void run_block(Image *image, int32_t index, int32_t row) {
+    const Rows *rows = &image->rows[index];
     const Layer *layer = rows->layer;
     const int32_t out = row - !rows->rows.at_start;
     ProductCall call =
-        product_call(picture, rows, &layer->spatial, TO_ACTIVATIONS, picture->hidden);
+        product_call(image, rows, &layer->spatial, TO_ACTIVATIONS, image->hidden);
     name_taps(rows, row, call.taps);
-    picture->kernels.multiply(&call);
-    call = product_call(picture, rows, &layer->gate, TO_GATED, picture->gated);
+    image->kernels.multiply(&call);
+    call = product_call(image, rows, &layer->gate, TO_GATED, image->gated);
     call.first_output = call.outputs = layer->channels;
-    call.taps[0] = picture->hidden;
-    call.limit = PART(picture->decoder, int16_t, layer->limit_at);
-    picture->kernels.multiply(&call);
-    call = product_call(picture, rows, &layer->mix, TO_SUM,
-                        residual_row(&picture->rows[index + 1], out));
-    call.taps[0] = picture->gated;
+    call.taps[0] = image->hidden;
+    call.limit = PART(image->decoder, int16_t, layer->limit_at);
+    image->kernels.multiply(&call);
+    call = product_call(image, rows, &layer->mix, TO_SUM,
+                        residual_row(&image->rows[index + 1], out));
+    call.taps[0] = image->gated;
     call.residual = residual_row(rows, row) + !rows->columns.at_start * layer->channels;
-    picture->kernels.multiply(&call);
-    push(picture, index + 1, out);
+    image->kernels.multiply(&call);
+    push(image, index + 1, out);
 }
 
 /* One row becomes two of the next size. */
-static void enlarge(Picture *picture, int32_t index, int32_t row) {
-    const Rows *rows = &picture->rows[index];
+static void enlarge(Image *image, int32_t index, int32_t row) {
+    const Rows *rows = &image->rows[index];
     const Product *product = &rows->layer->spatial;
     for (int32_t down = 0; down < 2; down++) {
         const int32_t out = 2 * row + down;
-        ProductCall call = product_call(picture, rows, product, TO_RESIDUAL,
-                                        residual_row(&picture->rows[index + 1], out));
+        ProductCall call = product_call(image, rows, product, TO_RESIDUAL,
+                                        residual_row(&image->rows[index + 1], out));
         call.outputs = product->outputs / 2;
         call.first_output = down * call.outputs;
         call.taps[0] = activation_row(rows, row);
-        picture->kernels.multiply(&call);
-        push(picture, index + 1, out);
+        image->kernels.multiply(&call);
+        push(image, index + 1, out);
     }
 }
 
 /* Two rows of pixels; what is wanted of them goes to the caller. */
-static void write_pixels(Picture *picture, int32_t index, int32_t row) {
-    const Rows *rows = &picture->rows[index];
-    dynenc_pixels_call *call = picture->call;
+static void write_pixels(Image *image, int32_t index, int32_t row) {
+    const Rows *rows = &image->rows[index];
+    dynenc_pixels_call *call = image->call;
     ProductCall product =
-        product_call(picture, rows, &rows->layer->spatial, TO_PIXELS, picture->pixels);
+        product_call(image, rows, &rows->layer->spatial, TO_PIXELS, image->pixels);
     name_taps(rows, row, product.taps);
-    picture->kernels.multiply(&product);
+    image->kernels.multiply(&product);
     const int32_t first = 2 * convolved(rows->columns).start;
     for (int32_t down = 0; down < 2; down++) {
         const int32_t y = 2 * (rows->rows.start + row) + down - call->top;
-        if (y < picture->first_row || y >= call->rows || y - picture->first_row >= call->room)
+        if (y < image->first_row || y >= call->rows || y - image->first_row >= call->room)
             continue;
-        uint8_t *to = call->pixels + (y - picture->first_row) * call->stride;
+        uint8_t *to = call->pixels + (y - image->first_row) * call->stride;
         for (int32_t x = 0; x < call->columns; x++) {
             const int32_t from = call->left + x - first;
             const int32_t place = 12 * (from / 2) + 3 * (2 * down + from % 2);
-            memcpy(to + 3 * x, picture->pixels + place, 3);
+            memcpy(to + 3 * x, image->pixels + place, 3);
         }
         call->done = y + 1;
     }
 }
 
-static void run_row(Picture *picture, int32_t index, int32_t row) {
-    if (picture->rows[index].layer->kind == BLOCK)
-        run_block(picture, index, row);
+static void run_row(Image *image, int32_t index, int32_t row) {
+    if (image->rows[index].layer->kind == BLOCK)
+        run_block(image, index, row);
     else
-        write_pixels(picture, index, row);
+        write_pixels(image, index, row);
 }
 
 /* Take the next row of a layer's residuals, and run what has become possible. */
-static void push(Picture *picture, int32_t index, int32_t row) {
-    const Rows *rows = &picture->rows[index];
+static void push(Image *image, int32_t index, int32_t row) {
+    const Rows *rows = &image->rows[index];
     const Layer *layer = rows->layer;
     const int32_t channels = layer->channels, width = rows->columns.count;
     const int32_t begin = layer->kind != ENLARGE && rows->columns.at_start;
     uint8_t *activations = activation_row(rows, row), *pixels = activations + begin * channels;
-    picture->kernels.activate(picture->decoder, &layer->input, channels, width,
-                              residual_row(rows, row), pixels);
+    image->kernels.activate(image->decoder, &layer->input, channels, width,
+                            residual_row(rows, row), pixels);
     if (layer->kind == ENLARGE) {
-        enlarge(picture, index, row);
+        enlarge(image, index, row);
         return;
     }
     if (begin)
@@ -235,16 +235,16 @@ static void push(Picture *picture, int32_t index, int32_t row) {
     memcpy(pixels + (int64_t)width * channels, pixels + (int64_t)(width - 1) * channels,
            (size_t)channels);
     if (row > 0 && (row > 1 || rows->rows.at_start))
-        run_row(picture, index, row - 1);
+        run_row(image, index, row - 1);
 }
 
 /* A row of latents of the window, with repeated edges. */
-static void load_latents(const Picture *picture, int32_t row, int16_t *to) {
-    const dynenc_pixels_call *call = picture->call;
-    const Side *columns = &picture->latent_columns;
+static void load_latents(const Image *image, int32_t row, int16_t *to) {
+    const dynenc_pixels_call *call = image->call;
+    const Side *columns = &image->latent_columns;
     const int64_t plane = (int64_t)call->height * call->width;
-    const int64_t line = (int64_t)(picture->latent_rows.start + row) * call->width + columns->start;
-    const int32_t begin = columns->at_start, channels = picture->channels;
+    const int64_t line = (int64_t)(image->latent_rows.start + row) * call->width + columns->start;
+    const int32_t begin = columns->at_start, channels = image->channels;
     for (int32_t x = 0; x < begin + columns->count + columns->at_end; x++) {
         int32_t from = x - begin;
         from = from < 0 ? 0 : from >= columns->count ? columns->count - 1 : from;
@@ -254,50 +254,50 @@ static void load_latents(const Picture *picture, int32_t row, int16_t *to) {
 }
 
 /* Take a row of latents of the window. */
-static void take_row(Picture *picture, int32_t row) {
-    const Side *rows = &picture->latent_rows;
+static void take_row(Image *image, int32_t row) {
+    const Side *rows = &image->latent_rows;
     if ((row == 0 && !rows->at_start) || (row + 1 == rows->count && !rows->at_end))
         return;
-    const int64_t stride = (int64_t)picture->channels * (picture->latent_columns.count + SPARE);
+    const int64_t stride = (int64_t)image->channels * (image->latent_columns.count + SPARE);
     const int16_t *taps[MAX_TAPS];
     for (int32_t down = 0; down < 3; down++) {
         int32_t from = row + down - 1;
         from = from < 0 ? 0 : from >= rows->count ? rows->count - 1 : from;
-        load_latents(picture, from, picture->latents + down * stride);
+        load_latents(image, from, image->latents + down * stride);
         for (int32_t right = 0; right < 3; right++)
-            taps[3 * down + right] = picture->latents + down * stride + picture->channels * right;
+            taps[3 * down + right] = image->latents + down * stride + image->channels * right;
     }
     const int32_t out = row - !rows->at_start;
-    picture->kernels.first(picture->decoder, convolved(picture->latent_columns).count, taps,
-                           residual_row(&picture->rows[0], out));
-    push(picture, 0, out);
+    image->kernels.first(image->decoder, convolved(image->latent_columns).count, taps,
+                         residual_row(&image->rows[0], out));
+    push(image, 0, out);
 }
 
 /* Run the last row of a layer, which no other follows. */
-static void end_layer(Picture *picture, int32_t index) {
-    const Rows *rows = &picture->rows[index];
+static void end_layer(Image *image, int32_t index) {
+    const Rows *rows = &image->rows[index];
     if (rows->layer->kind != ENLARGE && rows->rows.at_end)
-        run_row(picture, index, rows->rows.count - 1);
+        run_row(image, index, rows->rows.count - 1);
 }
 
 /* As many steps as there is room for: rows of latents, and then the ends of the layers, in order. Each
  * gives at most the pixels of one row of latents. */
-static void run(Picture *picture) {
-    dynenc_pixels_call *call = picture->call;
-    const int32_t rows = picture->latent_rows.count, side = picture->decoder->side;
+static void run(Image *image) {
+    dynenc_pixels_call *call = image->call;
+    const int32_t rows = image->latent_rows.count, side = image->decoder->side;
     const int32_t rest = call->rows - call->done; /* rows of pixels */
     const int32_t most = rest <= call->room ? rest : call->room - side + 1;
-    for (; call->step < rows + picture->decoder->count; call->step++) {
-        if (call->done - picture->first_row >= most)
+    for (; call->step < rows + image->decoder->count; call->step++) {
+        if (call->done - image->first_row >= most)
             return;
         if (call->step < rows)
-            take_row(picture, call->step);
+            take_row(image, call->step);
         else
-            end_layer(picture, call->step - rows);
+            end_layer(image, call->step - rows);
     }
 }
 
-static int64_t start(dynenc_pixels_call *call, Picture *picture) {
+static int64_t start(dynenc_pixels_call *call, Image *image) {
     if (!call || !call->decoder)
         return DYNENC_BAD_ARGUMENT;
     const PixelDecoder *decoder = call->decoder;
@@ -306,41 +306,41 @@ static int64_t start(dynenc_pixels_call *call, Picture *picture) {
         call->rows > decoder->side * call->height - call->top ||
         call->columns > decoder->side * call->width - call->left)
         return DYNENC_BAD_ARGUMENT;
-    memset(picture, 0, sizeof *picture);
-    picture->call = call;
-    picture->decoder = decoder;
-    picture->channels = decoder->first.channels;
-    picture->kernels = dynenc_pixel_kernels(call->path);
-    if (!picture->kernels.multiply)
+    memset(image, 0, sizeof *image);
+    image->call = call;
+    image->decoder = decoder;
+    image->channels = decoder->first.channels;
+    image->kernels = dynenc_pixel_kernels(call->path);
+    if (!image->kernels.multiply)
         return DYNENC_BAD_ARGUMENT;
     for (int32_t i = 0; i < decoder->count; i++)
-        picture->rows[i].layer = &decoder->layers[i];
-    plan(picture, NULL);
+        image->rows[i].layer = &decoder->layers[i];
+    plan(image, NULL);
     return 0;
 }
 
 int64_t dynenc_pixels_workspace(const dynenc_pixels_call *call) {
-    Picture picture;
-    const int64_t failed = start((dynenc_pixels_call *)call, &picture);
-    return failed ? failed : picture.size;
+    Image image;
+    const int64_t failed = start((dynenc_pixels_call *)call, &image);
+    return failed ? failed : image.size;
 }
 
 int64_t dynenc_pixels(dynenc_pixels_call *call) {
-    Picture picture;
-    const int64_t failed = start(call, &picture);
+    Image image;
+    const int64_t failed = start(call, &image);
     if (failed)
         return failed;
     if (!call->latents || !call->pixels || call->stride < 3LL * call->columns || !call->workspace ||
         (uintptr_t)call->workspace % ALIGNMENT || call->step < 0 || call->done < 0 ||
         call->done >= call->rows || call->room < 1 ||
-        (call->room < picture.decoder->side && call->room < call->rows - call->done))
+        (call->room < image.decoder->side && call->room < call->rows - call->done))
         return DYNENC_BAD_ARGUMENT;
-    if (call->workspace_size < picture.size)
+    if (call->workspace_size < image.size)
         return DYNENC_TOO_SMALL;
     if (!call->step)
-        memset(call->workspace, 0, (size_t)picture.size);
-    picture.first_row = call->done;
-    plan(&picture, call->workspace);
-    run(&picture);
+        memset(call->workspace, 0, (size_t)image.size);
+    image.first_row = call->done;
+    plan(&image, call->workspace);
+    run(&image);
     return 0;
 }

@@ -1,4 +1,4 @@
-/* Shared by the sources of the integer decoder of pictures; not part of the interface. */
+/* Shared by the sources of the integer decoder of images; not part of the interface. */
 #ifndef DYNENC_PIXELS_H
 #define DYNENC_PIXELS_H
 

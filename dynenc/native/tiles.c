@@ -92,25 +92,25 @@ static void measure_ends(const uint8_t grey[][STRIDE], int32_t left, uint16_t en
     ends[3] = low;
 }
 
-/* A picture, or the one of half its sides. */
+/* An image, or the one of half its sides. */
 typedef struct {
-    const dynenc_picture *picture;
+    const dynenc_image *image;
     int32_t divisor, height, width; /* of what is seen, divided */
 } Seen;
 
 /* The brightness of `count` pixels of a row from `left` on. */
 static void read_row(const Seen *seen, int32_t row, int32_t left, int32_t count, uint8_t *grey) {
-    const dynenc_picture *picture = seen->picture;
-    const int32_t path = picture->path, first = seen->divisor * row;
-    const int32_t second = first + 1 < picture->height ? first + 1 : first;
+    const dynenc_image *image = seen->image;
+    const int32_t path = image->path, first = seen->divisor * row;
+    const int32_t second = first + 1 < image->height ? first + 1 : first;
     const int64_t start = 3LL * seen->divisor * left;
-    const uint8_t *above = picture->pixels + first * picture->row_bytes + start;
+    const uint8_t *above = image->pixels + first * image->row_bytes + start;
     if (seen->divisor == 1) {
         SELECT(path, to_grey)(above, count, grey);
         return;
     }
-    const uint8_t *below = picture->pixels + second * picture->row_bytes + start;
-    const int32_t there = (picture->width - 2 * left) / 2; /* pairs of pixels */
+    const uint8_t *below = image->pixels + second * image->row_bytes + start;
+    const int32_t there = (image->width - 2 * left) / 2; /* pairs of pixels */
     const int32_t pairs = count < there ? count : there;
     uint8_t means[6 * (BLOCK + 1)] = {0}, pixels[3 * (BLOCK + 1) + 1];
     SELECT(path, average)(above, below, 6 * pairs - 3, means);
@@ -133,7 +133,7 @@ static void measure_block(const Seen *seen, int32_t top, int32_t left, uint16_t 
         memset(grey[y] + count, grey[y][count - 1], (size_t)(STRIDE - count));
     }
     for (int32_t y = 0; y < SIDE; y++)
-        SELECT(seen->picture->path, count_changes)(grey[y], grey[y + 1], counters);
+        SELECT(seen->image->path, count_changes)(grey[y], grey[y + 1], counters);
     for (int32_t x = 0; x < BLOCK && x < there; x += SIDE, statistics++) {
         uint16_t ends[4] = {0};
         for (int32_t i = 0; i < 3; i++)
@@ -145,15 +145,15 @@ static void measure_block(const Seen *seen, int32_t top, int32_t left, uint16_t 
     }
 }
 
-int64_t dynenc_tiles(const dynenc_picture *picture, int32_t rows, int32_t divisor,
+int64_t dynenc_tiles(const dynenc_image *image, int32_t rows, int32_t divisor,
                      uint16_t *statistics) {
-    if (!picture || !picture->pixels || !statistics || !dynenc_has_path(picture->path) ||
-        picture->height < 1 || picture->height > 65536 || picture->width < 1 ||
-        picture->width > 65536 || picture->row_bytes < 3LL * picture->width || divisor < 1 ||
+    if (!image || !image->pixels || !statistics || !dynenc_has_path(image->path) ||
+        image->height < 1 || image->height > 65536 || image->width < 1 ||
+        image->width > 65536 || image->row_bytes < 3LL * image->width || divisor < 1 ||
         divisor > 2)
         return DYNENC_BAD_ARGUMENT;
-    const Seen seen = {picture, divisor, (picture->height + divisor - 1) / divisor,
-                       (picture->width + divisor - 1) / divisor};
+    const Seen seen = {image, divisor, (image->height + divisor - 1) / divisor,
+                       (image->width + divisor - 1) / divisor};
     if (rows < 1 || rows > (seen.height + SIDE - 1) / SIDE)
         return DYNENC_BAD_ARGUMENT;
     const int32_t columns = (seen.width + SIDE - 1) / SIDE;

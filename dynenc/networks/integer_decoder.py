@@ -34,7 +34,7 @@ BOUND = 2.0  # largest magnitude of the activations that a 3x3 convolution reads
 GATE_BOUND = 4.0  # largest gate, and largest magnitude of the value that it multiplies
 ACTIVATION_UNIT = 127 / BOUND  # integers of such an activation of 1.0
 ONE = 1 << 15  # integers of a multiplier of 1.0
-SIZES = 3  # at which a decoder of pictures has blocks
+SIZES = 3  # at which a decoder of images has blocks
 RESIDUAL_UNIT = 2048.0  # integers of a residual of 1.0, in the float equivalent
 
 
@@ -138,7 +138,7 @@ def uses_integers(model: Model, decoder: str, device: object) -> bool:
 
 @cache
 def embedded(kind: registry.Kind = "decoder", space: LatentSpace = SD1) -> PixelDecoder:
-    """A decoder that is shipped with dynenc: of pictures or thumbnails; raises WeightsError."""
+    """A decoder that is shipped with dynenc: of images or thumbnails; raises WeightsError."""
     if kind == "decoder":
         model = registry.for_space("embedded", kind, space)
     else:
@@ -156,14 +156,14 @@ def read(model: Model) -> Tensors:
         raise WeightsError(f"{model.file} cannot be read as safetensors: {exc}") from exc
 
 
-def picture(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> Image.Image:
+def image(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> Image.Image:
     """The colours of a file, decoded by the embedded decoder of its latents' space: RGB.
 
     At 1/4 and 1/8 of the size, the decoder of thumbnails makes the pixels of SD latents. Those at
-    1/2 are means of the whole picture's, and those at 1/8 means of those at 1/4.
+    1/2 are means of the whole image's, and those at 1/8 means of those at 1/4.
 
     Args:
-        needed: the part of the whole picture that is decoded; the rest is black. None: all of it.
+        needed: the part of the whole image that is decoded; the rest is black. None: all of it.
     """
     size, divisor = (file.header.width, file.header.height), view.divisor
     wanted = view.scaled(size)

@@ -118,8 +118,8 @@ class PublishedEncoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Encode each image with its own statistics, independently of the rest of the batch."""
         check_batch("images", image, 3, PATCH)
-        pictures = to_floats(image)
-        return SD1.scale * torch.cat([self.latents(one[None]) for one in pictures])
+        images = to_floats(image)
+        return SD1.scale * torch.cat([self.latents(one[None]) for one in images])
 
     def latents(self, image: Tensor) -> Tensor:
         """One image [1, 3, H, W] of any range -> [1, 4, H/8, W/8], in the author's scale."""

@@ -144,8 +144,8 @@ def _suit_bfloat16(latents: Tensor) -> bool:
     """Whether pixels stay 50 dB from those in float32 if [B, 4, h, w] are decoded in bfloat16."""
     if latents.device.type != "cpu" or torch.compiler.is_compiling() or not len(latents):
         return True  # not decided here
-    pictures = latents.detach().float().flatten(1)
-    largest, rms = pictures.abs().amax(), pictures.square().mean(1).sqrt().amax()
+    images = latents.detach().float().flatten(1)
+    largest, rms = images.abs().amax(), images.square().mean(1).sqrt().amax()
     few = latents.shape[-2] * latents.shape[-1] < BFLOAT16_LEAST
     return not few and bool(largest <= BFLOAT16_MOST) and bool(rms <= BFLOAT16_RMS)
 

@@ -81,23 +81,23 @@ CODERS = {  # these fit an entropy coder's tables
     "full": FitConfig("full", **FOUR_CHANNELS),
     "full-sdxl": FitConfig(
         "full-sdxl",
-        pictures=700,
+        images=700,
         samples=600_000,
         iterations=10_000,
         faded=0.1,
         **FOUR_CHANNELS,
     ),
-    "full-flux1": FitConfig("full-flux1", pictures=250, **SIXTEEN_CHANNELS),
+    "full-flux1": FitConfig("full-flux1", images=250, **SIXTEEN_CHANNELS),
     "encoders-flux1": FitConfig(
         "encoders-flux1",
-        pictures=500,
+        images=500,
         samples=300_000,
         iterations=3500,
         faded=0.1,
         **SIXTEEN_CHANNELS,
     ),
     "full-sd3": FitConfig(
-        "full-sd3", pictures=280, samples=180_000, iterations=1600, **SIXTEEN_CHANNELS
+        "full-sd3", images=280, samples=180_000, iterations=1600, **SIXTEEN_CHANNELS
     ),
 }
 

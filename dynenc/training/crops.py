@@ -58,9 +58,9 @@ def _decode(source: Path, partial: Path) -> None:
     tiles: list[Tile] = []
     start, digest = 0, hashlib.sha256()
     with (partial / "pixels.u8").open("wb") as pixels:
-        for name, picture in iter_images(source):
-            width, height = picture.size
-            data = np.asarray(picture).tobytes()
+        for name, image in iter_images(source):
+            width, height = image.size
+            data = np.asarray(image).tobytes()
             pixels.write(data)
             digest.update(data)
             tiles.append(Tile(name, start, height, width))

@@ -95,7 +95,7 @@ def _fit_lattice(
 def _scaled(
     array: npt.NDArray[np.floating], random: np.random.Generator, config: FitConfig
 ) -> tuple[Floats, int]:
-    """One picture, perhaps faded, and a random step_q."""
+    """One image, perhaps faded, and a random step_q."""
     if random.random() < config.faded:
         array = array * 2 ** -random.uniform(1, 10) + random.normal(0, 0.5, (len(array), 1, 1))
     limits = np.log([config.smallest_step, config.largest_step])

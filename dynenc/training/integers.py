@@ -314,11 +314,11 @@ def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder
     encode = loading.load_encoder(encoder, space)
     crops = open_crops(paths, run, CROP)
     random = np.random.default_rng(0)
-    pictures = crops.sample(CROPS, random)
+    images = crops.sample(CROPS, random)
     drawn = [*Synthetic(CROP).sample(DRAWN, random)[:, None], flats(FLATS, random)]
     with torch.inference_mode():
-        latents = [encode(to_floats(picture[None])) for picture in pictures]
-        extremes = [encode(to_floats(picture)) for picture in drawn]
+        latents = [encode(to_floats(image[None])) for image in images]
+        extremes = [encode(to_floats(image)) for image in drawn]
     steps = [STEPS[i % len(STEPS)] for i in range(CROPS)]
     rounded = [(z / step).round() * step for z, step in zip(latents, steps, strict=True)]
     tensors = of_network(network, rounded, extremes)

@@ -82,7 +82,7 @@ def train_coder(
 ) -> dict[str, float]:
     """Fit the entropy coder to latents of the teacher and of the encoders in turn, and export it.
 
-    Returns: `pictures` (their number) and the mean `bpp` of the payloads of the test images, with
+    Returns: `images` (their number) and the mean `bpp` of the payloads of the test images, with
     latents of the last encoder (without one, of the teacher) at TEST_STEP; empty without images.
     """
     check(config)
@@ -98,7 +98,7 @@ def train_coder(
     @torch.inference_mode()
     def latents() -> Iterator[npt.NDArray[np.float32]]:
         whole = crops.whole()
-        every = -(-len(whole) // config.pictures) if config.pictures else 1
+        every = -(-len(whole) // config.images) if config.images else 1
         for number, pixels in enumerate(whole[::every]):
             image = to_floats(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
             yield encoders[number % len(encoders)](pad(image))[0].numpy()
@@ -122,8 +122,8 @@ class _TestImage:
 def _test_images(source: Path | None, encoder: nn.Module) -> list[_TestImage]:
     """Encode the test images, if there are any."""
     return [
-        _TestImage(encoder(pad(to_tensor(picture)))[0].numpy(), picture.size)
-        for _, picture in (iter_images(source) if source else ())
+        _TestImage(encoder(pad(to_tensor(image)))[0].numpy(), image.size)
+        for _, image in (iter_images(source) if source else ())
     ]
 
 
@@ -134,7 +134,7 @@ def _figures(tests: list[_TestImage], coder: EntropyCoder) -> dict[str, float]:
     for test in tests:
         payload = coder.encode(to_symbols(test.latents, step_q, coder), step_q)
         rates.append(bitstream.bpp(len(payload), *test.size))
-    return {"pictures": len(rates), "bpp": sum(rates) / len(rates)} if rates else {}
+    return {"images": len(rates), "bpp": sum(rates) / len(rates)} if rates else {}
 
 
 def train_with_progress(

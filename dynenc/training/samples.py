@@ -1,4 +1,4 @@
-"""What an entropy coder is fitted to: pictures' latents, quantised, and the settings of a fit."""
+"""What an entropy coder is fitted to: images' latents, quantised, and the settings of a fit."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class FitConfig:
     middle: int = 16  # units of its second layer
     neighbours: int = 40  # at most, of a network
     radius: int = 63  # of the tables' residuals
-    smallest_step: float = 0.06  # steps are drawn log-uniformly, one per picture and copy
+    smallest_step: float = 0.06  # steps are drawn log-uniformly, one per image and copy
     largest_step: float = 1.4
-    pictures: int = 0  # at most, evenly spread over all; 0: all
-    copies: int = 2  # of every picture, each at its own step
-    faded: float = 0.06  # share of copies that lose contrast, so that flat pictures are known too
+    images: int = 0  # at most, evenly spread over all; 0: all
+    copies: int = 2  # of every image, each at its own step
+    faded: float = 0.06  # share of copies that lose contrast, so that flat images are known too
     samples: int = 200_000  # symbols of a channel that a network is trained on
     batch: int = 1024
     iterations: int = 2500
@@ -46,7 +46,7 @@ class FitConfig:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture quantised with one step."""
+    """One image quantised with one step."""
 
     symbols: Symbols  # [C, h, w]
     points: Ints  # [C, h, w], where they are, in half steps

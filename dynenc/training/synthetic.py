@@ -56,8 +56,8 @@ class Synthetic:
 
     def sample(self, count: int, random: Random) -> Tensor:
         """Draw crops [count, 3, size, size] uint8, each of a random kind."""
-        pictures = [self._one(random) for _ in range(count)]
-        arrays = [np.asarray(picture, np.uint8) for picture in pictures]
+        images = [self._one(random) for _ in range(count)]
+        arrays = [np.asarray(image, np.uint8) for image in images]
         return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
     def _one(self, random: Random) -> Image.Image:
@@ -68,18 +68,18 @@ class Synthetic:
         angle = random.normal(0, 4) if random.random() < 0.7 else random.uniform(0, 360)
         turned = draw(random, side).rotate(angle, Image.Resampling.BICUBIC)
         edge = (side - self.size) // 2
-        picture = turned.crop((edge, edge, edge + self.size, edge + self.size))
+        image = turned.crop((edge, edge, edge + self.size, edge + self.size))
         if random.random() < 0.3:
-            picture = picture.filter(ImageFilter.GaussianBlur(random.uniform(0.3, 1.0)))
-        return _lit(picture, random) if random.random() < 0.4 else picture
+            image = image.filter(ImageFilter.GaussianBlur(random.uniform(0.3, 1.0)))
+        return _lit(image, random) if random.random() < 0.4 else image
 
     def flat(self, random: Random, side: int) -> Image.Image:
         """One colour, or two with a straight edge between them."""
-        picture = Image.new("RGB", (side, side), _colour(random))
+        image = Image.new("RGB", (side, side), _colour(random))
         if random.random() < 0.4:
             edge = int(random.integers(8, side - 8))
-            picture.paste(_colour(random), (0, edge, side, side))
-        return picture
+            image.paste(_colour(random), (0, edge, side, side))
+        return image
 
     def gradient(self, random: Random, side: int) -> Image.Image:
         """Linear or radial colour gradients, as in skies and studio backgrounds."""
@@ -95,13 +95,13 @@ class Synthetic:
         else:
             first, last = (np.array(_colour(random), np.float64) for _ in range(2))
         mixed = first + (last - first) * ramp[..., None]
-        return _picture(mixed + random.normal(0, random.choice([0, 0.4, 1.5]), mixed.shape))
+        return _image(mixed + random.normal(0, random.choice([0, 0.4, 1.5]), mixed.shape))
 
     def text(self, random: Random, side: int) -> Image.Image:
         """Lines of text in one font, with larger headings, dark on light or light on dark."""
         paper, ink = _pair(random)
-        picture = Image.new("RGB", (side, side), paper)
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (side, side), paper)
+        draw = ImageDraw.Draw(image)
         top, left = int(random.integers(-8, 12)), int(random.integers(-12, 16))
         height = int(np.exp(random.uniform(np.log(8), np.log(48))))
         font = self._font(random, height)
@@ -111,13 +111,13 @@ class Synthetic:
             if random.random() < 0.1:
                 height = int(random.integers(9, 40))
                 font, ink = self._font(random, height), _contrasting(random, paper)
-        return picture
+        return image
 
     def chart(self, random: Random, side: int) -> Image.Image:
         """Axes, grid lines, labels, bars or curves."""
         paper, ink = _pair(random)
-        picture = Image.new("RGB", (side, side), paper)
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (side, side), paper)
+        draw = ImageDraw.Draw(image)
         font = self._font(random, int(random.integers(8, 15)))
         pitch = int(random.integers(14, 40))
         faint = _mixed(paper, ink, 0.2)
@@ -136,13 +136,13 @@ class Synthetic:
             else:
                 points = list(zip(places.tolist(), heights.tolist(), strict=True))
                 draw.line(points, colour, int(random.integers(1, 4)))
-        return picture
+        return image
 
     def interface(self, random: Random, side: int) -> Image.Image:
         """Panels, buttons and labels on a flat background."""
         paper, ink = _pair(random)
-        picture = Image.new("RGB", (side, side), paper)
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (side, side), paper)
+        draw = ImageDraw.Draw(image)
         for _ in range(int(random.integers(3, 12))):
             left, top = random.integers(-20, side - 16, 2).tolist()
             width, height = random.integers([16, 12], [side, side // 3]).tolist()
@@ -155,7 +155,7 @@ class Synthetic:
             draw.text(
                 (left + 6, top + 4), label, _contrasting(random, fill), self._font(random, size)
             )
-        return picture
+        return image
 
     def stripes(self, random: Random, side: int) -> Image.Image:
         """Parallel stripes of constant or slowly changing period, with hard or soft edges."""
@@ -169,13 +169,13 @@ class Synthetic:
         if random.random() < 0.2:
             wave = wave * np.sin(2 * np.pi * (y * np.cos(angle) - x * np.sin(angle)) / 12)
         one, two = (np.array(colour, np.float64) for colour in _pair(random))
-        return _picture(one + (two - one) * (wave[..., None] + 1) / 2)
+        return _image(one + (two - one) * (wave[..., None] + 1) / 2)
 
     def bricks(self, random: Random, side: int) -> Image.Image:
         """Courses of bricks, shingles or tiles with joints."""
         joint, brick = _pair(random)
-        picture = Image.new("RGB", (side, side), joint)
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (side, side), joint)
+        draw = ImageDraw.Draw(image)
         width, height = int(random.integers(10, 48)), int(random.integers(5, 20))
         gap, shift = int(random.integers(1, 4)), random.choice([0.0, 0.5])
         for course, top in enumerate(range(0, side, height + gap)):
@@ -184,13 +184,13 @@ class Synthetic:
                 shade = random.normal(0, 12, 3)
                 fill = _clipped(np.array(brick) + shade)
                 draw.rectangle((begin, top, begin + width - 1, top + height - 1), fill)
-        return picture
+        return image
 
     def windows(self, random: Random, side: int) -> Image.Image:
         """A facade: a grid of windows with frames, some of them lit."""
         wall, glass = _pair(random)
-        picture = Image.new("RGB", (side, side), wall)
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (side, side), wall)
+        draw = ImageDraw.Draw(image)
         width, height = random.integers([5, 6], [30, 40]).tolist()
         pitch_x, pitch_y = width + int(random.integers(3, 16)), height + int(random.integers(3, 16))
         frame, lit = _mixed(wall, glass, -0.5), _clipped(random.normal((250, 215, 150), 25))
@@ -201,23 +201,23 @@ class Synthetic:
                 draw.rectangle(box, fill, frame)
                 if width > 12:
                     draw.line((left + width // 2, top, left + width // 2, top + height), frame)
-        return picture
+        return image
 
     def lines(self, random: Random, side: int) -> Image.Image:
         """Thin lines on a smooth background: strings, rails, masts, branches."""
-        picture = self.gradient(random, side)
-        draw = ImageDraw.Draw(picture)
+        image = self.gradient(random, side)
+        draw = ImageDraw.Draw(image)
         for _ in range(int(random.integers(2, 10))):
             ends = random.uniform(-0.2 * side, 1.2 * side, 4)
             for copy in range(int(random.integers(1, 6))):
                 points = (ends + 9 * copy).tolist()
                 draw.line(points, _contrasting(random, (128, 128, 128)), int(random.integers(1, 4)))
-        return picture
+        return image
 
     def product(self, random: Random, side: int) -> Image.Image:
         """Softly shaded shapes on a flat, often white background, as in product photos."""
         ground = (255, 255, 255) if random.random() < 0.6 else _colour(random)
-        picture = Image.new("RGB", (side, side), ground)
+        image = Image.new("RGB", (side, side), ground)
         shaded = self.gradient(random, side)
         mask = Image.new("L", (side, side))
         draw = ImageDraw.Draw(mask)
@@ -228,8 +228,8 @@ class Synthetic:
                 draw.ellipse(box, 255)
             else:
                 draw.polygon(random.uniform(0.1 * side, 0.9 * side, 8).tolist(), 255)
-        picture.paste(shaded, (0, 0), mask)
-        return picture
+        image.paste(shaded, (0, 0), mask)
+        return image
 
     def _font(self, random: Random, size: int) -> Font:
         if not self.fonts:
@@ -291,16 +291,16 @@ def _clipped(values: npt.ArrayLike) -> Colour:
     return red, green, blue
 
 
-def _picture(values: npt.NDArray[np.float64]) -> Image.Image:
+def _image(values: npt.NDArray[np.float64]) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
-def _lit(picture: Image.Image, random: Random) -> Image.Image:
+def _lit(image: Image.Image, random: Random) -> Image.Image:
     """The image under uneven light."""
-    side = picture.width
+    side = image.width
     y, x = np.mgrid[:side, :side] / side
     light = 1 + random.normal(0, 0.3) * (x - 0.5) + random.normal(0, 0.3) * (y - 0.5)
-    return _picture(np.asarray(picture, np.float64) * np.clip(light, 0.2, 1.5)[..., None])
+    return _image(np.asarray(image, np.float64) * np.clip(light, 0.2, 1.5)[..., None])
 
 
 def _words(random: Random, length: int) -> str:

@@ -26,7 +26,7 @@ SCALE = 4  # px of the original in one pixel, in one dimension
 PART = 16  # latents that a step sees of an image, in one dimension
 BATCH, DESCENT = 8, Descent(learning_rate=2e-3, warmup_steps=50, clip=0.5)
 EDGE = 4  # pixels of a part that are not judged: what is beyond is missing
-FLAT_AREA = 9  # pixels, side of the area that tells how flat a picture is
+FLAT_AREA = 9  # pixels, side of the area that tells how flat an image is
 FLAT_WEIGHT, FLAT_VARIANCE = 0.01, 0.004  # more weight where the variance is low: skies show noise
 MEANS_WEIGHT = 2.0  # of the error of 8x8 means
 CALIBRATION = 64  # images
@@ -37,27 +37,27 @@ class Examples:
     """What the decoder learns from."""
 
     latents: Tensor  # [N, 4, 32, 32]
-    pictures: Tensor  # [N, 3, 64, 64] in [-1, 1]
+    images: Tensor  # [N, 3, 64, 64] in [-1, 1]
 
     @classmethod
-    def of(cls, pictures: Tensor, codecs: Sequence[Codec]) -> "Examples":
-        """Encode pictures [N, 3, SIDE, SIDE] uint8 by encoders in turn."""
+    def of(cls, images: Tensor, codecs: Sequence[Codec]) -> "Examples":
+        """Encode images [N, 3, SIDE, SIDE] uint8 by encoders in turn."""
         latents = []
-        for number, picture in enumerate(pictures):
-            pixels = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+        for number, image in enumerate(images):
+            pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
             [found] = codecs[number % len(codecs)].latents([pixels])
             step = STEPS[number // len(codecs) % len(STEPS)]
             latents.append(np.rint(found / step) * np.float32(step) if step else found)
-        small = F.avg_pool2d(pictures.float(), SCALE) / 127.5 - 1
+        small = F.avg_pool2d(images.float(), SCALE) / 127.5 - 1
         return cls(torch.from_numpy(np.stack(latents)), small)
 
     def sample(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A batch: latents [B, 4, PART, PART], pictures [B, 3, 2 PART, 2 PART]."""
+        """A batch: latents [B, 4, PART, PART], images [B, 3, 2 PART, 2 PART]."""
         picked = random.integers(len(self.latents), size=BATCH)
         top, left = random.integers(self.latents.shape[-1] - PART + 1, size=2)
         rows, columns = slice(top, top + PART), slice(left, left + PART)
         below, right = slice(2 * top, 2 * (top + PART)), slice(2 * left, 2 * (left + PART))
-        return self.latents[picked][..., rows, columns], self.pictures[picked][..., below, right]
+        return self.latents[picked][..., rows, columns], self.images[picked][..., below, right]
 
 
 def loss(decoded: Tensor, wanted: Tensor) -> Tensor:
@@ -92,10 +92,10 @@ def make(run: SmallRun) -> int:
     random = np.random.default_rng(0)
     colours = flats(FLATS, random).repeat_interleave(SIDE // FLAT_SIDE, 2)
     drawn = [Synthetic(SIDE).sample(DRAWN, random), colours.repeat_interleave(SIDE // FLAT_SIDE, 3)]
-    pictures = torch.cat([crops.sample(CROPS, random), *drawn])
-    pictures = pictures[random.permutation(len(pictures))]
+    images = torch.cat([crops.sample(CROPS, random), *drawn])
+    images = images[random.permutation(len(images))]
     codecs = [Codec(encoder, "embedded", "cpu") for encoder in run.encoders]
-    examples = Examples.of(pictures, codecs)
+    examples = Examples.of(images, codecs)
     network = run.network("thumbnail")
     assert isinstance(network, EmbeddedDecoder)
     train(network, examples, run)

@@ -13,7 +13,7 @@ from dynenc.errors import OutputExists, TargetMissed, UsageError
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     (folder := tmp_path / "in").mkdir()
     for i, name in enumerate("abcde"):
         Image.new("RGB", (16 + 8 * i, 16), (40 * i, 0, 0)).save(folder / f"{name}.png")
@@ -24,29 +24,29 @@ def encode(source, target, **options):
     return dynenc.convert("encode", source, target, encoder="nano", jobs=1, **options)
 
 
-def test_what_is_no_output_is_made_again_or_named(pictures, tmp_path):
+def test_what_is_no_output_is_made_again_or_named(images, tmp_path):
     (out := tmp_path / "out").mkdir()
     (out / "a.lat").write_bytes(b"")
     (out / "b.lat").symlink_to(tmp_path / "elsewhere.lat")
     (out / "c.lat").mkdir()
     (out / "d.lat").write_bytes(b"a stranger's")
-    summary = encode(pictures, out)
+    summary = encode(images, out)
     assert (summary.done, summary.skipped, summary.failed) == (3, 0, 2)
     assert {failure.target for failure in summary.failures} == {f"{out}/c.lat", f"{out}/d.lat"}
     assert "was not written by this command" in summary.failures[0].reason
     assert (out / "a.lat").read_bytes().startswith(b"\x89LAT")
     assert (tmp_path / "elsewhere.lat").read_bytes().startswith(b"\x89LAT")
     assert (out / "d.lat").read_bytes() == b"a stranger's"
-    again = encode(pictures, out)
+    again = encode(images, out)
     assert (again.done, again.skipped, again.failed) == (0, 3, 2)
 
 
-def test_skipped_outputs_of_other_settings_are_counted(pictures, tmp_path):
-    encode(pictures, tmp_path / "out")
-    encode(pictures / "a.png", tmp_path / "out" / "a.lat", existing="force", quality=90)
-    summary = encode(pictures, tmp_path / "out")
+def test_skipped_outputs_of_other_settings_are_counted(images, tmp_path):
+    encode(images, tmp_path / "out")
+    encode(images / "a.png", tmp_path / "out" / "a.lat", existing="force", quality=90)
+    summary = encode(images, tmp_path / "out")
     assert (summary.skipped, summary.outdated) == (5, 1)
-    other = dynenc.convert("encode", pictures, tmp_path / "out", encoder="light", jobs=1)
+    other = dynenc.convert("encode", images, tmp_path / "out", encoder="light", jobs=1)
     assert (other.skipped, other.outdated) == (5, 5)
 
 
@@ -70,8 +70,8 @@ def test_the_file_nearest_to_a_target_is_current(tmp_path, target_size, is_reach
     assert encode(folder, out, existing="update", detail="on").done == 2
 
 
-def test_skipped_images_and_latents(pictures, tmp_path):
-    encode(pictures, tmp_path / "lat")
+def test_skipped_images_and_latents(images, tmp_path):
+    encode(images, tmp_path / "lat")
     for task, suffix in {"decode": ".png", "export": ".npz"}.items():
         options = {"decoder": "embedded", "suffix": suffix, "jobs": 1}
         assert dynenc.convert(task, tmp_path / "lat", tmp_path / task, **options).done == 5
@@ -86,10 +86,10 @@ def test_skipped_images_and_latents(pictures, tmp_path):
     assert (summary.skipped, summary.outdated) == (5, 1)
 
 
-def test_shards_are_looked_into(pictures, tmp_path):
-    encode(pictures, tmp_path / "out", shard_size=3)
+def test_shards_are_looked_into(images, tmp_path):
+    encode(images, tmp_path / "out", shard_size=3)
     (tmp_path / "out" / "000001.tar").write_bytes(b"no tar" * 200)
-    summary = encode(pictures, tmp_path / "out", shard_size=3, quality=70)
+    summary = encode(images, tmp_path / "out", shard_size=3, quality=70)
     assert (summary.skipped, summary.outdated, summary.failed) == (1, 1, 1)
 
 
@@ -102,53 +102,53 @@ def held(folder):
     return names
 
 
-def test_packed_shards_follow_the_images_of_the_folder(pictures, tmp_path):
+def test_packed_shards_follow_the_images_of_the_folder(images, tmp_path):
     out = tmp_path / "out"
-    encode(pictures, out, shard_size=2)
+    encode(images, out, shard_size=2)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    shutil.copy(pictures / "e.png", pictures / "aa.png")
+    shutil.copy(images / "e.png", images / "aa.png")
     with pytest.raises(OutputExists, match=r"000000\.tar holds other images") as caught:
-        encode(pictures, out, shard_size=2)
+        encode(images, out, shard_size=2)
     assert "--update" in caught.value.hint
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert encode(pictures, out, shard_size=2, existing="update").done == 6
+    assert encode(images, out, shard_size=2, existing="update").done == 6
     expected = {"000000.tar": ["a", "aa"], "000001.tar": ["b", "c"], "000002.tar": ["d", "e"]}
     assert held(out) == expected
     for name in ("a", "c", "e"):
-        (pictures / f"{name}.png").unlink()
-    summary = encode(pictures, out, shard_size=2, existing="update")
+        (images / f"{name}.png").unlink()
+    summary = encode(images, out, shard_size=2, existing="update")
     assert held(out) == expected | {"000000.tar": ["aa", "b"], "000001.tar": ["d"]}
     assert summary.stale == [f"{out}/000002.tar"]
-    assert encode(pictures, out, shard_size=2).skipped == 2
+    assert encode(images, out, shard_size=2).skipped == 2
 
 
 @pytest.mark.parametrize("is_packed", [True, False])
-def test_a_shard_without_all_of_its_images_is_made_again(pictures, tmp_path, is_packed):
-    out, whole = tmp_path / "out", (pictures / "b.png").read_bytes()
+def test_a_shard_without_all_of_its_images_is_made_again(images, tmp_path, is_packed):
+    out, whole = tmp_path / "out", (images / "b.png").read_bytes()
 
     def run():
         if is_packed:
-            return encode(pictures, out, shard_size=9)
+            return encode(images, out, shard_size=9)
         with tarfile.open(tmp_path / "000000.tar", "w") as tar:
-            for path in sorted(pictures.iterdir()):
+            for path in sorted(images.iterdir()):
                 tar.add(path, path.name)
         return encode(tmp_path / "000000.tar", f"{out}/")
 
-    (pictures / "b.png").write_bytes(whole[:40])
+    (images / "b.png").write_bytes(whole[:40])
     for _ in range(2):
         summary = run()
         assert (summary.done, summary.failed, summary.skipped) == (4, 1, 0)
-    (pictures / "b.png").write_bytes(whole)
+    (images / "b.png").write_bytes(whole)
     assert run().done == 5
     assert run().skipped == 1
 
 
-def test_a_shard_keeps_what_cannot_be_made_again(pictures, tmp_path):
-    encode(pictures, out := tmp_path / "out", shard_size=9)
+def test_a_shard_keeps_what_cannot_be_made_again(images, tmp_path):
+    encode(images, out := tmp_path / "out", shard_size=9)
     with tarfile.open(out / "000000.tar") as tar:
         before = {name: tar.extractfile(name).read() for name in tar.getnames()}
-    (pictures / "b.png").write_bytes(b"damaged")
-    summary = encode(pictures, out, shard_size=9, existing="update", quality=90)
+    (images / "b.png").write_bytes(b"damaged")
+    summary = encode(images, out, shard_size=9, existing="update", quality=90)
     assert (summary.done, summary.failed) == (4, 1)
     with tarfile.open(out / "000000.tar") as tar:
         assert tar.getnames() == list(before)
@@ -156,36 +156,36 @@ def test_a_shard_keeps_what_cannot_be_made_again(pictures, tmp_path):
     assert changed == {"a.lat", "c.lat", "d.lat", "e.lat"}
 
 
-def test_update_leaves_shards_of_images_alone(pictures, tmp_path):
+def test_update_leaves_shards_of_images_alone(images, tmp_path):
     with tarfile.open(tmp_path / "000000.tar", "w") as tar:
-        tar.add(pictures / "a.png", "a.png")
+        tar.add(images / "a.png", "a.png")
     before = (tmp_path / "000000.tar").read_bytes()
-    summary = encode(pictures, tmp_path, shard_size=9, existing="update")
+    summary = encode(images, tmp_path, shard_size=9, existing="update")
     assert "was not written by this command" in summary.failures[0].reason
     assert (tmp_path / "000000.tar").read_bytes() == before
 
 
-def test_update_notices_another_image_of_the_same_name(pictures, tmp_path):
+def test_update_notices_another_image_of_the_same_name(images, tmp_path):
     out = tmp_path / "out"
-    encode(pictures, out)
-    os.utime(pictures / "b.png", (1e9, 1e9))
+    encode(images, out)
+    os.utime(images / "b.png", (1e9, 1e9))
     for path in out.iterdir():  # as after a copy of the archive, later than all images
         os.utime(path, (time.time() + 9,) * 2)
-    assert encode(pictures, out, existing="update").done == 0
-    shutil.copy2(pictures / "b.png", tmp_path / "old.png")
-    (tmp_path / "old.png").replace(pictures / "a.png")  # an older file, of another size
-    assert encode(pictures, out, existing="update").done == 1
+    assert encode(images, out, existing="update").done == 0
+    shutil.copy2(images / "b.png", tmp_path / "old.png")
+    (tmp_path / "old.png").replace(images / "a.png")  # an older file, of another size
+    assert encode(images, out, existing="update").done == 1
 
 
-def test_times_are_kept(pictures, tmp_path):
+def test_times_are_kept(images, tmp_path):
     out = tmp_path / "out"
-    os.utime(pictures / "a.png", (1e9, 1e9))
-    encode(pictures, out, keep_mtime=True)
+    os.utime(images / "a.png", (1e9, 1e9))
+    encode(images, out, keep_mtime=True)
     assert (out / "a.lat").stat().st_mtime == 1e9
-    assert encode(pictures, out, keep_mtime=True, existing="update").done == 0
-    os.utime(pictures / "a.png", (9e8, 9e8))
-    assert encode(pictures, out, keep_mtime=True, existing="update").done == 1
-    encode(pictures, tmp_path / "shards", keep_mtime=True, shard_size=9)
+    assert encode(images, out, keep_mtime=True, existing="update").done == 0
+    os.utime(images / "a.png", (9e8, 9e8))
+    assert encode(images, out, keep_mtime=True, existing="update").done == 1
+    encode(images, tmp_path / "shards", keep_mtime=True, shard_size=9)
     dynenc.convert(
         "decode", tmp_path / "shards" / "000000.tar", tmp_path / "t.tar", decoder="embedded", jobs=1
     )
@@ -193,14 +193,14 @@ def test_times_are_kept(pictures, tmp_path):
         assert tar.getmember("a.png").mtime == 9e8
 
 
-def test_names_are_kept(pictures, tmp_path):
-    Image.open(pictures / "a.png").save(pictures / "a.jpg")
+def test_names_are_kept(images, tmp_path):
+    Image.open(images / "a.png").save(images / "a.jpg")
     with pytest.raises(UsageError, match="both become") as caught:
-        encode(pictures, tmp_path / "out")
+        encode(images, tmp_path / "out")
     assert "--name keep" in caught.value.hint
-    encode(pictures, tmp_path / "out", naming="keep")
+    encode(images, tmp_path / "out", naming="keep")
     assert {"a.jpg.lat", "a.png.lat"} < {path.name for path in (tmp_path / "out").iterdir()}
-    encode(pictures, tmp_path / "shards", naming="keep", shard_size=9)
+    encode(images, tmp_path / "shards", naming="keep", shard_size=9)
     dynenc.convert(
         "decode",
         tmp_path / "shards",
@@ -214,34 +214,34 @@ def test_names_are_kept(pictures, tmp_path):
         assert tar.getnames()[:2] == ["a.jpg.lat.webp", "a.png.lat.webp"]
 
 
-def test_an_output_that_appears_meanwhile_is_kept(pictures, tmp_path):
+def test_an_output_that_appears_meanwhile_is_kept(images, tmp_path):
     (out := tmp_path / "out").mkdir()
-    encode(pictures / "a.png", out)
+    encode(images / "a.png", out)
 
     def appear(*_):
         (out / "e.lat").write_bytes(b"another run's")
 
-    summary = encode(pictures, out, on_result=appear)
+    summary = encode(images, out, on_result=appear)
     assert (summary.done, summary.skipped) == (3, 2)
     assert (out / "e.lat").read_bytes() == b"another run's"
 
 
-def test_update_leaves_images_alone_that_dynenc_did_not_decode(pictures):
-    originals = {path: path.read_bytes() for path in pictures.iterdir()}
-    encode(pictures, None)
+def test_update_leaves_images_alone_that_dynenc_did_not_decode(images):
+    originals = {path: path.read_bytes() for path in images.iterdir()}
+    encode(images, None)
     options = {"existing": "update", "decoder": "embedded", "jobs": 1}
-    summary = dynenc.convert("decode", pictures, None, **options)
+    summary = dynenc.convert("decode", images, None, **options)
     assert (summary.done, summary.failed) == (0, 5)
     assert "was not written by this command" in summary.failures[0].reason
     assert all(path.read_bytes() == data for path, data in originals.items())
 
 
-def test_update_writes_a_damaged_file_again_and_no_strangers(pictures, tmp_path):
-    encode(pictures, out := tmp_path / "out")
+def test_update_writes_a_damaged_file_again_and_no_strangers(images, tmp_path):
+    encode(images, out := tmp_path / "out")
     whole = (out / "a.lat").read_bytes()
     (out / "a.lat").write_bytes(whole[:-3])
     (out / "b.lat").write_bytes(b"a stranger's")
-    summary = encode(pictures, out, existing="update")
+    summary = encode(images, out, existing="update")
     assert (summary.done, summary.failed) == (1, 1)
     assert (out / "a.lat").read_bytes() == whole
     assert (out / "b.lat").read_bytes() == b"a stranger's"

@@ -85,12 +85,12 @@ def test_packing():
         plan(found("a.tar"), "out", ".lat", shard_size=1)
 
 
-def test_a_picture_on_the_web_needs_an_output():
+def test_an_image_on_the_web_needs_an_output():
     with pytest.raises(UsageError, match="on the web"):
         plan([Found("https://x.y/a.png", "a.png", True)], None, ".lat")
 
 
-def test_select_takes_pictures_once_sorted_and_counts_the_others():
+def test_select_takes_images_once_sorted_and_counts_the_others():
     files = [*found("b.png", "a.txt", "a.PNG", "s.tar"), Found("in/b.png", "b.png", True)]
     taken, ignored = select(files, frozenset({".png"}))
     assert [file.path for file in taken] == ["in/a.PNG", "in/b.png", "in/s.tar"]
@@ -121,7 +121,7 @@ def test_suffixes_are_those_of_pathlib(name):
     assert with_suffix(name, ".lat").endswith(".lat")
 
 
-def test_what_is_a_picture():
+def test_what_is_an_image():
     assert {".png", ".jpg", ".jpeg", ".webp", ".tif", ".bmp", ".gif"} <= input_suffixes("encode")
     assert not {".lat", ".tar", ".pdf", ".h5", ".mpg", ".eps", ".txt"} & input_suffixes("encode")
     assert input_suffixes("decode") == {".lat"}

@@ -13,18 +13,18 @@ from PIL import Image
 import dynenc
 from dynenc.batch import forking, local_engine, worker
 
-N_PICTURES = 10
+N_IMAGES = 10
 ROOT = str(Path(dynenc.__file__).parents[1])
 CONVERT = (
     "import dynenc; summary = dynenc.convert('encode', '../in', '../out', encoder='nano', jobs=2); "
-    f"assert summary.done == {N_PICTURES}"
+    f"assert summary.done == {N_IMAGES}"
 )
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     (folder := tmp_path / "in").mkdir()
-    for i in range(N_PICTURES):
+    for i in range(N_IMAGES):
         Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(folder / f"{i}.png")
     return folder
 
@@ -47,7 +47,7 @@ ENCODE = ["encode", "../in", "-o", "../out", "-e", "nano", "-j", "2"]
     [["-m", "dynenc", *ENCODE], ["../spawn.py"], ["../late.py"]],
     ids=["-m", "spawn", "path entries added later"],
 )
-def test_workers_import_nothing_from_the_current_folder(pictures, here, tmp_path, arguments):
+def test_workers_import_nothing_from_the_current_folder(images, here, tmp_path, arguments):
     (tmp_path / "spawn.py").write_text(
         f"import multiprocessing; multiprocessing.set_start_method('spawn'); {CONVERT}"
     )
@@ -56,17 +56,17 @@ def test_workers_import_nothing_from_the_current_folder(pictures, here, tmp_path
     )
     environment = {**os.environ, "PYTHONPATH": ROOT}
     subprocess.run([sys.executable, *arguments], cwd=here, env=environment, check=True)
-    assert len(list((tmp_path / "out").iterdir())) == N_PICTURES
+    assert len(list((tmp_path / "out").iterdir())) == N_IMAGES
     assert not (tmp_path / "trace").exists()
 
 
-def test_dynenc_is_found_where_the_parent_has_it_even_if_that_is_the_current_folder(pictures):
+def test_dynenc_is_found_where_the_parent_has_it_even_if_that_is_the_current_folder(images):
     environment = {name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}
-    code = CONVERT.replace("../in", str(pictures)).replace("../out", str(pictures.parent / "out"))
+    code = CONVERT.replace("../in", str(images)).replace("../out", str(images.parent / "out"))
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
 
 
-def test_the_host_process_stays_as_it_was(pictures, tmp_path):
+def test_the_host_process_stays_as_it_was(images, tmp_path):
     main, environment = sys.modules["__main__"], dict(os.environ)
     filters, limit = list(warnings.filters), Image.MAX_IMAGE_PIXELS
     seen = []
@@ -74,8 +74,8 @@ def test_the_host_process_stays_as_it_was(pictures, tmp_path):
     def look(*_):
         seen.append((sys.modules["__main__"] is main, dict(os.environ) == environment))
 
-    dynenc.convert("encode", pictures, tmp_path / "out", encoder="nano", jobs=2, on_result=look)
-    assert seen == [(True, True)] * N_PICTURES
+    dynenc.convert("encode", images, tmp_path / "out", encoder="nano", jobs=2, on_result=look)
+    assert seen == [(True, True)] * N_IMAGES
     assert (list(warnings.filters), Image.MAX_IMAGE_PIXELS) == (filters, limit)
     assert multiprocessing.active_children() == []
 
@@ -85,7 +85,7 @@ def convert_in_pool(folder):
 
 
 def test_within_a_daemonic_process_below_a_long_tmpdir_and_without_semaphores(
-    pictures, tmp_path, monkeypatch
+    images, tmp_path, monkeypatch
 ):
     (long := tmp_path / ("t" * 105)).mkdir()
     monkeypatch.setenv("TMPDIR", str(long))
@@ -97,7 +97,7 @@ def test_within_a_daemonic_process_below_a_long_tmpdir_and_without_semaphores(
         "    import _multiprocessing, dynenc.codec\n"
         "    with multiprocessing.get_context('fork').Pool(1) as pool:\n"
         "        del _multiprocessing.SemLock\n"
-        f"        assert pool.apply(convert_in_pool, [Path({str(pictures)!r})]) == {N_PICTURES}\n"
+        f"        assert pool.apply(convert_in_pool, [Path({str(images)!r})]) == {N_IMAGES}\n"
     )
     (script := tmp_path / "host.py").write_text(code)
     subprocess.run([sys.executable, script], check=True)
@@ -105,26 +105,26 @@ def test_within_a_daemonic_process_below_a_long_tmpdir_and_without_semaphores(
 
 @pytest.mark.parametrize("jobs", [2, None])
 def test_this_process_does_the_work_if_no_worker_starts(
-    pictures, tmp_path, monkeypatch, caplog, jobs
+    images, tmp_path, monkeypatch, caplog, jobs
 ):
     caplog.set_level("DEBUG", "dynenc")
     monkeypatch.setattr(local_engine, "cores", lambda: 2)
     for name, command in {"missing": ["/no/such/python"], "broken": ["false"]}.items():
         monkeypatch.setattr(worker, "command", lambda _, command=command: command)
-        summary = dynenc.convert("encode", pictures, tmp_path / name, encoder="nano", jobs=jobs)
-        assert (summary.done, summary.failed) == (N_PICTURES, 0)
+        summary = dynenc.convert("encode", images, tmp_path / name, encoder="nano", jobs=jobs)
+        assert (summary.done, summary.failed) == (N_IMAGES, 0)
         assert "this process does the work" in caplog.text
         caplog.clear()
     monkeypatch.undo()
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    assert dynenc.convert("encode", pictures, tmp_path / "frozen", jobs=2).done == N_PICTURES
+    assert dynenc.convert("encode", images, tmp_path / "frozen", jobs=2).done == N_IMAGES
 
 
-def test_workers_start_by_themselves_where_forking_is_not_safe(pictures, tmp_path, monkeypatch):
+def test_workers_start_by_themselves_where_forking_is_not_safe(images, tmp_path, monkeypatch):
     for can_fork in (True, False):
         monkeypatch.setattr(forking, "CAN_FORK", can_fork)
         out = tmp_path / str(can_fork)
-        assert dynenc.convert("encode", pictures, out, encoder="nano", jobs=2).done == N_PICTURES
+        assert dynenc.convert("encode", images, out, encoder="nano", jobs=2).done == N_IMAGES
     written = [
         sorted(path.read_bytes() for path in (tmp_path / name).iterdir())
         for name in ("True", "False")

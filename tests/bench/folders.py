@@ -1,10 +1,10 @@
 """Folders converted by dynenc, by a loop of API calls, and to WebP by Pillow.
 
-    python tests/bench folders PICTURES
-    python tests/bench folders PICTURES --ray
+    python tests/bench folders IMAGES
+    python tests/bench folders IMAGES --ray
 
 They take turns on the same files, each in a process of its own, start and import included. Prints
-pictures a second of wall-clock time, and seconds of CPU time a picture, which depend less on what
+images a second of wall-clock time, and seconds of CPU time an image, which depend less on what
 else the machine does.
 
 --ray measures the Ray engine instead: the same files on clusters of one and of two nodes with a CPU
@@ -35,8 +35,8 @@ def webp(path: Path) -> None:
 
     from dynenc.evaluation.peers import PEERS
 
-    with Image.open(path) as picture:
-        data = PEERS["webp"].encode(picture.convert("RGB"), 50, method=4)
+    with Image.open(path) as image:
+        data = PEERS["webp"].encode(image.convert("RGB"), 50, method=4)
     (Path(os.environ["OUT"]) / f"{path.stem}.webp").write_bytes(data)
 
 
@@ -86,14 +86,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--encoder", default="light")
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--arm", choices=ARMS + RAY_ARMS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    files = sorted(arguments.pictures.iterdir())[: arguments.count]
+    files = sorted(arguments.images.iterdir())[: arguments.count]
     if arguments.arm in RAY_ARMS:
         print(work_on_ray(arguments.arm, files, arguments.encoder))
         return
@@ -119,7 +119,7 @@ def main() -> None:
                 assert len(list(Path(out).iterdir())) == len(files)
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             figures[arm].append((len(files) / seconds, cpu / len(files)))
-    print("| | pictures/s | CPU a picture |\n|---|---|---|")
+    print("| | images/s | CPU an image |\n|---|---|---|")
     for arm, pairs in figures.items():
         rate, cpu = (statistics.median(values) for values in zip(*pairs, strict=True))
         print(f"| {arm} | {rate:.1f} | {1e3 * cpu:.1f} ms |")

@@ -1,11 +1,11 @@
 """The size, loss and reading speed of cached latents, as .lat files and as others keep them.
 
-    python tests/bench latents PICTURES
+    python tests/bench latents IMAGES
 
-PICTURES is a folder or tar of at least --count pictures. Their latents come from --encoder, or from
+IMAGES is a folder or tar of at least --count images. Their latents come from --encoder, or from
 --vae, an SD VAE or TAESD in diffusers form, which decodes, too; with --effort those in the .lat
 files are refined, through the embedded decoder alone. PSNR of latents is that of all of them, their
-whole range as the peak; that of decoded pictures is against the originals, the mean of every tenth.
+whole range as the peak; that of decoded images is against the originals, the mean of every tenth.
 Files are read one after another by one thread, from a warm page cache; of --rounds
 rounds through all formats the median counts. Prints Markdown.
 """
@@ -34,22 +34,22 @@ from dynenc.latent_space import SD1
 from dynenc.networks.external_vae import load_teacher
 from dynenc.refine import Refiner
 
-EVERY = 10  # pictures of which one is decoded
+EVERY = 10  # images of which one is decoded
 
 
 def write_caches(
     folder: Path, arguments: argparse.Namespace, encode: Callable, decode: Callable
 ) -> list[Tensor]:
-    """Write all caches below a folder; return every tenth picture."""
+    """Write all caches below a folder; return every tenth image."""
     kept = []
     backend = codec.Codec(device="cpu").backend  # loads its networks only if an effort needs them
     made_by = registry.IMPORTED if arguments.vae else registry.encoder_model(arguments.encoder)
     names = [f"lat {quality:g}" for quality in arguments.qualities]
     for name in ("npz", "gzip", "float16", *names):
         (folder / name).mkdir()
-    pictures = itertools.islice(iter_images(arguments.pictures), arguments.count)
-    for number, (_, picture) in enumerate(pictures):
-        tensor = tensors.to_tensor(picture)
+    images = itertools.islice(iter_images(arguments.images), arguments.count)
+    for number, (_, image) in enumerate(images):
+        tensor = tensors.to_tensor(image)
         latents = encode(tensors.pad(tensor))
         if number % EVERY == 0:
             kept.append(tensor)
@@ -116,11 +116,11 @@ def psnr_of_latents(latents: list[Tensor], exact: list[Tensor]) -> float:
     return 10 * math.log10(span**2 * count / error) if error else math.inf
 
 
-def psnr_of_pictures(latents: list[Tensor], pictures: list[Tensor], decode: Callable) -> float:
+def psnr_of_images(latents: list[Tensor], images: list[Tensor], decode: Callable) -> float:
     figures = []
-    for one, picture in zip(latents, pictures, strict=True):
-        decoded = decode(one[None])[..., : picture.shape[-2], : picture.shape[-1]]
-        figures.append(metrics.psnr_db(tensors.to_tensor(tensors.to_picture(decoded)), picture))
+    for one, image in zip(latents, images, strict=True):
+        decoded = decode(one[None])[..., : image.shape[-2], : image.shape[-1]]
+        figures.append(metrics.psnr_db(tensors.to_tensor(tensors.to_image(decoded)), image))
     return statistics.mean(figures)
 
 
@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--qualities", type=float, nargs="+", default=[50, 60, 80])
     parser.add_argument("--effort", type=int, default=0, help="of the .lat files")
@@ -143,7 +143,7 @@ def main() -> None:
         encode, decode = load_teacher(arguments.vae)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        pictures = write_caches(folder, arguments, encode, decode)
+        images = write_caches(folder, arguments, encode, decode)
         formats = readers(folder)
         times: dict[str, list[float]] = {name: [] for name in formats}
         content: dict[str, list[Tensor]] = {}
@@ -154,14 +154,14 @@ def main() -> None:
                 times[name].append(time.perf_counter() - start)
         exact = content["float32 .npz"]
         whole = n_bytes(folder, "float32 .npz")
-        plain = psnr_of_pictures(exact[::EVERY], pictures, decode)
+        plain = psnr_of_images(exact[::EVERY], images, decode)
         fastest = statistics.median(times["float32 .npz"])
-        print(f"{len(exact)} pictures\n")
-        print("| cache | bytes | smaller | latents' PSNR | pictures' PSNR | loss | latents/s | x |")
+        print(f"{len(exact)} images\n")
+        print("| cache | bytes | smaller | latents' PSNR | images' PSNR | loss | latents/s | x |")
         print("|---|---|---|---|---|---|---|---|")
         for name, latents in content.items():
             size, seconds = n_bytes(folder, name), statistics.median(times[name])
-            psnr = psnr_of_pictures(latents[::EVERY], pictures, decode)
+            psnr = psnr_of_images(latents[::EVERY], images, decode)
             closeness = psnr_of_latents(latents, exact)
             print(
                 f"| {name} | {size:,} | {whole / size:.1f}x | {closeness:.1f} dB | {psnr:.2f} dB |"

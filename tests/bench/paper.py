@@ -1,11 +1,11 @@
 """The networks of the paper's author beside those of dynenc.
 
-    python tests/bench paper PICTURES TEACHER LPIPS AUTHOR
+    python tests/bench paper IMAGES TEACHER LPIPS AUTHOR
 
-PICTURES is a folder (Kodak for the published tables), TEACHER a TAESD in diffusers form, LPIPS the
+IMAGES is a folder (Kodak for the published tables), TEACHER a TAESD in diffusers form, LPIPS the
 weights that `dynenc eval --lpips` takes, AUTHOR a folder of the author's checkpoints (.pt). With
 --train CACHE, which `dynenc train` keeps beside its run, the ablation is also trained and measured;
-with --montage FILE the pictures are shown side by side in it. --count N takes the first N of them
+with --montage FILE the images are shown side by side in it. --count N takes the first N of them
 only, --part names one of the tables.
 """
 
@@ -43,7 +43,7 @@ from dynenc.networks.external_vae import load_teacher
 from dynenc.training.crops import Crops
 from dynenc.training.start import LeastSquares
 
-SIDE = 512  # px, of the picture that is timed
+SIDE = 512  # px, of the image that is timed
 SIDES = (256, 512, 1024, 2048)  # px, where sizes are compared
 STEPS, BATCH, CROP, RATE = 600, 8, 128, 2e-3  # of the ablation
 SEEDS = (0, 1, 2)
@@ -57,9 +57,9 @@ class Row(NamedTuple):
     encode: Callable[[Tensor], Tensor]  # [1, 3, H, W] in [-1, 1] -> latents in SD scale
     network: nn.Module
     n_bytes: int  # of the weights as they are published
-    unit: bool = False  # takes pictures in [0, 1], and so are those its latents stand for
+    unit: bool = False  # takes images in [0, 1], and so are those its latents stand for
     measured: bool = True  # not where the function is that of the row above
-    pixels: bool = False  # takes pictures as uint8 with the channels last, as the codec gives them
+    pixels: bool = False  # takes images as uint8 with the channels last, as the codec gives them
 
 
 def author(folder: Path) -> dict[str, tuple[int, published.Published]]:
@@ -76,11 +76,11 @@ def author(folder: Path) -> dict[str, tuple[int, published.Published]]:
 def as_published(network: published.PublishedEncoder) -> Callable[[Tensor], Tensor]:
     """The author's encoder as its code runs: with every kernel in memory."""
 
-    def encode(picture: Tensor) -> Tensor:
-        features = picture
+    def encode(image: Tensor) -> Tensor:
+        features = image
         for number, layer in enumerate(network.layers):
             if number:
-                pooled = F.max_pool2d(picture, picture.shape[-1] // features.shape[-1])
+                pooled = F.max_pool2d(image, image.shape[-1] // features.shape[-1])
                 features = torch.cat([features, pooled], dim=1)
             features = materialised(layer, features)
         return SD1.scale * features
@@ -88,8 +88,8 @@ def as_published(network: published.PublishedEncoder) -> Callable[[Tensor], Tens
     return encode
 
 
-def picture_for(row: Row, side: int = SIDE) -> Tensor:
-    """A picture to be timed with, in the form that the encoder is fastest with."""
+def image_for(row: Row, side: int = SIDE) -> Tensor:
+    """An image to be timed with, in the form that the encoder is fastest with."""
     if row.pixels:
         pixels = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8)
         return pixels.contiguous(memory_format=torch.channels_last)
@@ -102,28 +102,28 @@ def timed(
     side: int = SIDE,
     clock: Callable[[], float] = time.process_time,
 ) -> list[float]:
-    """Median seconds for one picture, in turn, so that all meet the same machine."""
-    pictures = [picture_for(row, side) for row in rows]
+    """Median seconds for one image, in turn, so that all meet the same machine."""
+    images = [image_for(row, side) for row in rows]
     times: list[list[float]] = [[] for _ in rows]
     for number in range(rounds + 1):
-        for row, picture, spent in zip(rows, pictures, times, strict=True):
+        for row, image, spent in zip(rows, images, times, strict=True):
             if number > 3 and spent[0] > 1:  # the slow ones vary little
                 continue
             start = clock()
-            row.encode(picture)
+            row.encode(image)
             if number:  # the first round warms up
                 spent.append(clock() - start)
     return [statistics.median(spent) for spent in times]
 
 
 def peak_bytes(row: Row) -> int:
-    """What the process grows by, at most, while it encodes one picture for the first time."""
+    """What the process grows by, at most, while it encodes one image for the first time."""
 
     def grow(pipe: multiprocessing.connection.Connection) -> None:
-        picture = picture_for(row)
+        image = image_for(row)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         with torch.inference_mode():
-            row.encode(picture)
+            row.encode(image)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         pipe.send(peak - pages * os.sysconf("SC_PAGE_SIZE"))
 
@@ -145,20 +145,20 @@ def mac_per_pixel(encode: Callable[[Tensor], Tensor]) -> float:
 def fidelity(
     encode: Callable[[Tensor], Tensor], decode: nn.Module, arguments: argparse.Namespace, unit: bool
 ) -> tuple[float, float]:
-    """Mean PSNR in dB and LPIPS of the pictures, through an encoder and a decoder."""
+    """Mean PSNR in dB and LPIPS of the images, through an encoder and a decoder."""
     figures = []
-    for picture in arguments.opened:
-        padded = tensors.pad(tensors.to_tensor(picture))
+    for image in arguments.opened:
+        padded = tensors.pad(tensors.to_tensor(image))
         rebuilt = decode(encode((padded + 1) / 2 if unit else padded))
         rebuilt = rebuilt.clamp(0, 1) * 2 - 1 if unit else rebuilt
-        figures.append(measured(rebuilt, picture, arguments.measure))
+        figures.append(measured(rebuilt, image, arguments.measure))
     mean = means(figures)
     return mean["psnr-rgb"], mean["lpips"]
 
 
 def measured(rebuilt: Tensor, original: Image.Image, measure: Measure) -> dict[str, float]:
-    """Figures of one picture, rounded to 8 bits and cropped."""
-    return measure(tensors.to_picture(rebuilt).crop((0, 0, *original.size)), original)
+    """Figures of one image, rounded to 8 bits and cropped."""
+    return measure(tensors.to_image(rebuilt).crop((0, 0, *original.size)), original)
 
 
 @torch.inference_mode()
@@ -239,11 +239,11 @@ def autoencoders(arguments: argparse.Namespace) -> None:
     count = sum(p.numel() for half in (codec.encoder, decoder) for p in half.parameters())
     for quality in (25, 50, 75):
         rows = []
-        for picture in arguments.opened:
-            blob = codec.encode(picture, quality=quality)
+        for image in arguments.opened:
+            blob = codec.encode(image, quality=quality)
             rebuilt = decoder(torch.from_numpy(LatFile.parse(blob).latents)[None])
-            figures = measured(rebuilt, picture, arguments.measure)
-            rows.append({"bpp": bitstream.bpp(len(blob), *picture.size), **figures})
+            figures = measured(rebuilt, image, arguments.measure)
+            rows.append({"bpp": bitstream.bpp(len(blob), *image.size), **figures})
         mean = means(rows)
         print(
             f"| `autoencoder`, quality {quality} | {count:,} | {n_bytes:,} | "
@@ -264,10 +264,10 @@ class Plain(nn.Module):
         layers = [nn.Conv2d(3, width, 8, 8), nn.ReLU(), nn.Conv2d(width, 4, 1)] if width else []
         self.rest = nn.Sequential(*layers)
 
-    def forward(self, picture: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> [B, 4, H/8, W/8]."""
-        latents: Tensor = self.linear(picture)
-        return latents + self.rest(picture) if len(self.rest) else latents
+        latents: Tensor = self.linear(image)
+        return latents + self.rest(image) if len(self.rest) else latents
 
 
 @torch.no_grad()
@@ -286,8 +286,8 @@ def fitted(variant: str, seed: int, crops: Crops) -> nn.Module:
     random = np.random.default_rng(seed)
     fit = LeastSquares()
     for _ in range(64):
-        picture, target = crops.sample(2 * BATCH, random)
-        fit.add(F.pixel_unshuffle(picture, PATCH), target)
+        image, target = crops.sample(2 * BATCH, random)
+        fit.add(F.pixel_unshuffle(image, PATCH), target)
     weight, bias = fit.solution()
     weight = weight.view(-1, 3, PATCH, PATCH)
     model: nn.Module
@@ -302,8 +302,8 @@ def fitted(variant: str, seed: int, crops: Crops) -> nn.Module:
     optimizer = torch.optim.AdamW(model.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
-        picture, target = crops.sample(BATCH, random)
-        loss = F.l1_loss(model(picture), target)
+        image, target = crops.sample(BATCH, random)
+        loss = F.l1_loss(model(image), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -318,7 +318,7 @@ def ablation(arguments: argparse.Namespace) -> None:
         return
     teacher, decode = load_teacher(arguments.teacher)
     crops = Crops(arguments.train, CROP)
-    padded = [tensors.pad(tensors.to_tensor(picture)) for picture in arguments.opened]
+    padded = [tensors.pad(tensors.to_tensor(image)) for image in arguments.opened]
     with torch.inference_mode():
         targets = [teacher(one) for one in padded]
     print("| encoder | parameters | L1 to the teacher's latents | PSNR, mean of seeds | spread |")
@@ -341,7 +341,7 @@ def ablation(arguments: argparse.Namespace) -> None:
 
 @torch.inference_mode()
 def montage(arguments: argparse.Namespace) -> None:
-    """The middle of the same photographs through each system, in one picture with labels."""
+    """The middle of the same photographs through each system, in one image with labels."""
     if not arguments.montage:
         return
     teacher, decode = load_teacher(arguments.teacher)
@@ -353,8 +353,8 @@ def montage(arguments: argparse.Namespace) -> None:
         "TAESD's encoder": teacher,
     }
 
-    def whole_file(picture: Tensor) -> Tensor:
-        return ours.decode_tensor(ours.encode(tensors.to_picture(picture)))
+    def whole_file(image: Tensor) -> Tensor:
+        return ours.decode_tensor(ours.encode(tensors.to_image(image)))
 
     systems: dict[str, Callable[[Tensor], Tensor]] = {
         "original": nn.Identity(),
@@ -365,13 +365,13 @@ def montage(arguments: argparse.Namespace) -> None:
     cell, rows = (VIEW, VIEW + LABEL), len(systems) // COLUMNS
     sheet = Image.new("RGB", (COLUMNS * cell[0], len(arguments.opened) * rows * cell[1]), "white")
     pen = ImageDraw.Draw(sheet)
-    for number, picture in enumerate(arguments.opened):
-        whole = tensors.pad(tensors.to_tensor(picture))
+    for number, image in enumerate(arguments.opened):
+        whole = tensors.pad(tensors.to_tensor(image))
         top, left = ((side - VIEW) // 2 for side in whole.shape[-2:])
         for place, (name, system) in enumerate(systems.items()):
             x, y = place % COLUMNS * cell[0], (number * rows + place // COLUMNS) * cell[1]
             view = system(whole)[..., top : top + VIEW, left : left + VIEW]
-            sheet.paste(tensors.to_picture(view), (x, y + LABEL))
+            sheet.paste(tensors.to_image(view), (x, y + LABEL))
             pen.text((x + 4, y + 2), name, "black")
     sheet.save(arguments.montage, quality=92)
 
@@ -390,16 +390,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name in ("pictures", "teacher", "lpips", "author"):
+    for name in ("images", "teacher", "lpips", "author"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--montage", type=Path, help="picture to write")
+    parser.add_argument("--montage", type=Path, help="image to write")
     parser.add_argument("--train", type=Path, action="append", default=[])
     parser.add_argument("--part", choices=PARTS, action="append")
-    parser.add_argument("--count", type=int, help="of pictures")
+    parser.add_argument("--count", type=int, help="of images")
     parser.add_argument("--rounds", type=int, default=15, help="of timing")
     arguments = parser.parse_args()
     arguments.measure = Measure(load_distances(arguments.lpips))
-    arguments.opened = [p for _, p in islice(iter_images(arguments.pictures), arguments.count)]
+    arguments.opened = [p for _, p in islice(iter_images(arguments.images), arguments.count)]
     torch.set_num_threads(1)
     for part in arguments.part or PARTS:
         PARTS[part](arguments)

@@ -1,4 +1,4 @@
-"""Time for each pixel by the size of the picture.
+"""Time for each pixel by the size of the image.
 
     python tests/bench pixels [SIDE ...]
 

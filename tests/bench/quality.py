@@ -1,4 +1,4 @@
-"""The picture quality of weights, shipped or new: a table of photographs, and one of flat colours.
+"""The image quality of weights, shipped or new: a table of photographs, and one of flat colours.
 
     python tests/bench quality KODAK --lpips ALEX --vgg VGG16
     python tests/bench quality KODAK --lpips ALEX --vgg VGG16 --every 2 --encoders base \
@@ -15,8 +15,8 @@ over that part of dynenc's curve that lies between 0.05 and 0.25 bpp. AVIF goes 
 good, about 0.8 bpp. `-` means that AVIF is never as good, or never as bad. The points of AVIF are
 kept in --cache, because they are the same for all weights. --every 2 takes Kodak 1, 3, 5, ...
 
-Flat colours: pictures of one colour, each channel one of 0, 85, 170, 255, at quality 50. The mean
-error is that of a picture's mean, the corner error that of the worst pixel in its four corners of
+Flat colours: images of one colour, each channel one of 0, 85, 170, 255, at quality 50. The mean
+error is that of an image's mean, the corner error that of the worst pixel in its four corners of
 8x8 px, both in levels of 255 and of the worst channel. Colours with channels 255 apart have columns
 of their own.
 
@@ -78,17 +78,17 @@ def by_name(files: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def avif_curve(pictures: Sequence[Path], measure: Measure, cache: Path, setting: str) -> Curve:
-    """AVIF on the pictures, from the cache if it was measured there on equal terms."""
+def avif_curve(images: Sequence[Path], measure: Measure, cache: Path, setting: str) -> Curve:
+    """AVIF on the images, from the cache if it was measured there on equal terms."""
     candidate = benchmark.of_peer(PEERS["avif"], AVIF_QUALITIES)
     terms = [candidate.description, features.version("avif"), list(AVIF_QUALITIES), setting]
-    terms += [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in pictures]
+    terms += [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in images]
     terms += [sorted(measure.distances)]
     key = hashlib.sha256(json.dumps(terms).encode()).hexdigest()[:16]
     file = cache / f"avif-{key}.json"
     if file.exists():
         return Curve(**json.loads(file.read_text()))
-    [curve] = benchmark.curves_of([candidate], pictures, measure, lambda: None)
+    [curve] = benchmark.curves_of([candidate], images, measure, lambda: None)
     cache.mkdir(parents=True, exist_ok=True)
     fields = {"name": curve.name, "description": curve.description, "results": curve.results}
     file.write_text(json.dumps(fields))
@@ -142,7 +142,7 @@ def photographs(curves: Sequence[Curve], avif: Curve) -> str:
 
 
 def flat_errors(codec: Codec, colour: tuple[int, int, int], side: int) -> tuple[float, float]:
-    """Errors of a picture of one colour, in levels: of its mean, and in its worst corner."""
+    """Errors of an image of one colour, in levels: of its mean, and in its worst corner."""
     blob = codec.encode(Image.new("RGB", (side, side), colour), quality=FLAT_QUALITY)
     rebuilt = np.asarray(pixels.to_rgb(codec.decode(blob)), np.float64)
     corners = [
@@ -173,8 +173,8 @@ def flat_colours(codecs: dict[str, Codec]) -> str:
 def candidate(name: str, codec: Codec, qualities: Sequence[float]) -> Candidate:
     """A codec at some qualities."""
 
-    def encode(picture: Image.Image, quality: float) -> bytes:
-        return codec.encode(picture, quality=quality)
+    def encode(image: Image.Image, quality: float) -> bytes:
+        return codec.encode(image, quality=quality)
 
     decode: Callable[[bytes], Image.Image] = lambda blob: pixels.to_rgb(codec.decode(blob))  # noqa: E731
     return Candidate(name, "", qualities, encode, decode)
@@ -184,12 +184,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pictures", type=Path, nargs="?")
+    parser.add_argument("images", type=Path, nargs="?")
     parser.add_argument("--encoders", nargs="+", default=["light", "base"])
     parser.add_argument("--decoders", nargs="+", default=["embedded"])
     parser.add_argument("--weights", nargs="+", type=Path, default=[])
     parser.add_argument("--qualities", nargs="+", type=float, default=QUALITIES)
-    parser.add_argument("--every", type=int, default=1, help="of so many pictures the first")
+    parser.add_argument("--every", type=int, default=1, help="of so many images the first")
     parser.add_argument("--lpips", type=Path)
     parser.add_argument("--vgg", type=Path)
     parser.add_argument("--device", default="cpu")
@@ -210,14 +210,14 @@ def main() -> None:
         print(f"{name}: {path}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}")
     if not arguments.no_flat:
         print(f"{flat_colours(codecs)}\n", flush=True)
-    if arguments.pictures is None:
+    if arguments.images is None:
         return
     distances = load_distances(arguments.lpips, arguments.vgg)
     measure = Measure(distances, arguments.device, bfloat16=not arguments.float32)
-    pictures = benchmark.pictures_of(arguments.pictures)[0][:: arguments.every]
+    images = benchmark.images_of(arguments.images)[0][:: arguments.every]
     ours = [candidate(name, codec, arguments.qualities) for name, codec in codecs.items()]
-    curves = benchmark.curves_of(ours, pictures, measure, lambda: None)
+    curves = benchmark.curves_of(ours, images, measure, lambda: None)
     setting = "float32" if arguments.float32 else "bfloat16"
-    avif = avif_curve(pictures, measure, arguments.cache, setting)
-    print(f"{len(pictures)} pictures of {arguments.pictures.name}, {avif.description}\n")
+    avif = avif_curve(images, measure, arguments.cache, setting)
+    print(f"{len(images)} images of {arguments.images.name}, {avif.description}\n")
     print(photographs(curves, avif))

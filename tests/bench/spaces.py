@@ -1,8 +1,8 @@
 """What latents of a space cost, and what rounding them loses.
 
-    python tests/bench spaces PICTURES TEACHER SPACE [--every N] [--steps STEP ...]
+    python tests/bench spaces IMAGES TEACHER SPACE [--every N] [--steps STEP ...]
 
-PICTURES is a folder or tar shard, TEACHER an autoencoder of the SPACE in diffusers form. For each
+IMAGES is a folder or tar shard, TEACHER an autoencoder of the SPACE in diffusers form. For each
 quantiser step: bits per pixel by the entropy of the symbols of each image and channel (zero-order),
 of whole files on the plain lattice, and on the trellis with a step 1.12 times as large; how much
 smaller the latter are than float32 latents; the PSNR of the teacher's decoded images, and what they
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("teacher", type=Path)
     parser.add_argument("space")
     parser.add_argument("--every", type=int, default=1)
@@ -48,15 +48,15 @@ def main() -> None:
     model = registry.FOREIGN[space.name]
     encode, decode = load_teacher(arguments.teacher, space)
     found: dict[float, list[tuple[float, ...]]] = {step: [] for step in arguments.steps}
-    for number, (_, picture) in enumerate(iter_images(arguments.pictures)):
+    for number, (_, image) in enumerate(iter_images(arguments.images)):
         if number % arguments.every:
             continue
-        image = tensors.pad(tensors.to_tensor(picture))
-        latents = encode(image)[0].numpy()
+        padded = tensors.pad(tensors.to_tensor(image))
+        latents = encode(padded)[0].numpy()
 
-        def psnr_db(values: Floats, image: torch.Tensor = image) -> float:
+        def psnr_db(values: Floats, original: torch.Tensor = padded) -> float:
             decoded = decode(torch.from_numpy(values)[None]).clamp(-1, 1)
-            return metrics.psnr_db(decoded, image)
+            return metrics.psnr_db(decoded, original)
 
         ceiling = psnr_db(latents)
         for step in arguments.steps:
@@ -65,7 +65,7 @@ def main() -> None:
                 coder = load_coder(model.coder, has_trellis=has_trellis)
                 step_q = round(step * factor * STEP_UNIT)
                 symbols = to_symbols(latents, step_q, coder)
-                size = image.shape[3], image.shape[2]
+                size = padded.shape[3], padded.shape[2]
                 files.append(LatFile.of_symbols(symbols, coder, size, step_q, model, []))
             bits = [
                 zero_order_bits(np.rint(latents / step)),

@@ -34,7 +34,7 @@ SD_VAE = {  # the architecture of SD 1.x
     "layers_per_block": 2,
     "latent_channels": 4,
 }
-SD_VAE_PIXELS = 2**19  # larger pictures take it minutes on a CPU, and tens of GB
+SD_VAE_PIXELS = 2**19  # larger images take it minutes on a CPU, and tens of GB
 ENCODERS = [*registry.encoders(SD1), *registry.names("autoencoder")]
 PEERS = {  # of each kind of figure
     "encoder": ["SD VAE", "TAESD"],

@@ -1,8 +1,8 @@
 """The latents of every encoder of a space beside those of a teacher, not quantised.
 
-    python tests/bench teacher PICTURES TEACHER LPIPS [--space SPACE] [--encoder FILE ...]
+    python tests/bench teacher IMAGES TEACHER LPIPS [--space SPACE] [--encoder FILE ...]
 
-PICTURES is a folder, TEACHER a TAESD or VAE of the space in diffusers form, whose decoder decodes
+IMAGES is a folder, TEACHER a TAESD or VAE of the space in diffusers form, whose decoder decodes
 all latents, LPIPS the weights that `dynenc eval --lpips` takes. Whole files are measured by
 `dynenc eval`, and by the benchmark quality.
 """
@@ -27,12 +27,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("teacher", type=Path)
     parser.add_argument("lpips", type=Path)
     parser.add_argument("--space", default=SD1.name)
     parser.add_argument("--encoder", nargs="+", help="weight files, instead of those of dynenc")
-    parser.add_argument("--every", type=int, default=1, help="measure one of so many pictures")
+    parser.add_argument("--every", type=int, default=1, help="measure one of so many images")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -40,18 +40,18 @@ def main() -> None:
     measure = Measure(load_distances(arguments.lpips))
     space = named(arguments.space)
     encode, decode = load_teacher(arguments.teacher, space)
-    chosen = [picture for _, picture in iter_images(arguments.pictures)][:: arguments.every]
-    pictures = [tensors.pad(tensors.to_tensor(picture)) for picture in chosen]
-    targets = [encode(picture) for picture in pictures]
+    chosen = [image for _, image in iter_images(arguments.images)][:: arguments.every]
+    images = [tensors.pad(tensors.to_tensor(image)) for image in chosen]
+    targets = [encode(image) for image in images]
     rows = []
     names = arguments.encoder or registry.encoders(space)
     encoders = {Path(name).stem: load_encoder(name, space) for name in names}
     for name, encoder in {**encoders, "the teacher's own": encode}.items():
-        latents = [encoder(picture) for picture in pictures]
+        latents = [encoder(image) for image in images]
         mean = means(
             [
-                measure(tensors.to_picture(decode(mine)), tensors.to_picture(picture))
-                for mine, picture in zip(latents, pictures, strict=True)
+                measure(tensors.to_image(decode(mine)), tensors.to_image(image))
+                for mine, image in zip(latents, images, strict=True)
             ]
         )
         one, two = (torch.cat([t[0].flatten(1) for t in ts], 1) for ts in (latents, targets))

@@ -5,7 +5,7 @@
 Renders pages, a chat, forms and slides (HTML in headless Chromium), charts (matplotlib), a
 terminal, a desktop with small type, a scan and captioned photographs (Pillow), and reads them with
 an OCR, once as they are and once decoded. Legibility is the share of characters that are read as in
-the original. With --vgg also DISTS of photographs within the pictures. Needs matplotlib, chromium
+the original. With --vgg also DISTS of photographs within the images. Needs matplotlib, chromium
 and `rapidocr-onnxruntime`; --ocr names a folder that holds the latter, as `pip install --target
 FOLDER` leaves it.
 """
@@ -30,14 +30,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from dynenc import Codec
-from dynenc.errors import PictureWarning
+from dynenc.errors import ImageWarning
 from dynenc.evaluation.peers import PEERS, Peer
 from dynenc.imaging.sources import open_rgb
 
 SIZE = 1024, 768  # px, of a screen
-ZOOM = 2  # in which the OCR sees pictures; it was made for larger type than that of screens
+ZOOM = 2  # in which the OCR sees images; it was made for larger type than that of screens
 READABLE = 0.97  # legibility
-LINES = 24  # that are read of a picture, evenly spread, at most
+LINES = 24  # that are read of an image, evenly spread, at most
 QUALITIES = range(2, 100, 4)  # of peers
 MARKER = 255, 0, 255  # a colour that no page has
 PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
@@ -64,11 +64,11 @@ WORDS = TEXT.split()
 
 @dataclass(frozen=True)
 class Screen:
-    """A picture with text."""
+    """An image with text."""
 
     kind: str  # screen, document or mixed
     name: str
-    picture: Image.Image
+    image: Image.Image
     photograph: tuple[int, int, int, int] | None = None  # left, top, right, bottom of one in it
 
 
@@ -117,8 +117,8 @@ def rendered(page: str, size: tuple[int, int] = SIZE) -> Image.Image:
         window = f"--window-size={size[0]},{size[1]}"
         command = [browser, *options, window, f"--screenshot={target}", source.as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
-        with Image.open(target) as picture:
-            return picture.convert("RGB")
+        with Image.open(target) as image:
+            return image.convert("RGB")
 
 
 def web_page(seed: int, *, dark: bool, typeface: str, image: str = "") -> str:
@@ -191,8 +191,8 @@ def slide(seed: int, image: str) -> str:
 
 
 def terminal(seed: int) -> Image.Image:
-    prose, picture = Prose(seed), Image.new("RGB", SIZE, (12, 14, 20))
-    draw, face = ImageDraw.Draw(picture), font("DejaVuSansMono", 14)
+    prose, image = Prose(seed), Image.new("RGB", SIZE, (12, 14, 20))
+    draw, face = ImageDraw.Draw(image), font("DejaVuSansMono", 14)
     colours = (204, 204, 204), (110, 200, 110), (230, 190, 80), (110, 160, 240), (230, 100, 100)
     for line in range(44):
         left = 8.0
@@ -203,13 +203,13 @@ def terminal(seed: int) -> Image.Image:
             left += draw.textlength(f"{text} ", face)
             if prose.random.random() < 0.12:
                 break
-    return picture
+    return image
 
 
 def desktop(seed: int, size: int) -> Image.Image:
     """Windows full of small type, with icons."""
-    prose, picture = Prose(seed), Image.new("RGB", SIZE, (58, 110, 165))
-    draw = ImageDraw.Draw(picture)
+    prose, image = Prose(seed), Image.new("RGB", SIZE, (58, 110, 165))
+    draw = ImageDraw.Draw(image)
     face, bold = font("LiberationSans-Regular", size), font("LiberationSans-Bold", size)
     for left, top, right, bottom in ((10, 8, 500, 420), (512, 8, 1014, 420), (10, 430, 1014, 760)):
         draw.rectangle((left, top, right, bottom), (250, 250, 250), (60, 60, 60))
@@ -220,13 +220,13 @@ def desktop(seed: int, size: int) -> Image.Image:
             for x, text in ((24, prose.words(3)), (190, prose.number()), (270, prose.sentence())):
                 text = text[: int((right - left - x - 8) / (size * 0.56))]
                 draw.text((left + x, y), text, (20, 20, 20), face)
-    return picture
+    return image
 
 
 def document(seed: int, typeface: str, *, scanned: bool) -> Image.Image:
     """A page of print; as a scan it is turned, blurred and noisy."""
-    prose, picture = Prose(seed), Image.new("RGB", (900, 1100), "white")
-    draw, face, head = ImageDraw.Draw(picture), font(typeface, 17), font(typeface, 30)
+    prose, image = Prose(seed), Image.new("RGB", (900, 1100), "white")
+    draw, face, head = ImageDraw.Draw(image), font(typeface, 17), font(typeface, 30)
     draw.text((70, 60), prose.words(4).title(), "black", head)
     for line in range(38):
         text, y = prose.sentences(2), 120 + 24 * line
@@ -236,22 +236,22 @@ def document(seed: int, typeface: str, *, scanned: bool) -> Image.Image:
             text = text.rpartition(" ")[0]
         draw.text((70, y), text, (15, 15, 20), face)
     if scanned:
-        picture = picture.rotate(0.7, Image.Resampling.BICUBIC, fillcolor="white")
-        pixels = np.asarray(picture.filter(ImageFilter.GaussianBlur(0.6)), np.float64)
+        image = image.rotate(0.7, Image.Resampling.BICUBIC, fillcolor="white")
+        pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(0.6)), np.float64)
         noise = np.random.default_rng(seed).normal(0, 3, pixels.shape)
         shade = np.linspace(0.97, 0.88, pixels.shape[1])[None, :, None]
-        picture = Image.fromarray((pixels * shade + noise).clip(0, 255).astype(np.uint8))
-    return picture
+        image = Image.fromarray((pixels * shade + noise).clip(0, 255).astype(np.uint8))
+    return image
 
 
 def receipt(seed: int) -> Image.Image:
-    prose, picture = Prose(seed), Image.new("RGB", (420, 760), (248, 247, 243))
-    draw, face = ImageDraw.Draw(picture), font("LiberationMono-Regular", 16)
+    prose, image = Prose(seed), Image.new("RGB", (420, 760), (248, 247, 243))
+    draw, face = ImageDraw.Draw(image), font("LiberationMono-Regular", 16)
     draw.text((90, 20), prose.words(2).upper(), "black", font("LiberationMono-Bold", 22))
     for line in range(28):
         draw.text((24, 70 + 24 * line), f"{prose.word()} {prose.word()}"[:20], "black", face)
         draw.text((396, 70 + 24 * line), f"{prose.number()}", "black", face, anchor="ra")
-    return picture
+    return image
 
 
 def chart(seed: int) -> Image.Image:
@@ -279,23 +279,23 @@ def chart(seed: int) -> Image.Image:
         one.grid(alpha=0.4)
     figure.tight_layout()
     figure.canvas.draw()
-    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
     pyplot.close(figure)
-    return picture
+    return image
 
 
 def captioned(seed: int, photograph: Image.Image) -> Image.Image:
     """A photograph with a caption below and words upon it."""
     prose = Prose(seed)
     width, height = photograph.size
-    picture = Image.new("RGB", (width, height + 70), "white")
-    picture.paste(photograph)
-    draw, face = ImageDraw.Draw(picture), font("Roboto-Regular", 17)
+    image = Image.new("RGB", (width, height + 70), "white")
+    image.paste(photograph)
+    draw, face = ImageDraw.Draw(image), font("Roboto-Regular", 17)
     draw.text((12, height + 10), prose.words(8).capitalize(), (30, 30, 30), face)
     draw.text((12, height + 38), prose.words(7), (90, 90, 90), face)
     big = font("OpenSans-Bold", 34)
     draw.text((24, 20), prose.words(2).title(), "white", big, stroke_width=2, stroke_fill="black")
-    return picture
+    return image
 
 
 def illustrated(seed: int, image: str) -> str:
@@ -344,8 +344,8 @@ def screens(photographs: Sequence[Image.Image]) -> Iterator[Screen]:
             yield mixed(f"page with photograph {i + 1}", *pages)
             yield mixed(f"slide {i + 1}", *slides)
             below_words = 0, 70, *photograph.size
-            picture = captioned(40 + i, photograph)
-            yield Screen("mixed", f"caption {i + 1}", picture, below_words)
+            page = captioned(40 + i, photograph)
+            yield Screen("mixed", f"caption {i + 1}", page, below_words)
 
 
 @cache
@@ -356,13 +356,13 @@ def reader() -> Any:
     return RapidOCR(intra_op_num_threads=1, inter_op_num_threads=1)
 
 
-def enlarged(picture: Image.Image) -> Any:
-    size = picture.width * ZOOM, picture.height * ZOOM
-    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))[..., ::-1].copy()
+def enlarged(image: Image.Image) -> Any:
+    size = image.width * ZOOM, image.height * ZOOM
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))[..., ::-1].copy()
 
 
 class Text:
-    """The lines that the OCR finds in a picture, and how much of them is read in another."""
+    """The lines that the OCR finds in an image, and how much of them is read in another."""
 
     def __init__(self, original: Image.Image) -> None:
         large = enlarged(original)
@@ -393,14 +393,14 @@ def distance(one: str, two: str) -> int:
 
 
 class Ladder:
-    """The files of a picture that a codec makes at `QUALITIES`, and how well they are read."""
+    """The files of an image that a codec makes at `QUALITIES`, and how well they are read."""
 
-    def __init__(self, text: Text, picture: Image.Image, peer: Peer) -> None:
-        self.text, self.picture, self.peer = text, picture, peer
+    def __init__(self, text: Text, image: Image.Image, peer: Peer) -> None:
+        self.text, self.image, self.peer = text, image, peer
 
-    @cache  # noqa: B019 - as short-lived as the picture
+    @cache  # noqa: B019 - as short-lived as the image
     def data(self, rung: int) -> bytes:
-        return self.peer.encode(self.picture, QUALITIES[rung])
+        return self.peer.encode(self.image, QUALITIES[rung])
 
     def decoded(self, rung: int) -> Image.Image:
         return self.peer.decode(self.data(rung))
@@ -436,22 +436,22 @@ def dists(weights: Path) -> Distance:
 def row(screen: Screen, codec: Codec, quality: float, distance: Distance | None) -> list[float]:
     """Bits per pixel and legibility with the layer, without it, and of AVIF and WebP.
 
-    Then the bits per pixel of the AVIF that can be read, and DISTS of a photograph in the picture,
+    Then the bits per pixel of the AVIF that can be read, and DISTS of a photograph in the image,
     of dynenc and of the AVIF with no fewer bytes.
     """
-    picture, text = screen.picture, Text(screen.picture)
+    image, text = screen.image, Text(screen.image)
 
     def bpp(data: bytes) -> float:
-        return 8 * len(data) / (picture.width * picture.height)
+        return 8 * len(data) / (image.width * image.height)
 
-    ours = codec.encode(picture, quality=quality)
+    ours = codec.encode(image, quality=quality)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PictureWarning)
-        without = codec.encode(picture, quality=quality, detail="off")
+        warnings.simplefilter("ignore", ImageWarning)
+        without = codec.encode(image, quality=quality, detail="off")
     found, decoded = [], [codec.decode(ours).convert("RGB")]
     for blob in (ours, without):
         found += [bpp(blob), text.legibility(codec.decode(blob).convert("RGB"))]
-    avif, webp = (Ladder(text, picture, PEERS[name]) for name in ("avif", "webp"))
+    avif, webp = (Ladder(text, image, PEERS[name]) for name in ("avif", "webp"))
     for ladder in (avif, webp):
         equal = ladder.first(lambda rung, peer=ladder: len(peer.data(rung)) >= len(ours))
         found += [bpp(ladder.data(equal)), ladder.legibility(equal)]
@@ -461,12 +461,12 @@ def row(screen: Screen, codec: Codec, quality: float, distance: Distance | None)
     for each in decoded[:2]:
         box = screen.photograph
         is_measured = distance is not None and box is not None
-        found.append(distance(picture.crop(box), each.crop(box)) if is_measured else math.nan)
+        found.append(distance(image.crop(box), each.crop(box)) if is_measured else math.nan)
     return found
 
 
 def main() -> None:
-    """Print a row for each picture, and the means."""
+    """Print a row for each image, and the means."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -475,7 +475,7 @@ def main() -> None:
     parser.add_argument("--vgg", type=Path, help="weights of DISTS; see dynenc/evaluation/vgg.py")
     parser.add_argument("--encoder", default="light")
     parser.add_argument("--quality", type=float, default=50)
-    parser.add_argument("--only", default="", help="pictures whose kind or name contains this")
+    parser.add_argument("--only", default="", help="images whose kind or name contains this")
     arguments = parser.parse_args()
     if arguments.ocr:
         sys.path.append(arguments.ocr)
@@ -495,6 +495,6 @@ def main() -> None:
                 f"| {screen.name} | " + " | ".join(f"{v:.3f}" for v in rows[-1]) + " |", flush=True
             )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # no picture has a photograph
+        warnings.simplefilter("ignore", RuntimeWarning)  # no image has a photograph
         means = np.nanmean(rows, 0)
     print("| mean | " + " | ".join(f"{v:.3f}" for v in means) + " |")

@@ -11,22 +11,22 @@ def run(*arguments):
 
 
 def test_command(tmp_path):
-    (pictures := tmp_path / "pictures").mkdir()
+    (images := tmp_path / "images").mkdir()
     for name in ("a", "b"):
-        Image.new("RGB", (128, 64), "teal").save(pictures / f"{name}.png")
-    arguments = (pictures, "-o", tmp_path / "cache")
+        Image.new("RGB", (128, 64), "teal").save(images / f"{name}.png")
+    arguments = (images, "-o", tmp_path / "cache")
     first = run(*arguments)
     assert first.exit_code == 0, (first.output, first.exc_info)
     assert first.stdout == "128x64  2 images\n"
-    (pictures / "a.png").unlink()
-    (pictures / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (images / "a.png").unlink()
+    (images / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     frames = [Image.new("RGB", (128, 64), colour) for colour in ("teal", "navy")]
-    frames[0].save(pictures / "d.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(images / "d.gif", save_all=True, append_images=frames[1:])
     second = run(*arguments, "--json")
     assert second.exit_code == 1
     assert second.stderr.splitlines() == [
-        f"dynenc: {pictures}/d.gif: frames after the first are dropped",
-        f"dynenc: {pictures}/c.png cannot be read as an image: no known format",
+        f"dynenc: {images}/d.gif: frames after the first are dropped",
+        f"dynenc: {images}/c.png cannot be read as an image: no known format",
     ]
     figures = json.loads(second.stdout)
     assert (figures["made"], figures["kept"], figures["orphans"]) == (1, 1, ["a"])

@@ -24,7 +24,7 @@ def run(*arguments, stdin=None):
 
 
 @pytest.fixture
-def picture(photo_path, tmp_path):
+def image(photo_path, tmp_path):
     """A 75x50 piece of a photograph, on disk."""
     path = tmp_path / "photo.png"
     Image.open(photo_path).crop((100, 60, 175, 110)).save(path)
@@ -32,41 +32,41 @@ def picture(photo_path, tmp_path):
 
 
 @pytest.fixture
-def lat(picture):
-    assert run("encode", picture, "-e", "nano").exit_code == 0
-    return picture.with_suffix(".lat")
+def lat(image):
+    assert run("encode", image, "-e", "nano").exit_code == 0
+    return image.with_suffix(".lat")
 
 
-def test_encode_writes_beside_the_picture(picture):
-    result = run("encode", picture, "--encoder", "nano")
-    target = picture.with_suffix(".lat")
+def test_encode_writes_beside_the_image(image):
+    result = run("encode", image, "--encoder", "nano")
+    target = image.with_suffix(".lat")
     assert result.exit_code == 0
     assert target.read_bytes().startswith(b"\x89LAT")
     assert str(target) in result.stdout
     assert f"{target.stat().st_size} bytes" in result.stdout
 
 
-def test_encode_to_a_named_place(picture, tmp_path):
+def test_encode_to_a_named_place(image, tmp_path):
     target = tmp_path / "other.lat"
-    assert run("encode", picture, "-o", target, "-e", "nano", "-q").stdout == ""
+    assert run("encode", image, "-o", target, "-e", "nano", "-q").stdout == ""
     assert target.exists()
 
 
-def test_verbose_says_what_is_done(picture, tmp_path):
-    result = run("encode", picture, "-e", "nano", "-v", "--device", "cpu")
+def test_verbose_says_what_is_done(image, tmp_path):
+    result = run("encode", image, "-e", "nano", "-v", "--device", "cpu")
     assert "encoder: nano in the native kernel" in result.stderr
 
 
-def test_higher_quality_is_larger(picture, tmp_path):
+def test_higher_quality_is_larger(image, tmp_path):
     sizes = []
     for quality in (0, 50, 100):
         target = tmp_path / f"{quality}.lat"
-        run("encode", picture, "-o", target, "--quality", quality)
+        run("encode", image, "-o", target, "--quality", quality)
         sizes.append(target.stat().st_size)
     assert sizes == sorted(set(sizes))
 
 
-def test_decode_writes_a_picture_of_the_same_size(lat, tmp_path):
+def test_decode_writes_an_image_of_the_same_size(lat, tmp_path):
     result = run("decode", lat, "-o", tmp_path / "out.png", "-d", "embedded")
     assert result.exit_code == 0
     assert result.stdout.strip() == str(tmp_path / "out.png")
@@ -93,18 +93,18 @@ def test_decode_says_which_decoder_auto_is(lat, tmp_path, monkeypatch):
     assert "sd-vae" in result.stderr
 
 
-def test_standard_streams(picture, tmp_path):
-    encoded = run("encode", "-", "-e", "nano", stdin=picture.read_bytes())
+def test_standard_streams(image, tmp_path):
+    encoded = run("encode", "-", "-e", "nano", stdin=image.read_bytes())
     assert encoded.exit_code == 0
     assert encoded.stdout_bytes.startswith(b"\x89LAT")
     decoded = run("decode", "-", "-d", "embedded", stdin=encoded.stdout_bytes)
-    with Image.open(io.BytesIO(decoded.stdout_bytes)) as image:
-        assert image.size == (75, 50)
-    assert list(tmp_path.iterdir()) == [picture]
+    with Image.open(io.BytesIO(decoded.stdout_bytes)) as shown:
+        assert shown.size == (75, 50)
+    assert list(tmp_path.iterdir()) == [image]
 
 
-def test_roundtrip_json(picture):
-    result = run("roundtrip", picture, "--json", "-d", "embedded", "--quality", 60)
+def test_roundtrip_json(image):
+    result = run("roundtrip", image, "--json", "-d", "embedded", "--quality", 60)
     figures = json.loads(result.stdout)
     assert (figures["width"], figures["height"]) == (75, 50)
     assert (figures["encoder"], figures["decoder"]) == ("light", "embedded")
@@ -134,19 +134,19 @@ def test_info(lat):
     assert "75" in run("info", lat).stdout
 
 
-def test_existing_output_is_kept(picture):
-    (target := picture.with_suffix(".lat")).write_bytes(b"keep")
-    result = run("encode", picture, "-e", "nano")
+def test_existing_output_is_kept(image):
+    (target := image.with_suffix(".lat")).write_bytes(b"keep")
+    result = run("encode", image, "-e", "nano")
     assert (result.exit_code, result.stdout, target.read_bytes()) == (6, "", b"keep")
     assert "--force" in result.stderr
-    assert run("encode", picture, "-e", "nano", "--force").exit_code == 0
+    assert run("encode", image, "-e", "nano", "--force").exit_code == 0
     assert target.read_bytes() != b"keep"
 
 
 @pytest.mark.parametrize("command", ["decode", "roundtrip"])
-def test_existing_picture_is_kept(command, lat, picture, tmp_path):
+def test_existing_image_is_kept(command, lat, image, tmp_path):
     (target := tmp_path / "out.png").write_bytes(b"keep")
-    source = lat if command == "decode" else picture
+    source = lat if command == "decode" else image
     assert run(command, source, "-o", target, "-d", "embedded").exit_code == 6
     assert target.read_bytes() == b"keep"
     assert run(command, source, "-o", target, "-d", "embedded", "-f").exit_code == 0
@@ -163,13 +163,13 @@ def sentence(result, code):
     return lines[0]
 
 
-def test_not_a_picture(tmp_path):
-    (path := tmp_path / "notes.png").write_text("not a picture")
+def test_not_an_image(tmp_path):
+    (path := tmp_path / "notes.png").write_text("not an image")
     assert "notes.png" in sentence(run("encode", path), 3)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_missing_picture(tmp_path):
+def test_missing_image(tmp_path):
     assert "does not exist" in sentence(run("encode", tmp_path / "none.png"), 3)
     assert "does not exist" in sentence(run("roundtrip", tmp_path / "none.png"), 3)
 
@@ -178,7 +178,7 @@ def test_missing_lat(tmp_path):
     assert "cannot be read" in sentence(run("decode", tmp_path / "none.lat"), 4)
 
 
-def test_a_folder_is_not_a_picture(tmp_path):
+def test_a_folder_is_not_an_image(tmp_path):
     sentence(run("encode", tmp_path, "-o", tmp_path / "x.lat"), 3)
 
 
@@ -203,51 +203,51 @@ def test_damaged_files(command, damage, lat, tmp_path):
     assert not (tmp_path / "out.png").exists()
 
 
-def test_unwritable_picture_format(lat, tmp_path):
+def test_unwritable_image_format(lat, tmp_path):
     assert "suffix" in sentence(run("decode", lat, "-o", tmp_path / "x.lat2"), 7)
 
 
-def test_missing_target_folder(picture, tmp_path):
-    sentence(run("encode", picture, "-o", tmp_path / "no" / "x.lat", "-e", "nano"), 7)
+def test_missing_target_folder(image, tmp_path):
+    sentence(run("encode", image, "-o", tmp_path / "no" / "x.lat", "-e", "nano"), 7)
 
 
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
 )
-def test_read_only_target(picture, tmp_path):
+def test_read_only_target(image, tmp_path):
     (folder := tmp_path / "closed").mkdir()
     folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    sentence(run("encode", picture, "-o", folder / "x.lat", "-e", "nano"), 7)
+    sentence(run("encode", image, "-o", folder / "x.lat", "-e", "nano"), 7)
 
 
-def test_full_disk_leaves_nothing(picture, tmp_path, monkeypatch):
+def test_full_disk_leaves_nothing(image, tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    message = sentence(run("encode", picture, "-e", "nano"), 7)
+    message = sentence(run("encode", image, "-e", "nano"), 7)
     assert "No space left" in message
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photo.png"]
 
 
-def test_output_that_appears_meanwhile_is_kept(picture, monkeypatch):
-    target = picture.with_suffix(".lat")
+def test_output_that_appears_meanwhile_is_kept(image, monkeypatch):
+    target = image.with_suffix(".lat")
     monkeypatch.setattr(
         "dynenc.batch.task.refuse_existing", lambda *_: target.write_bytes(b"other")
     )
-    sentence(run("encode", picture, "-e", "nano"), 6)
+    sentence(run("encode", image, "-e", "nano"), 6)
     assert target.read_bytes() == b"other"
 
 
 @pytest.mark.parametrize("data", [None, b"altered"])
-def test_missing_or_altered_weights(picture, lat, tmp_path, monkeypatch, data):
+def test_missing_or_altered_weights(image, lat, tmp_path, monkeypatch, data):
     (folder := tmp_path / "weights").mkdir()
     monkeypatch.setattr("dynenc.registry.folder", lambda: folder)
     monkeypatch.setattr("dynenc.coding.lat_file.load_coder", load_coder.__wrapped__)
     if data:
         for name in ("nano", "embedded", "coder_fast"):
             (folder / f"{name}.safetensors").write_bytes(data)
-    assert "reinstall" in sentence(run("encode", picture, "-e", "nano", "-f"), 5)
+    assert "reinstall" in sentence(run("encode", image, "-e", "nano", "-f"), 5)
     assert "reinstall" in sentence(run("decode", lat, "-f", "-d", "embedded"), 5)
 
 
@@ -269,14 +269,14 @@ def test_wrong_usage_is_exit_code_2(arguments):
     assert result.stdout == ""
 
 
-def test_a_device_that_is_not_there(picture, monkeypatch):
+def test_a_device_that_is_not_there(image, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "cuda" in sentence(run("encode", picture, "--device", "cuda"), 8)
+    assert "cuda" in sentence(run("encode", image, "--device", "cuda"), 8)
 
 
 @pytest.mark.parametrize("command", ["encode", "roundtrip"])
-def test_a_picture_beyond_the_limit(picture, command):
-    result = run(command, picture, "-e", "nano", "--max-pixels", "100")
+def test_an_image_beyond_the_limit(image, command):
+    result = run(command, image, "-e", "nano", "--max-pixels", "100")
     assert "the limit is 100: raise --max-pixels" in sentence(result, 3)
 
 
@@ -368,22 +368,22 @@ def test_help_does_not_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_encode_does_not_import_diffusers(picture):
+def test_encode_does_not_import_diffusers(image):
     code = (
         "import sys; from dynenc.cli.main import app;"
-        f"app(['encode', {str(picture)!r}, '-e', 'nano'], standalone_mode=False);"
+        f"app(['encode', {str(image)!r}, '-e', 'nano'], standalone_mode=False);"
         "heavy = {'diffusers', 'huggingface_hub', 'torchvision', 'matplotlib'};"
         "assert not heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_compare_takes_a_free_name_and_wants_common_names(picture, lat, tmp_path, monkeypatch):
+def test_compare_takes_a_free_name_and_wants_common_names(image, lat, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("compare.html", "compare-2.html"):
-        assert run("compare", picture, lat, "-d", "embedded").stdout == f"{name}\n"
+        assert run("compare", image, lat, "-d", "embedded").stdout == f"{name}\n"
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "x.png").write_bytes(picture.read_bytes())
+    (tmp_path / "other" / "x.png").write_bytes(image.read_bytes())
     result = run("compare", tmp_path, tmp_path / "other")
     assert "has the name of an image in" in sentence(result, 2)
 

@@ -15,7 +15,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="no such devices there")
 
 
 @pytest.fixture
-def picture(photo_path, tmp_path):
+def image(photo_path, tmp_path):
     """A 24x24 piece of a photograph, on disk."""
     path = tmp_path / "photo.png"
     Image.open(photo_path).crop((100, 60, 124, 84)).save(path)
@@ -51,20 +51,20 @@ def test_names_beyond_the_encoding_of_stdout_are_escaped(monkeypatch):
 
 @posix
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_disk_behind_stdout_is_one_line(picture, unbuffered):
+def test_a_full_disk_behind_stdout_is_one_line(image, unbuffered):
     with open("/dev/full", "wb") as full:  # noqa: PTH123
-        for arguments in (["encode", picture, "-e", "nano", "-f"], ["encode", "--help"]):
+        for arguments in (["encode", image, "-e", "nano", "-f"], ["encode", "--help"]):
             result = run(*arguments, stdout=full, env=os.environ | {"PYTHONUNBUFFERED": unbuffered})
             assert result.returncode == 7
             assert result.stderr.decode() == (
                 "dynenc: standard output cannot be written: No space left on device\n"
             )
-    assert picture.with_suffix(".lat").exists()
+    assert image.with_suffix(".lat").exists()
 
 
 @posix
-def test_a_closed_stdout_is_one_line(picture):
-    command = " ".join([*DYNENC, "encode", str(picture), "-e nano >&-"])
+def test_a_closed_stdout_is_one_line(image):
+    command = " ".join([*DYNENC, "encode", str(image), "-e nano >&-"])
     result = subprocess.run(command, shell=True, stderr=subprocess.PIPE, check=False)
     assert (result.returncode, result.stderr) == (7, b"dynenc: standard output is closed\n")
 
@@ -89,18 +89,18 @@ def on_a_terminal(*arguments):
 
 
 @posix
-def test_binary_data_is_neither_read_from_a_terminal_nor_written_to_it(picture):
+def test_binary_data_is_neither_read_from_a_terminal_nor_written_to_it(image):
     code, shown = on_a_terminal("encode", "-")
     assert (code, "standard input is a terminal" in shown) == (2, True)
-    code, shown = on_a_terminal("encode", picture, "-o", "-")
+    code, shown = on_a_terminal("encode", image, "-o", "-")
     assert (code, "not written to a terminal" in shown) == (2, True)
     assert "override with --force" in shown
 
 
 @posix
-def test_names_are_quoted_on_a_terminal_and_nowhere_else(picture):
-    name = picture.with_name("a\x1b[31m.png")
-    picture.rename(name)
+def test_names_are_quoted_on_a_terminal_and_nowhere_else(image):
+    name = image.with_name("a\x1b[31m.png")
+    image.rename(name)
     code, shown = on_a_terminal("encode", name, "-e", "nano")
     assert (code, r"a\x1b[31m.lat" in shown, "\x1b[31m" in shown) == (0, True, False)
     result = run("encode", name, "-e", "nano", "-f", stdout=subprocess.PIPE)

@@ -30,7 +30,7 @@ def photo(photo_path):
 
 
 @pytest.fixture
-def picture(photo, tmp_path):
+def image(photo, tmp_path):
     """That piece on disk, with EXIF and a colour profile."""
     exif = Image.Exif()
     exif[0x013B] = "the artist"
@@ -38,31 +38,31 @@ def picture(photo, tmp_path):
     return path
 
 
-def test_all_of_it_comes_back(picture, tmp_path):
+def test_all_of_it_comes_back(image, tmp_path):
     lat, back = tmp_path / "photo.lat", tmp_path / "back.png"
-    assert run("encode", picture, "--keep-metadata", "-e", "nano").stderr == ""
+    assert run("encode", image, "--keep-metadata", "-e", "nano").stderr == ""
     fields = json.loads(run("info", lat, "--json").stdout)
     assert list(fields["chunks"]) == ["alph", "exif"]  # a profile of sRGB costs nothing
     assert f"alph {fields['chunks']['alph']} bytes, exif" in run("info", lat).stdout
     assert run("verify", lat).exit_code == 0
     assert run("decode", lat, "-o", back, "-d", "embedded").stderr == ""
-    with Image.open(back) as decoded, Image.open(picture) as original:
+    with Image.open(back) as decoded, Image.open(image) as original:
         assert decoded.mode == "RGBA"
         assert decoded.getchannel("A").tobytes() == original.getchannel("A").tobytes()
         assert decoded.getexif()[0x013B] == "the artist"
         assert "icc_profile" not in decoded.info
 
 
-def test_metadata_is_not_kept_unasked(picture, tmp_path):
-    run("encode", picture, "-e", "nano")
+def test_metadata_is_not_kept_unasked(image, tmp_path):
+    run("encode", image, "-e", "nano")
     fields = json.loads(run("info", tmp_path / "photo.lat", "--json").stdout)
     assert list(fields["chunks"]) == ["alph"]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "bmp"])
-def test_formats_without_alpha_get_white_and_a_word(picture, tmp_path, suffix):
+def test_formats_without_alpha_get_white_and_a_word(image, tmp_path, suffix):
     back = tmp_path / f"back.{suffix}"
-    run("encode", picture, "--keep-metadata", "-e", "nano")
+    run("encode", image, "--keep-metadata", "-e", "nano")
     result = run("decode", tmp_path / "photo.lat", "-o", back, "-d", "embedded")
     assert result.exit_code == 0
     assert "no alpha" in result.stderr
@@ -86,9 +86,9 @@ def test_each_word_names_its_file(photo, tmp_path):
     assert run("encode", tmp_path, "-e", "nano", "-fq").stderr == ""
 
 
-def test_roundtrip_of_a_transparent_picture(picture, tmp_path):
+def test_roundtrip_of_a_transparent_image(image, tmp_path):
     kept = tmp_path / "kept.png"
-    result = run("roundtrip", picture, "-o", kept, "-d", "embedded", "--json")
+    result = run("roundtrip", image, "-o", kept, "-d", "embedded", "--json")
     assert json.loads(result.stdout)["psnr_db"] > 15
     with Image.open(kept) as decoded:
         assert decoded.mode == "RGBA"

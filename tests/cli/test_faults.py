@@ -56,7 +56,7 @@ def sentence(result, code):
 
 
 @pytest.fixture
-def picture(photo_path, tmp_path):
+def image(photo_path, tmp_path):
     """A 75x50 piece of a photograph, on disk."""
     path = tmp_path / "photo.png"
     Image.open(photo_path).crop((100, 60, 175, 110)).save(path)
@@ -65,7 +65,7 @@ def picture(photo_path, tmp_path):
 
 @pytest.fixture
 def lat(photo_path, tmp_path):
-    """A file whose picture takes 200 kB as PNG."""
+    """A file whose image takes 200 kB as PNG."""
     path = tmp_path / "large.lat"
     assert run("encode", photo_path, "-e", "nano", "-o", path).exit_code == 0
     return path
@@ -100,18 +100,18 @@ def test_sigkill_many_times(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_encode_keeps_what_was_there(picture, tmp_path, sign):
+def test_a_stopped_encode_keeps_what_was_there(image, tmp_path, sign):
     """Stopped at any time of its run: the old file or the new one, and no other."""
     (whole := tmp_path / "whole.lat").write_bytes(b"")
-    subprocess.run([*ENCODER, picture, "-o", whole, "-f", "-q"], check=True)
+    subprocess.run([*ENCODER, image, "-o", whole, "-f", "-q"], check=True)
     target = tmp_path / "out.lat"
     start = time.perf_counter()
-    subprocess.run([*ENCODER, picture, "-o", target, "-q"], check=True)
+    subprocess.run([*ENCODER, image, "-o", target, "-q"], check=True)
     takes = time.perf_counter() - start
     for part in np.linspace(0.05, 1.1, 15):
         target.write_bytes(OLD)
         process = subprocess.Popen(
-            [*ENCODER, picture, "-o", target, "-f", "-q"], stderr=subprocess.DEVNULL
+            [*ENCODER, image, "-o", target, "-f", "-q"], stderr=subprocess.DEVNULL
         )
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(part * takes)
@@ -123,12 +123,12 @@ def test_a_stopped_encode_keeps_what_was_there(picture, tmp_path, sign):
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_writing_leaves_a_whole_file_or_none(picture, tmp_path, monkeypatch, sign):
+def test_a_signal_while_writing_leaves_a_whole_file_or_none(image, tmp_path, monkeypatch, sign):
     monkeypatch.setattr(os, "fsync", lambda _: signal.raise_signal(sign))
     before = signal.getsignal(signal.SIGTERM)
-    assert "interrupted" in sentence(run("encode", picture, "-e", "nano"), 130)
+    assert "interrupted" in sentence(run("encode", image, "-e", "nano"), 130)
     assert signal.getsignal(signal.SIGTERM) == before
-    for path in set(tmp_path.iterdir()) - {picture}:  # a writer that could still finish has done so
+    for path in set(tmp_path.iterdir()) - {image}:  # a writer that could still finish has done so
         assert info_file(str(path), max_pixels=MAX_PIXELS)[0].header.width == 75
 
 
@@ -158,9 +158,9 @@ def test_read_only_disk(lat, small_disk):
     assert "Read-only" in sentence(run("decode", lat, "-d", "embedded", "-o", target), 7)
 
 
-def test_permissions(picture, as_nobody):
+def test_permissions(image, as_nobody):
     source, target = as_nobody / "photo.png", as_nobody / "closed" / "out.lat"
-    shutil.copy(picture, source)
+    shutil.copy(image, source)
     target.parent.mkdir(0o500)
     with as_nobody.rights():
         assert "Permission denied" in sentence(run("encode", source, "-o", target), 7)
@@ -233,10 +233,10 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 0.3, 0.9])
-def test_a_picture_cut_short_while_it_is_read(picture, tmp_path, keep):
-    picture.write_bytes(picture.read_bytes()[: int(keep * picture.stat().st_size)])
-    assert "photo.png" in sentence(run("encode", picture, "-e", "nano"), 3)
-    assert list(tmp_path.iterdir()) == [picture]
+def test_an_image_cut_short_while_it_is_read(image, tmp_path, keep):
+    image.write_bytes(image.read_bytes()[: int(keep * image.stat().st_size)])
+    assert "photo.png" in sentence(run("encode", image, "-e", "nano"), 3)
+    assert list(tmp_path.iterdir()) == [image]
 
 
 def writers(target, overwrite, count=16):
@@ -274,9 +274,9 @@ def test_many_that_overwrite_leave_one_whole_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_two_commands_with_one_output(picture, tmp_path):
+def test_two_commands_with_one_output(image, tmp_path):
     target = tmp_path / "out.lat"
-    command = [*ENCODER, picture, "-o", target, "-q"]
+    command = [*ENCODER, image, "-o", target, "-q"]
     commands = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
     words = [process.communicate()[1] for process in commands]
     assert sorted(process.returncode for process in commands) == [0, 6]

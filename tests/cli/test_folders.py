@@ -44,14 +44,14 @@ def decode(*arguments, code=0):
 
 @pytest.fixture
 def photos(photo_path, tmp_path):
-    """A folder of three pictures, one of them in a sub-folder, and a text."""
+    """A folder of three images, one of them in a sub-folder, and a text."""
     (folder := tmp_path / "photos").mkdir()
     (folder / "sub").mkdir()
     photo = Image.open(photo_path).convert("RGB")
     photo.crop((100, 60, 140, 84)).save(folder / "a.png")
     photo.crop((120, 60, 160, 90)).save(folder / "b.JPG")
     photo.crop((140, 60, 164, 84)).save(folder / "sub" / "c.webp")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -73,11 +73,11 @@ def test_sub_folders_are_kept_and_come_back(photos, tmp_path):
     assert tree(tmp_path / "lat") == ["a.lat", "b.lat", "sub/c.lat"]
     decode(tmp_path / "lat", "-r", "-o", tmp_path / "back", "--suffix", "webp")
     assert tree(tmp_path / "back") == ["a.webp", "b.webp", "sub/c.webp"]
-    with Image.open(tmp_path / "back" / "b.webp") as picture:
-        assert picture.size == (40, 30)
+    with Image.open(tmp_path / "back" / "b.webp") as image:
+        assert image.size == (40, 30)
 
 
-def test_beside_the_pictures(photos):
+def test_beside_the_images(photos):
     encode(photos)
     assert tree(photos) == ["a.lat", "a.png", "b.JPG", "b.lat", "notes.txt", "sub/c.webp"]
 
@@ -165,15 +165,15 @@ def test_update_makes_again_what_is_old_damaged_or_of_other_settings(photos, tmp
     assert update("-Q", 70) == "dynenc: 0"
 
 
-def test_update_knows_which_decoder_made_a_picture(photos, tmp_path):
+def test_update_knows_which_decoder_made_an_image(photos, tmp_path):
     encode(photos, "-o", tmp_path / "lat")
     for suffix in ("png", "jpg", "webp", "tif", "avif"):
         arguments = (tmp_path / "lat", "-o", tmp_path / suffix, "--suffix", suffix, "--update")
         assert "2 done" in decode(*arguments).stderr
         assert "0 done" in decode(*arguments).stderr
-    with Image.open(tmp_path / "png" / "a.png") as picture:
-        assert picture.getexif()[0x0131] == "dynenc, decoder embedded"
-        picture.save(tmp_path / "png" / "a.png", exif=b"")
+    with Image.open(tmp_path / "png" / "a.png") as image:
+        assert image.getexif()[0x0131] == "dynenc, decoder embedded"
+        image.save(tmp_path / "png" / "a.png", exif=b"")
     result = decode(tmp_path / "lat", "-o", tmp_path / "png", "--update", code=1)
     assert "0 done, 1 failed" in result.stderr  # it might be anyone's
 
@@ -183,7 +183,7 @@ def test_flags_that_exclude_each_other(photos):
 
 
 def test_a_bad_file_does_not_stop_the_others(photos, tmp_path):
-    (photos / "bad.png").write_text("no picture")
+    (photos / "bad.png").write_text("no image")
     report = tmp_path / "report.csv"
     result = encode(photos, "-o", tmp_path / "out", "--report", report, code=1)
     assert tree(tmp_path / "out") == ["a.lat", "b.lat"]
@@ -234,7 +234,7 @@ def test_workers_say_which_decoder_auto_is(photos, tmp_path, monkeypatch):
 @pytest.fixture
 def shard(photos, tmp_path):
     """A tar with two samples, one of them broken, and a text for each."""
-    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "broken.png").write_text("no image")
     (tmp_path / "text").write_text("a label")
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         tar.add(photos / "a.png", "0/a.png")
@@ -477,8 +477,8 @@ def test_an_interrupted_run_leaves_whole_files_and_goes_on(photos, tmp_path, num
     assert {path.read_bytes() for path in out.iterdir()} == {expected}
 
 
-def encode_one(picture, folder):
-    encode(picture, "-o", folder / "one.lat")
+def encode_one(image, folder):
+    encode(image, "-o", folder / "one.lat")
     return (folder / "one.lat").read_bytes()
 
 

@@ -22,7 +22,7 @@ def run(*arguments, code=0):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     (folder := tmp_path / "in").mkdir()
     for name in "ab":
         Image.new("RGB", (16, 16), "green").save(folder / f"{name}.png")
@@ -36,26 +36,26 @@ def rows(path):
 
 
 @pytest.mark.parametrize("name", ["r.csv", "r.jsonl"])
-def test_a_resumed_run_keeps_what_the_report_says(pictures, tmp_path, name):
+def test_a_resumed_run_keeps_what_the_report_says(images, tmp_path, name):
     report = tmp_path / name
-    arguments = ("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
+    arguments = ("encode", images, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
     run(*arguments, "--report", report)
     first = rows(report)
     assert [row["status"] for row in first] == ["done", "done"]
     assert float(first[0]["bpp"]) > 0
-    Image.new("RGB", (16, 16), "red").save(pictures / "c.png")
-    (pictures / "a.png").unlink()
+    Image.new("RGB", (16, 16), "red").save(images / "c.png")
+    (images / "a.png").unlink()
     run(*arguments, "--report", report)
     second = rows(report)
     assert second[0] == first[1]
-    assert (second[1]["source"], second[1]["status"]) == (str(pictures / "c.png"), "done")
+    assert (second[1]["source"], second[1]["status"]) == (str(images / "c.png"), "done")
     assert second[2] == first[0]
     run(*arguments, "--report", report, "--force")
-    assert [row["source"] for row in rows(report)] == [f"{pictures}/b.png", f"{pictures}/c.png"]
+    assert [row["source"] for row in rows(report)] == [f"{images}/b.png", f"{images}/c.png"]
 
 
-def test_figures_that_nobody_measured_are_empty(pictures, tmp_path):
-    arguments = ("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
+def test_figures_that_nobody_measured_are_empty(images, tmp_path):
+    arguments = ("encode", images, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
     run(*arguments)
     run(*arguments, "--report", tmp_path / "r.csv")
     assert {row["bpp"] for row in rows(tmp_path / "r.csv")} == {""}
@@ -68,20 +68,20 @@ def test_figures_that_nobody_measured_are_empty(pictures, tmp_path):
         *(("r.jsonl", "no JSON"), ("r.jsonl", '{"source": "a.png", "target": "a.lat"}\n')),
     ],
 )
-def test_another_file_is_no_report(pictures, tmp_path, name, text):
+def test_another_file_is_no_report(images, tmp_path, name, text):
     (report := tmp_path / name).write_text(text)
-    result = run("encode", pictures, "-e", "nano", "-j", 1, "--report", report, code=6)
+    result = run("encode", images, "-e", "nano", "-j", 1, "--report", report, code=6)
     assert "is not a report of this command" in result.stderr
     assert report.read_text() == text
-    assert not (pictures / "a.lat").exists()
-    run("encode", pictures, "-e", "nano", "-j", 1, "--report", report, "--force")
+    assert not (images / "a.lat").exists()
+    run("encode", images, "-e", "nano", "-j", 1, "--report", report, "--force")
     assert len(rows(report)) == 2
 
 
 @pytest.mark.parametrize("change", [{"source": ["a"]}, {"psnr_db": 30.0}])
-def test_rows_of_another_kind_are_no_report(pictures, tmp_path, change):
+def test_rows_of_another_kind_are_no_report(images, tmp_path, change):
     report = tmp_path / "r.jsonl"
-    arguments = ("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
+    arguments = ("encode", images, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
     run(*arguments, "--report", report)
     text = json.dumps(rows(report)[0] | change) + "\n"
     report.write_text(text)
@@ -90,69 +90,69 @@ def test_rows_of_another_kind_are_no_report(pictures, tmp_path, change):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="files have no limit of size here")
-def test_a_report_that_cannot_be_written_is_none(pictures, tmp_path):
+def test_a_report_that_cannot_be_written_is_none(images, tmp_path):
     import resource
 
     for number in range(60):
-        Image.new("RGB", (8, 8)).save(pictures / f"{number}{'x' * 200}.png")
+        Image.new("RGB", (8, 8)).save(images / f"{number}{'x' * 200}.png")
     (report := tmp_path / "reports" / "r.csv").parent.mkdir()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
     try:
-        result = run("encode", pictures, "-e", "nano", "-j", 1, "--report", report, code=7)
+        result = run("encode", images, "-e", "nano", "-j", 1, "--report", report, code=7)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "r.csv cannot be written" in result.stderr
     assert not list(report.parent.iterdir())
 
 
-def test_what_a_killed_run_left_of_a_report_is_removed(pictures, tmp_path):
+def test_what_a_killed_run_left_of_a_report_is_removed(images, tmp_path):
     (folder := tmp_path / "reports").mkdir()
     with writing(str(folder / "r.csv"), overwrite=True):
         [left] = folder.iterdir()
         data = left.name
     (folder / data).touch()
-    run("encode", pictures, "-e", "nano", "-j", 1, "--report", folder / "r.csv")
+    run("encode", images, "-e", "nano", "-j", 1, "--report", folder / "r.csv")
     assert [each.name for each in folder.iterdir()] == ["r.csv"]
 
 
-def test_a_run_that_fails_at_once_leaves_the_report(pictures, tmp_path):
+def test_a_run_that_fails_at_once_leaves_the_report(images, tmp_path):
     report = tmp_path / "r.csv"
-    run("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1, "--report", report)
+    run("encode", images, "-o", tmp_path / "out", "-e", "nano", "-j", 1, "--report", report)
     before = rows(report)
     run("encode", tmp_path / "none", "--report", report, code=3)
     assert [row["status"] for row in rows(report)] == ["failed", "done", "done"]
     assert rows(report)[1:] == before
 
 
-def test_skipped_outputs_of_other_settings_are_told(pictures, tmp_path):
-    arguments = ("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
+def test_skipped_outputs_of_other_settings_are_told(images, tmp_path):
+    arguments = ("encode", images, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
     run(*arguments)
     assert "other settings" not in run(*arguments).stderr
     told = run(*arguments, "-Q", 70).stderr
     assert "2 of the skipped outputs were made with other settings: --update" in told
 
 
-def test_names_and_times_can_be_kept(pictures, tmp_path):
-    Image.new("RGB", (16, 16)).save(pictures / "a.jpg")
-    arguments = ("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
+def test_names_and_times_can_be_kept(images, tmp_path):
+    Image.new("RGB", (16, 16)).save(images / "a.jpg")
+    arguments = ("encode", images, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
     assert "--name keep" in run(*arguments, code=2).stderr
     run(*arguments, "--name", "keep", "--keep-mtime")
     written = tmp_path / "out" / "a.jpg.lat"
-    assert abs(written.stat().st_mtime - (pictures / "a.jpg").stat().st_mtime) < 1e-3
+    assert abs(written.stat().st_mtime - (images / "a.jpg").stat().st_mtime) < 1e-3
 
 
-def test_images_that_cannot_be_opened_are_named(pictures, tmp_path):
-    (pictures / "raw.CR2").write_bytes(b"II")
-    (pictures / "notes.txt").write_text("")
-    arguments = ("encode", pictures, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
+def test_images_that_cannot_be_opened_are_named(images, tmp_path):
+    (images / "raw.CR2").write_bytes(b"II")
+    (images / "notes.txt").write_text("")
+    arguments = ("encode", images, "-o", tmp_path / "out", "-e", "nano", "-j", 1)
     result = run(*arguments, "--report", tmp_path / "r.csv", "-v")
     assert "raw.CR2 ignored: raw sensor data" in result.stderr
     assert "2 ignored" in result.stderr
     (row,) = [row for row in rows(tmp_path / "r.csv") if row["status"] == "ignored"]
     assert row["note"].startswith("raw sensor data")
     (tmp_path / "raws").mkdir()
-    (pictures / "raw.CR2").rename(tmp_path / "raws" / "raw.CR2")
+    (images / "raw.CR2").rename(tmp_path / "raws" / "raw.CR2")
     assert "develop it first" in run("encode", tmp_path / "raws", code=3).stderr
 
 

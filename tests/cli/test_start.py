@@ -27,7 +27,7 @@ def test_help_needs_neither_torch_nor_numpy(arguments):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with pictures, a .lat file, and files of latents."""
+    """A folder with images, a .lat file, and files of latents."""
     folder = tmp_path_factory.mktemp("start")
     (folder / "a.png").write_bytes((TESTS / "images" / "chelsea.png").read_bytes())
     (software := Image.Exif())[0x0131] = "dynenc, decoder embedded"

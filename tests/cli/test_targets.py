@@ -14,47 +14,45 @@ def run(*arguments):
 
 
 @pytest.fixture
-def picture(photo_path, tmp_path):
+def image(photo_path, tmp_path):
     """A 160x120 piece of a photograph, on disk."""
     path = tmp_path / "photo.png"
     Image.open(photo_path).crop((100, 60, 260, 180)).save(path)
     return path
 
 
-def test_encode_to_a_size(picture):
-    result = run("encode", picture, "-e", "nano", "--target-size", "0.4KB")
+def test_encode_to_a_size(image):
+    result = run("encode", image, "-e", "nano", "--target-size", "0.4KB")
     assert result.exit_code == 0
     assert result.stderr == ""
-    assert 388 <= picture.with_suffix(".lat").stat().st_size <= 400
-    quality = json.loads(run("info", picture.with_suffix(".lat"), "--json").stdout)["quality"]
+    assert 388 <= image.with_suffix(".lat").stat().st_size <= 400
+    quality = json.loads(run("info", image.with_suffix(".lat"), "--json").stdout)["quality"]
     assert result.stdout.endswith(f"  quality {quality:g}\n")
-    again = run("encode", picture, "-e", "nano", "-Q", quality, "-f", "--json")
+    again = run("encode", image, "-e", "nano", "-Q", quality, "-f", "--json")
     assert json.loads(again.stdout)["n_bytes_out"] == pytest.approx(400, rel=0.03)
     assert json.loads(again.stdout)["quality"] == quality
 
 
-def test_roundtrip_to_a_psnr(picture):
-    result = run(
-        "roundtrip", picture, "-e", "nano", "-d", "embedded", "--target-psnr", 21, "--json"
-    )
+def test_roundtrip_to_a_psnr(image):
+    result = run("roundtrip", image, "-e", "nano", "-d", "embedded", "--target-psnr", 21, "--json")
     figures = json.loads(result.stdout)
     assert 21 <= figures["psnr_db"] <= 21.3
     assert 0 < figures["quality"] < 50
 
 
-def test_a_missed_target_is_told_and_no_failure(picture):
-    result = run("encode", picture, "-e", "nano", "--target-size", "3")
+def test_a_missed_target_is_told_and_no_failure(image):
+    result = run("encode", image, "-e", "nano", "--target-size", "3")
     assert result.exit_code == 0
     assert result.stderr == "dynenc: asked for 3 bytes, the nearest reachable is 22\n"
-    assert run("encode", picture, "-e", "nano", "-f", "-q", "--target-size", "3").stderr == ""
+    assert run("encode", image, "-e", "nano", "-f", "-q", "--target-size", "3").stderr == ""
 
 
-def test_a_missed_target_is_a_failure_if_it_is_strict(picture):
-    result = run("encode", picture, "-e", "nano", "--target-size", "3", "--strict")
+def test_a_missed_target_is_a_failure_if_it_is_strict(image):
+    result = run("encode", image, "-e", "nano", "--target-size", "3", "--strict")
     assert result.exit_code == 12
     assert "the nearest reachable is 22" in result.stderr
-    assert not picture.with_suffix(".lat").exists()
-    met = run("encode", picture, "-e", "nano", "--target-size", "400B", "--strict")
+    assert not image.with_suffix(".lat").exists()
+    met = run("encode", image, "-e", "nano", "--target-size", "400B", "--strict")
     assert (met.exit_code, met.stderr) == (0, "")
 
 
@@ -68,18 +66,18 @@ def test_a_missed_target_is_a_failure_if_it_is_strict(picture):
         (["--target-psnr", "nan"], "is not possible"),
     ],
 )
-def test_targets_that_make_no_sense(picture, options, words):
-    result = run("encode", picture, *options)
+def test_targets_that_make_no_sense(image, options, words):
+    result = run("encode", image, *options)
     assert result.exit_code == 2
     assert words in result.stderr
-    assert not picture.with_suffix(".lat").exists()
+    assert not image.with_suffix(".lat").exists()
 
 
-def test_folders_meet_targets_too(picture):
+def test_folders_meet_targets_too(image):
     for name in ("a", "b"):
-        Image.open(picture).save(picture.parent / f"{name}.png")
-    latents = picture.parent / "latents"
-    arguments = ("encode", picture.parent, "-o", latents, "-e", "nano", "--update", "--target-bpp")
+        Image.open(image).save(image.parent / f"{name}.png")
+    latents = image.parent / "latents"
+    arguments = ("encode", image.parent, "-o", latents, "-e", "nano", "--update", "--target-bpp")
     first = run(*arguments, 0.2)
     assert first.exit_code == 0
     sizes = [path.stat().st_size for path in sorted(latents.iterdir())]
@@ -91,9 +89,9 @@ def test_folders_meet_targets_too(picture):
     assert "a.png: asked for" in missed.stderr
 
 
-def test_an_effort_gives_another_file_that_is_no_larger(picture):
-    target = picture.with_suffix(".lat")
-    arguments = ("encode", picture, "-e", "nano", "-f", "--effort")
+def test_an_effort_gives_another_file_that_is_no_larger(image):
+    target = image.with_suffix(".lat")
+    arguments = ("encode", image, "-e", "nano", "-f", "--effort")
     assert run(*arguments, 0).exit_code == 0
     plain = target.read_bytes()
     result = run(*arguments, 3)
@@ -105,18 +103,18 @@ def test_an_effort_gives_another_file_that_is_no_larger(picture):
     assert run(*arguments, 10).exit_code == 2
 
 
-def test_an_effort_for_a_decoder_that_is_not_there(picture):
-    result = run("encode", picture, "--effort", 1, "--tune-for", picture.parent / "none")
+def test_an_effort_for_a_decoder_that_is_not_there(image):
+    result = run("encode", image, "--effort", 1, "--tune-for", image.parent / "none")
     assert result.exit_code == 5
-    assert not picture.with_suffix(".lat").exists()
+    assert not image.with_suffix(".lat").exists()
 
 
-def test_too_little_memory_fails_one_picture_and_not_the_others(picture, monkeypatch):
-    Image.open(picture).crop((0, 0, 8, 8)).save(picture.parent / "small.png")
+def test_too_little_memory_fails_one_image_and_not_the_others(image, monkeypatch):
+    Image.open(image).crop((0, 0, 8, 8)).save(image.parent / "small.png")
     monkeypatch.setattr("dynenc.refine.free_memory", lambda _: 2e6)
-    arguments = ("encode", picture.parent, "-e", "nano", "--effort", 1)
+    arguments = ("encode", image.parent, "-e", "nano", "--effort", 1)
     result = run(*arguments, "--jobs", 1)
     assert result.exit_code == 1
     assert "photo.png: the effort needs about" in result.stderr
-    assert [path.name for path in picture.parent.glob("*.lat")] == ["small.lat"]
-    assert run("encode", picture, "-e", "nano", "--effort", 1).exit_code == 11
+    assert [path.name for path in image.parent.glob("*.lat")] == ["small.lat"]
+    assert run("encode", image, "-e", "nano", "--effort", 1).exit_code == 11

@@ -31,7 +31,7 @@ def sound():
 
 @pytest.fixture
 def folder(tmp_path, sound):
-    """Three sound files, one in a folder below, and a picture."""
+    """Three sound files, one in a folder below, and an image."""
     (tmp_path / "below").mkdir()
     for name in ("a.lat", "b.LAT", "below/c.lat"):
         (tmp_path / name).write_bytes(sound)

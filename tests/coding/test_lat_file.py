@@ -59,7 +59,7 @@ def test_the_fast_coder_has_no_trellis():
 @pytest.mark.parametrize("encoder", ["light", "nano"])
 @pytest.mark.parametrize("side", [1, 2, 16])
 def test_flat_latents_keep_their_means(encoder, side):
-    """A constant error is a colour cast: flat pictures get finer steps."""
+    """A constant error is a colour cast: flat images get finer steps."""
     model = registry.named(encoder, "encoder")
     step_q = quantize.quality_to_step(50, has_trellis=default_coder(model).has_trellis)
     random = np.random.default_rng(3)

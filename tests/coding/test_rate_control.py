@@ -145,8 +145,8 @@ def test_targets_out_of_reach(nano, photo, caplog):
     assert "asked for 60 dB" in caplog.text
 
 
-def test_any_size_of_picture(nano):
+def test_any_size_of_image(nano):
     for size in ((1, 1), (7, 13), (64, 1)):
-        picture = Image.effect_noise(size, 40).convert("RGB")
-        assert nano.decode(nano.encode(picture, target_size=30)).size == size
-        assert nano.decode(nano.encode(picture, target_psnr=20)).size == size
+        image = Image.effect_noise(size, 40).convert("RGB")
+        assert nano.decode(nano.encode(image, target_size=30)).size == size
+        assert nano.decode(nano.encode(image, target_psnr=20)).size == size

@@ -26,15 +26,15 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two pictures of a photograph, a tiny one, a broken one and a text."""
+    """Two parts of a photograph, a tiny one, a broken one and a text."""
     folder = tmp_path_factory.mktemp("eval")
     photo = Image.open(PHOTO)
-    (pictures := folder / "pictures").mkdir()
-    photo.crop((100, 60, 261, 221)).save(pictures / "b.png")
-    photo.crop((0, 0, 161, 161)).save(pictures / "a.png")
+    (images := folder / "images").mkdir()
+    photo.crop((100, 60, 261, 221)).save(images / "b.png")
+    photo.crop((0, 0, 161, 161)).save(images / "a.png")
     photo.crop((0, 0, 20, 30)).save(folder / "tiny.png")
     (folder / "broken.png").write_bytes(b"\x89PNG and no more")
-    (pictures / "notes.txt").write_text("not a picture")
+    (images / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -50,7 +50,7 @@ def curve(name, values, metric="psnr-rgb", rates=RATES):
 
 
 def test_json_is_what_compressai_reads(folder):
-    result = run(folder / "pictures", "-e", "nano", "-Q", 20, "-Q", 60, "--json")
+    result = run(folder / "images", "-e", "nano", "-Q", 20, "-Q", 60, "--json")
     assert result.exit_code == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["name"] for row in rows][:2] == ["nano -> embedded", "JPEG"]
@@ -67,7 +67,7 @@ def test_json_is_what_compressai_reads(folder):
 
 
 def test_table_of_several_encoders(folder):
-    result = run(folder / "pictures", "-e", "nano", "-e", "light", "-Q", 50, "--no-others")
+    result = run(folder / "images", "-e", "nano", "-e", "light", "-Q", 50, "--no-others")
     lines = result.stdout.splitlines()
     assert len({len(line) for line in lines}) == 1
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -78,8 +78,8 @@ def test_table_of_several_encoders(folder):
     ]
 
 
-def test_bad_pictures_are_left_out_with_a_message(folder, tmp_path):
-    for path in (*(folder / "pictures").iterdir(), folder / "tiny.png", folder / "broken.png"):
+def test_bad_images_are_left_out_with_a_message(folder, tmp_path):
+    for path in (*(folder / "images").iterdir(), folder / "tiny.png", folder / "broken.png"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     result = run(tmp_path, "-e", "nano", "-Q", 50, "--no-others")
     assert result.exit_code == 1
@@ -105,7 +105,7 @@ def test_notes_on_images_are_told_once_with_their_names(command, tmp_path):
     assert runner.invoke(app, [command, str(path.parent), *options, *quiet]).stderr == ""
 
 
-def test_folders_without_pictures(folder, tmp_path):
+def test_folders_without_images(folder, tmp_path):
     for path, words in (
         (tmp_path, "has no image"),
         (tmp_path / "none", "is not a folder"),
@@ -134,7 +134,7 @@ def teacher(tmp_path_factory):
 
 def test_latents_of_another_encoder_and_perceptual_distances(folder, teacher, lpips_path, vgg_path):
     options = ("-e", "nano", "-Q", 50, "--no-others", "--latents-of", teacher)
-    options = (folder / "pictures", *options, "--lpips", lpips_path, "--vgg", vgg_path)
+    options = (folder / "images", *options, "--lpips", lpips_path, "--vgg", vgg_path)
     result = run(*options, "--json")
     assert result.exit_code == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
@@ -164,11 +164,11 @@ def test_files_of_another_encoder_have_layers_as_asked_for(teacher, tmp_path, mo
 
 
 def test_wrong_options_fail_before_anything_is_measured(folder, tmp_path):
-    assert run(folder / "pictures", "--lpips", tmp_path / "none").exit_code == 5
-    assert run(folder / "pictures", "--vgg", tmp_path / "none").exit_code == 5
-    assert run(folder / "pictures", "--latents-of", tmp_path / "none").exit_code == 5
-    assert run(folder / "pictures", "-e", "huge").exit_code == 5
-    assert run(folder / "pictures", "-Q", 101).exit_code == 2
+    assert run(folder / "images", "--lpips", tmp_path / "none").exit_code == 5
+    assert run(folder / "images", "--vgg", tmp_path / "none").exit_code == 5
+    assert run(folder / "images", "--latents-of", tmp_path / "none").exit_code == 5
+    assert run(folder / "images", "-e", "huge").exit_code == 5
+    assert run(folder / "images", "-Q", 101).exit_code == 2
 
 
 def test_bd_rate_of_half_the_bits():
@@ -217,10 +217,10 @@ def test_without_the_package_there_are_no_bd_rates(monkeypatch):
 
 def test_plot(folder, tmp_path):
     pytest.importorskip("matplotlib")
-    options = (folder / "pictures", "-e", "nano", "-Q", 20, "-Q", 50, "--no-others")
+    options = (folder / "images", "-e", "nano", "-Q", 20, "-Q", 50, "--no-others")
     assert run(*options, "--plot", tmp_path / "out.png").exit_code == 0
-    with Image.open(tmp_path / "out.png") as picture:
-        assert picture.width > 600
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.width > 600
     assert run(*options, "--plot", tmp_path / "out.png").exit_code == 6
     assert run(*options, "--plot", tmp_path / "out.png", "--force").exit_code == 0
     assert run(*options, "--plot", tmp_path / "out.doc").exit_code == 2
@@ -230,7 +230,7 @@ def test_plot(folder, tmp_path):
 
 def test_a_plot_without_matplotlib_is_refused_at_once(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    result = run(folder / "pictures", "--plot", tmp_path / "out.png")
+    result = run(folder / "images", "--plot", tmp_path / "out.png")
     assert result.exit_code == 2
     assert "pip install 'dynenc[eval]'" in result.stderr
 

@@ -1,4 +1,4 @@
-"""The page of `dynenc compare`, and the pictures of `roundtrip --show`."""
+"""The page of `dynenc compare`, and the images of `roundtrip --show`."""
 
 import base64
 import io
@@ -26,9 +26,9 @@ def run(*arguments):
     return runner.invoke(app, [str(a) for a in arguments])
 
 
-def pictures(page):
+def images(page):
     """What stands in a page."""
-    found = re.findall(r'<script type="application/json" class="picture">(.*?)</script>', page)
+    found = re.findall(r'<script type="application/json" class="image">(.*?)</script>', page)
     return [json.loads(each) for each in found]
 
 
@@ -50,7 +50,7 @@ def test_qualities_and_codecs_side_by_side(photo, tmp_path):
     options = ["-Q", 20, "-Q", 80, "--codec", "jpeg:30", "--codec", "webp:30"]
     result = run("compare", photo, *options, "-e", "nano", "-d", "embedded", "-o", page)
     assert result.stdout == f"{page}\n"
-    [entry] = pictures(page.read_text())
+    [entry] = images(page.read_text())
     assert (entry["name"], entry["width"], entry["height"]) == ("photo.png", 75, 50)
     original, *versions = entry["versions"]
     assert np.array_equal(pixels(original), np.asarray(Image.open(photo)))
@@ -72,13 +72,13 @@ def test_perceptual_distances_where_their_weights_are_given(photo, tmp_path, lpi
         ("--vgg", vgg_path, {"lpips_vgg", "dists"}),
     ):
         run("compare", photo, photo, "-Q", 0, "-d", "embedded", option, weights, "-fo", page)
-        [entry] = pictures(page.read_text())
+        [entry] = images(page.read_text())
         _, equal, coarse = entry["versions"]
         for name in ("lpips", "lpips_vgg", "dists"):
             assert equal[name] == (0 if name in names else None)
             assert coarse[name] is None if name not in names else coarse[name] > 0.001
     run("compare", tmp_path / "small.png", "-d", "embedded", "--vgg", vgg_path, "-fo", page)
-    assert pictures(page.read_text())[0]["versions"][1]["dists"] is None
+    assert images(page.read_text())[0]["versions"][1]["dists"] is None
 
 
 def test_folders_without_common_names(photo, tmp_path):
@@ -104,7 +104,7 @@ def test_files_given_and_names_that_are_code(photo, tmp_path):
     photo.rename(evil)
     page = tmp_path / "page.html"
     run("compare", evil, tmp_path / "a.lat", evil, "-d", "embedded", "-o", page)
-    [entry] = pictures(page.read_text())
+    [entry] = images(page.read_text())
     assert entry["name"] == evil.name
     assert [v["name"] for v in entry["versions"]] == ["original", "a.lat", evil.name]
     assert entry["versions"][1]["n_bytes"] == (tmp_path / "a.lat").stat().st_size
@@ -112,10 +112,10 @@ def test_files_given_and_names_that_are_code(photo, tmp_path):
 
 
 def test_folders_make_a_gallery(photo, tmp_path):
-    (folder := tmp_path / "pictures").mkdir()
+    (folder := tmp_path / "images").mkdir()
     for name in ("b", "a"):
         shutil.copy(photo, folder / f"{name}.png")
-    (folder / "damaged.png").write_bytes(b"no picture")
+    (folder / "damaged.png").write_bytes(b"no image")
     shutil.copy(photo, folder / "c.png")
     run("encode", folder, "-e", "nano", "-o", tmp_path / "latents")
     (cut := tmp_path / "latents" / "c.lat").write_bytes(cut.read_bytes()[:-9])
@@ -124,7 +124,7 @@ def test_folders_make_a_gallery(photo, tmp_path):
     assert result.exit_code == 1
     assert "damaged.png cannot be read" in result.stderr
     assert f"{cut}: the checksum does not match" in result.stderr
-    entries = pictures(page.read_text())
+    entries = images(page.read_text())
     assert [e["name"] for e in entries] == ["a.png", "b.png"]
     assert [e["versions"][1]["name"] for e in entries] == ["a.lat", "b.lat"]
 
@@ -193,7 +193,7 @@ def test_all_figures_fit_into_the_window(photo, tmp_path, lpips_path, vgg_path, 
     dom = browse(page, tmp_path / "profile", f"{width},800", "--dump-dom")
     window, scrolled, *right = json.loads(re.search("<title>(.*?)</title>", dom)[1])
     assert scrolled == window == width
-    assert len(right) == 2 * 7 + 5  # no MS-SSIM of so small a picture
+    assert len(right) == 2 * 7 + 5  # no MS-SSIM of so small an image
     assert max(right) <= width, right
 
 
@@ -214,9 +214,9 @@ def test_a_browser_shows_both_sides_and_their_difference(tmp_path):
     assert (abs(shot - [255, 0, 240]).max(2) < 3).sum() > 20_000  # 4 times (160, 0, 60)
 
 
-def test_small_pictures_for_a_terminal(photo):
-    picture = Image.open(photo).convert("RGB")
-    both = preview.side_by_side(picture, picture, columns=60)
+def test_small_images_for_a_terminal(photo):
+    image = Image.open(photo).convert("RGB")
+    both = preview.side_by_side(image, image, columns=60)
     assert both.size == (2 * 29 + 2, 20)
     left, right = both.crop((0, 0, 29, 20)), both.crop((31, 0, 60, 20))
     assert left.tobytes() == right.tobytes()

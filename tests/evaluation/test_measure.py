@@ -1,4 +1,4 @@
-"""Pairs of pictures, and the codecs that dynenc is compared with."""
+"""Pairs of images, and the codecs that dynenc is compared with."""
 
 import pytest
 from PIL import Image
@@ -31,10 +31,10 @@ def test_bfloat16_changes_figures_little(pair, lpips_path, vgg_path):
     assert rough != exact
 
 
-def test_small_pictures_have_fewer_figures(pair, lpips_path):
+def test_small_images_have_fewer_figures(pair, lpips_path):
     one = Measure(load_distances(lpips_path))
     for side, names in ((160, {"psnr-rgb", "lpips"}), (31, {"psnr-rgb"})):
-        assert one(*(picture.crop((0, 0, side, side)) for picture in pair)).keys() == names
+        assert one(*(image.crop((0, 0, side, side)) for image in pair)).keys() == names
 
 
 def test_means_are_of_what_all_rows_have():

@@ -4,7 +4,7 @@
 
 TARGET is one of
     parser    a file as it is, and with a right checksum
-    metadata  chunks of a sound file; what is read can be put into every format of pictures
+    metadata  chunks of a sound file; what is read can be put into every format of images
     payload   the same through the entropy decoder; what decodes must be coded to the same bytes
     weights   a safetensors file for a network, for the entropy coder and for a foreign decoder
     latents   a file of latents to import, and what it says about them
@@ -95,10 +95,10 @@ def metadata() -> Callable[[bytes], None]:
         with contextlib.suppress(BitstreamError):
             chunks = [("grey", b""), (tag, body)][not data[1] & 2 :]
             beside = extras.from_chunks(chunks, side, side)
-            picture = extras.restore(Image.new("RGB", (side, side), "teal"), beside)
+            image = extras.restore(Image.new("RGB", (side, side), "teal"), beside)
             for form in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF"):
                 try:
-                    shown = pixels.to_rgb(picture) if form == "JPEG" else picture
+                    shown = pixels.to_rgb(image) if form == "JPEG" else image
                     saved = save.save(shown, form, "fuzz")
                 except (OSError, ValueError) as exc:  # only where metadata is not to blame
                     raise AssertionError(form) from exc

@@ -1,10 +1,10 @@
 /* Coverage-guided fuzzing of the native kernel with libFuzzer; kernel.py compiles and runs it.
  *
  * An input is: mode, path, coder and lattice, cost, height, width (a byte each), step_q (2 bytes), data.
- * By mode the data are a payload, symbols, latents, gradients, changes of a coder's tensors, pixels of a
- * picture, statistics of one, weights of an encoder, or the arguments of a call. What decodes must be
+ * By mode the data are a payload, symbols, latents, gradients, changes of a coder's tensors, pixels of an
+ * image, statistics of one, weights of an encoder, or the arguments of a call. What decodes must be
  * coded to the same bytes, latents must survive what they are quantised to, and every path gives the
- * same as the portable one. Pictures are small but for few inputs, as most of what can go wrong needs
+ * same as the portable one. Images are small but for few inputs, as most of what can go wrong needs
  * no size, and few inputs do what takes long: search the trellis, backpropagate, build encoders,
  * compare paths.
  */
@@ -232,57 +232,57 @@ static void find_in_anything(const Input *input) {
 }
 
 /* Count tiles; if compared, the portable path must count the same. Then find text by them. */
-static void measure_tiles(dynenc_picture picture, int32_t choice, int32_t compared) {
+static void measure_tiles(dynenc_image image, int32_t choice, int32_t compared) {
     const int32_t divisor = 1 + choice % 2, side = 16 * divisor;
-    const int32_t rows = (picture.height + side - 1) / side;
-    const int32_t columns = (picture.width + side - 1) / side;
+    const int32_t rows = (image.height + side - 1) / side;
+    const int32_t columns = (image.width + side - 1) / side;
     const size_t bytes = 14 * (size_t)rows * (size_t)columns;
     uint16_t *expected = malloc(bytes), *statistics = malloc(bytes);
-    expect(!dynenc_tiles(&picture, rows, divisor, statistics));
+    expect(!dynenc_tiles(&image, rows, divisor, statistics));
     find_graphics(statistics, rows, columns, choice % 3);
-    picture.path = DYNENC_PORTABLE;
+    image.path = DYNENC_PORTABLE;
     if (compared)
-        expect(!dynenc_tiles(&picture, rows, divisor, expected) &&
+        expect(!dynenc_tiles(&image, rows, divisor, expected) &&
                !memcmp(expected, statistics, bytes));
     free(expected), free(statistics);
 }
 
-/* Encode a picture to latents, which must be finite and, if compared, those of the portable path. */
-static void encode(dynenc_picture picture, int32_t channels, int32_t compared) {
-    const int64_t count = (int64_t)channels * ((picture.height + 7) / 8) * ((picture.width + 7) / 8);
+/* Encode an image to latents, which must be finite and, if compared, those of the portable path. */
+static void encode(dynenc_image image, int32_t channels, int32_t compared) {
+    const int64_t count = (int64_t)channels * ((image.height + 7) / 8) * ((image.width + 7) / 8);
     float *expected = malloc((size_t)count * 4), *latents = malloc((size_t)count * 4);
-    picture.workspace_size = dynenc_latents_workspace(picture.encoder, picture.width);
-    picture.workspace = workspace_of(picture.workspace_size);
-    expect(!dynenc_latents(&picture, latents));
+    image.workspace_size = dynenc_latents_workspace(image.encoder, image.width);
+    image.workspace = workspace_of(image.workspace_size);
+    expect(!dynenc_latents(&image, latents));
     for (int64_t i = 0; i < count; i++)
         expect(latents[i] - latents[i] == 0);
-    picture.path = DYNENC_PORTABLE;
+    image.path = DYNENC_PORTABLE;
     if (compared)
-        expect(!dynenc_latents(&picture, expected) &&
+        expect(!dynenc_latents(&image, expected) &&
                !memcmp(expected, latents, (size_t)count * 4));
     free(expected), free(latents);
 }
 
-/* A picture of the bytes, with rows that lie some bytes apart, to an encoder of the input's choice, or
+/* An image of the bytes, with rows that lie some bytes apart, to an encoder of the input's choice, or
  * its tiles if null. */
 static void see(const Input *input, const void *encoder) {
     const int32_t apart = input->choice / 16 % 4;
-    dynenc_picture picture = {.encoder = encoder, .path = input->path};
-    picture.height = input->is_large ? 6 * input->height : input->height;
-    picture.width = input->is_large ? 6 * input->width : 3 * input->width;
-    picture.row_bytes = 3 * picture.width + apart;
-    const int64_t last = (picture.height - 1) * picture.row_bytes + 3 * picture.width;
+    dynenc_image image = {.encoder = encoder, .path = input->path};
+    image.height = input->is_large ? 6 * input->height : input->height;
+    image.width = input->is_large ? 6 * input->width : 3 * input->width;
+    image.row_bytes = 3 * image.width + apart;
+    const int64_t last = (image.height - 1) * image.row_bytes + 3 * image.width;
     uint8_t *pixels = malloc((size_t)last); /* not a byte more than may be read */
     const Data data = input->data;
     for (int64_t i = 0, next = 0; i < last; i++, next = next + 1 >= data.size ? 0 : next + 1) {
         pixels[i] = data.at[next];
         next += i % 97 == 96 && next + 1 < data.size;
     }
-    picture.pixels = pixels;
+    image.pixels = pixels;
     if (encoder)
-        encode(picture, channels_of(input->choice / 64), input->takes_long);
+        encode(image, channels_of(input->choice / 64), input->takes_long);
     else
-        measure_tiles(picture, input->choice, input->takes_long);
+        measure_tiles(image, input->choice, input->takes_long);
     free(pixels);
 }
 

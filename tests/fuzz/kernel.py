@@ -2,7 +2,7 @@
 
 python tests/fuzz/kernel.py TARGET FOLDER [OPTION OF LIBFUZZER]...
 
-needs clang. TARGET is kernel, or pixels for the integer decoder of pictures alone. FOLDER keeps the
+needs clang. TARGET is kernel, or pixels for the integer decoder of images alone. FOLDER keeps the
 inputs that were found; those of the kernel begin with payloads of the golden files. An option such
 as -max_total_time=60 or -runs=10000000 ends it.
 """
@@ -28,7 +28,7 @@ CODERS = (  # name, tables, and of the networks inputs and units of each hidden 
     ("full-flux1", [*range(10), *range(70, 80), *range(140, 150)], 4, 5),
     ("full", range(10), 7, 9),
 )
-PIXELS = ("cpu", "decoder", "pixels", "products")  # sources of the integer decoder of pictures
+PIXELS = ("cpu", "decoder", "pixels", "products")  # sources of the integer decoder of images
 HERE = Path(__file__).parent
 FLAGS = ["-std=c11", "-g1", "-ffp-contract=off", "-fno-sanitize-recover=all"]
 SANITIZERS = [

@@ -1,4 +1,4 @@
-/* Coverage-guided fuzzing of the integer decoder of pictures with libFuzzer; kernel.py compiles and runs
+/* Coverage-guided fuzzing of the integer decoder of images with libFuzzer; kernel.py compiles and runs
  * it.
  *
  * An input is: mode, height and width of the latents, blocks, sizes and channels, then 4 numbers of the region

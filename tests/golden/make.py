@@ -2,7 +2,7 @@
 
 Files are added and never rewritten: what exists stays as it is, whatever this dynenc would write.
 To add one, add a case below, run this, and commit the new files. Those of other latent spaces are
-in the folder `spaces`, without pictures.
+in the folder `spaces`, without images.
 """
 
 import hashlib
@@ -42,9 +42,9 @@ LATTICES = {("fast", "plain"): False, ("full", "plain"): False, ("full", "trelli
 Case = tuple[str, Callable[[], bytes]]  # how a file is made, in words and by code
 
 
-def encoded(picture: Image.Image, encoder: str, quality: float) -> bytes:
-    """The file of a picture."""
-    return Codec(encoder, device="cpu").encode(picture, quality=quality)
+def encoded(image: Image.Image, encoder: str, quality: float) -> bytes:
+    """The file of an image."""
+    return Codec(encoder, device="cpu").encode(image, quality=quality)
 
 
 def photo() -> Image.Image:
@@ -83,29 +83,29 @@ def with_chunks(blob: bytes) -> bytes:
     return unsealed + struct.pack("<I", zlib.crc32(unsealed))
 
 
-def with_alpha(picture: Image.Image) -> Image.Image:
-    """The picture, transparent towards its border."""
-    picture.putalpha(Image.radial_gradient("L").point(lambda v: 255 - v).resize(picture.size))
-    return picture
+def with_alpha(image: Image.Image) -> Image.Image:
+    """The image, transparent towards its border."""
+    image.putalpha(Image.radial_gradient("L").point(lambda v: 255 - v).resize(image.size))
+    return image
 
 
 def page() -> Image.Image:
     """A page of text; in the middle stands a part of the photograph."""
-    picture = Image.new("RGB", (200, 160), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    image = Image.new("RGB", (200, 160), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
     for top in range(4, 160, 16):
         draw.text((6, top), "The five boxing wizards jump quickly.", "navy", font)
-    picture.paste(crop(96, 80), (48, 40))
-    return picture
+    image.paste(crop(96, 80), (48, 40))
+    return image
 
 
 def with_metadata() -> bytes:
     """A file with EXIF, and with the XMP and the colour profile of the photograph."""
-    picture, info = crop(33, 40), Image.open(PHOTO).info
+    image, info = crop(33, 40), Image.open(PHOTO).info
     exif = Image.Exif()
     exif[0x013B] = "the artist"
-    picture.info = {"exif": exif.tobytes()} | {key: info[key] for key in ("xmp", "icc_profile")}
-    return Codec("light", device="cpu").encode(picture, keep_metadata=True)
+    image.info = {"exif": exif.tobytes()} | {key: info[key] for key in ("xmp", "icc_profile")}
+    return Codec("light", device="cpu").encode(image, keep_metadata=True)
 
 
 def cases() -> dict[str, Case]:
@@ -181,8 +181,8 @@ def cases() -> dict[str, Case]:
 def of_crops(model: registry.Model, *, has_trellis: bool) -> bytes:
     """The file of latents [C, 16, 12] that `light` makes of as many crops as the channels need."""
     count = model.space.channels // 4
-    pictures = [photo().crop((64 * i, 60, 64 * i + 96, 188)) for i in range(count)]
-    latents = np.concatenate(Codec("light", device="cpu").latents(pictures))
+    images = [photo().crop((64 * i, 60, 64 * i + 96, 188)) for i in range(count)]
+    latents = np.concatenate(Codec("light", device="cpu").latents(images))
     coder = load_coder(model.coder, has_trellis=has_trellis)
     symbols = to_symbols(latents, 307, coder)
     return LatFile.of_symbols(symbols, coder, (96, 128), 307, model).to_bytes()
@@ -231,11 +231,11 @@ def write_pixels(path: Path, decoder: Codec, file: LatFile) -> None:
     with path.open("xb") as output:
         info = PngInfo()
         info.add_text("decoder", decoder_sha256(decoder, file))
-        picture = decoder.decode(file)
-        if "xmp" in picture.info:
-            info.add_itxt("XML:com.adobe.xmp", picture.info["xmp"].decode())
-        exif = picture.info.get("exif")
-        picture.save(output, "PNG", optimize=True, pnginfo=info, exif=exif)
+        image = decoder.decode(file)
+        if "xmp" in image.info:
+            info.add_itxt("XML:com.adobe.xmp", image.info["xmp"].decode())
+        exif = image.info.get("exif")
+        image.save(output, "PNG", optimize=True, pnginfo=info, exif=exif)
 
 
 def pixels_sha256(file: LatFile, threads: int = 1, kind: registry.Kind = "decoder") -> str:

@@ -55,7 +55,7 @@ def check_pixels(lat, decoder):
         if decoded.mode in ("LA", "RGBA"):
             assert decoded.getchannel("A").tobytes() == stored.getchannel("A").tobytes()
         if stored.info["decoder"] != make.decoder_sha256(decoder, file):
-            return  # another decoder gives another picture
+            return  # another decoder gives another image
         if file.model.space is SD1:
             assert decoded.tobytes() == stored.tobytes()
         psnr_db = metrics.psnr_db(*(to_tensor(one.convert("RGB")) for one in (decoded, stored)))

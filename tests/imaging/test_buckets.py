@@ -22,9 +22,9 @@ def test_buckets(size, resolution, expected):
 
 
 def test_an_image_covers_its_bucket_and_loses_as_much_on_both_sides():
-    picture = Image.linear_gradient("L").resize((300, 200)).convert("RGB")
-    fitted = buckets.fit(picture, (128, 128))
-    assert fitted.picture.size == (128, 128)
+    image = Image.linear_gradient("L").resize((300, 200)).convert("RGB")
+    fitted = buckets.fit(image, (128, 128))
+    assert fitted.image.size == (128, 128)
     assert (fitted.left, fitted.top) == (32, 0)
-    same = buckets.fit(picture, (300, 200))
-    assert same.picture.tobytes() == picture.tobytes()
+    same = buckets.fit(image, (300, 200))
+    assert same.image.tobytes() == image.tobytes()

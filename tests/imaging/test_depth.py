@@ -38,8 +38,8 @@ def notes_of(data):
     return found
 
 
-def encoded(picture, form, **options):
-    picture.save(buffer := io.BytesIO(), form, **options)
+def encoded(image, form, **options):
+    image.save(buffer := io.BytesIO(), form, **options)
     return buffer.getvalue()
 
 

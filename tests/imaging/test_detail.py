@@ -12,7 +12,7 @@ from dynenc.batch.verify import verify
 from dynenc.coding.bitstream import DETAIL, MAX_PIXELS
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import Goal
-from dynenc.errors import Corrupt, MissingFormat, PictureWarning, UnknownModel, UsageError
+from dynenc.errors import Corrupt, ImageWarning, MissingFormat, UnknownModel, UsageError
 from dynenc.imaging import detail, layering
 from dynenc.imaging.detail import FEATHER, HEAD
 from dynenc.imaging.packing import pack
@@ -28,8 +28,8 @@ SIZE = 140, 100
 
 
 def coded(quality=50, mask=MASK, size=SIZE):
-    picture = screen((160, 112)).crop((0, 0, *size))
-    return picture, detail.to_chunk(picture, mask, quality)
+    image = screen((160, 112)).crop((0, 0, *size))
+    return image, detail.to_chunk(image, mask, quality)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,13 @@ def codec():
 
 
 def test_mask_and_image_come_back():
-    picture, chunk = coded()
+    image, chunk = coded()
     layer = detail.of_chunks([("skip", b""), chunk], *SIZE)
     assert np.array_equal(layer.mask, MASK)
     assert (layer.form, layer.quality, layer.n_bytes) == ("AVIF", 50, len(chunk[1]))
     assert detail.box_of(MASK, SIZE) == (0, 16, 112, 96)
     assert layer.image.size == (112, 80)
-    inside = picture.crop((36, 20, 108, 60))
+    inside = image.crop((36, 20, 108, 60))
     difference = np.asarray(layer.image.crop((36, 4, 108, 44)), int) - np.asarray(inside)
     assert abs(difference).mean() < 8
 
@@ -74,16 +74,16 @@ def test_weights_are_distances_to_the_nearest_pixel_outside():
 
 
 def test_a_page_comes_back_sharp_and_its_photograph_from_the_latents(codec):
-    picture = page()
-    blob = codec.encode(picture, quality=50)
-    with pytest.warns(PictureWarning, match="legible"):
-        without = codec.encode(picture, detail="off")
+    image = page()
+    blob = codec.encode(image, quality=50)
+    with pytest.warns(ImageWarning, match="legible"):
+        without = codec.encode(image, detail="off")
     decoded, plain = codec.decode(blob), codec.decode(without)
     file = LatFile.parse(blob)
     assert detail.has_layer(file)
     text = np.s_[190:, :]
     errors = [
-        abs(np.asarray(each, int)[text] - np.asarray(picture)[text]) for each in (decoded, plain)
+        abs(np.asarray(each, int)[text] - np.asarray(image)[text]) for each in (decoded, plain)
     ]
     assert errors[0].mean() < errors[1].mean() / 2
     pixels = codec.decode_tensor(blob).add(1).mul(127.5).round()[0].permute(1, 2, 0).numpy()
@@ -91,15 +91,15 @@ def test_a_page_comes_back_sharp_and_its_photograph_from_the_latents(codec):
 
 
 def test_of_a_screen_the_layer_is_all_and_no_network_decodes(codec, monkeypatch):
-    picture = screen((320, 208))
-    blob = codec.encode(picture, quality=60)
+    image = screen((320, 208))
+    blob = codec.encode(image, quality=60)
     file = LatFile.parse(blob)
     assert detail.is_whole(file)
     assert detail.file_quality(file) == 60
     assert not file.symbols.any()
-    monkeypatch.setattr(codec.backend, "pictures", None)
+    monkeypatch.setattr(codec.backend, "images", None)
     decoded = np.asarray(codec.decode(blob), int)
-    white = (np.asarray(picture) == 255).all(-1)
+    white = (np.asarray(image) == 255).all(-1)
     assert abs(decoded[white].mean(0) - 255).max() <= 2
 
 
@@ -119,9 +119,7 @@ def test_arrays_and_tensors_have_the_same_layer(codec):
 
 
 def test_a_layer_that_is_off_is_missed(codec):
-    with pytest.warns(
-        PictureWarning, match=r"100 % of it is text or graphics, .* use --detail auto"
-    ):
+    with pytest.warns(ImageWarning, match=r"100 % of it is text or graphics, .* use --detail auto"):
         blob = codec.encode(screen(ink="navy"), detail="off")
     assert LatFile.parse(blob).chunks == []
     with pytest.raises(UsageError, match="unknown detail 'yes'"):
@@ -130,59 +128,59 @@ def test_a_layer_that_is_off_is_missed(codec):
 
 @pytest.mark.parametrize("n_bytes", [2500, 4000, 6000])
 def test_targets_count_the_layer(codec, n_bytes):
-    picture = page()
-    blob = codec.encode(picture, target_size=n_bytes)
+    image = page()
+    blob = codec.encode(image, target_size=n_bytes)
     assert 0.97 * n_bytes < len(blob) <= n_bytes
     assert detail.has_layer(LatFile.parse(blob))
 
 
 def test_a_target_too_small_for_the_layer_goes_without(codec):
-    picture = page()
-    with pytest.warns(PictureWarning, match="use a larger target"):
-        blob = codec.encode(picture, target_size=700)
+    image = page()
+    with pytest.warns(ImageWarning, match="use a larger target"):
+        blob = codec.encode(image, target_size=700)
     assert len(blob) <= 700
     assert not detail.has_layer(LatFile.parse(blob))
 
 
 def test_a_target_psnr_is_that_of_the_whole_image(codec):
-    picture = page()
-    blob = codec.encode(picture, target_psnr=25)
-    errors = np.asarray(codec.decode(blob), float) - np.asarray(picture)
+    image = page()
+    blob = codec.encode(image, target_psnr=25)
+    errors = np.asarray(codec.decode(blob), float) - np.asarray(image)
     assert 10 * np.log10(255**2 / (errors**2).mean()) >= 25
 
 
 def test_the_smaller_of_a_part_and_the_whole_as_layer_is_written(codec, monkeypatch):
-    picture = page()
-    [chosen] = codec.encode_batch([picture], Goal())
+    image = page()
+    [chosen] = codec.encode_batch([image], Goal())
     monkeypatch.setattr(layering, "WHOLE_LAYER_SHARE", 2)
-    [part] = codec.encode_batch([picture], Goal())
+    [part] = codec.encode_batch([image], Goal())
     assert not detail.is_whole(part.file)
     assert len(chosen.blob) <= len(part.blob)
     assert detail.is_whole(chosen.file) == ("covers the whole image" in chosen.note)
 
 
 def test_of_a_photograph_a_layer_has_the_quality_that_it_needs_and_type_no_more():
-    picture = page()
-    found = layering.of(picture, "auto")
+    image = page()
+    found = layering.of(image, "auto")
     paper = layering.of(screen((320, 256)), "auto")
     assert found.has_photograph
     assert not paper.has_photograph
-    less = detail.to_chunk(picture, found.mask, 50 - layering.PHOTO_QUALITY_CUT)
+    less = detail.to_chunk(image, found.mask, 50 - layering.PHOTO_QUALITY_CUT)
     assert found.chunk(50) == detail.with_quality(less, 50)
     whole = found.whole()
-    better = detail.to_chunk(picture, whole.mask, 50 + layering.WHOLE_QUALITY_GAIN)
+    better = detail.to_chunk(image, whole.mask, 50 + layering.WHOLE_QUALITY_GAIN)
     assert whole.chunk(50) == detail.with_quality(better, 50)
 
 
 def test_hidden_latents_are_zeros_and_do_not_reach_visible_pixels(codec):
-    picture = page()
-    file = codec.encode_batch([picture], Goal())[0].file
-    layer = detail.of_chunks(file.chunks, *picture.size)
+    image = page()
+    file = codec.encode_batch([image], Goal())[0].file
+    layer = detail.of_chunks(file.chunks, *image.size)
     covered = layer.mask.repeat(2, 0).repeat(2, 1)
-    hidden = detail.hidden(layer.mask, picture.size)
+    hidden = detail.hidden(layer.mask, image.size)
     assert (hidden <= covered).all()
     assert hidden.sum() > covered.sum() / 2
-    plain = layering.of(picture, "auto").without_hidden(np.ones((4, 32, 40), np.float32))
+    plain = layering.of(image, "auto").without_hidden(np.ones((4, 32, 40), np.float32))
     assert np.array_equal(plain[0] == 0, hidden)
 
 
@@ -194,16 +192,16 @@ def test_what_is_hidden_is_not_decoded_and_no_pixel_changes(codec, view):
     part = detail.visible(file)
     assert part.width * part.height < size[0] * size[1]
     [decoded] = codec.decode_batch([file], view)
-    whole = integer_decoder.picture(file, view)
+    whole = integer_decoder.image(file, view)
     assert np.array_equal(layer.over(decoded, view), layer.over(whole, view))
     corner = View(Region(0, 0, 8, 8))
-    assert not np.any(integer_decoder.picture(file, corner, Region(16, 16, 8, 8)))
+    assert not np.any(integer_decoder.image(file, corner, Region(16, 16, 8, 8)))
 
 
 def test_effort_refines_what_is_beneath(codec):
-    picture = page().crop((48, 32, 176, 128))
-    blob = codec.encode(picture, effort=1)
-    assert codec.decode(blob).size == picture.size
+    image = page().crop((48, 32, 176, 128))
+    blob = codec.encode(image, effort=1)
+    assert codec.decode(blob).size == image.size
 
 
 def test_grey_and_transparent_screens_keep_what_they_are(codec):
@@ -227,13 +225,13 @@ def test_without_avif_the_layer_is_webp_and_avif_is_refused_by_name(codec, monke
     blob = codec.encode(screen())
     assert detail.of_chunks(LatFile.parse(blob).chunks, *screen().size).form == "WEBP"
     monkeypatch.setattr(features, "check", lambda name: False)
-    with pytest.warns(PictureWarning, match="install a Pillow that writes AVIF"):
+    with pytest.warns(ImageWarning, match="install a Pillow that writes AVIF"):
         codec.encode(screen())
 
 
-def image_bytes(picture, form="AVIF", **options):
+def image_bytes(image, form="AVIF", **options):
     file = io.BytesIO()
-    picture.save(file, form, **options)
+    image.save(file, form, **options)
     return file.getvalue()
 
 
@@ -247,9 +245,9 @@ def changed(chunk, image=None, mask=None, head=None):
 
 
 def test_other_images_are_refused():
-    picture, chunk = coded()
+    image, chunk = coded()
     sound = chunk[1][HEAD.size + HEAD.unpack_from(chunk[1])[2] :]
-    part = picture.crop(detail.box_of(MASK, SIZE))
+    part = image.crop(detail.box_of(MASK, SIZE))
     clear = part.copy()
     clear.putalpha(100)
     deep, wrong_size = bytearray(sound), bytearray(sound)
@@ -259,7 +257,7 @@ def test_other_images_are_refused():
     deep[start + 4 + 4] ^= 0xFF
     padded = sound.replace(b"ftyp", b"free", 1)
     frames = {"save_all": True, "append_images": [part.rotate(180)]}
-    for image in (
+    for other in (
         b"",
         sound[:-9],
         sound[:200],
@@ -267,23 +265,23 @@ def test_other_images_are_refused():
         bytes(deep),
         padded,
         sound + b"\0\0\0\x08free",
-        image_bytes(picture),
+        image_bytes(image),
         image_bytes(clear),
         image_bytes(part, **frames),
         image_bytes(part, "PNG"),
         image_bytes(part, "WEBP"),
     ):
         with pytest.raises(Corrupt, match=DETAIL):
-            detail.of_chunks([changed(chunk, image)], *SIZE)
-    for image in (
-        image_bytes(picture, "WEBP"),
+            detail.of_chunks([changed(chunk, other)], *SIZE)
+    for other in (
+        image_bytes(image, "WEBP"),
         image_bytes(clear, "WEBP"),
         image_bytes(part, "WEBP", **frames),
         sound,
     ):
         mask_length = HEAD.unpack_from(chunk[1])[2]
         with pytest.raises(Corrupt, match=DETAIL):
-            detail.of_chunks([changed(chunk, image, head=(2, 50, mask_length))], *SIZE)
+            detail.of_chunks([changed(chunk, other, head=(2, 50, mask_length))], *SIZE)
 
 
 def test_other_masks_forms_and_lengths_are_refused():
@@ -329,18 +327,18 @@ def test_levels_of_quality_rise_with_the_quality():
 
 
 def test_exported_latents_are_those_of_the_whole_image(codec):
-    picture = page()
-    file = LatFile.parse(codec.encode(picture, quality=80))
+    image = page()
+    file = LatFile.parse(codec.encode(image, quality=80))
     latents = whole_latents.of(file)
-    [wanted] = codec.latents([picture])
+    [wanted] = codec.latents([image])
     assert abs(latents - wanted).mean() < 0.6 * abs(file.latents - wanted).mean()
     plain = LatFile.parse(codec.encode(photo()))
     assert whole_latents.of(plain) is plain.latents
 
 
 def test_pillows_limit_on_sizes_does_not_apply(codec, monkeypatch):
-    picture = screen((320, 208))
-    blob = codec.encode(picture)
+    image = screen((320, 208))
+    blob = codec.encode(image)
     expected = codec.decode(blob)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 320 * 208 // 2 - 1)  # twice that is refused
     assert codec.decode(blob).tobytes() == expected.tobytes()

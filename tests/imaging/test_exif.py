@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dynenc import Codec
-from dynenc.errors import PictureWarning
+from dynenc.errors import ImageWarning
 from dynenc.imaging import exif, ifd, save
 from dynenc.imaging.ifd import Node, Structure, written
 from dynenc.imaging.read import open_image
@@ -96,8 +96,8 @@ def nano():
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_exif_comes_back_as_it_was(nano, order, form):
     given = block(order, thumbnail=b"\xff\xd8 small")
-    picture = Image.new("RGB", (40, 20), "teal")
-    picture.save(file := io.BytesIO(), "JPEG", exif=b"Exif\0\0" + given)
+    image = Image.new("RGB", (40, 20), "teal")
+    image.save(file := io.BytesIO(), "JPEG", exif=b"Exif\0\0" + given)
     opened = open_image(file.getvalue(), keep_metadata=True)
     assert opened.size == (20, 40)
     decoded = nano.decode(nano.encode(opened, keep_metadata=True))
@@ -125,9 +125,9 @@ def test_only_damaged_tags_are_left_out():
     given = bytearray(block(more=[bad], exif_more=[Node(0xA420, ASCII, 40, b"x" * 40)]))
     entry = given.index(struct.pack("<HHI", 0xA420, ASCII, 40))
     struct.pack_into("<I", given, entry + 8, 0xFFFFFF00)  # its value is nowhere
-    picture = Image.new("RGB", (40, 20), "teal")
-    picture.save(file := io.BytesIO(), "JPEG", exif=b"Exif\0\0" + bytes(given))
-    with pytest.warns(PictureWarning) as caught:
+    image = Image.new("RGB", (40, 20), "teal")
+    image.save(file := io.BytesIO(), "JPEG", exif=b"Exif\0\0" + bytes(given))
+    with pytest.warns(ImageWarning) as caught:
         opened = open_image(file.getvalue(), keep_metadata=True)
     told = " ".join(str(each.message) for each in caught)
     assert "DateTimeOriginal" in told
@@ -197,9 +197,9 @@ def test_turned_images_keep_their_exif_and_have_resolutions_that_agree(form, tur
 
 def test_an_image_of_a_host_program_keeps_its_orientation(nano):
     """Its pixels are not turned, so the tag still holds."""
-    picture = Image.new("RGB", (40, 20), "teal")
-    picture.info["exif"] = b"Exif\0\0" + block()
-    decoded = nano.decode(nano.encode(picture, keep_metadata=True))
+    image = Image.new("RGB", (40, 20), "teal")
+    image.info["exif"] = b"Exif\0\0" + block()
+    decoded = nano.decode(nano.encode(image, keep_metadata=True))
     assert decoded.size == (40, 20)
     assert decoded.getexif()[0x0112] == 6
 

@@ -17,13 +17,13 @@ from dynenc.imaging.read import open_image
 from dynenc.imaging.sources import iter_images
 
 
-def encoded(picture: Image.Image, form: str, **options) -> bytes:
-    picture.save(buffer := io.BytesIO(), form, **options)
+def encoded(image: Image.Image, form: str, **options) -> bytes:
+    image.save(buffer := io.BytesIO(), form, **options)
     return buffer.getvalue()
 
 
 EPS = encoded(Image.new("RGB", (20, 10), "red"), "EPS")
-IPTC = (  # a picture within IPTC, which Pillow would open with any plugin
+IPTC = (  # an image within IPTC, which Pillow would open with any plugin
     b"\x1c\x03\x3c\x00\x02\x01\x01"
     + b"\x1c\x03\x14\x00\x02\x00\x14\x1c\x03\x1e\x00\x02\x00\x0a"
     + b"\x1c\x03\x78\x00\x01\x01"
@@ -45,8 +45,8 @@ def trace(tmp_path, monkeypatch):
 
 
 def test_ghostscript_would_have_left_a_trace(trace):
-    with Image.open(io.BytesIO(EPS)) as picture, pytest.raises(OSError):  # noqa: PT011
-        picture.load()
+    with Image.open(io.BytesIO(EPS)) as image, pytest.raises(OSError):  # noqa: PT011
+        image.load()
     assert trace.exists()
 
 
@@ -148,15 +148,15 @@ def test_declared_size_of_jxl_by_hand():
 @pytest.mark.parametrize("form", ["ICO", "QOI"])
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_small_formats_keep_size_and_pixels(form, mode):
-    picture = Image.effect_noise((200, 170), 50).convert(mode)
+    image = Image.effect_noise((200, 170), 50).convert(mode)
     name = f"a.{form.lower()}"
-    alpha = picture.getchannel("A") if "A" in mode else None
+    alpha = image.getchannel("A") if "A" in mode else None
     extra = extras.Extras(is_grey=mode[0] == "L", alpha=alpha)
-    data = save.picture_bytes(picture.convert("RGB"), extra, name, "embedded")
+    data = save.image_bytes(image.convert("RGB"), extra, name, "embedded")
     back = Image.open(io.BytesIO(data))
     assert back.size == (200, 170)
-    assert np.array_equal(np.asarray(back.convert("RGB")), np.asarray(picture.convert("RGB")))
+    assert np.array_equal(np.asarray(back.convert("RGB")), np.asarray(image.convert("RGB")))
     large = Image.new("RGB", (300, 20))
     for other, why in (("a.ico", "a side exceeds"), ("a.icns", "suffix of an image format")):
         with pytest.raises(OutputError, match=why):
-            save.picture_bytes(large, extras.Extras(), other, "embedded")
+            save.image_bytes(large, extras.Extras(), other, "embedded")

@@ -16,23 +16,23 @@ HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_h
 
 
 def screen(size=SIZE, ink="black", paper="white"):
-    picture = Image.new("RGB", size, paper)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    image = Image.new("RGB", size, paper)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     for y in range(8, size[1] - 16, 18):
         draw.text((8, y), "The quick brown fox jumps over 1234567890", ink, font)
-    return picture
+    return image
 
 
 def photo():
-    with Image.open(PHOTO) as picture:
-        return picture.convert("RGB")
+    with Image.open(PHOTO) as image:
+        return image.convert("RGB")
 
 
 def page(size=(320, 256)):
     """Text beside a photograph, which gets a detail layer."""
-    picture = screen(size)
-    picture.paste(photo().crop((60, 40, 220, 168)), (80, 64))
-    return picture
+    image = screen(size)
+    image.paste(photo().crop((60, 40, 220, 168)), (80, 64))
+    return image
 
 
 @pytest.mark.parametrize("path", HERE)
@@ -75,19 +75,19 @@ def test_tiles_of_any_statistics_are_those_found_slowly(search, seed):
     assert missed == also_missed
 
 
-def test_pictures_have_the_text_that_is_found_slowly():
+def test_images_have_the_text_that_is_found_slowly():
     noise = np.random.default_rng(0).normal(0, 8, (420, 311, 3))
     noisy = (np.asarray(screen((311, 420))) * 0.6 + 20 + noise).clip(0, 255).astype(np.uint8)
-    pictures = [np.asarray(each) for each in (screen(), photo(), page())]
-    for picture in (*pictures, noisy):
-        assert np.array_equal(graphics.find(picture), oracle_graphics.find(picture))
+    images = [np.asarray(each) for each in (screen(), photo(), page())]
+    for image in (*images, noisy):
+        assert np.array_equal(graphics.find(image), oracle_graphics.find(image))
 
 
 def test_strips_and_arrays_have_the_tiles_of_the_whole(monkeypatch):
-    picture = photo()
-    whole = graphics.find(screen(), eager=True), graphics.find(picture, eager=True)
-    monkeypatch.setattr(graphics, "STRIP", 16 * picture.width + 1)
-    for given, mask in zip((screen(), picture), whole, strict=True):
+    image = photo()
+    whole = graphics.find(screen(), eager=True), graphics.find(image, eager=True)
+    monkeypatch.setattr(graphics, "STRIP", 16 * image.width + 1)
+    for given, mask in zip((screen(), image), whole, strict=True):
         assert np.array_equal(graphics.find(given, eager=True), mask)
         assert np.array_equal(graphics.find(np.asarray(given), eager=True), mask)
 
@@ -101,19 +101,19 @@ def test_a_screen_is_all_graphics(colours):
 
 def test_photographs_noise_gradients_and_one_colour_are_not():
     noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
-    for picture in (
+    for image in (
         photo(),
         Image.fromarray(noise),
         Image.linear_gradient("L").convert("RGB"),
         Image.new("RGB", SIZE, "teal"),
     ):
-        assert not graphics.find(picture).any()
+        assert not graphics.find(image).any()
 
 
 def test_of_a_photograph_in_a_page_the_page_is_found():
-    picture = screen((640, 480))
-    picture.paste(photo().crop((0, 0, 320, 256)), (160, 112))
-    mask = graphics.find(picture)
+    image = screen((640, 480))
+    image.paste(photo().crop((0, 0, 320, 256)), (160, 112))
+    mask = graphics.find(image)
     assert mask[:6].all()
     assert mask[24:].all()
     assert not mask[9:21, 13:28].any()
@@ -128,11 +128,11 @@ def test_a_scan_with_noise_is_found():
 
 @pytest.mark.parametrize(("size", "blur"), [(17, 0.8), (20, 0.8), (17, 0.6)])
 def test_noise_hides_no_text(size, blur):
-    picture = Image.new("RGB", (480, 481), "#e8e4da")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
+    image = Image.new("RGB", (480, 481), "#e8e4da")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
     for y in range(8, 460, 26):
         draw.text((8, y), "The quick brown fox jumps over 1234567890 twice", "#222", font)
-    pixels = np.asarray(picture.filter(ImageFilter.GaussianBlur(blur)), float)
+    pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(blur)), float)
     pixels += np.random.default_rng(0).normal(0, 7, pixels.shape)
     pixels = pixels.clip(0, 255).astype(np.uint8)
     mask = graphics.find(Image.fromarray(pixels))
@@ -141,34 +141,34 @@ def test_noise_hides_no_text(size, blur):
 
 
 def test_sparse_graphics_on_flats_are_found():
-    picture = np.full((320, 400, 3), (90, 125, 206), np.uint8)
+    image = np.full((320, 400, 3), (90, 125, 206), np.uint8)
     corners = np.random.default_rng(0).integers(0, 40, (30, 2)) * 8
     for number, (top, left) in enumerate(corners):
-        picture[top : top + 8, left : left + 8] = 17 * number % 256, 200, 40
-    assert graphics.find(picture).all()
+        image[top : top + 8, left : left + 8] = 17 * number % 256, 200, 40
+    assert graphics.find(image).all()
 
 
 def test_outlined_type_upon_a_photograph_is_found():
-    picture = photo()
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(34)
+    image = photo()
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(34)
     draw.text((24, 20), "Owner Water", "white", font, stroke_width=2, stroke_fill="black")
-    mask = graphics.find(picture)
+    mask = graphics.find(image)
     assert mask[2, 2:13].all()
     assert not mask[5:].any()
 
 
 def test_single_words_are_found_if_eager():
-    picture = photo()
-    draw = ImageDraw.Draw(picture)
+    image = photo()
+    draw = ImageDraw.Draw(image)
     draw.rectangle((32, 32, 63, 47), "white")
     draw.text((33, 33), "word", "black", ImageFont.load_default(11))
-    assert not graphics.find(picture).any()
-    mask = graphics.find(picture, eager=True)
+    assert not graphics.find(image).any()
+    mask = graphics.find(image, eager=True)
     assert mask[2, 2:4].any()
     assert mask.mean() < 0.2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 1), (5, 40), (161, 203)])
-def test_masks_cover_pictures_of_any_size(size):
+def test_masks_cover_images_of_any_size(size):
     mask = graphics.find(Image.new("RGB", size, "red"), eager=True)
     assert mask.shape == (-(-size[1] // 16), -(-size[0] // 16))

@@ -18,7 +18,7 @@ from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
-from dynenc.errors import Corrupt, PictureWarning, UnknownModel
+from dynenc.errors import Corrupt, ImageWarning, UnknownModel
 from dynenc.imaging import colour, extras, pixels, save
 from dynenc.imaging.extras import Extras
 from dynenc.imaging.metadata import MAX_METADATA, Metadata
@@ -81,7 +81,7 @@ def exif() -> Image.Exif:
     return entries
 
 
-def with_metadata(picture: Image.Image, form: str, **more) -> io.BytesIO:
+def with_metadata(image: Image.Image, form: str, **more) -> io.BytesIO:
     """A file with EXIF and XMP."""
     options = {"exif": exif(), "xmp": XMP}
     if form == "PNG":
@@ -92,12 +92,12 @@ def with_metadata(picture: Image.Image, form: str, **more) -> io.BytesIO:
         options["exif"][0x010F] = CAMERA
         options["exif"][0x02BC] = options.pop("xmp")
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options | more)
+    image.save(buffer, form, **options | more)
     buffer.seek(0)
     return buffer
 
 
-def test_a_plain_picture_has_no_chunks(nano, photo):
+def test_a_plain_image_has_no_chunks(nano, photo):
     blob = nano.encode(photo, keep_metadata=True)
     header, _, chunks = bitstream.read(blob)
     assert (header.flags, chunks) == (0, [])
@@ -109,12 +109,12 @@ def test_a_plain_picture_has_no_chunks(nano, photo):
 def test_modes_come_back(nano, photo, mode):
     if mode.endswith("A"):
         photo.putalpha(Image.radial_gradient("L").resize(photo.size))
-    picture = photo.convert(mode)
-    decoded = nano.decode(nano.encode(picture))
+    image = photo.convert(mode)
+    decoded = nano.decode(nano.encode(image))
     assert decoded.mode == mode
-    assert decoded.size == picture.size
+    assert decoded.size == image.size
     if mode.endswith("A"):
-        assert decoded.getchannel("A").tobytes() == picture.getchannel("A").tobytes()
+        assert decoded.getchannel("A").tobytes() == image.getchannel("A").tobytes()
 
 
 def test_a_mask_costs_little(photo):
@@ -203,19 +203,19 @@ def test_what_a_format_has_no_place_for_is_named(nano, photo):
     photo.save(file := io.BytesIO(), "PNG", pnginfo=texts, dpi=(300, 300))
     opened = open_image(file.getvalue(), keep_metadata=True)
     found = extras.of(opened, keep_metadata=True)
-    with pytest.warns(PictureWarning, match="WEBP cannot store .*: text, resolution"):
-        save.picture_bytes(photo, found, "a.webp", "a test")
+    with pytest.warns(ImageWarning, match="WEBP cannot store .*: text, resolution"):
+        save.image_bytes(photo, found, "a.webp", "a test")
 
 
 def test_what_cannot_be_kept_is_named(photo):
     texts = PngInfo()
     texts.add(b"caBX", b"a manifest")
     photo.save(file := io.BytesIO(), "PNG", pnginfo=texts)
-    with pytest.warns(PictureWarning, match="cannot be kept: chunk caBX"):
+    with pytest.warns(ImageWarning, match="cannot be kept: chunk caBX"):
         open_image(file.getvalue(), keep_metadata=True)
     segment = b"\xff\xeb" + struct.pack(">H", 2 + 12) + b"JP\0manifest!"
     photo.save(file := io.BytesIO(), "JPEG", extra=segment)
-    with pytest.warns(PictureWarning, match="cannot be kept: segment APP11 JP"):
+    with pytest.warns(ImageWarning, match="cannot be kept: segment APP11 JP"):
         open_image(file.getvalue(), keep_metadata=True)
     open_image(file.getvalue())  # nobody asked
 
@@ -282,8 +282,8 @@ def test_texts_with_the_names_of_other_things_are_no_such_things(nano, photo, ke
     texts.add_text("Title", "a cat")
     photo.save(file := io.BytesIO(), "PNG", pnginfo=texts)
     opened = open_image(file.getvalue(), keep_metadata=True)
-    for picture in (opened, Image.open(file)):
-        decoded = nano.decode(nano.encode(picture, keep_metadata=True))
+    for image in (opened, Image.open(file)):
+        decoded = nano.decode(nano.encode(image, keep_metadata=True))
         assert decoded.info.get("Title") == "a cat"
         assert keyword not in decoded.info
     chunks = extras.to_chunks(Extras(metadata=Metadata(text={keyword: "72"})))
@@ -311,14 +311,14 @@ def test_profiles_of_grey_and_cmyk(photo):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_kept_profiles_are_those_of_the_pixels(mode, photo):
     """What was sRGB in the file is in the space of the profile again, and says so."""
-    picture = photo.convert(mode)
+    image = photo.convert(mode)
     profile = of_gamma(1.8) if mode == "RGB" else of_gamma(1.8, space=b"GRAY")
-    srgb = open_image(with_metadata(picture, "PNG", icc_profile=profile), keep_metadata=True)
+    srgb = open_image(with_metadata(image, "PNG", icc_profile=profile), keep_metadata=True)
     beside = extras.of(srgb, keep_metadata=True)
     assert beside.metadata.profile == profile
     back = extras.restore(srgb.convert("RGB"), beside)
     assert back.info["icc_profile"] == profile
-    assert abs(np.asarray(back, int) - np.asarray(picture)).mean() < 1.5
+    assert abs(np.asarray(back, int) - np.asarray(image)).mean() < 1.5
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF"])
@@ -336,13 +336,13 @@ def test_grey_pixels_with_an_rgb_profile_come_back_as_rgb(nano, photo, mode, for
     if mode == "RGB":
         [plain] = nano.decode_batch([LatFile.parse(blob)])
         beside = extras.from_chunks(LatFile.parse(blob).chunks, *grey.size)
-        file = save.picture_bytes(plain, beside, f"x.{form.lower()}", "embedded")
+        file = save.image_bytes(plain, beside, f"x.{form.lower()}", "embedded")
         found.append(Image.open(io.BytesIO(file)))
-    for picture in found:
-        assert (picture.mode, picture.info["icc_profile"]) == (mode, profile)
-        assert abs(np.asarray(picture, int) - np.asarray(grey)).mean() < 12
+    for image in found:
+        assert (image.mode, image.info["icc_profile"]) == (mode, profile)
+        assert abs(np.asarray(image, int) - np.asarray(grey)).mean() < 12
         if form != "JPEG":
-            assert extras.of(pixels.to_plain(picture), keep_metadata=False).is_grey
+            assert extras.of(pixels.to_plain(image), keep_metadata=False).is_grey
 
 
 LIES = {
@@ -358,10 +358,10 @@ LIES = {
 
 @pytest.mark.parametrize("name", LIES)
 def test_profiles_that_lie_are_told_and_not_used(photo, name):
-    with pytest.warns(PictureWarning, match="taken as sRGB"):
+    with pytest.warns(ImageWarning, match="taken as sRGB"):
         opened = open_image(with_metadata(photo, "WEBP", lossless=True, icc_profile=LIES[name]))
     assert opened.tobytes() == photo.tobytes()
-    with pytest.warns(PictureWarning, match="stay in sRGB"):
+    with pytest.warns(ImageWarning, match="stay in sRGB"):
         back = extras.restore(photo, Extras(metadata=Metadata(profile=LIES[name])))
     assert back.tobytes() == photo.tobytes()
     assert "icc_profile" not in back.info
@@ -369,14 +369,14 @@ def test_profiles_that_lie_are_told_and_not_used(photo, name):
 
 def test_every_damage_to_a_profile_is_survived(photo):
     random = np.random.default_rng(0)
-    picture = photo.crop((0, 0, 8, 8))
+    image = photo.crop((0, 0, 8, 8))
     for _ in range(100):
         damaged = bytearray(LINEAR)
         for place in random.integers(0, len(LINEAR), 4):
             damaged[place] = random.integers(256)
         for convert in (colour.to_srgb, colour.from_srgb):
             try:
-                assert convert(picture, bytes(damaged)).size == picture.size
+                assert convert(image, bytes(damaged)).size == image.size
             except ValueError as exc:
                 assert str(exc)  # noqa: PT017
 
@@ -384,7 +384,7 @@ def test_every_damage_to_a_profile_is_survived(photo):
 @pytest.mark.parametrize("kind", ["exif", "xmp", "icc_profile"])
 def test_metadata_bombs_are_left_out(nano, photo, kind):
     photo.info[kind] = bytes(200_000_000)
-    with pytest.warns(PictureWarning):
+    with pytest.warns(ImageWarning):
         blob = nano.encode(photo, keep_metadata=True)
     assert bitstream.read(blob)[2] == []
 
@@ -393,14 +393,14 @@ def test_metadata_bombs_are_left_out(nano, photo, kind):
 def test_damaged_exif_is_left_out(nano, photo, data):
     photo.info["exif"] = b"Exif\0\0" + data
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PictureWarning)
+        warnings.simplefilter("ignore", ImageWarning)
         decoded = nano.decode(nano.encode(photo, keep_metadata=True))
     assert CAMERA not in dict(decoded.getexif()).values()
 
 
 def test_formats_that_hold_less(photo):
     photo.info |= {"exif": exif().tobytes(), "xmp": bytes(70_000), "icc_profile": SRGB}
-    with pytest.warns(PictureWarning, match="XMP is dropped: JPEG cannot store 70000 bytes"):
+    with pytest.warns(ImageWarning, match="XMP is dropped: JPEG cannot store 70000 bytes"):
         saved = save.save(photo, "JPEG", "a test")
     with Image.open(io.BytesIO(saved)) as read:
         assert (read.getexif()[0x0131], read.getexif()[0x010F]) == ("a test", CAMERA)
@@ -409,7 +409,7 @@ def test_formats_that_hold_less(photo):
 
 def test_metadata_that_cannot_be_written_is_named(photo):
     photo.info |= {"exif": b"Exif\0\0no exif", "icc_profile": SRGB}
-    with pytest.warns(PictureWarning, match="does not accept is dropped.*EXIF"):
+    with pytest.warns(ImageWarning, match="does not accept is dropped.*EXIF"):
         saved = save.save(photo, "JPEG", "a test")
     with Image.open(io.BytesIO(saved)) as read:
         assert dict(read.getexif()) == {0x0131: "a test"}

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from dynenc.errors import ImageError, PictureWarning
+from dynenc.errors import ImageError, ImageWarning
 from dynenc.imaging import arrays, notes, pixels, tensors
 from dynenc.imaging.read import open_image
 
 
-def saved(picture: Image.Image, form: str = "PNG", **options) -> io.BytesIO:
+def saved(image: Image.Image, form: str = "PNG", **options) -> io.BytesIO:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    image.save(buffer, form, **options)
     buffer.seek(0)
     return buffer
 
@@ -37,7 +37,7 @@ def test_modes_become_plain(photo, mode):
     assert pixels.to_rgb(photo.convert(mode)).mode == "RGB"
 
 
-def test_a_plain_picture_is_not_copied(photo):
+def test_a_plain_image_is_not_copied(photo):
     assert pixels.to_plain(photo) is photo
 
 
@@ -49,7 +49,7 @@ def test_cmyk_jpeg_looks_the_same(photo):
 
 def test_sixteen_bit_grey_is_scaled():
     ramp = np.array([[0, 257, 32_896, 65_535]], np.uint16)
-    with pytest.warns(PictureWarning, match="reduced to 8"):
+    with pytest.warns(ImageWarning, match="reduced to 8"):
         read = open_image(saved(Image.fromarray(ramp)))
     assert read.mode == "L"
     assert np.asarray(read)[0].tolist() == [0, 1, 128, 255]
@@ -63,14 +63,14 @@ def test_sixteen_bit_colours_are_told():
         struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
         for tag, body in chunks
     )
-    with pytest.warns(PictureWarning, match="reduced to 8"):
+    with pytest.warns(ImageWarning, match="reduced to 8"):
         read = open_image(io.BytesIO(png))
     assert read.getpixel((0, 0)) == (255, 128, 0)
 
 
 def test_float_grey_is_clipped():
     values = Image.fromarray(np.array([[-5.0, 100.4, 300.0]], np.float32))
-    with pytest.warns(PictureWarning, match="range of 0 to 255"):
+    with pytest.warns(ImageWarning, match="range of 0 to 255"):
         assert np.asarray(pixels.to_plain(values))[0].tolist() == [0, 100, 255]
 
 
@@ -78,25 +78,25 @@ def test_float_grey_is_clipped():
 def test_equal_channels_are_grey(mode):
     """However they are stored; what cannot be seen does not count."""
     ramp = Image.linear_gradient("L").resize((40, 30))
-    picture = ramp.convert("RGB")
+    image = ramp.convert("RGB")
     if mode == "RGBA":
-        picture.putalpha(255)
-        picture.putpixel((3, 4), (200, 0, 0, 0))
-    read = pixels.to_plain(ramp.convert("P") if mode == "P" else picture.convert(mode))
+        image.putalpha(255)
+        image.putpixel((3, 4), (200, 0, 0, 0))
+    read = pixels.to_plain(ramp.convert("P") if mode == "P" else image.convert(mode))
     assert read.mode == ("LA" if mode == "RGBA" else "L")
     shown = abs(np.asarray(read.getchannel(0), int) - np.asarray(ramp))
     assert np.delete(shown.ravel(), 4 * 40 + 3).max() <= 1
-    picture = ramp.convert("RGB")
-    picture.putpixel((39, 17), (10, 11, 10))
-    assert pixels.to_plain(picture).mode == "RGB"
+    image = ramp.convert("RGB")
+    image.putpixel((39, 17), (10, 11, 10))
+    assert pixels.to_plain(image).mode == "RGB"
 
 
-@pytest.mark.filterwarnings("ignore::dynenc.errors.PictureWarning")  # of samples of many bits
+@pytest.mark.filterwarnings("ignore::dynenc.errors.ImageWarning")  # of samples of many bits
 def test_every_mode_of_pillow_is_read():
     for mode in Image.MODES:
-        picture = Image.new(mode, (2, 2))
-        assert pixels.to_plain(picture).mode in ("L", "LA", "RGB", "RGBA"), mode
-        assert pixels.to_rgb(picture).mode == "RGB"
+        image = Image.new(mode, (2, 2))
+        assert pixels.to_plain(image).mode in ("L", "LA", "RGB", "RGBA"), mode
+        assert pixels.to_rgb(image).mode == "RGB"
     grey = Image.merge("LA", [Image.new("L", (2, 2), 100), Image.new("L", (2, 2), 128)])
     pre = pixels.to_plain(grey.convert("La"))
     assert pre.mode == "LA"
@@ -119,7 +119,7 @@ def test_every_mode_of_pillow_is_read():
     ],
 )
 def test_samples_are_scaled_by_what_they_say(values, expected):
-    with pytest.warns(PictureWarning, match="as their values suggest"):
+    with pytest.warns(ImageWarning, match="as their values suggest"):
         assert list(pixels.to_plain(Image.fromarray(values[None])).tobytes()) == expected
 
 
@@ -132,22 +132,22 @@ def test_samples_that_say_nothing_are_refused(values):
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_alpha_is_kept(mode):
     colour = (40, 40, 40 if mode == "LA" else 50)
-    picture = Image.new("RGBA", (2, 1), (*colour, 255))
-    picture.putpixel((1, 0), (9, 9, 9, 0))
-    read = open_image(saved(picture.convert(mode)))
+    image = Image.new("RGBA", (2, 1), (*colour, 255))
+    image.putpixel((1, 0), (9, 9, 9, 0))
+    read = open_image(saved(image.convert(mode)))
     assert read.mode == mode
     assert read.getchannel("A").tobytes() == b"\xff\0"
     assert pixels.to_rgb(read).tobytes() == bytes([*colour] + [255] * 3)
 
 
-def test_alpha_of_an_opaque_picture_is_not(photo):
+def test_alpha_of_an_opaque_image_is_not(photo):
     assert open_image(saved(photo.convert("RGBA"))).tobytes() == photo.tobytes()
 
 
 def test_alpha_of_a_palette_is_kept():
-    picture = Image.new("P", (1, 1), 3)
-    picture.putpalette([0] * 768)
-    read = open_image(saved(picture, transparency=3))
+    image = Image.new("P", (1, 1), 3)
+    image.putpalette([0] * 768)
+    read = open_image(saved(image, transparency=3))
     assert read.mode == "LA"
     assert pixels.to_rgb(read).getpixel((0, 0)) == (255, 255, 255)
 
@@ -157,13 +157,13 @@ def test_alpha_of_a_palette_is_kept():
     [("RGB", b"\0\1"), ("RGB", (1, 2)), ("L", 1.5), ("P", (1, 2, 3)), ("RGBA", (1, 2, 3))],
 )
 def test_a_transparent_colour_of_other_pixels_is_named_and_dropped(photo, mode, colour):
-    picture = photo.convert(mode)
-    expected = pixels.to_plain(picture)
-    picture.info["transparency"] = colour
-    with pytest.warns(PictureWarning, match="transparent colour is dropped"):
-        read = pixels.to_plain(picture)
+    image = photo.convert(mode)
+    expected = pixels.to_plain(image)
+    image.info["transparency"] = colour
+    with pytest.warns(ImageWarning, match="transparent colour is dropped"):
+        read = pixels.to_plain(image)
     assert (read.mode, read.tobytes(), read.info) == (expected.mode, expected.tobytes(), {})
-    assert picture.info["transparency"] == colour
+    assert image.info["transparency"] == colour
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 1), (37, 50), (64, 48)])
@@ -172,25 +172,25 @@ def test_what_is_transparent_gets_the_colours_around_it(photo, size):
     seen = np.zeros(size[::-1], bool)
     seen[: size[1] // 2 + 1, : size[0] // 2 + 1] = True
     garbage = np.where(seen[..., None], photo, [0, 255, 0]).astype(np.uint8)
-    picture = Image.fromarray(garbage)
-    picture.putalpha(Image.fromarray(seen))
-    filled = np.asarray(pixels.to_plain(picture).convert("RGB")).astype(int)
+    image = Image.fromarray(garbage)
+    image.putalpha(Image.fromarray(seen))
+    filled = np.asarray(pixels.to_plain(image).convert("RGB")).astype(int)
     assert np.array_equal(filled[seen], np.asarray(photo)[seen])
     part = np.asarray(photo)[seen]
     assert filled.min() >= part.min() - 1
     assert filled.max() <= part.max() + 1
 
 
-def test_a_picture_of_nothing(photo):
+def test_an_image_of_nothing(photo):
     photo.putalpha(0)
     assert pixels.to_plain(photo).getextrema() == ((0, 0),) * 2  # grey, as nothing says otherwise
 
 
 def test_exif_orientation_is_applied():
-    picture = Image.new("RGB", (20, 10), "red")
+    image = Image.new("RGB", (20, 10), "red")
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
-    assert open_image(saved(picture, "JPEG", exif=exif)).size == (10, 20)
+    assert open_image(saved(image, "JPEG", exif=exif)).size == (10, 20)
 
 
 def test_missing_file(tmp_path):
@@ -198,14 +198,14 @@ def test_missing_file(tmp_path):
         open_image(tmp_path / "none.png")
 
 
-@pytest.mark.parametrize("data", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(30)])
-def test_not_a_picture(tmp_path, data):
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(30)])
+def test_not_an_image(tmp_path, data):
     (path := tmp_path / "x.png").write_bytes(data)
     with pytest.raises(ImageError, match=r"x\.png (cannot be read as an image|is empty)"):
         open_image(path)
 
 
-def test_truncated_picture(photo, tmp_path):
+def test_truncated_image(photo, tmp_path):
     (path := tmp_path / "x.png").write_bytes(saved(photo).getvalue()[:5000])
     with pytest.raises(ImageError):
         open_image(path)
@@ -225,7 +225,7 @@ def test_only_the_given_limit_of_pixels_counts(tmp_path, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
-def test_a_picture_that_is_rgb_is_not_copied(photo):
+def test_an_image_that_is_rgb_is_not_copied(photo):
     assert pixels.to_rgb(photo) is photo
 
 
@@ -234,7 +234,7 @@ def test_tensor_round_trip_is_exact(photo):
     assert tensor.shape == (1, 3, photo.height, photo.width)
     assert tensor.dtype == torch.float32
     assert tensor.abs().max() <= 1
-    assert tensors.to_picture(tensor).tobytes() == photo.tobytes()
+    assert tensors.to_image(tensor).tobytes() == photo.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -251,9 +251,9 @@ def test_tensors_that_are_no_images(tensor, message):
         arrays.checked(tensor)
 
 
-def test_to_picture_clamps():
+def test_to_image_clamps():
     tensor = torch.tensor([-3.0, 0.0, 3.0]).view(1, 3, 1, 1)
-    assert tensors.to_picture(tensor).getpixel((0, 0)) == (0, 128, 255)
+    assert tensors.to_image(tensor).getpixel((0, 0)) == (0, 128, 255)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 13), (8, 16), (9, 8)])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dynenc.errors import ImageError, PictureWarning
+from dynenc.errors import ImageError, ImageWarning
 from dynenc.imaging import pixels
 from dynenc.imaging.read import open_image
 
@@ -71,20 +71,20 @@ def test_chromaticities_are_applied():
 def test_hdr_is_reduced_with_a_note():
     """203 cd/m2 is white; PQ codes it as 0.58."""
     levels = np.uint8([[[0] * 3, [round(255 * 0.3804)] * 3, [round(255 * 0.5807)] * 3, [255] * 3]])
-    with pytest.warns(PictureWarning, match=r"HDR \(PQ\) is reduced"):
+    with pytest.warns(ImageWarning, match=r"HDR \(PQ\) is reduced"):
         read = shown(png(levels, (b"cICP", bytes([9, 16, 0, 1]))))
     expected = as_srgb(np.array([0, 27.4 / 203, 1, 1]))
     assert abs(read[0, :, 1] - expected).max() < 4
 
 
 def test_unknown_colours_are_named():
-    with pytest.warns(PictureWarning, match="CICP 99/13 are unknown"):
+    with pytest.warns(ImageWarning, match="CICP 99/13 are unknown"):
         assert np.array_equal(shown(png(RAMP, (b"cICP", bytes([99, 13, 0, 1])))), RAMP)
-    with pytest.warns(PictureWarning, match="gamma of 0"):
+    with pytest.warns(ImageWarning, match="gamma of 0"):
         assert np.array_equal(shown(png(RAMP, (b"gAMA", bytes(4)))), RAMP)
 
 
-@pytest.mark.filterwarnings("ignore::dynenc.errors.PictureWarning")  # of 16 bits
+@pytest.mark.filterwarnings("ignore::dynenc.errors.ImageWarning")  # of 16 bits
 @pytest.mark.parametrize(
     ("array", "key", "alpha"),
     [
@@ -113,7 +113,7 @@ def test_a_huge_profile_does_not_refuse_the_image():
     profile = b"ICC\0\0" + zlib.compress(bytes(3_000_000))
     texts = [(b"zTXt", b"key\0\0" + zlib.compress(bytes(2_000_000))), (b"iCCP", profile)]
     for chunk in texts:
-        with pytest.warns(PictureWarning):
+        with pytest.warns(ImageWarning):
             assert np.array_equal(shown(png(RAMP, chunk)), RAMP)
 
 
@@ -121,7 +121,7 @@ def test_a_huge_profile_does_not_refuse_the_image():
 def test_frames_that_are_left_out_are_told(form):
     frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
     frames[0].save(file := io.BytesIO(), form, save_all=True, append_images=frames[1:])
-    with pytest.warns(PictureWarning, match="frames after the first are dropped"):
+    with pytest.warns(ImageWarning, match="frames after the first are dropped"):
         read = open_image(file.getvalue())
     assert read.getpixel((5, 5))[0] > 200
 
@@ -130,7 +130,7 @@ def test_gain_maps_are_named():
     main, gains = Image.new("RGB", (20, 10), "red"), Image.new("L", (10, 5), 9)
     xmp = b"<rdf hdrgm:Version='1.0' xmlns:hdrgm='http://ns.adobe.com/hdr-gain-map/1.0/'/>"
     main.save(file := io.BytesIO(), "MPO", save_all=True, append_images=[gains], xmp=xmp)
-    with pytest.warns(PictureWarning) as caught:
+    with pytest.warns(ImageWarning) as caught:
         open_image(file.getvalue())
     assert [str(each.message) for each in caught] == ["an HDR gain map is dropped"]
 
@@ -152,7 +152,7 @@ def test_what_a_cut_file_still_holds(photo_path, form):
     cut = file.getvalue()[: len(file.getvalue()) * 2 // 3]
     with pytest.raises(ImageError):
         open_image(cut)
-    with pytest.warns(PictureWarning, match="truncated or damaged"):
+    with pytest.warns(ImageWarning, match="truncated or damaged"):
         read = open_image(cut, truncated=True)
     assert read.size == photo.size
     width, height = photo.size
@@ -166,5 +166,5 @@ def test_pngs_of_a_text_with_a_bad_checksum_are_read():
     texts.add_text("key", "value")
     Image.fromarray(RAMP).save(file := io.BytesIO(), "PNG", pnginfo=texts)
     damaged = file.getvalue().replace(b"value", b"valu!")
-    with pytest.warns(PictureWarning, match="texts of the PNG file are dropped"):
+    with pytest.warns(ImageWarning, match="texts of the PNG file are dropped"):
         assert np.array_equal(shown(damaged), RAMP)

@@ -1,4 +1,4 @@
-"""Pictures as measurements and training see them."""
+"""Images as measurements and training see them."""
 
 import tarfile
 
@@ -11,8 +11,8 @@ from dynenc.imaging.sources import iter_images
 
 @pytest.fixture
 def folder(tmp_path):
-    """A picture that lies on its side, one of transparent pixels, and one with a profile."""
-    (folder := tmp_path / "pictures").mkdir()
+    """An image that lies on its side, one of transparent pixels, and one with a profile."""
+    (folder := tmp_path / "images").mkdir()
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: rotate by 90 degrees
     Image.new("RGB", (40, 20), "red").save(folder / "a.jpg", exif=exif)
@@ -22,23 +22,23 @@ def folder(tmp_path):
     return folder
 
 
-def test_pictures_are_upright_opaque_and_without_metadata(folder):
-    first, second, third = (picture for _, picture in iter_images(folder))
+def test_images_are_upright_opaque_and_without_metadata(folder):
+    first, second, third = (image for _, image in iter_images(folder))
     assert first.size == (20, 40)
     assert second.getpixel((0, 0)) == (255, 255, 255)
-    assert all(picture.mode == "RGB" and not picture.info for picture in (first, second, third))
+    assert all(image.mode == "RGB" and not image.info for image in (first, second, third))
 
 
-def test_a_tar_gives_the_same_pictures(folder):
+def test_a_tar_gives_the_same_images(folder):
     with tarfile.open(shard := folder.with_suffix(".tar"), "w") as tar:
         tar.add(folder, "x")
     pairs = zip(iter_images(folder), iter_images(shard), strict=True)
     assert all(one.tobytes() == two.tobytes() for (_, one), (_, two) in pairs)
 
 
-def test_a_damaged_picture_in_a_tar_is_named(folder):
-    (folder / "b.png").write_bytes(b"no picture")
+def test_a_damaged_image_in_a_tar_is_named(folder):
+    (folder / "b.png").write_bytes(b"no image")
     with tarfile.open(shard := folder.with_suffix(".tar"), "w") as tar:
         tar.add(folder, "x")
-    with pytest.raises(ImageError, match=r"pictures\.tar/x/b\.png cannot be read"):
+    with pytest.raises(ImageError, match=r"images\.tar/x/b\.png cannot be read"):
         list(iter_images(shard))

@@ -8,11 +8,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from dynenc.errors import ImageError, PictureWarning
+from dynenc.errors import ImageError, ImageWarning
 from dynenc.imaging import pixels
 from dynenc.imaging.read import open_image
 
-pytestmark = pytest.mark.filterwarnings("ignore::dynenc.errors.PictureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::dynenc.errors.ImageWarning")
 Y, X = np.mgrid[:24, :40]
 GREY = (X * 5 + Y) / 255
 COLOURS = np.stack([GREY, GREY[::-1], 1 - GREY], -1)
@@ -143,7 +143,7 @@ def test_a_reduced_copy_is_not_taken_for_the_image():
 
 @pytest.mark.filterwarnings("error")
 def test_pages_that_are_left_out_are_told():
-    with pytest.warns(PictureWarning, match="pages after the first are dropped: 2"):
+    with pytest.warns(ImageWarning, match="pages after the first are dropped: 2"):
         assert open_image(pages((16, 12), (16, 12), (8, 6))).size == (16, 12)
     open_image(pages((64, 48), (32, 24), kinds=(0, 1)))  # a pyramid
 

@@ -258,7 +258,7 @@ BAD = {
         lambda: safetensors.torch.save(
             {"latents_control_1x6x8_float32": scaled(FLUX1)}, {"architecture": "flux_kontext"}
         ),
-        "no latents of the picture itself",
+        "no latents of the image itself",
     ),
     "16 channels that say nothing": (
         "a.npz",

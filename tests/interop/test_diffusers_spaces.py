@@ -18,25 +18,25 @@ from dynenc.latent_space import FLUX1, PATCH, SDXL
 
 
 @pytest.fixture
-def picture(photo_path):
+def image(photo_path):
     return Image.open(photo_path).convert("RGB").crop((100, 60, 164, 124))
 
 
 @pytest.mark.parametrize("space", [SDXL, FLUX1], ids=lambda s: s.name)
-def test_latents_are_raw_and_the_config_says_how_to_scale_them(picture, space):
+def test_latents_are_raw_and_the_config_says_how_to_scale_them(image, space):
     vae = dynenc.vae("light", device="cpu", space=space.name)
     assert vae.config.latent_channels == space.channels
     assert vae.config.scaling_factor == space.scale
     assert (vae.config.shift_factor or 0) == space.shift
     assert 2 ** (len(vae.config.block_out_channels) - 1) == PATCH
-    image = tensors.to_tensor(picture)
-    raw = vae.encode(image).latent_dist.mode()
+    pixels = tensors.to_tensor(image)
+    raw = vae.encode(pixels).latent_dist.mode()
     scaled = (raw - space.shift) * vae.config.scaling_factor
-    torch.testing.assert_close(scaled, dynenc.load_encoder("light", space)(image))
+    torch.testing.assert_close(scaled, dynenc.load_encoder("light", space)(pixels))
     decoder = dynenc.load_decoder("embedded", space=space)
     torch.testing.assert_close(vae.decode(raw).sample, decoder(scaled))
     half = vae.to(torch.bfloat16)
-    assert half.decode(half.encode(image).latent_dist.mode()).sample.dtype == torch.bfloat16
+    assert half.decode(half.encode(pixels).latent_dist.mode()).sample.dtype == torch.bfloat16
 
 
 def pipelines():
@@ -95,16 +95,16 @@ def pipelines():
     )
 
 
-def test_in_image_to_image_pipelines(picture, tmp_path):
+def test_in_image_to_image_pipelines(image, tmp_path):
     for space, pipe, prompt in pipelines():
         pipe.set_progress_bar_config(disable=True)
         assert pipe.vae_scale_factor == 8
         sides = {"height": 64, "width": 64} if space == "flux1" else {}
-        made = pipe(**prompt, image=picture, strength=0.5, num_inference_steps=2, **sides).images[0]
-        assert made.size == picture.size
+        made = pipe(**prompt, image=image, strength=0.5, num_inference_steps=2, **sides).images[0]
+        assert made.size == image.size
         pipe.vae.save_pretrained(tmp_path / space)
         again = type(pipe.vae).from_pretrained(tmp_path / space, low_cpu_mem_usage=False)
-        image = tensors.to_tensor(picture)
-        expected = pipe.vae.encode(image).latent_dist.mode()
-        assert torch.equal(again.encode(image).latent_dist.mode(), expected)
+        pixels = tensors.to_tensor(image)
+        expected = pipe.vae.encode(pixels).latent_dist.mode()
+        assert torch.equal(again.encode(pixels).latent_dist.mode(), expected)
         assert again.config.scaling_factor == pipe.vae.config.scaling_factor

@@ -22,32 +22,32 @@ def vae():
 
 
 @pytest.fixture
-def pictures(photo_path):
-    """Two pictures of 64x48 px: [2, 3, 48, 64]."""
+def images(photo_path):
+    """Two images of 64x48 px: [2, 3, 48, 64]."""
     photo = Image.open(photo_path).convert("RGB")
     crops = [photo.crop((x, 60, x + 64, 108)) for x in (100, 160)]
     return torch.cat([tensors.to_tensor(crop) for crop in crops])
 
 
-def test_latents_are_raw(vae, pictures):
-    distribution = vae.encode(pictures).latent_dist
-    expected = dynenc.load_encoder("nano")(pictures)
+def test_latents_are_raw(vae, images):
+    distribution = vae.encode(images).latent_dist
+    expected = dynenc.load_encoder("nano")(images)
     torch.testing.assert_close(distribution.mode() * vae.config.scaling_factor, expected)
     assert torch.equal(distribution.sample(torch.Generator().manual_seed(0)), distribution.mode())
     assert torch.equal(distribution.mean, distribution.mode())
-    assert torch.equal(vae.encode(pictures, return_dict=False)[0].mode(), distribution.mode())
-    as_bytes = vae.encode(((pictures + 1) * 127.5).round().byte()).latent_dist.mode()
+    assert torch.equal(vae.encode(images, return_dict=False)[0].mode(), distribution.mode())
+    as_bytes = vae.encode(((images + 1) * 127.5).round().byte()).latent_dist.mode()
     torch.testing.assert_close(as_bytes, distribution.mode(), rtol=0, atol=1e-3)
 
 
-def test_decode_undoes_encode(vae, pictures):
-    latents = vae.encode(pictures).latent_dist.sample()
+def test_decode_undoes_encode(vae, images):
+    latents = vae.encode(images).latent_dist.sample()
     decoded = vae.decode(latents).sample
     expected = dynenc.load_decoder("embedded")(latents * SCALE)
     torch.testing.assert_close(decoded, expected)
     assert torch.equal(vae.decode(latents, return_dict=False, generator=None)[0], decoded)
-    assert torch.equal(vae(pictures).sample, decoded)
-    assert (decoded - pictures).square().mean() < 0.05
+    assert torch.equal(vae(images).sample, decoded)
+    assert (decoded - images).square().mean() < 0.05
 
 
 def test_sides_are_padded(vae):
@@ -74,8 +74,8 @@ def test_config_is_that_of_diffusers(vae):
         assert getattr(vae.config, name) == theirs[name]
 
 
-def test_slicing_and_tiling(vae, pictures, monkeypatch):
-    latents = vae.encode(pictures).latent_dist.mode()
+def test_slicing_and_tiling(vae, images, monkeypatch):
+    latents = vae.encode(images).latent_dist.mode()
     expected = vae.decode(latents).sample
     vae.enable_slicing()
     shapes = []
@@ -91,21 +91,21 @@ def test_slicing_and_tiling(vae, pictures, monkeypatch):
     assert vae.decoder.tile == tiling.EMBEDDED_TILES["tile"]
 
 
-def test_dtype_and_device(pictures):
+def test_dtype_and_device(images):
     vae = dynenc.vae("nano", device="cpu").to(torch.bfloat16)
     assert (vae.dtype, vae.device) == (torch.bfloat16, torch.device("cpu"))
-    latents = vae.encode(pictures).latent_dist.mode()
+    latents = vae.encode(images).latent_dist.mode()
     assert (latents.dtype, vae.decode(latents).sample.dtype) == (torch.bfloat16, torch.bfloat16)
     assert vae.to("meta").device == torch.device("meta")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_dtype_is_the_one_asked_for_when_loading(tmp_path, pictures, dtype):
+def test_the_dtype_is_the_one_asked_for_when_loading(tmp_path, images, dtype):
     dynenc.vae("nano", device="cpu").save_pretrained(tmp_path)
     for name in ("dtype", "torch_dtype"):
         vae, _ = Vae.from_pretrained(tmp_path, output_loading_info=True, **{name: dtype})
         assert {each.dtype for each in vae.parameters()} == {dtype}
-    assert vae.encode(pictures).latent_dist.mode().dtype == dtype
+    assert vae.encode(images).latent_dist.mode().dtype == dtype
     assert Vae.from_pretrained(tmp_path).dtype == torch.float32
 
 
@@ -175,21 +175,21 @@ def test_in_an_image_to_image_pipeline(parts, photo_path):
     assert pipe.vae is vae
     pipe.vae.enable_tiling()
     pipe.vae.enable_slicing()
-    picture = Image.open(photo_path).convert("RGB").crop((100, 60, 164, 124))
+    image = Image.open(photo_path).convert("RGB").crop((100, 60, 164, 124))
 
     def run(strength):
         generator = torch.Generator().manual_seed(0)
         return pipe(
             **prompt(),
-            image=picture,
+            image=image,
             strength=strength,
             num_inference_steps=50,
             generator=generator,
         ).images[0]
 
     barely, much = run(0.02), run(0.9)
-    expected = tensors.to_picture(vae(tensors.to_tensor(picture)).sample)
-    assert barely.size == picture.size
+    expected = tensors.to_image(vae(tensors.to_tensor(image)).sample)
+    assert barely.size == image.size
 
     def distance(one):
         return (tensors.to_tensor(one) - tensors.to_tensor(expected)).square().mean().item()
@@ -223,23 +223,23 @@ def test_a_pipeline_saves_and_loads_it(parts, tmp_path):
         assert torch.equal(again.state_dict()[name], weight)
 
 
-def test_switches_of_trainers_are_taken(vae, pictures):
-    expected = vae.encode(pictures).latent_dist.mode()
+def test_switches_of_trainers_are_taken(vae, images):
+    expected = vae.encode(images).latent_dist.mode()
     vae.enable_gradient_checkpointing()
     vae.disable_gradient_checkpointing()
     vae.set_use_memory_efficient_attention_xformers(False)
     vae.requires_grad_(False)
-    assert torch.equal(vae.encode(pictures).latent_dist.mode(), expected)
+    assert torch.equal(vae.encode(images).latent_dist.mode(), expected)
 
 
-def test_weights_that_accelerate_offloads(pictures):
+def test_weights_that_accelerate_offloads(images):
     accelerate = pytest.importorskip("accelerate")
     vae = dynenc.vae("light", device="cpu")
     with torch.no_grad():
-        latents = vae.encode(pictures).latent_dist.mode()
+        latents = vae.encode(images).latent_dist.mode()
         sample = vae.decode(latents).sample
         accelerate.cpu_offload(vae, execution_device="cpu")
         for _ in range(2):
             assert all(weight.is_meta for weight in vae.encoder.parameters())
-            assert torch.equal(vae.encode(pictures).latent_dist.mode(), latents)
+            assert torch.equal(vae.encode(images).latent_dist.mode(), latents)
             assert torch.equal(vae.decode(latents).sample, sample)

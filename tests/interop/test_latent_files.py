@@ -31,7 +31,7 @@ FORMS = ("safetensors", "npz", "comfy", "pt")
 
 @pytest.fixture(scope="module")
 def read():
-    """The file and the latents [4, 5, 5] of a picture of 33x40 px."""
+    """The file and the latents [4, 5, 5] of an image of 33x40 px."""
     file = LatFile.parse(GOLDEN.read_bytes())
     return file, file.latents
 
@@ -257,7 +257,7 @@ def test_files_that_say_that_they_are_of_sdxl(latents, make):
 OTHERS = {
     "16 channels": (lambda t: pt(t.repeat(4, 1, 1)), r"whether they are of FLUX\.1 or SD 3"),
     "5 channels": (lambda t: pt(torch.cat([t, t[:1]])), "5 channels: those of SD 1"),
-    "several pictures": (lambda t: pt(torch.stack([t, t])), "of 2 pictures"),
+    "several images": (lambda t: pt(torch.stack([t, t])), "of 2 images"),
     "integers": (lambda t: pt(t.round().long()), "holds int64 instead"),
     "flat": (lambda t: pt(t.flatten()), r"a tensor \[192\]"),
     "empty": (lambda t: pt(t[:, :0]), r"a tensor \[4, 0, 8\]"),
@@ -268,10 +268,10 @@ OTHERS = {
     "no latents": (lambda t: npz(crop_ltrb_6x8=t), "holds crop_ltrb_6x8 but no latents"),
     "only sizes": (lambda t: npz(original_size=np.array([3, 4])), "holds original_size but no"),
     "other tensors": (lambda t: safetensors.torch.save({"weight": t}), "holds weight but no"),
-    "a flipped picture alone": (lambda t: npz(latents_flipped_6x8=t), "but no latents"),
+    "a flipped image alone": (lambda t: npz(latents_flipped_6x8=t), "but no latents"),
     "a list": (lambda t: pt([t]), "holds a list"),
     "more than there is": (lambda t: pt(torch.zeros(1).expand(4, 8000, 8000)), "claims to hold"),
-    "a picture": (lambda t: b"\x89PNG\r\n\x1a\n" + bytes(40), "is not a file of latents"),
+    "an image": (lambda t: b"\x89PNG\r\n\x1a\n" + bytes(40), "is not a file of latents"),
     "nothing": (lambda t: b"", "is empty"),
     "an old pickle": (
         lambda t: pickle.dumps({"latents": 1}),

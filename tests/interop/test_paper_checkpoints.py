@@ -135,13 +135,13 @@ def test_the_autoencoder_runs_as_the_authors_code_and_is_no_encoder(saved, tmp_p
         load_encoder(str(target))
 
 
-def test_a_picture_is_encoded_alike_in_any_batch(saved, tmp_path):
+def test_an_image_is_encoded_alike_in_any_batch(saved, tmp_path):
     network = paper_checkpoints.import_checkpoint(saved(encoder()), tmp_path / "w.safetensors")
     images = torch.rand(3, 3, 16, 24)
     assert torch.equal(network(images)[1:2], network(images[1:2]))
 
 
-def test_the_smallest_picture_is_encoded(saved, tmp_path):
+def test_the_smallest_image_is_encoded(saved, tmp_path):
     network = paper_checkpoints.import_checkpoint(saved(encoder()), tmp_path / "w.safetensors")
     assert network(torch.rand(1, 3, 8, 8)).isfinite().all()
 

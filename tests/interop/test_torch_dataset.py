@@ -65,33 +65,33 @@ def test_folders_and_shards_give_the_same(folder, shard, workers):
             return  # they take long to start
 
 
-@pytest.mark.parametrize("pictures", [False, True])
-def test_workers_that_are_spawned_get_it_pickled(folder, pictures):
-    dataset = LatentDataset(folder, pictures=pictures)
+@pytest.mark.parametrize("images", [False, True])
+def test_workers_that_are_spawned_get_it_pickled(folder, images):
+    dataset = LatentDataset(folder, images=images)
     expected = dataset[0]
     sample = pickle.loads(pickle.dumps(dataset))[0]
     assert sample.keys() == expected.keys()
     assert torch.equal(sample["latents"], expected["latents"])
-    assert torch.equal(sample.get("picture", torch.ones(1)), expected.get("picture", torch.ones(1)))
+    assert torch.equal(sample.get("image", torch.ones(1)), expected.get("image", torch.ones(1)))
 
 
-def test_pictures(folder):
-    dataset = LatentDataset(folder, pictures=True)
+def test_images(folder):
+    dataset = LatentDataset(folder, images=True)
     blob = (folder / "b.lat").read_bytes()
     sample = dataset[1]
-    assert torch.equal(sample["picture"], Codec(decoder="embedded").decode_tensor(blob)[0])
-    assert "picture" not in LatentDataset(folder)[1]
-    (sample["picture"] * torch.ones(1, requires_grad=True)).sum().backward()  # may be trained on
+    assert torch.equal(sample["image"], Codec(decoder="embedded").decode_tensor(blob)[0])
+    assert "image" not in LatentDataset(folder)[1]
+    (sample["image"] * torch.ones(1, requires_grad=True)).sum().backward()  # may be trained on
     batch = next(iter(DataLoader(dataset, batch_size=3, num_workers=1)))  # with networks loaded
-    assert batch["picture"].shape == (3, 3, 48, 64)
+    assert batch["image"].shape == (3, 3, 48, 64)
 
 
-def test_picture_of_any_size(folder):
+def test_image_of_any_size(folder):
     shutil.copy(GOLDEN / "v1_light_7x13.lat", folder / "d.lat")
-    sample = LatentDataset(folder / "d.lat", pictures=True)[0]
+    sample = LatentDataset(folder / "d.lat", images=True)[0]
     assert sample["latents"].shape == (4, 2, 1)
     assert (sample["key"], sample["width"], sample["height"]) == ("d", 7, 13)
-    assert sample["picture"].shape == (3, 13, 7)
+    assert sample["image"].shape == (3, 13, 7)
 
 
 def test_damage_names_the_file(folder, shard):
@@ -170,7 +170,7 @@ def test_orders_of_batches(mixed):
     assert [len(batch) for batch in full] == [2] * len(full) == [2, 2]
     with pytest.raises(ValueError, match="batch_size must be an integer"):
         SameSizeBatches(mixed, 0)
-    assert SameSizeBatches(LatentDataset(mixed.places[0].file, pictures=True), 9).groups
+    assert SameSizeBatches(LatentDataset(mixed.places[0].file, images=True), 9).groups
 
 
 def test_no_more_than_the_largest_valid_file_is_read(folder):

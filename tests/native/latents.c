@@ -2,7 +2,7 @@
  *
  *     latents < INPUT > LATENTS
  *
- * INPUT: the encoder's width, blocks, channels and number of weights, then the picture's height and
+ * INPUT: the encoder's width, blocks, channels and number of weights, then the image's height and
  * width, int32; the weights, float32; the pixels. LATENTS: float32 [channels, height / 8, width / 8].
  * Numbers are in the processor's byte order.
  */
@@ -34,13 +34,13 @@ int main(void) {
     void *encoder = memory_of(size);
     check(dynenc_encoder_init(encoder, size, sizes[0], sizes[1], sizes[2], tensors, sizes[3]));
     const int64_t scratch = dynenc_latents_workspace(encoder, width);
-    const dynenc_picture picture = {
+    const dynenc_image image = {
         .encoder = encoder, .path = DYNENC_PORTABLE, .height = height, .width = width,
         .pixels = taken(3LL * height * width), .row_bytes = 3LL * width,
         .workspace = memory_of(scratch), .workspace_size = scratch,
     };
     const size_t count = (size_t)sizes[2] * (size_t)(height / 8) * (size_t)(width / 8);
     float *latents = memory_of(4 * (int64_t)count);
-    check(dynenc_latents(&picture, latents));
+    check(dynenc_latents(&image, latents));
     return fwrite(latents, 4, count, stdout) == count ? 0 : 1;
 }

@@ -1,4 +1,4 @@
-"""The integer decoder of pictures equals the one in numpy, pixel for pixel, on every path."""
+"""The integer decoder of images equals the one in numpy, pixel for pixel, on every path."""
 
 import numpy as np
 import oracle_decoder
@@ -12,7 +12,7 @@ from dynenc.view import Region
 
 HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
 SIZES = [((32, 32, 32), (1, 1, 1)), ((128, 64, 32), (1, 0, 2)), ((64, 128, 64), (0, 2, 1))]
-SMALLER = [((64,), (2,)), ((32, 64), (0, 1)), ((32,), (1,))]  # to pictures at 1/4 and 1/2
+SMALLER = [((64,), (2,)), ((32, 64), (0, 1)), ((32,), (1,))]  # to images at 1/4 and 1/2
 SIXTEEN = [((64, 32, 32), (1, 0, 1), 16), ((32,), (1,), 16)]  # channels of latents
 SHAPES = [(1, 1), (1, 7), (5, 1), (3, 4), (9, 26)]
 
@@ -101,7 +101,7 @@ def test_strips_begin_at_whole_latents(monkeypatch):
     assert not any(top % 8 for top in tops)
 
 
-def test_wide_pictures_are_decoded_in_parts(monkeypatch):
+def test_wide_images_are_decoded_in_parts(monkeypatch):
     decoder = integer_decoder.load(made_up(SIZES[0]), *SIZES[0])
     latents = some_latents((2, 50), 1)
     expected = decoder.decode(latents, whole(latents))
@@ -109,7 +109,7 @@ def test_wide_pictures_are_decoded_in_parts(monkeypatch):
     assert np.array_equal(decoder.decode(latents, whole(latents), 2), expected)
 
 
-def test_a_region_outside_the_picture_is_refused():
+def test_a_region_outside_the_image_is_refused():
     decoder = integer_decoder.load(made_up(SIZES[0]), *SIZES[0])
     latents = some_latents((2, 3), 1)
     for region in (

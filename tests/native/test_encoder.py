@@ -120,7 +120,7 @@ def loaded(name):
     return native.load(registry.named(name, "encoder"))
 
 
-def picture(height, width, seed=0):
+def image(height, width, seed=0):
     random = np.random.default_rng(seed)
     rough = random.integers(0, 256, (height, width, 3))
     smooth = np.cumsum(random.integers(-3, 4, (height, width, 3)), 1) + 128
@@ -135,7 +135,7 @@ def test_latents_are_those_of_plain_numpy(monkeypatch, path, sizes, size):
     width, blocks = sizes[:2]
     _, tensors = made(*sizes)
     encoder = native.Encoder(native.flattened(tensors, blocks), *sizes)
-    pixels = picture(*size)
+    pixels = image(*size)
     found = encoder.latents(pixels)
     expected = numpy_latents(tensors, width, blocks, pixels)
     # the sums of packed biases are in another order there, so the last bit of a float32 may differ
@@ -147,7 +147,7 @@ def test_latents_are_those_of_plain_numpy(monkeypatch, path, sizes, size):
 def test_every_instruction_set_gives_the_same_latents(monkeypatch, name):
     encoder = loaded(name)
     for size in ((1, 1), (9, 140), (130, 257)):
-        pixels, found = picture(*size), []
+        pixels, found = image(*size), []
         for path in HERE:
             monkeypatch.setenv(kernel.VARIABLE, path)
             found.append(encoder.latents(pixels).tobytes())
@@ -173,7 +173,7 @@ def on_big_endian(tmp_path_factory):
 @pytest.mark.parametrize("sizes", [(16, 1, 4), (64, 1, 16)])
 def test_a_big_endian_processor_gives_the_same_latents(on_big_endian, sizes):
     _, tensors = made(*sizes)
-    flat, pixels = native.flattened(tensors, sizes[1]), picture(16, 152)
+    flat, pixels = native.flattened(tensors, sizes[1]), image(16, 152)
     header = np.array([*sizes, flat.size, *pixels.shape[:2]], ">i4")
     given = header.tobytes() + flat.astype(">f4").tobytes() + pixels.tobytes()
     found = subprocess.run(on_big_endian, input=given, stdout=subprocess.PIPE, check=True).stdout
@@ -184,7 +184,7 @@ def test_a_big_endian_processor_gives_the_same_latents(on_big_endian, sizes):
 @pytest.mark.parametrize("name", ["nano", "light"])
 def test_latents_are_close_to_those_of_floats(name, monkeypatch):
     monkeypatch.setenv("DYNENC_CPU_DTYPE", "float32")
-    encoder, pixels = load_encoder(name), picture(64, 96)
+    encoder, pixels = load_encoder(name), image(64, 96)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     with torch.inference_mode():
         floats = encoder(tensor.float() / 127.5 - 1)
@@ -218,13 +218,13 @@ def test_weights_without_sense_are_refused(value):
 
 def test_rows_may_lie_apart_and_pixels_anywhere():
     encoder = loaded("nano")
-    large = picture(80, 90)
+    large = image(80, 90)
     for part in (large[3:60, 5:77], large[::2], large[:, ::-1], large[::-1], large[..., ::-1]):
         assert np.array_equal(encoder.latents(part), encoder.latents(part.copy()))
 
 
 def test_copies_give_the_same_and_outlive_the_original():
-    encoder, pixels = loaded("nano"), picture(30, 40)
+    encoder, pixels = loaded("nano"), image(30, 40)
     expected = encoder.latents(pixels)
     copies = copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))
     del encoder

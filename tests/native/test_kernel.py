@@ -146,7 +146,7 @@ def test_functions_and_structures_are_those_of_the_header():
         declared[name] = ctype(result), *map(ctype, arguments.split(","))
     structures = {
         "dynenc_call": kernel.Call,
-        "dynenc_picture": kernel.Picture,
+        "dynenc_image": kernel.InputImage,
         "dynenc_pixels_call": decoder.Call,
     }
     for fields, name in re.findall(r"typedef struct \{(.*?)\} (\w+);", header, re.DOTALL):

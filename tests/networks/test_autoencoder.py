@@ -24,27 +24,27 @@ RUN = CliRunner().invoke
 def lats(tmp_path_factory):
     """A folder with one file of the autoencoder and one of nano."""
     folder = tmp_path_factory.mktemp("lats")
-    picture = Image.radial_gradient("L").convert("RGB").crop((0, 0, 101, 83))
+    image = Image.radial_gradient("L").convert("RGB").crop((0, 0, 101, 83))
     for name in ("autoencoder", "nano"):
-        (folder / f"{name}.lat").write_bytes(Codec(name, device="cpu").encode(picture))
+        (folder / f"{name}.lat").write_bytes(Codec(name, device="cpu").encode(image))
     return folder
 
 
 def software(path):
-    """Who made a picture, as its EXIF data says."""
-    with Image.open(path) as picture:
-        return picture.getexif()[0x0131]
+    """Who made an image, as its EXIF data says."""
+    with Image.open(path) as image:
+        return image.getexif()[0x0131]
 
 
 def test_its_file_names_it_and_is_decoded_by_its_own_decoder(photo_path):
     with Image.open(photo_path) as opened:
-        picture = opened.convert("RGB")
+        image = opened.convert("RGB")
     codec = Codec("autoencoder", device="cpu")
-    blob = codec.encode(picture)
+    blob = codec.encode(image)
     header, _ = read_latents(blob)
     assert registry.latent_model(header.model_id).name == "autoencoder"
     decoded = Codec("nano", device="cpu").decode(blob)  # whatever else the codec does
-    figure = metrics.psnr_db(tensors.to_tensor(decoded), tensors.to_tensor(picture))
+    figure = metrics.psnr_db(tensors.to_tensor(decoded), tensors.to_tensor(image))
     assert figure > 22
 
 

@@ -102,11 +102,11 @@ def test_the_default_onnx_export_gives_the_same(tmp_path):
 @pytest.mark.parametrize("default", ["meta", torch.float64, torch.bfloat16], ids=str)
 def test_torchs_defaults_change_nothing(photo_path, default):
     with Image.open(photo_path) as opened:
-        picture = opened.convert("RGB").crop((100, 60, 180, 130))
+        image = opened.convert("RGB").crop((100, 60, 180, 130))
 
     def run():
         codec = Codec("nano", "embedded", "cpu")
-        blob = codec.encode(picture)
+        blob = codec.encode(image)
         vae = dynenc.vae("nano", device="cpu")
         return blob, codec.decode(blob).tobytes(), vae.dtype, vae.device
 

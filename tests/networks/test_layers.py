@@ -241,12 +241,12 @@ def test_gated_convolution_equals_kernels_that_are_built(kernel_size, stride):
     rest, rest_bias = (part[5:] for part in conv.rows())
     patches = torch.nn.functional.unfold(image, kernel_size, stride=stride)
     for place in range(patches.shape[2]):
-        for picture in range(2):
-            patch = patches[picture, :, place]
+        for number in range(2):
+            patch = patches[number, :, place]
             predicted = (unit @ patch + unit_bias).clamp(min=0)
             kernels = predicted[:, None] * rest
             expected = kernels @ patch + predicted * rest_bias
-            assert torch.allclose(out[picture, :, place], expected, atol=1e-12)
+            assert torch.allclose(out[number, :, place], expected, atol=1e-12)
 
 
 def test_block_keeps_the_shape():

@@ -141,7 +141,7 @@ def input_starts(layout: Layout, stage: int, neighbours: Index) -> Index:
     return layout.positions(channel, down + row, right + column)
 
 
-@lru_cache(maxsize=256)  # pictures of one quality share theirs
+@lru_cache(maxsize=256)  # images of one quality share theirs
 def _biased(network: ContextNetwork, level: int) -> tuple[Floats, Floats]:
     """The first and the second layer of a network with their biases at a level."""
     first, second = network.first.copy(), network.second.copy()

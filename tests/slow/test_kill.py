@@ -14,7 +14,7 @@ from PIL import Image
 from dynenc import convert
 
 pytestmark = pytest.mark.slow
-N_PICTURES, N_KILLS = 2400, 30
+N_IMAGES, N_KILLS = 2400, 30
 
 
 def contents(folder):
@@ -22,15 +22,15 @@ def contents(folder):
 
 
 def test_killed_at_random_moments(tmp_path):
-    (pictures := tmp_path / "in").mkdir()
+    (images := tmp_path / "in").mkdir()
     photo = Image.open(PHOTO).convert("RGB")
-    for i in range(N_PICTURES):
+    for i in range(N_IMAGES):
         x, y = i % 300, i // 5
-        photo.crop((x, y, x + 64, y + 64)).save(pictures / f"{i:04}.png")
-    convert("encode", pictures, tmp_path / "whole", encoder="nano", jobs=1)
+        photo.crop((x, y, x + 64, y + 64)).save(images / f"{i:04}.png")
+    convert("encode", images, tmp_path / "whole", encoder="nano", jobs=1)
     expected = contents(tmp_path / "whole")
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "dynenc", "encode", pictures, "-o", out, "-e", "nano"]
+    command = [sys.executable, "-m", "dynenc", "encode", images, "-o", out, "-e", "nano"]
     chance = random.Random(1)
     finished_at = []
     for number in range(N_KILLS):
@@ -52,8 +52,8 @@ def test_killed_at_random_moments(tmp_path):
         assert final.items() <= expected.items()
         finished_at.append(len(final))
     print(finished_at)
-    assert finished_at[-1] < N_PICTURES
-    summary = convert("encode", pictures, out, encoder="nano", jobs=1)
+    assert finished_at[-1] < N_IMAGES
+    summary = convert("encode", images, out, encoder="nano", jobs=1)
     assert summary.failed == 0
-    assert summary.done == N_PICTURES - finished_at[-1]
+    assert summary.done == N_IMAGES - finished_at[-1]
     assert contents(out) == expected  # nor is any partial file left

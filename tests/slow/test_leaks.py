@@ -1,4 +1,4 @@
-"""10,000 pictures in one process: neither memory nor open files grow."""
+"""10,000 images in one process: neither memory nor open files grow."""
 
 import os
 import sys

@@ -11,14 +11,14 @@ from PIL import Image
 from dynenc import convert
 
 pytestmark = pytest.mark.slow
-N_PICTURES = 10_000
+N_IMAGES = 10_000
 
 
 def broken(i, good):
-    """The bytes of a file that is no picture any more, in one of ten ways."""
+    """The bytes of a file that is no image any more, in one of ten ways."""
     return (
         b"",
-        b"no picture",
+        b"no image",
         good[:20],
         good[: len(good) // 2],
         good[:8] + bytes(len(good) - 8),
@@ -49,10 +49,10 @@ def descendants(pid):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ten_thousand_files(tmp_path):
-    (pictures := tmp_path / "in").mkdir()
+    (images := tmp_path / "in").mkdir()
     photo = Image.open(PHOTO).convert("RGB")
-    for i in range(N_PICTURES):
-        path = pictures / f"{i:05}.png"
+    for i in range(N_IMAGES):
+        path = images / f"{i:05}.png"
         photo.crop((i % 400, i % 260, i % 400 + 24 + i % 9, i % 260 + 32)).save(path)
         if i % 100 == 7:
             bad = broken(i // 100, path.read_bytes())
@@ -61,16 +61,16 @@ def test_ten_thousand_files(tmp_path):
     memory = {}
 
     def look(_, summary):
-        if summary.finished in (1000, N_PICTURES):
+        if summary.finished in (1000, N_IMAGES):
             workers = descendants(os.getpid())
             memory[summary.finished] = (resident("self"), *map(resident, workers))
 
-    summary = convert("encode", pictures, tmp_path / "out", encoder="nano", jobs=2, on_result=look)
-    assert (summary.done, summary.failed) == (N_PICTURES - 100, 100)
-    assert len(list((tmp_path / "out").iterdir())) == N_PICTURES - 100
+    summary = convert("encode", images, tmp_path / "out", encoder="nano", jobs=2, on_result=look)
+    assert (summary.done, summary.failed) == (N_IMAGES - 100, 100)
+    assert len(list((tmp_path / "out").iterdir())) == N_IMAGES - 100
     assert len({failure.source for failure in summary.failures}) == 100
     assert all(failure.source in failure.reason for failure in summary.failures)
     print({n: [round(m / 1e6, 1) for m in each] for n, each in memory.items()})
     print(*(failure.reason for failure in summary.failures[:10]), sep="\n")
     print(summary.seconds, summary.per_second)
-    assert sum(memory[N_PICTURES]) < 1.1 * sum(memory[1000])
+    assert sum(memory[N_IMAGES]) < 1.1 * sum(memory[1000])

@@ -1,4 +1,4 @@
-"""A picture of 100 megapixels encodes and decodes in 2 GB of resident memory.
+"""An image of 100 megapixels encodes and decodes in 2 GB of resident memory.
 
 Decoding takes no more bytes per pixel than docs/guarantees.md says.
 """
@@ -66,18 +66,18 @@ def test_bytes_per_pixel(tmp_path, photo_path, mode, limit):
     """Of a photograph, and of grey text with opacity and a profile."""
     codec = Codec("nano", "embedded", "cpu")
     with Image.open(photo_path) as photo:
-        pictures = [photo.convert("RGB").resize((side, side)) for side in (64, 3000)]
-    paths = [tmp_path / f"{picture.width}.lat" for picture in pictures]
-    for picture, path in zip(pictures, paths, strict=True):
+        images = [photo.convert("RGB").resize((side, side)) for side in (64, 3000)]
+    paths = [tmp_path / f"{image.width}.lat" for image in images]
+    for image, path in zip(images, paths, strict=True):
         if mode == "LA":
-            draw = ImageDraw.Draw(picture)
-            draw.rectangle((0, 0, picture.width, picture.height), "white")
-            for y in range(0, picture.height, 14):
+            draw = ImageDraw.Draw(image)
+            draw.rectangle((0, 0, image.width, image.height), "white")
+            for y in range(0, image.height, 14):
                 draw.text((0, y), "Text, black on white. " * 30, "black")
-            picture = picture.convert("LA")
-            picture.putalpha(Image.radial_gradient("L").resize(picture.size))
-            picture.info["icc_profile"] = WIDE
-        path.write_bytes(codec.encode(picture, keep_metadata=True))
+            image = image.convert("LA")
+            image.putalpha(Image.radial_gradient("L").resize(image.size))
+            image.info["icc_profile"] = WIDE
+        path.write_bytes(codec.encode(image, keep_metadata=True))
     command = [sys.executable, "-c", DECODE, *map(str, paths)]
     n_bytes = int(subprocess.run(command, check=True, capture_output=True).stdout)
     print(f"{n_bytes / 3000**2:.1f} bytes per pixel")

@@ -12,13 +12,13 @@ from dynenc.errors import EngineError
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray warns a lot
-N_PICTURES = 240
+N_IMAGES = 240
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory, photo):
-    folder = tmp_path_factory.mktemp("pictures")
-    for i in range(N_PICTURES):
+def images(tmp_path_factory, photo):
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(N_IMAGES):
         photo.crop((i, i % 100, i + 96, i % 100 + 96)).save(folder / f"{i:04}.png")
     return folder
 
@@ -29,9 +29,9 @@ def photo():
 
 
 @pytest.fixture(scope="module")
-def expected(pictures, tmp_path_factory):
+def expected(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("expected")
-    convert("encode", pictures, folder, encoder="nano", jobs=1)
+    convert("encode", images, folder, encoder="nano", jobs=1)
     return contents(folder)
 
 
@@ -50,44 +50,44 @@ def cluster(monkeypatch):
     cluster.shutdown()
 
 
-def test_two_nodes_give_what_one_machine_gives(cluster, pictures, expected, tmp_path):
+def test_two_nodes_give_what_one_machine_gives(cluster, images, expected, tmp_path):
     cluster.add_node(num_cpus=1)
-    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff junk")
+    (images / "broken.jpg").write_bytes(b"\xff\xd8\xff junk")
     results = []
     summary = convert(
         "encode",
-        pictures,
+        images,
         tmp_path / "out",
         encoder="nano",
         engine="ray",
         address=cluster.address,
         on_result=lambda result, _: results.append(result),
     )
-    (pictures / "broken.jpg").unlink()
-    assert (summary.done, summary.failed) == (N_PICTURES, 1)
+    (images / "broken.jpg").unlink()
+    assert (summary.done, summary.failed) == (N_IMAGES, 1)
     assert "broken.jpg" in summary.failures[0].reason
-    assert len({result.source for result in results}) == len(results) == N_PICTURES + 1
+    assert len({result.source for result in results}) == len(results) == N_IMAGES + 1
     assert contents(tmp_path / "out") == expected
-    again = convert("encode", pictures, tmp_path / "out", engine="ray", address=cluster.address)
-    assert (again.done, again.skipped) == (0, N_PICTURES)
+    again = convert("encode", images, tmp_path / "out", engine="ray", address=cluster.address)
+    assert (again.done, again.skipped) == (0, N_IMAGES)
     assert "RAY_BACKEND_LOG_LEVEL" not in os.environ  # as before
     assert ray.data.DataContext.get_current().enable_progress_bars
 
 
-def test_a_node_lost_in_the_middle_loses_and_doubles_nothing(cluster, pictures, expected, tmp_path):
+def test_a_node_lost_in_the_middle_loses_and_doubles_nothing(cluster, images, expected, tmp_path):
     node = cluster.add_node(num_cpus=1)
     results = []
     killed = []
 
     def kill_one(result, summary):
         results.append(result)
-        if summary.done == N_PICTURES // 4 and not killed:
+        if summary.done == N_IMAGES // 4 and not killed:
             killed.append(time.monotonic())
             cluster.remove_node(node, allow_graceful=False)
 
     summary = convert(
         "encode",
-        pictures,
+        images,
         tmp_path / "out",
         encoder="nano",
         engine="ray",
@@ -95,13 +95,13 @@ def test_a_node_lost_in_the_middle_loses_and_doubles_nothing(cluster, pictures, 
         on_result=kill_one,
     )
     assert killed
-    assert (summary.done, summary.failed) == (N_PICTURES, 0)
-    assert sorted(result.source for result in results) == sorted(map(str, pictures.iterdir()))
+    assert (summary.done, summary.failed) == (N_IMAGES, 0)
+    assert sorted(result.source for result in results) == sorted(map(str, images.iterdir()))
     assert contents(tmp_path / "out") == expected
 
 
-def test_a_cluster_that_is_not_there(pictures, tmp_path):
+def test_a_cluster_that_is_not_there(images, tmp_path):
     with pytest.raises(EngineError, match="no Ray cluster at auto"):
-        convert("encode", pictures, tmp_path, engine="ray", address="auto")
+        convert("encode", images, tmp_path, engine="ray", address="auto")
     with pytest.raises(EngineError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
-        convert("encode", pictures, tmp_path, engine="ray", address="127.0.0.1:1")
+        convert("encode", images, tmp_path, engine="ray", address="127.0.0.1:1")

@@ -60,7 +60,7 @@ def test_integers_decode_as_the_floats_they_are_made_of():
 def test_the_shipped_decoder_is_nearly_the_same_in_floats(dtype):
     network = loading.load_named("embedded", "decoder").to(dtype)
     file = LatFile.parse((GOLDEN / "v1_light_photo_q50.lat").read_bytes())
-    pixels = np.asarray(integer_decoder.picture(file))
+    pixels = np.asarray(integer_decoder.image(file))
     floats = float_pixels(network, file.latents, dtype)[: pixels.shape[0], : pixels.shape[1]]
     assert psnr_db(pixels, floats) > 45
 

@@ -17,9 +17,9 @@ from dynenc.training.start import Starts
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory):
     folder = tmp_path_factory.mktemp("crops")
-    (pictures := folder / "pictures").mkdir()
-    Image.open("tests/images/chelsea.png").convert("RGB").save(pictures / "cat.png")
-    build_cache(pictures, folder / "cache")
+    (photos := folder / "photos").mkdir()
+    Image.open("tests/images/chelsea.png").convert("RGB").save(photos / "cat.png")
+    build_cache(photos, folder / "cache")
     return Crops([folder / "cache"], 64)
 
 

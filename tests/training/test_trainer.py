@@ -35,16 +35,16 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three pictures, a file that is none, a tiny teacher and a tiny LPIPS."""
+    """Three images, a file that is none, a tiny teacher and a tiny LPIPS."""
     from diffusers import AutoencoderTiny
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
     folder = tmp_path_factory.mktemp("train")
-    (pictures := folder / "pictures").mkdir()
+    (images := folder / "images").mkdir()
     for i, size in enumerate([(80, 64), (65, 71), (40, 90), (36, 200)]):
-        Image.effect_noise(size, 60).convert("RGB").save(pictures / f"{i}.png")
-    (pictures / "notes.txt").write_text("not a picture")
+        Image.effect_noise(size, 60).convert("RGB").save(images / f"{i}.png")
+    (images / "notes.txt").write_text("not an image")
     torch.manual_seed(0)
     channels = (8, 8, 8, 8)
     AutoencoderTiny(
@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
 
 def paths(folder, run, **changes):
     values = {
-        "data": (folder / "pictures",),
+        "data": (folder / "images",),
         "teacher": folder / "teacher",
         "lpips": folder / "lpips.safetensors",
         "vgg": folder / "vgg.safetensors",
@@ -190,7 +190,7 @@ def test_damaged_checkpoints_and_test_images_of_no_use(folder, tmp_path):
     (small := tmp_path / "small").mkdir()
     Image.new("RGB", (16, 16)).save(small / "a.png")
     assert set(train(config, paths(folder, tmp_path, test=small), CPU, nothing)) == {
-        "pictures",
+        "images",
         "psnr_db",
     }
     (tmp_path / "nano.checkpoint").write_bytes(b"PK")
@@ -205,7 +205,7 @@ def test_a_run_is_continued_with_the_same_inputs_alone_wherever_they_are(folder,
     with pytest.raises(OutputExists, match=r"with other settings$"):
         train(replace(config, seed=1), where, CPU, nothing)
     shutil.copytree(folder, moved := tmp_path / "moved")
-    same = {"embedded": Path(shutil.copy(where.embedded, moved)), "test": moved / "pictures"}
+    same = {"embedded": Path(shutil.copy(where.embedded, moved)), "test": moved / "images"}
     train(config, paths(moved, where.run, **same), CPU, nothing)
     decoder = load_file(where.embedded)
     save_file(
@@ -216,7 +216,7 @@ def test_a_run_is_continued_with_the_same_inputs_alone_wherever_they_are(folder,
         {name: weight + 0.01 for name, weight in teacher.items()},
         moved / "teacher" / "diffusion_pytorch_model.safetensors",
     )
-    (moved / "pictures" / "0.png").unlink()
+    (moved / "images" / "0.png").unlink()
     others = "images, teacher, starting weights, embedded decoder"
     with pytest.raises(OutputExists, match=f"with other {others}$"):
         train(config, paths(moved, where.run, **same, start=shipped("nano")), CPU, nothing)
@@ -265,13 +265,13 @@ def test_what_is_exported_may_lie_between_the_start_and_the_end(folder, tmp_path
 
 
 def test_the_autoencoder_learns_whole_and_pays_for_its_bits(folder, tmp_path):
-    where = paths(folder, tmp_path, test=folder / "pictures")
+    where = paths(folder, tmp_path, test=folder / "images")
     config = replace(PRESETS["autoencoder"], **SMALL | {"distill_steps": 0})
     seen = []
     figures = train(config, where, CPU, lambda _step, _progress, terms: seen.append(terms))
     assert all(terms.keys() >= {"mse", "blocks", "lpips", "rate"} for terms in seen)
     assert all(terms["rate"] > 0 for terms in seen)
-    assert figures["pictures"] == 4
+    assert figures["images"] == 4
     network = load_path(where.export)
     image = torch.rand(1, 3, 32, 40) * 2 - 1
     with torch.inference_mode():
@@ -298,21 +298,19 @@ def test_bits_of_the_prior_are_those_of_its_distribution():
 def test_embedded_decoder_learns_from_teacher_and_encoders(folder, tmp_path):
     encoder = paths(folder, tmp_path / "encoder")
     train(replace(PRESETS["nano"], **SMALL), encoder, CPU, nothing)
-    where = paths(
-        folder, tmp_path / "decoder", encoders=(encoder.export,), test=folder / "pictures"
-    )
+    where = paths(folder, tmp_path / "decoder", encoders=(encoder.export,), test=folder / "images")
     seen = []
     config = replace(PRESETS["embedded"], **SMALL | {"distill_steps": 0})
     figures = train(config, where, CPU, lambda _step, _progress, terms: seen.append(terms))
     assert {name for terms in seen for name in terms} == set(WEIGHTS)
-    assert figures["pictures"] == 4
+    assert figures["images"] == 4
     with safe_open(where.export, "pt") as file:
         metadata = file.metadata()
     assert metadata["model"] == "embedded"
-    assert figures.keys() == {"pictures", "psnr_db", "lpips", "lpips-vgg", "dists"}
+    assert figures.keys() == {"images", "psnr_db", "lpips", "lpips-vgg", "dists"}
     assert json.loads(metadata["figures"]) == figures
     assert json.loads(metadata["config"])["steps"] == 6
-    assert metadata["data"] == "pictures"
+    assert metadata["data"] == "images"
 
     through = paths(folder, tmp_path / "again", start=encoder.export, embedded=where.export)
     config = replace(PRESETS["nano"], **SMALL | {"distill_steps": 0})
@@ -331,7 +329,7 @@ def test_encoder_and_decoder_learn_together(folder, tmp_path):
         tmp_path / "both",
         embedded=decoder.export,
         encoders=(other.export,),
-        test=folder / "pictures",
+        test=folder / "images",
     )
     config = replace(PRESETS["nano"], **small, joint=1, embedded_share=1.0, rate=0.02)
     seen = []
@@ -367,15 +365,15 @@ def test_training_lowers_the_distance_to_the_teacher(folder, tmp_path):
 
 
 def test_command(folder, tmp_path):
-    command = ["train", "nano", "--data", folder / "pictures", "--teacher", folder / "teacher"]
+    command = ["train", "nano", "--data", folder / "images", "--teacher", folder / "teacher"]
     command += ["--lpips", folder / "lpips.safetensors", "--vgg", folder / "vgg.safetensors"]
     command += ["--run", tmp_path / "run"]
-    command += ["-o", tmp_path / "nano.safetensors", "--test", folder / "pictures"]
+    command += ["-o", tmp_path / "nano.safetensors", "--test", folder / "images"]
     for name, value in SMALL.items():
         command += ["--set", f"{name}={value}"]
     result = CliRunner().invoke(app, [str(c) for c in command])
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["pictures"] == 4
+    assert json.loads(result.stdout)["images"] == 4
     assert (tmp_path / "nano.safetensors").exists()
 
 
@@ -385,13 +383,13 @@ def test_coder_is_fitted_to_teacher_and_encoders(folder, tmp_path):
     config = configure("fast", ["samples=300", "iterations=3", "batch=64", "copies=1"])
     changes = {
         "encoders": (encoder.export,),
-        "test": folder / "pictures",
+        "test": folder / "images",
         "lpips": None,
         "vgg": None,
     }
-    where = paths(folder, tmp_path, **changes, data=(large_pictures(tmp_path / "large"),))
+    where = paths(folder, tmp_path, **changes, data=(large_images(tmp_path / "large"),))
     figures = train_with_progress(config, where, CPU, quiet=True)
-    assert figures["pictures"] == 4
+    assert figures["images"] == 4
     assert 0 < figures["bpp"] < 10
     model = EntropyCoder.load(where.export.read_bytes(), has_trellis=False)
     symbols = np.ones((4, 3, 5), np.int32)
@@ -402,7 +400,7 @@ def test_what_a_coder_cannot_be_measured_on_or_written_to_is_found_before_the_fi
     folder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(run, "fit", lambda *_: pytest.fail("fitted"))
-    changes = {"lpips": None, "vgg": None, "data": (large_pictures(tmp_path / "large"),)}
+    changes = {"lpips": None, "vgg": None, "data": (large_images(tmp_path / "large"),)}
     where = paths(folder, tmp_path, **changes)
     with pytest.raises(ImageError, match="neither a folder nor a tar"):
         train_with_progress(
@@ -414,8 +412,8 @@ def test_what_a_coder_cannot_be_measured_on_or_written_to_is_found_before_the_fi
         train_with_progress(configure("fast", []), where, CPU, quiet=True)
 
 
-def large_pictures(folder):
-    """Pictures of the size that crops for training must have."""
+def large_images(folder):
+    """Images of the size that crops for training must have."""
     folder.mkdir()
     for i in range(2):
         Image.effect_noise((136, 128), 60).convert("RGB").save(folder / f"{i}.png")
@@ -424,9 +422,9 @@ def large_pictures(folder):
 
 def test_networks_need_the_weights_of_the_distances(folder, tmp_path):
     no_judges = replace(PRESETS["nano"], **SMALL, lpips=0, lpips_vgg=0, dists=0)
-    without = paths(folder, tmp_path, lpips=None, vgg=None, test=folder / "pictures")
+    without = paths(folder, tmp_path, lpips=None, vgg=None, test=folder / "images")
     assert Distortion(no_judges, without).alex is None
-    assert train(no_judges, without, CPU, nothing).keys() == {"pictures", "psnr_db"}
+    assert train(no_judges, without, CPU, nothing).keys() == {"images", "psnr_db"}
     for name in ("lpips", "vgg"):
         with pytest.raises(UsageError, match="weights") as error:
             train(PRESETS["nano"], paths(folder, tmp_path, **{name: None}), CPU, nothing)
@@ -507,7 +505,7 @@ def test_what_other_settings_leave_without_effect_is_refused(
 
 
 def test_a_device_is_refused_for_a_coder(folder, tmp_path):
-    command = ["train", "fast", "--data", folder / "pictures", "--teacher", folder / "teacher"]
+    command = ["train", "fast", "--data", folder / "images", "--teacher", folder / "teacher"]
     command += ["--run", tmp_path, "-o", tmp_path / "out.safetensors", "--device", "cuda"]
     result = CliRunner().invoke(app, [str(c) for c in command])
     assert result.exit_code == 2
@@ -520,8 +518,8 @@ def test_every_preset_is_a_model_and_every_field_a_number():
         assert config.preset == name
 
 
-def test_crops_are_parts_of_their_pictures_mirrored_or_not(folder, tmp_path):
-    build_cache(folder / "pictures", tmp_path / "cache")
+def test_crops_are_parts_of_their_images_mirrored_or_not(folder, tmp_path):
+    build_cache(folder / "images", tmp_path / "cache")
     crops = Crops([tmp_path / "cache"], 40)
     assert len(crops) == 3
     pixels = crops.sample(20, np.random.default_rng(0))
@@ -538,13 +536,13 @@ def test_crops_are_parts_of_their_pictures_mirrored_or_not(folder, tmp_path):
 def test_sources_of_one_name_are_two(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        large_pictures(tmp_path / name / "x")
+        large_images(tmp_path / name / "x")
     crops = open_crops([tmp_path / "a" / "x", tmp_path / "b" / "x"], tmp_path / "run", 128)
     assert len(crops) == 4
 
 
 def test_images_that_are_added_or_changed_are_seen(tmp_path):
-    source = large_pictures(tmp_path / "x")
+    source = large_images(tmp_path / "x")
     before = open_crops([source], tmp_path / "run", 128)
     (source / "notes.txt").write_text("no image")
     assert open_crops([source], tmp_path / "run", 128).digests == before.digests
@@ -575,11 +573,11 @@ def test_a_budget_of_time_ends_the_run(folder, tmp_path):
     assert seen[-1] == 1
 
 
-def test_tar_shards_hold_the_same_pictures(folder, tmp_path):
+def test_tar_shards_hold_the_same_images(folder, tmp_path):
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
-        tar.add(folder / "pictures", "x")
+        tar.add(folder / "images", "x")
     from_tar = [(n.split("/")[-1], p.tobytes()) for n, p in iter_images(tmp_path / "shard.tar")]
-    assert from_tar == [(n, p.tobytes()) for n, p in iter_images(folder / "pictures")]
+    assert from_tar == [(n, p.tobytes()) for n, p in iter_images(folder / "images")]
 
 
 def test_data_that_is_not_there(tmp_path):
@@ -587,7 +585,7 @@ def test_data_that_is_not_there(tmp_path):
         list(iter_images(tmp_path / "none.tar"))
 
 
-def test_lpips_of_equal_pictures_is_zero(folder):
+def test_lpips_of_equal_images_is_zero(folder):
     distance = LPIPS(folder / "lpips.safetensors")
     one, two = torch.rand(2, 2, 3, 64, 64)
     assert torch.equal(distance(one, one), torch.zeros(2))

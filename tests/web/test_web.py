@@ -87,8 +87,8 @@ def test_the_program_imports_nothing(reader):
 
 
 def test_pixels_with_opacity_and_the_limit(reader, tmp_path):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 20, 3), np.uint8))
-    blob = Codec("nano", device="cpu").encode(picture, detail="off")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 20, 3), np.uint8))
+    blob = Codec("nano", device="cpu").encode(image, detail="off")
     path = tmp_path / "a.lat"
     path.write_bytes(blob)
     pixels = Codec(decoder="embedded", device="cpu").decode(blob).convert("RGBA").tobytes()
