@@ -102,7 +102,7 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     logger.addHandler(handler)
     try:
         if quiet and verbose:
-            raise UsageError("--quiet and --verbose exclude each other", hint="choose one")
+            raise UsageError("--quiet and --verbose cannot be combined", hint="choose one")
         with runtime.own_process():
             yield
     except DynencError as exc:

@@ -92,7 +92,7 @@ def decode(
     shard_size: options.ShardSize = None,
     batch_size: options.BatchSize = None,
 ) -> None:
-    """Rebuild the images of .lat files.
+    """Decode .lat files to images.
 
     Each is written beside its .lat file, unless -o says otherwise, and as PNG, unless --suffix or
     the suffix of -o says otherwise.
@@ -115,7 +115,7 @@ def decode(
 @SECTION.command(
     "roundtrip",
     "dynenc roundtrip photo.jpg",
-    "dynenc roundtrip photo.jpg -Q 20 -o rebuilt.png",
+    "dynenc roundtrip photo.jpg -Q 20 -o decoded.png",
     "dynenc roundtrip photo.jpg --show",
     "dynenc roundtrip photos/ -r --report figures.csv",
 )
@@ -141,7 +141,7 @@ def roundtrip(
 ) -> None:
     """Encode and decode images in memory, and measure the result.
 
-    Prints size, PSNR, MS-SSIM and times. The rebuilt images are only saved with -o.
+    Prints size, PSNR, MS-SSIM and times. The decoded images are saved only with -o.
     """
     convert(
         "roundtrip",
@@ -247,7 +247,7 @@ def convert(
         existing = placement.existing
         _refuse_terminals(task, inputs, placement)
         if show and (messages.quiet or messages.as_json):
-            raise UsageError("--show excludes --quiet and --json", hint="choose one")
+            raise UsageError("--show cannot be combined with --quiet or --json", hint="choose one")
         from dynenc.batch.convert import convert
         from dynenc.cli.report import Reporter
         from dynenc.cli.report_file import ReportFile
@@ -295,12 +295,13 @@ def _refuse_terminals(task: Task, inputs: list[str], placement: Placement) -> No
         return
     if STREAM in inputs and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError(
-            "standard input is a terminal", hint="redirect a file to it, or override with --force"
+            "refusing to read binary data from a terminal",
+            hint="redirect a file to standard input, or override with --force",
         )
     default = STREAM if inputs == [STREAM] and task != "roundtrip" else None
     is_stream = (placement.output or default) == STREAM
     if is_stream and sys.stdout is not None and sys.stdout.isatty():
         raise UsageError(
-            "binary data is not written to a terminal",
+            "refusing to write binary data to a terminal",
             hint="redirect it, choose a file with -o, or override with --force",
         )

@@ -166,7 +166,7 @@ def compare(
 
         output = output or _free_name("compare", ".html", force)
         if not is_stream(output) and suffix_of(output).lower() not in (".html", ".htm"):
-            raise UsageError(f"{output} cannot be a page: its name must end in .html")
+            raise UsageError(f"the name of the page must end in .html, not {output}")
         refuse_existing(output, force)
         pairs = compare_page.pair(original, others or [])
         qualities = quality or ([] if others or codec else [50.0])

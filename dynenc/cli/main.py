@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings=SETTINGS,
     epilog=examples(
         "dynenc encode photo.jpg              writes photo.lat",
-        "dynenc decode photo.lat -o back.png  writes the rebuilt image",
+        "dynenc decode photo.lat -o back.png  writes the decoded image",
         "dynenc COMMAND --help                shows the options of a command, with examples",
         "dynenc --install-completion          sets up Tab completion",
     ),
@@ -57,7 +57,7 @@ def main(
         ),
     ] = False,
 ) -> None:
-    """Compress images to Stable Diffusion latents with a tiny encoder, and rebuild them."""
+    """Compress images to .lat files of Stable Diffusion latents, and decode them."""
 
 
 if __name__ == "__main__":

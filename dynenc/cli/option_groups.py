@@ -53,7 +53,7 @@ class Encoding:
         typer.Option(
             metavar="DB",
             rich_help_panel=QUALITY,
-            help="Instead of a quality: the smallest file that decodes with a PSNR of DB.",
+            help="Instead of a quality: the smallest file that decodes to a PSNR of at least DB.",
         ),
     ] = None
     strict: Annotated[
@@ -70,8 +70,8 @@ class Encoding:
         typer.Option(
             metavar="auto|on|off",
             rich_help_panel=QUALITY,
-            help="Store text and graphics in a separate layer that keeps them legible: where they "
-            "are found, also where in doubt, or never.",
+            help="Store text and graphics in a separate layer that keeps them legible. auto: where "
+            "certain; on: also where uncertain; off: never.",
         ),
     ] = "auto"
     effort: Annotated[
@@ -105,8 +105,8 @@ class Selection:
         typer.Option(
             metavar="PATTERN",
             rich_help_panel=INPUT,
-            help="Only take names that match, such as '*.png', or 'cats/*' below the folder; "
-            "repeatable.",
+            help="Convert only files whose name matches, such as '*.png', or whose path below the "
+            "folder does, such as 'cats/*'; repeatable.",
         ),
     ] = None
     exclude: Annotated[
@@ -114,7 +114,7 @@ class Selection:
         typer.Option(
             metavar="PATTERN",
             rich_help_panel=INPUT,
-            help="Exclude names that match; repeatable.",
+            help="Exclude files whose name or path matches; repeatable.",
         ),
     ] = None
 
@@ -141,7 +141,8 @@ class Placement:
             "--update",
             "-u",
             rich_help_panel=OUTPUT,
-            help="Redo outputs that are older than their input or made with other settings.",
+            help="Rewrite outputs that are older than their input or were made with other "
+            "settings.",
         ),
     ] = False
     skip_existing: Annotated[
@@ -198,7 +199,7 @@ class Placement:
         given = [existing for existing, flag in flags.items() if flag]
         if len(given) > 1:
             raise UsageError(
-                "--force, --update and --skip-existing are mutually exclusive", hint="choose one"
+                "--force, --update and --skip-existing cannot be combined", hint="choose one"
             )
         return given[0] if given else None
 

@@ -152,7 +152,9 @@ TuneFor = Annotated[
 ]
 Detail = Annotated[
     DetailMode,
-    typer.Option(metavar="auto|on|off", help="Layer of text and graphics, see encode."),
+    typer.Option(
+        metavar="auto|on|off", help="Store text and graphics in a separate layer; see encode."
+    ),
 ]
 KeepMetadata = Annotated[
     bool,
@@ -238,8 +240,8 @@ LatentForm = Annotated[
         callback=check_latent_form,
         autocompletion=completed(*LATENT_FORMS),
         rich_help_panel=OUTPUT,
-        help="File format: npz is that of kohya's sd-scripts, comfy is ComfyUI's .latent; musubi "
-        "and ai-toolkit are for latents that were imported from these.",
+        help="File format: npz for kohya's sd-scripts, comfy for ComfyUI; musubi and ai-toolkit "
+        "only for latents that were imported from them.",
     ),
 ]
 Suffix = Annotated[

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 INTERVAL = 10.0  # s between lines where stderr is not a terminal
-ROW = "{:8.3f} bpp  {:6.2f} dB  {:>7}  1:{:<5.1f} {:7.1f} ms  {:7.1f} ms  {}"
+ROW = "{:8.3f} bpp  {:6.2f} dB  {:>7}  1/{:<5.1f} {:7.1f} ms  {:7.1f} ms  {}"
 HEAD = "       size      PSNR  MS-SSIM  of file   encode      decode  image"
 
 
@@ -159,17 +159,17 @@ class Reporter:
             console.tell(f"dynenc: text or graphics will not be legible in {rest} more images")
         if summary.stale:
             which = ", ".join(summary.stale)
-            console.tell(f"dynenc: {which}: of another run, beyond the last shard of this one")
+            console.tell(f"dynenc: left over from an earlier run: {which}")
         if not summary.single:
             console.tell(f"dynenc: {_final(summary)}")
             if summary.outdated:
                 which = f"{summary.outdated} of the skipped outputs were"
                 if summary.outdated == summary.skipped == 1:
                     which = "the skipped output was"
-                console.tell(f"dynenc: {which} made with other settings: --update redoes them")
+                console.tell(f"dynenc: {which} made with other settings; --update rewrites them")
         elif summary.skipped:
-            other = ", though it was made with other settings" if summary.outdated else ""
-            console.tell(f"dynenc: the output exists: skipped{other}")
+            hint = " (made with other settings; --update rewrites it)" if summary.outdated else ""
+            console.tell(f"dynenc: output exists, skipped{hint}")
 
 
 def _row(rows: list[Roundtrip], name: str) -> str:
@@ -197,8 +197,8 @@ def _lines(figures: Roundtrip) -> list[str]:
         f"{figures.encoder} -> {figures.decoder}",
         f"PSNR      {figures.psnr_db:.2f} dB",
         f"MS-SSIM   {similarity}",
-        f"size      {figures.n_bytes} bytes, {figures.bpp:.3f} bpp, 1:{figures.ratio_raw:.0f} of "
-        f"the pixels, 1:{figures.ratio_file:.1f} of the input file",
+        f"size      {figures.n_bytes} bytes, {figures.bpp:.3f} bpp, 1/{figures.ratio_raw:.0f} of "
+        f"the raw pixels, 1/{figures.ratio_file:.1f} of the input file",
         f"time      {1e3 * figures.encode_s:.1f} ms to encode, {1e3 * figures.decode_s:.1f} ms to"
         " decode",
     ]
@@ -215,7 +215,15 @@ def _speed(summary: Summary) -> str:
 
 
 def _volume(summary: Summary) -> str:
-    return f"{summary.n_bytes_in / 1e6:.1f} MB in, {summary.n_bytes_out / 1e6:.1f} MB out"
+    return f"{_size(summary.n_bytes_in)} in, {_size(summary.n_bytes_out)} out"
+
+
+def _size(n_bytes: int) -> str:
+    """A number of bytes in the largest decimal unit that it reaches."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.1f} {unit}"
+    return f"{n_bytes} bytes"
 
 
 def _final(summary: Summary) -> str:

@@ -51,7 +51,7 @@ class ReportFile:
         self.path, self.overwrite = path, overwrite
         self.suffix = suffix_of(path).lower()
         if self.suffix not in SUFFIXES:
-            raise UsageError(f"{path} cannot be a report: its name must end in .csv or .jsonl")
+            raise UsageError(f"the name of the report must end in .csv or .jsonl, not {path}")
         self.columns = [*COLUMNS, *COUNTS, *(FIGURES if task == "roundtrip" else ())]
         self.earlier: dict[tuple[str, str], Row] = {}
         self.stack = ExitStack()

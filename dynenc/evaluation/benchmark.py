@@ -197,11 +197,11 @@ def _figures(
     start = time.perf_counter()
     data = one.encode(image, quality)
     middle = time.perf_counter()
-    rebuilt = one.decode(data)
+    decoded = one.decode(data)
     end = time.perf_counter()
     return {
         "bpp": bitstream.bpp(len(data), *image.size),
-        **figures_of(rebuilt),
+        **figures_of(decoded),
         "encoding_time": middle - start,
         "decoding_time": end - middle,
     }

@@ -78,10 +78,10 @@ def pair(original: str, others: Sequence[str]) -> list[tuple[Path, list[Path]]]:
     """
     if not Path(original).is_dir():
         if folders := [name for name in others if Path(name).is_dir()]:
-            raise UsageError(f"{folders[0]} is a folder, and {original} is not: give two alike")
+            raise UsageError(f"cannot compare the file {original} with the folder {folders[0]}")
         return [(Path(original), [Path(name) for name in others])]
     if single := [name for name in others if not Path(name).is_dir()]:
-        raise UsageError(f"{single[0]} is not a folder, and {original} is: give two alike")
+        raise UsageError(f"cannot compare the folder {original} with the file {single[0]}")
     suffixes = input_suffixes("encode")
     originals = sorted(p for p in Path(original).iterdir() if p.suffix.lower() in suffixes)
     if not originals:

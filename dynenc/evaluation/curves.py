@@ -156,7 +156,7 @@ def plotter(path: Path) -> Callable[[Evaluation], None]:
         raise UsageError(f"plots need matplotlib: {NEEDS_EXTRA}") from exc
     if path.suffix.lower() not in PLOT_SUFFIXES:
         suffixes = ", ".join(PLOT_SUFFIXES)
-        raise UsageError(f"{path} cannot be a plot: its name must end in one of {suffixes}")
+        raise UsageError(f"the name of the plot must end in one of {suffixes}, not {path}")
 
     def draw(evaluation: Evaluation) -> None:
         curves = [*evaluation.curves, *evaluation.anchors]

@@ -1,4 +1,4 @@
-"""All metrics between a rebuilt image and its original."""
+"""All metrics between a decoded image and its original."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ class Measure:
         self.distances = {name: each.to(self.device) for name, each in distances.items()}
         self.bfloat16 = bfloat16
 
-    def __call__(self, rebuilt: Image.Image, original: Image.Image) -> dict[str, float]:
+    def __call__(self, decoded: Image.Image, original: Image.Image) -> dict[str, float]:
         """PSNR in dB, MS-SSIM and the distances, without those that need longer sides."""
-        return self.against(original)(rebuilt)
+        return self.against(original)(decoded)
 
     def against(self, original: Image.Image) -> Callable[[Image.Image], dict[str, float]]:
         """Measure many images against one original, whose features are computed once."""
@@ -97,8 +97,8 @@ class Measure:
                 on_device = reference.to(self.device)
                 kept = {name: list(one.features(on_device)) for name, one in distances.items()}
 
-        def figures(rebuilt: Image.Image) -> dict[str, float]:
-            tensor = tensors.to_tensor(rebuilt)
+        def figures(decoded: Image.Image) -> dict[str, float]:
+            tensor = tensors.to_tensor(decoded)
             found = {"psnr-rgb": metrics.psnr_db(tensor, reference)}
             if (similarity := metrics.ms_ssim(tensor, reference)) is not None:
                 found["ms-ssim-rgb"] = similarity
@@ -142,8 +142,8 @@ def evaluate(
     measure = Measure(distances)
     rows = []
     for _, image in iter_images(folder):
-        rebuilt = tensors.to_image(reconstruct(tensors.pad(tensors.to_tensor(image))))
-        rows.append(measure(rebuilt.crop((0, 0, *image.size)), image))
+        decoded = tensors.to_image(reconstruct(tensors.pad(tensors.to_tensor(image))))
+        rows.append(measure(decoded.crop((0, 0, *image.size)), image))
     if not rows:
         return {}
     mean = means(rows)

@@ -204,11 +204,14 @@ class _Layers:
         most: Doubles | None = None,
         are_bytes: bool = True,
     ) -> None:
-        """Add a product: inputs [C] are the values of an integer 1; unit, the integer for 1.0.
+        """Add a product.
 
-        `power` [K] are the mean squares of its input integers; `most` [N] are the magnitudes that
-        its outputs must be able to reach, by default those measured. Of inputs that are not
-        bytes, but latents, the sums are not bound by QUAD.
+        Args:
+            inputs: [C], the real value that an input integer of 1 stands for.
+            unit: the output integer that stands for 1.0.
+            power: [K], mean squares of the input integers.
+            most: [N], magnitudes that the outputs must be able to reach; by default those measured.
+            are_bytes: whether the inputs are bytes, not latents; only then QUAD limits the sums.
         """
         weight, bias = self.floats[f"{name}.weight"], self.floats[f"{name}.bias"]
         if most is None:

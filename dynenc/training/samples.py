@@ -1,4 +1,4 @@
-"""What an entropy coder is fitted to: images' latents, quantised, and the settings of a fit."""
+"""Training samples of an entropy coder: quantised latents; and the settings of a fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of a small network that has a command of its own: from its data to its metadata."""
+"""Shared steps of training a small network: data, optimisation, metadata."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a training begins with: a linear fit, given weights, or weights of another latent space.
+"""The initial weights of a run: a linear fit, given weights, or those of another latent space.
 
 A network of another space keeps its body. Its layer next to the latents, the encoder's last one or
 the decoder's first, is solved by least squares: the encoder then makes the latents of the teacher,

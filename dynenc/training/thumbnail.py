@@ -34,7 +34,7 @@ CALIBRATION = 64  # images
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """What the decoder learns from."""
+    """Training pairs: latents, and the image reduced to two sizes."""
 
     latents: Tensor  # [N, 4, 32, 32]
     images: Tensor  # [N, 3, 64, 64] in [-1, 1]

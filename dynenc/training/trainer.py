@@ -359,8 +359,8 @@ class Trainer:
 
         def reconstruct(image: Tensor) -> Tensor:
             latents = encode(image.to(self.device))
-            rebuilt: Tensor = decode((latents / step).round() * step if step else latents)
-            return rebuilt.cpu()
+            decoded: Tensor = decode((latents / step).round() * step if step else latents)
+            return decoded.cpu()
 
         return evaluate(
             reconstruct, self.paths.test, load_distances(self.paths.lpips, self.paths.vgg)

@@ -130,7 +130,7 @@ def test_skipped_outputs_of_other_settings_are_told(images, tmp_path):
     run(*arguments)
     assert "other settings" not in run(*arguments).stderr
     told = run(*arguments, "-Q", 70).stderr
-    assert "2 of the skipped outputs were made with other settings: --update" in told
+    assert "2 of the skipped outputs were made with other settings; --update" in told
 
 
 def test_names_and_times_can_be_kept(images, tmp_path):

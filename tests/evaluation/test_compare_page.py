@@ -135,7 +135,7 @@ def test_folders_make_a_gallery(photo, tmp_path):
         (["none.png"], 3, "does not exist"),
         (["."], 3, "has no image"),
         (["photo.png", "small.png"], 3, "9x9 and 75x50 px"),
-        (["photo.png", "."], 2, "give two alike"),
+        (["photo.png", "."], 2, "cannot compare the file photo.png with the folder ."),
         (["photo.png", "none.lat"], 4, "cannot be read"),
         (
             ["photo.png", "--codec", "gif:3"],
@@ -147,7 +147,7 @@ def test_folders_make_a_gallery(photo, tmp_path):
         (["photo.png", "--lpips", "none.safetensors"], 5, "LPIPS"),
         (["photo.png", "--vgg", "none.safetensors"], 5, "VGG-16"),
         (["photo.png", "-o", "there.html"], 6, "--force"),
-        (["photo.png", "-o", "photo.png", "-f"], 2, "its name must end in .html"),
+        (["photo.png", "-o", "photo.png", "-f"], 2, "must end in .html, not photo.png"),
         (["photo.png", "-o", "no/page.html"], 7, "cannot be written"),
     ],
 )
