@@ -11,9 +11,10 @@ from pathlib import Path
 
 sys.path[:0] = sys.argv[2:]
 
-from dynenc.batch import converter, tasks, worker  # noqa: E402
+from dynenc.batch import converter, worker  # noqa: E402
+from dynenc.batch.tasks import EncodeTask  # noqa: E402
 
-real_load, real_write = tasks.Encode.load, converter.Converter._write
+real_load, real_write = EncodeTask.load, converter.Converter._write
 
 
 def die(when, item):
@@ -34,6 +35,6 @@ def write(self, item, made):
     return done
 
 
-tasks.Encode.load = load
+EncodeTask.load = load
 converter.Converter._write = write
 worker.enter(sys.argv[1])

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from dynenc.cli.main import app
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "dynenc"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONSOLE = re.compile(r"(?<=```console\n).*?(?=```)", re.DOTALL)
 TABLE = re.compile(r"(?<=<!-- modules -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -92,10 +93,10 @@ def same(old: str, new: str) -> bool:
 
 def modules() -> Iterator[tuple[str, str]]:
     """Every module of the package, by its name below dynenc, and what its docstring says first."""
-    for path in sorted((ROOT / "dynenc").rglob("*.py"), key=lambda path: (len(path.parts), path)):
+    for path in sorted(PACKAGE.rglob("*.py"), key=lambda path: (path.parent != PACKAGE, path)):
         if not path.name.startswith("__"):
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            name = path.relative_to(ROOT / "dynenc").with_suffix("").as_posix()
+            name = path.relative_to(PACKAGE).with_suffix("").as_posix()
             yield name, text.partition("\n")[0].removesuffix(".")
 
 

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, TypeVar
 from dynenc.batch.inputs import MAX_IMAGE_BYTES
 from dynenc.batch.plan import Job, input_suffixes, member_name
 from dynenc.batch.records import Result, Settings
-from dynenc.batch.task import Input, Loaded, Made
 from dynenc.batch.tasks import TASKS
+from dynenc.batch.tasks.base import Item, LoadedItem, Output
 from dynenc.coding import bitstream
 from dynenc.coding.rate_control import OnStep
 from dynenc.errors import (
@@ -43,7 +43,7 @@ BATCH_PIXELS = 64_000_000  # in one pass
 SMALL = 2**20  # bytes; larger archive members that are only copied are copied in chunks
 
 T = TypeVar("T")
-Outcome = Made | DynencError
+Outcome = Output | DynencError
 
 
 class Converter:
@@ -69,7 +69,7 @@ class Converter:
         """Convert; yield each job with one result per image."""
         jobs = list(jobs)
         inputs = {self._input(job): job for job in jobs if not job.is_shard}
-        under_way: deque[tuple[Input, Future[Outcome]]] = deque()
+        under_way: deque[tuple[Item, Future[Outcome]]] = deque()
         with ThreadPoolExecutor(WRITERS) as writers:  # on any exit, each file is whole or absent
             for item, made in self._convert(inputs):
                 future = writers.submit(self._attempt, self._write, item, made)
@@ -84,11 +84,11 @@ class Converter:
             if job.is_shard:
                 outcome = self._attempt(self._shard, job)
                 if isinstance(outcome, DynencError):
-                    outcome = [self._result(Input(job.source or job.target, job.target), outcome)]
+                    outcome = [self._result(Item(job.source or job.target, job.target), outcome)]
                 yield job, outcome
 
-    def _input(self, job: Job) -> Input:
-        return Input(
+    def _input(self, job: Job) -> Item:
+        return Item(
             job.source,
             job.target,
             mtime=self._mtime(job.source),
@@ -100,15 +100,15 @@ class Converter:
         found = storage.times(source) if self.settings.output.keep_mtime else None
         return found.modified if found else None
 
-    def _convert(self, inputs: Iterable[Input]) -> Iterator[tuple[Input, Outcome]]:
+    def _convert(self, inputs: Iterable[Item]) -> Iterator[tuple[Item, Outcome]]:
         """Read, convert in groups of equal shape, and yield in input order."""
         rest = iter(inputs)
         while window := list(islice(rest, self.window)):
             outcome: dict[int, Outcome] = {}
-            groups: dict[tuple[int, ...], list[tuple[int, Loaded[Any]]]] = {}
+            groups: dict[tuple[int, ...], list[tuple[int, LoadedItem[Any]]]] = {}
             for i, item in enumerate(window):
                 if not item.convert:
-                    outcome[i] = Made(item.data or b"")
+                    outcome[i] = Output(item.data or b"")
                     continue
                 loaded = self._attempt(self.task.load, item)
                 if isinstance(loaded, DynencError):
@@ -123,7 +123,7 @@ class Converter:
                     outcome.update(zip([i for i, _ in part], made, strict=True))
             yield from ((item, outcome[i]) for i, item in enumerate(window))
 
-    def _make(self, items: list[Input], group: list[Loaded[Any]]) -> Sequence[Outcome]:
+    def _make(self, items: list[Item], group: list[LoadedItem[Any]]) -> Sequence[Outcome]:
         """The outputs for files of equal shape; if the batch fails, each is tried alone."""
         made = self._attempt(self.task.make, items, group)
         if not isinstance(made, DynencError):
@@ -132,7 +132,7 @@ class Converter:
             return [made]
         return [self._make([item], [one])[0] for item, one in zip(items, group, strict=True)]
 
-    def _write(self, item: Input, made: Outcome) -> Outcome:
+    def _write(self, item: Item, made: Outcome) -> Outcome:
         if isinstance(made, DynencError) or not item.target:
             return made
         with writing(item.target, item.overwrite, mtime=item.mtime) as file:
@@ -151,7 +151,7 @@ class Converter:
             writer = shards.Writer(file) if file else None
             outcomes = self._packed(job) if job.members else self._members(job, writer)
             for item, made in outcomes:
-                if isinstance(made, Made) and writer:
+                if isinstance(made, Output) and writer:
                     try:
                         writer.add(item.member, made.data, item.mtime or 0)
                     except OutputError as exc:  # this member only; an OSError ends the shard
@@ -160,7 +160,7 @@ class Converter:
                     self._keep(writer, target, item.member)
                 if item.convert or isinstance(made, DynencError):
                     where = f"{target}/{item.member}" if target else ""
-                    results.append(self._result(Input(item.source, where), made))
+                    results.append(self._result(Item(item.source, where), made))
             if writer:
                 writer.close()
         return results
@@ -177,23 +177,23 @@ class Converter:
             with suppress(OutputError):  # the name is taken, nothing was written
                 writer.add(name, *former)
 
-    def _packed(self, job: Job) -> Iterator[tuple[Input, Outcome]]:
+    def _packed(self, job: Job) -> Iterator[tuple[Item, Outcome]]:
         """The outcome for each image of a new shard."""
         yield from self._convert(
-            Input(source, job.target, member=name, mtime=self._mtime(source))
+            Item(source, job.target, member=name, mtime=self._mtime(source))
             for source, name in job.members
         )
 
-    def _members(self, job: Job, writer: shards.Writer | None) -> Iterator[tuple[Input, Outcome]]:
+    def _members(self, job: Job, writer: shards.Writer | None) -> Iterator[tuple[Item, Outcome]]:
         """The outcome for each archive member, in order; large non-images are copied here."""
         suffixes, output = input_suffixes(self.settings.task), self.settings.output
-        window: list[Input] = []
+        window: list[Item] = []
         with _source(job.source) as file:
             for member in shards.members(file, job.source):
                 convert = suffix_of(member.name).lower() in suffixes
                 name = member_name(member.name, suffixes, output.suffix, output.naming)
                 source = f"{job.source}/{member.name}"
-                item = Input(source, job.target, None, name, member.mtime, convert)
+                item = Item(source, job.target, None, name, member.mtime, convert)
                 is_large = not convert and member.size > SMALL
                 outcome: Outcome | None = None
                 if not is_large:
@@ -219,7 +219,7 @@ class Converter:
 
     # outcomes
 
-    def _result(self, item: Input, made: Outcome) -> Result:
+    def _result(self, item: Item, made: Outcome) -> Result:
         if isinstance(made, OutputExists) and self.settings.output.existing == "skip":
             return Result(item.source, item.target, "skipped", error=made)
         if isinstance(made, DynencError):
@@ -230,9 +230,9 @@ class Converter:
             "done",
             n_bytes_in=made.n_bytes_in,
             n_bytes_out=len(made.data),
-            width=made.width,
-            height=made.height,
-            bpp=bitstream.bpp(made.n_bytes_lat, *(made.coded_size or (made.width, made.height))),
+            width=made.size[0],
+            height=made.size[1],
+            bpp=bitstream.bpp(made.n_bytes_lat, *(made.coded_size or made.size)),
             quality=made.quality,
             figures=made.figures,
             note=made.note,

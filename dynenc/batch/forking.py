@@ -56,11 +56,11 @@ class Factory:
     """Starts workers. Not thread-safe.
 
     Args:
-        needs_networks: whether the workers need torch.
+        needs_torch: whether the workers need torch.
     """
 
-    def __init__(self, *, needs_networks: bool) -> None:
-        self.preload = "dynenc.backend" if needs_networks else "dynenc.batch.converter"
+    def __init__(self, *, needs_torch: bool) -> None:
+        self.preload = "dynenc.backend" if needs_torch else "dynenc.batch.converter"
         self.template: subprocess.Popen[bytes] | None = None
         self.control: socket.socket | None = None
 

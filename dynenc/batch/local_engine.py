@@ -116,7 +116,7 @@ class _Pool:
     """The worker processes, and which of them has which job."""
 
     def __init__(self, jobs: Sequence[Job], settings: Settings, count: int | None) -> None:
-        from dynenc.batch.task import needs_networks
+        from dynenc.batch.tasks.torch_use import needs_torch
 
         self.rest: Iterator[Job] = iter(jobs)
         self.n_jobs = self.n_left = len(jobs)
@@ -124,7 +124,7 @@ class _Pool:
         self.suspects: deque[Job] = deque()  # a worker died on them: they are retried alone
         self.deaths: dict[Job, str] = {}
         self.workers: list[_Worker] = []
-        self.factory = Factory(needs_networks=needs_networks(settings))
+        self.factory = Factory(needs_torch=needs_torch(settings))
         self.inbox: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
 
     def run(self) -> Iterator[list[Result]]:

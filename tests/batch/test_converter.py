@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import dynenc
-from dynenc.batch import converter, tasks
+from dynenc.batch import converter
+from dynenc.batch.tasks import images
 from dynenc.errors import ImageError, OutputExists, UsageError
 
 
@@ -85,14 +86,14 @@ def test_a_zip_becomes_a_tar(tmp_path):
 def test_a_bug_fails_one_file_and_keeps_its_traceback(tmp_path, monkeypatch, caplog):
     for name in ("a", "b"):
         (tmp_path / f"{name}.png").write_bytes(png())
-    real = tasks.load_image
+    real = images.load_image
 
     def load_image(item, settings):
         if item.source.endswith("b.png"):
             raise TypeError("a bug")
         return real(item, settings)
 
-    monkeypatch.setattr(tasks, "load_image", load_image)
+    monkeypatch.setattr(images, "load_image", load_image)
     caplog.set_level("DEBUG", "dynenc")
     summary = encode(tmp_path, None)
     assert (summary.done, summary.failed) == (1, 1)

@@ -148,16 +148,16 @@ def test_options_that_make_no_sense(images, tmp_path, options):
 
 
 def test_errors_nobody_expects_fail_one_file_only(images, tmp_path, monkeypatch):
-    from dynenc.batch import task
+    from dynenc.batch.tasks import load
 
-    real = task.open_image
+    real = load.open_image
 
     def open_image(source, **options):
         if str(source).endswith("05.png"):
             raise ZeroDivisionError("a bug")
         return real(source, **options)
 
-    monkeypatch.setattr(task, "open_image", open_image)
+    monkeypatch.setattr(load, "open_image", open_image)
     summary = encode(images, tmp_path / "out", jobs=1)
     assert (summary.done, summary.failed) == (N_IMAGES - 1, 1)
     assert "05.png: unexpected ZeroDivisionError: a bug" in summary.failures[0].reason

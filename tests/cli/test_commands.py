@@ -233,7 +233,7 @@ def test_full_disk_leaves_nothing(image, tmp_path, monkeypatch):
 def test_output_that_appears_meanwhile_is_kept(image, monkeypatch):
     target = image.with_suffix(".lat")
     monkeypatch.setattr(
-        "dynenc.batch.task.refuse_existing", lambda *_: target.write_bytes(b"other")
+        "dynenc.batch.tasks.base.refuse_existing", lambda *_: target.write_bytes(b"other")
     )
     sentence(run("encode", image, "-e", "nano"), 6)
     assert target.read_bytes() == b"other"

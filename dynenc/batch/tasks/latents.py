@@ -1,0 +1,144 @@
+"""Tasks that convert latents: export and import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from dynenc import registry
+from dynenc.batch import inputs
+from dynenc.batch.records import Settings
+from dynenc.batch.tasks.base import Item, LoadedItem, Output, Task
+from dynenc.batch.tasks.existing_lat import ExistingLat
+from dynenc.batch.tasks.load import ParsedLat, load_lat
+from dynenc.coding import bitstream, quantize
+from dynenc.coding.lat_file import LatFile, model_of
+from dynenc.errors import LatentsError, OtherLatents
+from dynenc.imaging import notes
+from dynenc.interop import beside, caches, containers, latent_files, whole_latents
+from dynenc.interop.forms import LATENT_FORMS, LATENT_SUFFIXES
+from dynenc.interop.latent_files import ImportedLatents
+from dynenc.io import names
+from dynenc.io.storage import Readable
+from dynenc.latent_space import PATCH, SPACES
+from dynenc.native.kernel import Floats
+
+
+class ExportTask(Task[ParsedLat]):
+    """.lat files to other programs' files of latents."""
+
+    def load(self, item: Item) -> LoadedItem[ParsedLat]:
+        """See `Task`."""
+        self.prepare(item)
+        return load_lat(item, self.settings)
+
+    def make(self, items: Sequence[Item], group: Sequence[LoadedItem[ParsedLat]]) -> list[Output]:
+        """See `Task`."""
+        outputs = []
+        for loaded in group:
+            file = loaded.value.file
+            if file.model.space.name not in SPACES:
+                raise OtherLatents(
+                    f"the latents are those of {file.model.space.title}: decode the file"
+                )
+            data, note = latent_files.write(_form(self.settings), file, whole_latents.of(file))
+            if loaded.value.extras.alpha:
+                note = notes.joined(note, "alpha is dropped")
+            output = Output(
+                data,
+                size=(file.header.width, file.header.height),
+                n_bytes_in=loaded.n_bytes,
+                n_bytes_lat=loaded.n_bytes,
+                note=note,
+            )
+            outputs.append(output)
+        return outputs
+
+    @staticmethod
+    def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+        """See `Task`; the format is the only setting."""
+        form = _form(settings)
+        if form in ("npz", "pt"):
+            if file.read(len(containers.ZIP)) != containers.ZIP:
+                raise LatentsError("no zip archive")
+            return True
+        outline = containers.outline(file)
+        return (caches.recognise(outline, "the output").layout.form or outline.form) == form
+
+
+def _form(settings: Settings) -> str:
+    """The form of exported latents; raises LatentsError if their suffix stands for none."""
+    output = settings.output
+    found = (form for form, suffix in LATENT_FORMS.items() if suffix == output.suffix.lower())
+    if not (form := output.form or next(found, "")):
+        raise LatentsError(
+            f"no file of latents ends in {output.suffix!r}: use {', '.join(LATENT_SUFFIXES)}"
+        )
+    return form
+
+
+class ImportTask(Task[ImportedLatents]):
+    """Other programs' files of latents to .lat files."""
+
+    def load(self, item: Item) -> LoadedItem[ImportedLatents]:
+        """See `Task`."""
+        self.prepare(item)
+        blob = inputs.read_foreign(item.source) if item.data is None else item.data
+        options = self.settings.encode
+        space = SPACES.get(options.space)
+        foreign = latent_files.read(blob, names.shown(item.source), options.scale, space)
+        return LoadedItem(foreign, len(blob), tuple(foreign.latents.shape[-2:]), foreign.note)
+
+    def make(
+        self, items: Sequence[Item], group: Sequence[LoadedItem[ImportedLatents]]
+    ) -> list[Output]:
+        """See `Task`."""
+        outputs = []
+        for loaded in group:
+            foreign = loaded.value
+            size = foreign.width, foreign.height
+            file = self.file(foreign, foreign.latents, size)
+            file = replace(file, chunks=foreign.chunks(partial(self.nested, foreign)))
+            blob = file.to_bytes()
+            output = Output(
+                blob,
+                size=size,
+                n_bytes_in=loaded.n_bytes,
+                n_bytes_lat=len(blob),
+                quality=file.quality,
+                note=loaded.note,
+            )
+            outputs.append(output)
+        return outputs
+
+    def file(self, foreign: ImportedLatents, latents: Floats, size: tuple[int, int]) -> LatFile:
+        """The .lat file of some of the latents of a foreign file, of an image of this size."""
+        options, model = self.settings.encode, foreign.model
+        if options.keep_step and foreign.step_q is not None:
+            return LatFile.of_quantized(latents, size, foreign.step_q, model)
+        step_q = quantize.quality_to_step(options.goal.value, has_trellis=model.has_trellis)
+        return LatFile.of_latents(latents, size, step_q, model)
+
+    def nested(self, foreign: ImportedLatents, latents: Floats) -> bytes:
+        """The .lat file of further latents of a foreign file."""
+        height, width = (min(PATCH * side, bitstream.MAX_SIDE) for side in latents.shape[-2:])
+        return self.file(foreign, latents, (width, height)).to_bytes()
+
+    @staticmethod
+    def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+        """See `Task`."""
+        lat, options = ExistingLat.open(file, n_bytes, whole=whole), settings.encode
+        model = model_of(lat.header)
+        if options.space and model.space.name != options.space:
+            return False
+        if whole and options.scale is not None and not _has_scale(lat.parse(), options.scale):
+            return False
+        has_kept_step = options.keep_step and model not in registry.FOREIGN.values()
+        return has_kept_step or lat.meets(options.goal)
+
+
+def _has_scale(file: LatFile, scale: float) -> bool:
+    """Whether a file says that its latents were imported from a file in that scale."""
+    kept = beside.of_chunks(file.chunks)
+    return kept is not None and kept.scaling[0] == scale

@@ -1,0 +1,22 @@
+"""Whether a run needs torch."""
+
+from dynenc import registry
+from dynenc.batch.records import Settings
+from dynenc.interop.forms import LATENT_FORMS
+from dynenc.native import encoder
+from dynenc.networks import decoder_names, integer_decoder
+
+
+def needs_torch(settings: Settings) -> bool:
+    """Whether a run needs torch, as far as is known before any file is read."""
+    encode, task, device = settings.encode, settings.task, settings.run.device
+    if task == "encode":
+        model = registry.encoder_model(encode.encoder)
+        decodes = encode.effort or encode.goal.kind == "dB"
+        return bool(decodes) or not encoder.runs_natively(model, device)
+    if task == "export":
+        return settings.output.suffix.lower() == LATENT_FORMS["pt"]
+    if task == "decode":  # most files are of SD 1.x, whose decoder is not always the embedded one
+        decoder = decoder_names.resolve(settings.decode.decoder, device).name
+        return not integer_decoder.uses_integers(registry.IMPORTED, decoder, device)
+    return task != "import"
