@@ -2,7 +2,8 @@
 
 | program | file | latents | scale |
 |---|---|---|---|
-| sd-scripts | `*_sd.npz`, `*_sdxl.npz`, `*_sd3.npz`, `*.npz` | `latents_{h}x{w}` | raw |
+| sd-scripts | `*_sd.npz`, `*_sdxl.npz`, `*.npz` | `latents`, `latents_{h}x{w}` | raw |
+| | `*_sd3.npz` | `latents_{h}x{w}` | raw |
 | | `*_flux.npz`, `*_lumina.npz` | the same | scaled |
 | musubi-tuner | `*_zi.safetensors` | `latents_1x{h}x{w}_{dtype}` | raw |
 | | `*_fk.safetensors` | the same, `latents_control_..` | scaled |

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | .safetensors | `latents` [C, h, w] | scaled | space, scale, width, height, encoder, step |
 | .pt | `latents` [C, h, w] | scaled | the same, in the dict beside it |
-| .npz, of sd-scripts | `latents_{h}x{w}` [C, h, w] | raw; FLUX.1: scaled | sizes and crop |
+| .npz, of sd-scripts | `latents` or `latents_{h}x{w}` | raw; FLUX.1: scaled | sizes and crop |
 | .latent, of ComfyUI | `latent_tensor` [1, C, h, w] | raw | as .safetensors |
 
 All are float32. Diffusion models take scaled latents, a VAE returns raw ones; `caches` tells which
@@ -31,7 +31,7 @@ from dynenc.interop.beside import Beside, Part
 from dynenc.interop.caches import RAW, Layout, Recognised, Scaling
 from dynenc.interop.containers import FLOATS, Container, Tensor
 from dynenc.interop.forms import LATENT_FORMS
-from dynenc.latent_space import FLUX1, PATCH, SD1, SPACES, LatentSpace, latent_size
+from dynenc.latent_space import FLUX1, PATCH, SD1, SDXL, SPACES, LatentSpace, latent_size
 from dynenc.native.kernel import Floats
 
 USUAL_RMS = {"sd1": (0.4, 2.3), "sdxl": (0.3, 2.3), "flux1": (0.3, 2.5), "sd3": (0.5, 2.5)}
@@ -179,8 +179,8 @@ def _comfy(latents: Floats, size: tuple[int, int], space: LatentSpace) -> Contai
 
 
 def _npz(latents: Floats, size: tuple[int, int], space: LatentSpace) -> Container:
-    """As `save_latents_to_disk` of sd-scripts' library/strategy_base.py writes them."""
-    end = "_{}x{}".format(*latents.shape[1:])
+    """As sd-scripts' library/strategy_base.py reads them; plain keys in all its versions."""
+    end = "" if space in (SD1, SDXL) else "_{}x{}".format(*latents.shape[1:])
     arrays = {
         "latents" + end: _unscaled(latents, _own_scaling("npz", space), space),
         "original_size" + end: np.array(size),

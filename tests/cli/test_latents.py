@@ -149,7 +149,7 @@ def test_existing_outputs_are_kept(lat):
     assert "--force" in run("export", lat, "--to", "npz", code=6).stderr
     assert target.read_bytes() == b"keep"
     run("export", lat, "--to", "npz", "--force")
-    assert np.load(target)["latents_5x5"].shape == (4, 5, 5)
+    assert np.load(target)["latents"].shape == (4, 5, 5)
 
 
 def test_streams(lat):

@@ -21,7 +21,7 @@ from dynenc.coding.bitstream import HAS_CHUNKS
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import LatentsError, UsageError
 from dynenc.interop import containers, latent_files
-from dynenc.latent_space import SD1
+from dynenc.latent_space import FLUX1, SD1, SD3
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1_light_33x40.lat"  # 5 x 5 latents
 IS_OTHER = re.compile("autoencoder|detail")
@@ -58,11 +58,15 @@ def comfy_loads(data: bytes) -> torch.Tensor:
     return latent["latent_tensor"].float() * multiplier
 
 
-def kohya_loads(data: bytes, bucket_reso: tuple[int, int]) -> tuple[np.ndarray, list, list]:
+def kohya_loads(
+    data: bytes, bucket_reso: tuple[int, int], version: str
+) -> tuple[np.ndarray, list, list]:
     """_default_load_latents_from_disk of sd-scripts' library/strategy_base.py, stride 8."""
     height, width = bucket_reso[1] // 8, bucket_reso[0] // 8  # bucket_reso is (W, H)
-    suffix = f"_{height}x{width}"
+    suffix = f"_{height}x{width}" if version != "0.10.1, SD and SDXL" else ""
     npz = np.load(io.BytesIO(data))
+    if "latents" + suffix not in npz and version == "later, SD and SDXL":
+        suffix = ""
     if "latents" + suffix not in npz:
         raise ValueError(f"latents{suffix} not found")
     latents = npz["latents" + suffix]
@@ -99,13 +103,26 @@ def test_comfyui_reads_what_is_written(read):
     np.testing.assert_allclose(loaded[0], latents / SCALE, rtol=1e-6)
 
 
-def test_kohya_reads_what_is_written(read):
+@pytest.mark.parametrize("version", ["0.10.1, SD and SDXL", "later, SD and SDXL"])
+def test_kohya_reads_what_is_written(read, version):
     file, latents = read
     data = written("npz", file, latents)
-    loaded, original_size, crop = kohya_loads(data, (40, 40))
+    loaded, original_size, crop = kohya_loads(data, (40, 40), version)
     assert loaded.dtype == np.float32
     np.testing.assert_allclose(loaded, latents / SCALE, rtol=1e-6)
     assert (original_size, crop) == ([33, 40], [0, 0, 33, 40])
+
+
+@pytest.mark.parametrize("space", [FLUX1, SD3], ids=lambda space: space.name)
+def test_kohya_reads_what_is_written_for_models_of_16_channels(space):
+    latents = np.random.default_rng(0).normal(size=(16, 5, 5)).astype(np.float32)
+    file = LatFile.of_latents(latents, (33, 40), 300, registry.FOREIGN[space.name])
+    data = written("npz", file, file.latents)
+    loaded, original_size, _ = kohya_loads(data, (40, 40), "FLUX and SD3")
+    np.testing.assert_allclose(
+        loaded, file.latents if space is FLUX1 else space.raw(file.latents), rtol=1e-6, atol=1e-6
+    )
+    assert original_size == [33, 40]
 
 
 def test_safetensors_says_what_it_holds(read):
