@@ -180,6 +180,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
 class SameSizeBatches(Sampler[list[int]]):
     """Batches of samples of equal size, for the `batch_sampler` of a `DataLoader`.
 
+    In several processes, each draws the same batches, which accelerate's `prepare` shares out among
+    them; versions of it that refuse batches of varying size need `drop_last=True`.
+
     Args:
         dataset: its `shapes` tell which samples fit together.
         batch_size: samples in a batch; the last batch of a size may be smaller.
@@ -202,11 +205,16 @@ class SameSizeBatches(Sampler[list[int]]):
             raise UsageError(f"SameSizeBatches needs a LatentDataset, not {type(dataset).__name__}")
         integer("batch_size", batch_size, 1)
         integer("seed", seed)
-        self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
+        self.largest, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.seed, self.epoch = seed, 0
         self.groups: dict[tuple[int, int], list[int]] = {}
         for index, shape in enumerate(dataset.shapes):
             self.groups.setdefault(shape, []).append(index)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The size of every batch; None if some are smaller, which accelerate needs to know."""
+        return self.largest if self.drop_last else None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration; each iteration also moves on by one."""
@@ -214,8 +222,8 @@ class SameSizeBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """The number of batches."""
-        extra = 0 if self.drop_last else self.batch_size - 1
-        return sum((len(group) + extra) // self.batch_size for group in self.groups.values())
+        extra = 0 if self.drop_last else self.largest - 1
+        return sum((len(group) + extra) // self.largest for group in self.groups.values())
 
     def __iter__(self) -> Iterator[list[int]]:
         """The indices of the samples of each batch."""
@@ -226,9 +234,9 @@ class SameSizeBatches(Sampler[list[int]]):
             indices = list(group)
             if self.shuffle:
                 order.shuffle(indices)
-            for start in range(0, len(indices), self.batch_size):
-                batch = indices[start : start + self.batch_size]
-                if len(batch) == self.batch_size or not self.drop_last:
+            for start in range(0, len(indices), self.largest):
+                batch = indices[start : start + self.largest]
+                if len(batch) == self.largest or not self.drop_last:
                     batches.append(batch)
         if self.shuffle:
             order.shuffle(batches)

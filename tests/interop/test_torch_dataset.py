@@ -173,6 +173,12 @@ def test_orders_of_batches(mixed):
     assert SameSizeBatches(LatentDataset(mixed.places[0].file, images=True), 9).groups
 
 
+def test_no_size_is_claimed_for_batches_of_which_some_are_smaller(mixed):
+    """Of batches below that size, accelerate drops some, or fills them up with other sizes."""
+    assert SameSizeBatches(mixed, 2).batch_size is None
+    assert SameSizeBatches(mixed, 2, drop_last=True).batch_size == 2
+
+
 def test_no_more_than_the_largest_valid_file_is_read(folder):
     os.truncate(folder / "a.lat", 20 * 2**30)
     (folder / "z.lat").write_bytes(b"")
