@@ -35,6 +35,7 @@ MARKER = "latent_format_version_0"
 SD_SCRIPTS_SPACES = {"sd": SD1, "sdxl": SDXL, "sd3": SD3, "flux": FLUX1, "lumina": FLUX1}
 MUSUBI_SPACES = {"z_image": FLUX1, "flux_kontext": FLUX1}
 AI_TOOLKIT_SPACES = SPACES | dict.fromkeys(("zimage", "chroma", "flux_kontext"), FLUX1)
+MODEL_KEY = re.compile("model|space|vae|architecture|checkpoint|ckpt", re.IGNORECASE)
 MODEL_FILE = re.compile(r'"([^"\n]*)\.(safetensors|ckpt|pt|sft)"')  # in ComfyUI's workflows
 OTHER_PROGRAMS = re.compile(r"_(anima|hi)\.npz$")
 
@@ -161,7 +162,7 @@ def _space_named(facts: dict[str, Any], name: str) -> LatentSpace | None:
     for key, text in facts.items():
         if key in ("prompt", "workflow"):  # of ComfyUI: what users write may mention any model
             mentions += [match[1] for match in MODEL_FILE.finditer(str(text))]
-        elif key not in ("filename", "encoder"):
+        elif MODEL_KEY.search(key):  # captions and paths may mention any model, too
             mentions.append(str(text))
     spaces = (space for space in SPACES.values() for text in mentions if space.is_named_in(text))
     return next(spaces, None)

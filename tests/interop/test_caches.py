@@ -350,6 +350,14 @@ def test_an_empty_text_names_no_space():
     assert latent_files.read(data, "a.safetensors", 1).model.space is SDXL
 
 
+def test_texts_that_are_not_about_a_model_name_no_space():
+    facts = {"caption": "an SDXL diagram in a flux of light", "image_path": "sd3/a.png"}
+    data = safetensors.torch.save({"latents": scaled(SD1)}, facts)
+    assert latent_files.read(data, "a.safetensors", SD1.scale).model.space is SD1
+    data = safetensors.torch.save({"latents": scaled(FLUX1)}, facts)
+    assert latent_files.read(data, "a.safetensors", 1, FLUX1).model.space is FLUX1
+
+
 def test_sd_scripts_latents_of_flux_are_scaled_whatever_the_name():
     data = npz(latents_6x8=scaled(FLUX1), original_size_6x8=[64, 48])
     np.testing.assert_array_equal(
