@@ -205,7 +205,7 @@ class SameSizeBatches(Sampler[list[int]]):
             raise UsageError(f"SameSizeBatches needs a LatentDataset, not {type(dataset).__name__}")
         integer("batch_size", batch_size, 1)
         integer("seed", seed)
-        self.largest, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
+        self.max_batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.seed, self.epoch = seed, 0
         self.groups: dict[tuple[int, int], list[int]] = {}
         for index, shape in enumerate(dataset.shapes):
@@ -214,7 +214,7 @@ class SameSizeBatches(Sampler[list[int]]):
     @property
     def batch_size(self) -> int | None:
         """The size of every batch; None if some are smaller, which accelerate needs to know."""
-        return self.largest if self.drop_last else None
+        return self.max_batch_size if self.drop_last else None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration; each iteration also moves on by one."""
@@ -222,8 +222,8 @@ class SameSizeBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """The number of batches."""
-        extra = 0 if self.drop_last else self.largest - 1
-        return sum((len(group) + extra) // self.largest for group in self.groups.values())
+        extra = 0 if self.drop_last else self.max_batch_size - 1
+        return sum((len(group) + extra) // self.max_batch_size for group in self.groups.values())
 
     def __iter__(self) -> Iterator[list[int]]:
         """The indices of the samples of each batch."""
@@ -234,9 +234,9 @@ class SameSizeBatches(Sampler[list[int]]):
             indices = list(group)
             if self.shuffle:
                 order.shuffle(indices)
-            for start in range(0, len(indices), self.largest):
-                batch = indices[start : start + self.largest]
-                if len(batch) == self.largest or not self.drop_last:
+            for start in range(0, len(indices), self.max_batch_size):
+                batch = indices[start : start + self.max_batch_size]
+                if len(batch) == self.max_batch_size or not self.drop_last:
                     batches.append(batch)
         if self.shuffle:
             order.shuffle(batches)
