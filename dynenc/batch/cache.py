@@ -16,12 +16,12 @@ from dynenc.arguments import file_name, function, integer
 from dynenc.batch.cache_maker import Maker, Member, Source
 from dynenc.batch.find import Listing, find
 from dynenc.batch.inputs import read_image
-from dynenc.batch.records import SHARD_SIZE, InputOptions
+from dynenc.batch.settings import SHARD_SIZE, InputOptions
 from dynenc.coding import bitstream
 from dynenc.coding.rate_control import IMPORT_QUALITY
 from dynenc.errors import Corrupt, DynencError, ImageError, UsageError
 from dynenc.interop import latent_cache
-from dynenc.interop.latent_cache import Entry, Settings, Shard
+from dynenc.interop.latent_cache import CacheSettings, Entry, Shard
 from dynenc.io import names, storage
 from dynenc.io.names import STREAM
 from dynenc.io.shards import Writer
@@ -34,7 +34,7 @@ STRANGER = "it has no index, so it is not part of the cache, and stays as it is"
 
 
 @dataclass(slots=True)
-class Summary:
+class CacheSummary:
     """What a run did."""
 
     made: int = 0
@@ -62,7 +62,7 @@ def make_cache(
     shard_size: int = SHARD_SIZE,
     device: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
-) -> Summary:
+) -> CacheSummary:
     """Make or update a cache of the latents of images, for `LatentDataset` and WebDataset.
 
     Only images that are new or whose content has changed are encoded. After an interruption, the
@@ -96,7 +96,7 @@ def make_cache(
     found = _found(given, cache, prune)
     sources = _keyed([(file.relative, file.path) for file in found.files], flips)
     make_folder(cache)
-    summary = Summary()
+    summary = CacheSummary()
     summary.failures += [(each.source, each.error) for each in found.unreadable if each.error]
     summary.notes += [(each.source, each.note) for each in found.ignored_images]
     with exclusive(cache):
@@ -130,7 +130,7 @@ def _found(given: list[str], cache: str, prune: bool) -> Listing:
     return found
 
 
-def _check_settings(shards: list[Shard], wanted: Settings) -> None:
+def _check_settings(shards: list[Shard], wanted: CacheSettings) -> None:
     """Raise UsageError if a shard was made with other settings than those wanted."""
     for shard in shards:
         if differences := shard.settings.differences(wanted):
@@ -164,7 +164,7 @@ class _Run:
     cache: str
     maker: Maker
     shards: list[Shard]
-    summary: Summary
+    summary: CacheSummary
     shard_size: int
     on_progress: Callable[[int, int], None]
 

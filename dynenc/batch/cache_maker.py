@@ -22,7 +22,7 @@ from dynenc.errors import DynencError, ImageError, with_name
 from dynenc.imaging import buckets, notes
 from dynenc.imaging.pixels import to_rgb
 from dynenc.imaging.read import open_image
-from dynenc.interop.latent_cache import Entry, Settings
+from dynenc.interop.latent_cache import CacheSettings, Entry
 from dynenc.io import names
 from dynenc.io.shards import is_archive
 from dynenc.latent_space import SD1, LatentSpace
@@ -51,7 +51,7 @@ class Member(NamedTuple):
 class Maker:
     """Makes the .lat files of images."""
 
-    settings: Settings
+    settings: CacheSettings
     space: LatentSpace
     vae: str | None
     device: str
@@ -80,7 +80,7 @@ class Maker:
         else:
             encoder = names.base(file_name("a VAE", vae).rstrip("/"))
             weights = weights_of(vae)
-        made_with = Settings(space.name, encoder, weights, resolution, quality, bool(flips))
+        made_with = CacheSettings(space.name, encoder, weights, resolution, quality, bool(flips))
         return cls(made_with, space, vae, device)
 
     @cached_property

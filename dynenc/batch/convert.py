@@ -15,7 +15,9 @@ from dynenc.arguments import file_name, function, integer, number, patterns
 from dynenc.batch import destination, local_engine
 from dynenc.batch.find import Listing, find
 from dynenc.batch.plan import Job, plan
-from dynenc.batch.records import (
+from dynenc.batch.results import ConversionSummary, Result
+from dynenc.batch.settings import (
+    ConversionSettings,
     DecodeOptions,
     EncodeOptions,
     Engine,
@@ -23,11 +25,8 @@ from dynenc.batch.records import (
     InputOptions,
     Naming,
     OutputOptions,
-    Result,
     RunOptions,
-    Settings,
-    Summary,
-    Task,
+    TaskName,
 )
 from dynenc.coding import rate_control
 from dynenc.coding.bitstream import MAX_PIXELS
@@ -42,11 +41,11 @@ from dynenc.view import WHOLE, View
 logger = logging.getLogger(__name__)
 
 Name = str | os.PathLike[str]
-OnResult = Callable[[Result, Summary], None]
+OnResult = Callable[[Result, ConversionSummary], None]
 
 
 def convert(
-    task: Task,
+    task: TaskName,
     inputs: Name | Iterable[Name],
     output: Name | None = None,
     *,
@@ -84,7 +83,7 @@ def convert(
     preview: int = 0,
     on_result: OnResult | None = None,
     on_step: OnStep | None = None,
-) -> Summary:
+) -> ConversionSummary:
     """Encode, decode, measure, export or import files, folders, archives, patterns and URLs.
 
     The commands of the same names call this. One bad file does not stop the others: it is counted
@@ -149,7 +148,7 @@ def convert(
     )
     if task == "import" and quality is None and goal.kind == "quality":
         goal = rate_control.Goal(value=rate_control.IMPORT_QUALITY)
-    settings = Settings(
+    settings = ConversionSettings(
         task=task,
         encode=EncodeOptions(
             encoder=_encoder(task, encoder, space),
@@ -211,8 +210,8 @@ def _suffix(suffix: str | None) -> str:
 
 
 def _check(task: str, **choices: str | None) -> None:
-    if task not in get_args(Task):
-        raise UsageError(f"unknown task {task!r}: choose one of {', '.join(get_args(Task))}")
+    if task not in get_args(TaskName):
+        raise UsageError(f"unknown task {task!r}: choose one of {', '.join(get_args(TaskName))}")
     allowed = {"existing": (None, *get_args(Existing)), "naming": get_args(Naming)}
     allowed |= {"engine": get_args(Engine), "detail": DETAIL_MODES}
     for name, value in choices.items():
@@ -222,14 +221,14 @@ def _check(task: str, **choices: str | None) -> None:
 
 
 def run(
-    settings: Settings,
+    settings: ConversionSettings,
     inputs: list[str],
     output: str | None,
     *,
     dry_run: bool = False,
     on_result: OnResult | None = None,
     on_step: OnStep | None = None,
-) -> Summary:
+) -> ConversionSummary:
     """Like `convert`, with the options as objects."""
     _check_encoding(settings)
     if settings.run.address is not None and settings.run.engine != "ray":
@@ -246,7 +245,7 @@ def run(
     todo, results = _sort(jobs, output, settings)
     n_others = listing.n_ignored - len(listing.ignored_images)
     stale = destination.stale_shards(jobs)
-    summary = Summary(jobs=len(todo), single=single, ignored=n_others, stale=stale)
+    summary = ConversionSummary(jobs=len(todo), single=single, ignored=n_others, stale=stale)
 
     def report(results: Iterable[Result]) -> None:
         for result in results:
@@ -281,7 +280,7 @@ def run(
     return summary
 
 
-def _encoder(task: Task, name: str, space: str | None) -> str:
+def _encoder(task: TaskName, name: str, space: str | None) -> str:
     """The name of the encoder for a task: in the space, what the named one is in its own."""
     name, wanted = file_name("an encoder", name), space_named(space) if space else None
     if wanted is None or task not in ("encode", "roundtrip"):
@@ -294,7 +293,7 @@ def _encoder(task: Task, name: str, space: str | None) -> str:
     return registry.for_space(name, "encoder", wanted).name
 
 
-def _check_encoding(settings: Settings) -> None:
+def _check_encoding(settings: ConversionSettings) -> None:
     options = settings.encode
     if settings.task == "import" and options.goal.kind != "quality":
         raise UsageError("imported latents take a quality, not a target")
@@ -307,7 +306,9 @@ def _check_encoding(settings: Settings) -> None:
         raise UsageError(f"scale must be positive and finite, not {options.scale:g}")
 
 
-def _plan(listing: Listing, output: str | None, settings: Settings) -> tuple[list[Job], Settings]:
+def _plan(
+    listing: Listing, output: str | None, settings: ConversionSettings
+) -> tuple[list[Job], ConversionSettings]:
     """The jobs, and the settings with the output suffix filled in."""
     files = listing.files
     if output is None and settings.task == "roundtrip":
@@ -347,7 +348,7 @@ def _check_measuring(options: OutputOptions) -> None:
 
 
 def _sort(
-    jobs: list[Job], output: str | None, settings: Settings
+    jobs: list[Job], output: str | None, settings: ConversionSettings
 ) -> tuple[list[Job], list[Result]]:
     """The jobs that remain, and the results of those that are finished, or refused.
 
@@ -377,7 +378,7 @@ def _refused(jobs: list[Job]) -> tuple[list[Job], list[Result]]:
 
 
 def _start(
-    jobs: list[Job], settings: Settings, on_step: OnStep | None
+    jobs: list[Job], settings: ConversionSettings, on_step: OnStep | None
 ) -> Generator[list[Result], None, None]:
     if settings.run.engine == "ray" and jobs:
         from dynenc.batch import ray_engine

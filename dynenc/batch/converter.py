@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from dynenc.batch.inputs import MAX_IMAGE_BYTES
 from dynenc.batch.plan import Job, input_suffixes, member_name
-from dynenc.batch.records import Result, Settings
+from dynenc.batch.results import Result
+from dynenc.batch.settings import ConversionSettings
 from dynenc.batch.tasks import TASKS
 from dynenc.batch.tasks.base import Item, LoadedItem, Output
 from dynenc.coding import bitstream
@@ -53,7 +54,7 @@ class Converter:
     the errors of one file become its result.
     """
 
-    def __init__(self, settings: Settings, on_step: OnStep | None = None) -> None:
+    def __init__(self, settings: ConversionSettings, on_step: OnStep | None = None) -> None:
         self.settings = settings
         self.task = TASKS[settings.task](settings, on_step)
         self.device = self.task.device

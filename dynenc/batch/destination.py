@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dynenc.batch.find import Listing
 from dynenc.batch.plan import NUMBERED, Job
-from dynenc.batch.records import Settings, Task
+from dynenc.batch.settings import ConversionSettings, TaskName
 from dynenc.coding import bitstream
 from dynenc.errors import OutputError, UsageError
 from dynenc.imaging import formats
@@ -15,7 +15,7 @@ from dynenc.io.names import STREAM, base, parent, suffix_of
 from dynenc.io.shards import is_archive, is_tar
 from dynenc.io.writing import is_stream
 
-SUFFIXES: dict[Task, str] = {
+SUFFIXES: dict[TaskName, str] = {
     "encode": bitstream.SUFFIX,
     "decode": ".png",
     "roundtrip": ".png",
@@ -24,7 +24,7 @@ SUFFIXES: dict[Task, str] = {
 }
 
 
-def is_output_file(output: str | None, listing: Listing, settings: Settings) -> bool:
+def is_output_file(output: str | None, listing: Listing, settings: ConversionSettings) -> bool:
     """Whether the output is the file to write, rather than a folder or None.
 
     It can be a file if the only input is an image or .lat file, or a tar if it is an archive.
@@ -53,7 +53,7 @@ def is_output_file(output: str | None, listing: Listing, settings: Settings) -> 
     return False
 
 
-def with_suffix(settings: Settings, file: str | None) -> Settings:
+def with_suffix(settings: ConversionSettings, file: str | None) -> ConversionSettings:
     """The settings with the suffix of the outputs: the requested one, or that of the file.
 
     Args:
@@ -78,7 +78,7 @@ def with_suffix(settings: Settings, file: str | None) -> Settings:
     return replace(settings, output=replace(settings.output, suffix=suffix))
 
 
-def _same_format(task: Task, one: str, other: str) -> bool:
+def _same_format(task: TaskName, one: str, other: str) -> bool:
     """Whether both suffixes mean the same format, as .jpg and .jpeg do."""
     one, other = one.lower(), other.lower()
     form = formats.writer_of(one) if task in ("decode", "roundtrip") else None

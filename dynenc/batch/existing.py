@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import BinaryIO, Literal
 
 from dynenc.batch.plan import Job, input_suffixes, member_name
-from dynenc.batch.records import Result, Settings
+from dynenc.batch.results import Result
+from dynenc.batch.settings import ConversionSettings
 from dynenc.batch.tasks import TASKS
 from dynenc.coding import bitstream
 from dynenc.errors import Corrupt, DynencError, OutputExists
@@ -24,7 +25,9 @@ State = Literal["missing", "current", "older", "different", "other", "foreign"]
 CLOCK_STEP = 2.0  # s; resolution of modification times on the coarsest file systems
 
 
-def sort(jobs: list[Job], output: str | None, settings: Settings) -> tuple[list[Job], list[Result]]:
+def sort(
+    jobs: list[Job], output: str | None, settings: ConversionSettings
+) -> tuple[list[Job], list[Result]]:
     """The jobs that remain, and the results of the others: skipped or failed.
 
     Raises: OutputExists if a packed shard holds other images and must not be updated: so would
@@ -78,7 +81,7 @@ def _listed(output: str | None) -> dict[str, int] | None:
     return {join(output, below): size for below, size in storage.sizes(output)}
 
 
-def state_of(job: Job, settings: Settings) -> State:
+def state_of(job: Job, settings: ConversionSettings) -> State:
     """The state of a job's output file.
 
     For a shard, the first converted member is checked, and the names of all: one that lacks some
@@ -103,14 +106,14 @@ def state_of(job: Job, settings: Settings) -> State:
     return "older" if state == "current" and whole and _is_older(job, settings) else state
 
 
-def _file_state(file: BinaryIO, job: Job, settings: Settings, whole: bool) -> State:
+def _file_state(file: BinaryIO, job: Job, settings: ConversionSettings, whole: bool) -> State:
     n_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
     matches = TASKS[settings.task].matches(file, n_bytes, settings, whole=whole)
     return "current" if matches else "different"
 
 
-def _shard_state(file: BinaryIO, job: Job, settings: Settings, whole: bool) -> State:
+def _shard_state(file: BinaryIO, job: Job, settings: ConversionSettings, whole: bool) -> State:
     """The state of a shard; "other" if it holds what was not made of the job's images."""
     made, others, matches = list[str](), list[str](), True
     for member in shards.members(file, job.target, seek=True):
@@ -129,7 +132,7 @@ def _shard_state(file: BinaryIO, job: Job, settings: Settings, whole: bool) -> S
     return "current" if matches else "different"
 
 
-def _planned(job: Job, settings: Settings, whole: bool) -> list[str]:
+def _planned(job: Job, settings: ConversionSettings, whole: bool) -> list[str]:
     """The names that a shard should hold; none if they are not known."""
     if job.members:
         return [name for _, name in job.members]
@@ -144,7 +147,7 @@ def _planned(job: Job, settings: Settings, whole: bool) -> list[str]:
     return [member_name(name, suffixes, output.suffix, output.naming) for name in names]
 
 
-def _is_older(job: Job, settings: Settings) -> bool:
+def _is_older(job: Job, settings: ConversionSettings) -> bool:
     """Whether an input changed after the output was written, or is a different image now.
 
     An input replaced by an older file has an older modification time, but a newer change time
@@ -165,7 +168,7 @@ def _is_older(job: Job, settings: Settings) -> bool:
     return not job.is_shard and _sizes_differ(job, settings)
 
 
-def _sizes_differ(job: Job, settings: Settings) -> bool:
+def _sizes_differ(job: Job, settings: ConversionSettings) -> bool:
     """Whether an image and its .lat file differ in size, in either orientation."""
     if settings.task != "encode" or not storage.is_regular(job.source):
         return False

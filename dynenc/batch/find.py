@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dynenc.batch.plan import Found, input_suffixes, select
-from dynenc.batch.records import InputOptions, Result, Task
+from dynenc.batch.results import Result
+from dynenc.batch.settings import InputOptions, TaskName
 from dynenc.errors import BitstreamError, DynencError, ImageError, LatentsError, UsageError
 from dynenc.imaging import formats
 from dynenc.io import names, storage
 from dynenc.io.names import STREAM
 from dynenc.io.shards import is_archive
 
-KINDS: dict[Task, str] = {"import": "latents", "decode": ".lat files", "export": ".lat files"}
-ERRORS: dict[Task, type[DynencError]] = {
+KINDS: dict[TaskName, str] = {"import": "latents", "decode": ".lat files", "export": ".lat files"}
+ERRORS: dict[TaskName, type[DynencError]] = {
     "import": LatentsError,
     "decode": BitstreamError,
     "export": BitstreamError,
@@ -48,7 +49,7 @@ class Listing:
                 self.files.append(Found(path, relative))
 
 
-def find(task: Task, inputs: list[str], output: str | None, options: InputOptions) -> Listing:
+def find(task: TaskName, inputs: list[str], output: str | None, options: InputOptions) -> Listing:
     """The input files of a task, sorted.
 
     Raises: UsageError; if there are none, ImageError, BitstreamError or LatentsError.

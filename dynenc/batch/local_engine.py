@@ -22,7 +22,8 @@ from typing import Any
 from dynenc.batch import worker
 from dynenc.batch.forking import Factory, Process
 from dynenc.batch.plan import Job
-from dynenc.batch.records import Result, Settings
+from dynenc.batch.results import Result
+from dynenc.batch.settings import ConversionSettings
 from dynenc.batch.worker import AHEAD, Hello
 from dynenc.coding.rate_control import OnStep
 from dynenc.errors import DynencError
@@ -40,7 +41,7 @@ PATIENCE = 1.0  # s that files in progress may take to finish after Ctrl-C
 
 def run(
     jobs: Sequence[Job],
-    settings: Settings,
+    settings: ConversionSettings,
     workers: int | None,
     on_step: OnStep | None = None,
 ) -> Iterator[list[Result]]:
@@ -67,7 +68,7 @@ def run(
 
 
 def _run_here(
-    jobs: Iterable[Job], settings: Settings, on_step: OnStep | None
+    jobs: Iterable[Job], settings: ConversionSettings, on_step: OnStep | None
 ) -> Iterator[list[Result]]:
     from dynenc.batch.converter import Converter
 
@@ -115,7 +116,9 @@ class _Worker:
 class _Pool:
     """The worker processes, and which of them has which job."""
 
-    def __init__(self, jobs: Sequence[Job], settings: Settings, count: int | None) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], settings: ConversionSettings, count: int | None
+    ) -> None:
         from dynenc.batch.tasks.torch_use import needs_torch
 
         self.rest: Iterator[Job] = iter(jobs)
@@ -217,7 +220,7 @@ class _Pool:
             threads = max(1, cores() // (self.count or cores()))
             started.send(self._settings(threads))
 
-    def _settings(self, threads: int) -> Settings:
+    def _settings(self, threads: int) -> ConversionSettings:
         return replace(self.settings, run=replace(self.settings.run, threads=threads))
 
     def _listen(self, to: _Worker) -> None:

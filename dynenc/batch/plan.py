@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from dynenc.batch.records import Naming, Task
+from dynenc.batch.settings import Naming, TaskName
 from dynenc.coding import bitstream
 from dynenc.errors import UsageError
 from dynenc.imaging import formats
@@ -200,7 +200,7 @@ def _refuse_clashes(
             )
 
 
-def input_suffixes(task: Task) -> frozenset[str]:
+def input_suffixes(task: TaskName) -> frozenset[str]:
     """The suffixes of the files that a task reads, in lower case."""
     if task in ("decode", "export"):
         return frozenset({bitstream.SUFFIX})

@@ -18,7 +18,8 @@ from typing import Any
 
 from dynenc import runtime
 from dynenc.batch.plan import Job
-from dynenc.batch.records import Result, Settings
+from dynenc.batch.results import Result
+from dynenc.batch.settings import ConversionSettings
 from dynenc.errors import DynencError, EngineError
 
 BLOCK = 64  # jobs handed out at a time: at most these are lost with a node
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 class Actor:
     """Converts batches of jobs, pickled because Arrow strings must be valid UTF-8."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ConversionSettings) -> None:
         here = os.path.realpath(Path.cwd())  # must not be importable: a stray torch.py would run
         sys.path[:] = [path for path in sys.path if path and os.path.realpath(path) != here]
         from dynenc.batch.converter import Converter
@@ -58,7 +59,7 @@ class Actor:
         return {"answer": answers}
 
 
-def run(jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]:
+def run(jobs: Sequence[Job], settings: ConversionSettings) -> Iterator[list[Result]]:
     """Convert on a Ray cluster; yield the results of each job as it ends, in any order.
 
     There are at most `settings.run.jobs` actors; None means one per CPU, or per GPU if that is the
@@ -95,7 +96,7 @@ def _quiet(context: Any) -> Iterator[None]:
 
 
 def _on_cluster(
-    ray: Any, data: Any, jobs: Sequence[Job], settings: Settings
+    ray: Any, data: Any, jobs: Sequence[Job], settings: ConversionSettings
 ) -> Iterator[list[Result]]:
     address = settings.run.address
     ours = not ray.is_initialized()
@@ -117,7 +118,7 @@ def _on_cluster(
             ray.shutdown()
 
 
-def _for_actors(settings: Settings) -> Settings:
+def _for_actors(settings: ConversionSettings) -> ConversionSettings:
     """The settings of an actor: it overwrites outputs, which a lost node may have written."""
     output = replace(settings.output, existing="force")
     return replace(settings, output=output, run=replace(settings.run, threads=CPUS))
@@ -130,7 +131,9 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT).close()
 
 
-def _run(ray: Any, data: Any, jobs: Sequence[Job], settings: Settings) -> Iterator[list[Result]]:
+def _run(
+    ray: Any, data: Any, jobs: Sequence[Job], settings: ConversionSettings
+) -> Iterator[list[Result]]:
     there = ray.cluster_resources()
     gpu = settings.run.device == "cuda" or (
         settings.run.device == "auto" and there.get("GPU", 0) >= 1

@@ -4,7 +4,8 @@ It is a separate program and not a multiprocessing child, so the parent's state 
 `__main__` is not run again, there are no semaphores and no socket in TMPDIR, and daemonic processes
 can start workers too. Messages are pickles on standard input and output:
 
-    parent -> worker   Settings, then Jobs; the end of the stream: stop after the current job
+    parent -> worker   ConversionSettings, then Jobs; at the end of the stream, the worker finishes
+                       its current job and ends
     worker -> parent   Hello, then (Job, list of Results) for each; a DynencError ends the run
 """
 
@@ -21,7 +22,7 @@ from typing import IO, Any
 
 from dynenc import runtime
 from dynenc.batch.plan import Job
-from dynenc.batch.records import Settings
+from dynenc.batch.settings import ConversionSettings
 from dynenc.errors import DynencError
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -96,7 +97,7 @@ def enter(entry: str) -> None:
 def serve() -> None:
     """Answer jobs until the parent closes the stream, or dies."""
     received, answers = _streams()
-    settings: Settings = pickle.load(received)
+    settings: ConversionSettings = pickle.load(received)
     inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
     stopped = threading.Event()
 
@@ -131,7 +132,7 @@ def _streams() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _convert(
-    settings: Settings,
+    settings: ConversionSettings,
     inbox: queue.SimpleQueue[Job | None],
     stopped: threading.Event,
     answers: IO[bytes],

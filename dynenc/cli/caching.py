@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dynenc import registry
-from dynenc.batch.records import SHARD_SIZE
+from dynenc.batch.settings import SHARD_SIZE
 from dynenc.cli import console, options
 from dynenc.cli.commands import Section
 from dynenc.cli.options import OUTPUT, QUALITY
@@ -18,7 +18,7 @@ from dynenc.errors import DynencError, with_name
 from dynenc.latent_space import SD1
 
 if TYPE_CHECKING:
-    from dynenc.batch.cache import Summary
+    from dynenc.batch.cache import CacheSummary
 
 SECTION = Section("Convert")
 
@@ -141,7 +141,7 @@ def cache(
             raise typer.Exit(DynencError.exit_code)
 
 
-def _figures(summary: Summary) -> dict[str, object]:
+def _figures(summary: CacheSummary) -> dict[str, object]:
     return {
         "made": summary.made,
         "kept": summary.kept,
@@ -153,7 +153,7 @@ def _figures(summary: Summary) -> dict[str, object]:
     }
 
 
-def _line(summary: Summary) -> str:
+def _line(summary: CacheSummary) -> str:
     orphans = len(summary.orphans)
     hint = f", {orphans} without an image (remove them with --prune)" if orphans else ""
     return (

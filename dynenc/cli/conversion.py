@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dynenc.batch.records import Task
+from dynenc.batch.settings import TaskName
 from dynenc.cli import console, options
 from dynenc.cli.commands import GENERAL, Section
 from dynenc.cli.option_groups import Encoding, Execution, Messages, Placement, Selection
@@ -229,7 +229,7 @@ def _arguments(*groups: object) -> dict[str, Any]:
 
 
 def convert(
-    task: Task,
+    task: TaskName,
     inputs: list[str],
     placement: Placement,
     messages: Messages,
@@ -289,7 +289,7 @@ def _shows_colours() -> bool:
     return terminal.shows_colours()
 
 
-def _refuse_terminals(task: Task, inputs: list[str], placement: Placement) -> None:
+def _refuse_terminals(task: TaskName, inputs: list[str], placement: Placement) -> None:
     """Raise UsageError if binary data would be read from, or written to, a terminal."""
     if placement.force or placement.dry_run:
         return

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from dynenc import registry
-from dynenc.batch.records import Existing
+from dynenc.batch.settings import Existing
 from dynenc.cli.commands import GENERAL
 from dynenc.cli.options import (
     EXECUTION,

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from dynenc.batch.records import Result, Roundtrip, Summary, Task
+from dynenc.batch.results import ConversionSummary, Result, RoundtripFigures
+from dynenc.batch.settings import TaskName
 from dynenc.cli import console
 from dynenc.cli.report_file import ReportFile, row_of
 from dynenc.imaging.notes import ILLEGIBLE
@@ -29,7 +30,7 @@ class Reporter:
 
     def __init__(
         self,
-        task: Task,
+        task: TaskName,
         *,
         quiet: bool = False,
         as_json: bool = False,
@@ -50,7 +51,7 @@ class Reporter:
         self.bar: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
         self.told = time.monotonic()
-        self.rows: list[Roundtrip] = []
+        self.rows: list[RoundtripFigures] = []
         self.illegible = 0  # images with text that is stored only as latents
 
     def __enter__(self) -> Reporter:
@@ -68,7 +69,7 @@ class Reporter:
             self.bar.stop()
         self.stack.close()  # an interrupted run also leaves its report
 
-    def add(self, result: Result, summary: Summary) -> None:
+    def add(self, result: Result, summary: ConversionSummary) -> None:
         """Show one result."""
         if self.report:
             self.report.add(result)
@@ -86,7 +87,7 @@ class Reporter:
         if not (self.quiet or summary.single or result.status == "planned"):
             self._progress(summary)
 
-    def _tell_note(self, result: Result, summary: Summary) -> None:
+    def _tell_note(self, result: Result, summary: ConversionSummary) -> None:
         """Show a note; of those about illegible text only the first, and count the others."""
         if not summary.single and ILLEGIBLE in result.note:
             self.illegible += 1
@@ -95,7 +96,7 @@ class Reporter:
         name = f"{result.source}: " if not summary.single or ILLEGIBLE in result.note else ""
         console.tell(f"dynenc: {name}{result.note}")
 
-    def _print(self, result: Result, summary: Summary) -> None:
+    def _print(self, result: Result, summary: ConversionSummary) -> None:
         to_stderr = is_stream(result.target)
         if self.as_json:
             row = asdict(result.figures) if result.figures else row_of(result)
@@ -117,7 +118,7 @@ class Reporter:
                 line = result.target
             console.show(line, to_stderr=to_stderr)
 
-    def _progress(self, summary: Summary) -> None:
+    def _progress(self, summary: ConversionSummary) -> None:
         rest = summary.jobs - summary.finished
         left = rest * summary.seconds / max(1, summary.finished)
         self._move("files", _progress_text(summary), summary.finished, summary.jobs, left)
@@ -146,7 +147,7 @@ class Reporter:
             self.tasks[task] = self.bar.add_task(text, total=of)
         self.bar.update(self.tasks[task], completed=done, total=of, description=text)
 
-    def finish(self, summary: Summary) -> None:
+    def finish(self, summary: ConversionSummary) -> None:
         """Show the means of roundtrips, and the counts of all files."""
         if self.quiet:
             return
@@ -172,7 +173,7 @@ class Reporter:
             console.tell(f"dynenc: output exists, skipped{hint}")
 
 
-def _row(rows: list[Roundtrip], name: str) -> str:
+def _row(rows: list[RoundtripFigures], name: str) -> str:
     """The means over some images as one line of the table."""
 
     def mean(values: list[float]) -> float:
@@ -190,7 +191,7 @@ def _row(rows: list[Roundtrip], name: str) -> str:
     )
 
 
-def _lines(figures: Roundtrip) -> list[str]:
+def _lines(figures: RoundtripFigures) -> list[str]:
     similarity = "-" if figures.ms_ssim is None else f"{figures.ms_ssim:.4f}"
     return [
         f"{figures.image}  {figures.width}x{figures.height}  "
@@ -204,17 +205,17 @@ def _lines(figures: Roundtrip) -> list[str]:
     ]
 
 
-def _progress_text(summary: Summary) -> str:
+def _progress_text(summary: ConversionSummary) -> str:
     return f"{summary.finished}/{summary.jobs}, {_speed(summary)}, {_volume(summary)}"
 
 
-def _speed(summary: Summary) -> str:
+def _speed(summary: ConversionSummary) -> str:
     """Images per second, or seconds per image for slow runs."""
     speed = summary.per_second
     return f"{1 / speed:.1f} s/image" if 0 < speed < 1 else f"{speed:.1f} images/s"
 
 
-def _volume(summary: Summary) -> str:
+def _volume(summary: ConversionSummary) -> str:
     return f"{_size(summary.n_bytes_in)} in, {_size(summary.n_bytes_out)} out"
 
 
@@ -226,7 +227,7 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes} bytes"
 
 
-def _final(summary: Summary) -> str:
+def _final(summary: ConversionSummary) -> str:
     if summary.planned:
         return f"{summary.planned} to do, {summary.skipped} skipped, {summary.ignored} ignored"
     return (

@@ -11,7 +11,8 @@ from dataclasses import fields
 from types import TracebackType
 from typing import Any, TextIO
 
-from dynenc.batch.records import Result, Roundtrip, Task
+from dynenc.batch.results import Result, RoundtripFigures
+from dynenc.batch.settings import TaskName
 from dynenc.errors import OutputExists, UsageError
 from dynenc.io import storage
 from dynenc.io.names import parent, suffix_of
@@ -19,7 +20,7 @@ from dynenc.io.writing import is_stream, sweep, writing
 
 COLUMNS = ("source", "target", "status", "reason", "note")
 COUNTS = ("n_bytes_in", "n_bytes_out", "width", "height", "bpp", "quality")
-FIGURES = tuple(f.name for f in fields(Roundtrip) if f.name not in ("image", *COUNTS))
+FIGURES = tuple(f.name for f in fields(RoundtripFigures) if f.name not in ("image", *COUNTS))
 SUFFIXES = (".csv", ".jsonl")
 Row = dict[str, Any]
 
@@ -47,7 +48,7 @@ class ReportFile:
         file then stays as it was.
     """
 
-    def __init__(self, path: str, task: Task, *, overwrite: bool) -> None:
+    def __init__(self, path: str, task: TaskName, *, overwrite: bool) -> None:
         self.path, self.overwrite = path, overwrite
         self.suffix = suffix_of(path).lower()
         if self.suffix not in SUFFIXES:

@@ -39,7 +39,7 @@ MAX_NUMBER = 2**53  # in an index: what JSON can hold everywhere
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class CacheSettings:
     """What the latents of a cache depend on besides the images."""
 
     space: str  # of latent_space.SPACES
@@ -49,7 +49,7 @@ class Settings:
     quality: float  # 0..100
     flips: bool  # whether there are latents of the mirrored images, too
 
-    def differences(self, wanted: Settings) -> str:
+    def differences(self, wanted: CacheSettings) -> str:
         """How they differ from those wanted, for messages; "" if they are equal."""
         every = (each.name for each in fields(self))
         differ = {name for name in every if getattr(self, name) != getattr(wanted, name)}
@@ -83,7 +83,7 @@ class Shard:
     """A tar of latents and its index."""
 
     tar: str  # path or URL
-    settings: Settings
+    settings: CacheSettings
     entries: tuple[Entry, ...]
 
     @property
@@ -251,9 +251,9 @@ def _read(path: str) -> Shard:
     return Shard(names.with_suffix(path, ".tar"), settings, entries)
 
 
-def _settings(values: dict[str, object]) -> Settings:
+def _settings(values: dict[str, object]) -> CacheSettings:
     """Settings as JSON holds them; raises ValueError or TypeError."""
-    found = Settings(**values)  # type: ignore[arg-type]
+    found = CacheSettings(**values)  # type: ignore[arg-type]
     kinds = (str, str, str, int, int | float, bool)
     if found.space not in SPACES or not all(
         isinstance(getattr(found, field.name), kind)

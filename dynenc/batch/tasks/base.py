@@ -13,7 +13,8 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
-from dynenc.batch.records import Roundtrip, Settings
+from dynenc.batch.results import RoundtripFigures
+from dynenc.batch.settings import ConversionSettings
 from dynenc.coding.rate_control import OnStep
 from dynenc.io.storage import Readable
 from dynenc.io.writing import refuse_existing
@@ -59,7 +60,7 @@ class Output:
     n_bytes_lat: int = 0  # bytes of the .lat file
     coded_size: tuple[int, int] | None = None  # of the .lat file's image, px; None: `size`
     quality: float | None = None  # of a .lat file that was encoded
-    figures: Roundtrip | None = None
+    figures: RoundtripFigures | None = None
     note: str = ""  # for the user
     preview: Image.Image | None = None
 
@@ -69,7 +70,7 @@ class Task(ABC, Generic[T]):
 
     note = ""  # for the user, once
 
-    def __init__(self, settings: Settings, on_step: OnStep | None = None) -> None:
+    def __init__(self, settings: ConversionSettings, on_step: OnStep | None = None) -> None:
         self.settings, self.on_step = settings, on_step
 
     @property
@@ -92,7 +93,7 @@ class Task(ABC, Generic[T]):
 
     @staticmethod
     @abstractmethod
-    def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+    def matches(file: Readable, n_bytes: int, settings: ConversionSettings, *, whole: bool) -> bool:
         """Whether an existing output was made with these settings, as far as can be told.
 
         Args:

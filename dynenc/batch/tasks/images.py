@@ -10,7 +10,7 @@ from PIL import Image
 
 from dynenc import registry
 from dynenc.batch import inputs
-from dynenc.batch.records import Settings
+from dynenc.batch.settings import ConversionSettings
 from dynenc.batch.tasks.base import Item, LoadedItem, Output, T, Task
 from dynenc.batch.tasks.existing_lat import ExistingLat
 from dynenc.batch.tasks.load import ParsedLat, load_image, load_lat
@@ -30,7 +30,7 @@ from dynenc.networks import decoder_names
 class CodecTask(Task[T]):
     """A task that encodes or decodes images."""
 
-    def __init__(self, settings: Settings, on_step: OnStep | None = None) -> None:
+    def __init__(self, settings: ConversionSettings, on_step: OnStep | None = None) -> None:
         super().__init__(settings, on_step)
         encode, decode = settings.encode, settings.decode
         decoder = encode.tune_for if settings.task == "encode" else decode.decoder
@@ -78,7 +78,7 @@ class EncodeTask(CodecTask[Image.Image]):
         )
 
     @staticmethod
-    def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+    def matches(file: Readable, n_bytes: int, settings: ConversionSettings, *, whole: bool) -> bool:
         """See `Task`."""
         lat = ExistingLat.open(file, n_bytes, whole=whole)
         same_encoder = lat.header.model_id == registry.encoder_model(settings.encode.encoder).number
@@ -120,7 +120,7 @@ class ImageOutputTask(CodecTask[T]):
             self.note = f"decoder: {choice.name}, {choice.note}"
 
     @staticmethod
-    def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+    def matches(file: Readable, n_bytes: int, settings: ConversionSettings, *, whole: bool) -> bool:
         """See `Task`. With `whole`, an image that names no decoder was not made by dynenc."""
         if isinstance(file, io.IOBase) and file.seekable():
             seekable = cast(BinaryIO, file)
@@ -139,7 +139,7 @@ class ImageOutputTask(CodecTask[T]):
 class DecodeTask(ImageOutputTask[ParsedLat]):
     """.lat files to images."""
 
-    def __init__(self, settings: Settings, on_step: OnStep | None = None) -> None:
+    def __init__(self, settings: ConversionSettings, on_step: OnStep | None = None) -> None:
         super().__init__(settings, on_step)
         self.announce_decoder()
 

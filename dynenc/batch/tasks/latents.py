@@ -8,7 +8,7 @@ from functools import partial
 
 from dynenc import registry
 from dynenc.batch import inputs
-from dynenc.batch.records import Settings
+from dynenc.batch.settings import ConversionSettings
 from dynenc.batch.tasks.base import Item, LoadedItem, Output, Task
 from dynenc.batch.tasks.existing_lat import ExistingLat
 from dynenc.batch.tasks.load import ParsedLat, load_lat
@@ -56,7 +56,7 @@ class ExportTask(Task[ParsedLat]):
         return outputs
 
     @staticmethod
-    def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+    def matches(file: Readable, n_bytes: int, settings: ConversionSettings, *, whole: bool) -> bool:
         """See `Task`; the format is the only setting."""
         form = _form(settings)
         if form in ("npz", "pt"):
@@ -67,7 +67,7 @@ class ExportTask(Task[ParsedLat]):
         return (caches.recognise(outline, "the output").layout.form or outline.form) == form
 
 
-def _form(settings: Settings) -> str:
+def _form(settings: ConversionSettings) -> str:
     """The form of exported latents; raises LatentsError if their suffix stands for none."""
     output = settings.output
     found = (form for form, suffix in LATENT_FORMS.items() if suffix == output.suffix.lower())
@@ -126,7 +126,7 @@ class ImportTask(Task[ImportedLatents]):
         return self.file(foreign, latents, (width, height)).to_bytes()
 
     @staticmethod
-    def matches(file: Readable, n_bytes: int, settings: Settings, *, whole: bool) -> bool:
+    def matches(file: Readable, n_bytes: int, settings: ConversionSettings, *, whole: bool) -> bool:
         """See `Task`."""
         lat, options = ExistingLat.open(file, n_bytes, whole=whole), settings.encode
         model = model_of(lat.header)

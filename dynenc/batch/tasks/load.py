@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from dynenc.batch import inputs
-from dynenc.batch.records import Settings
+from dynenc.batch.settings import ConversionSettings
 from dynenc.batch.tasks.base import Item, LoadedItem
 from dynenc.coding.lat_file import LatFile, read_bytes
 from dynenc.imaging import extras, notes
@@ -25,7 +25,7 @@ class ParsedLat:
     extras: Extras
 
 
-def load_lat(item: Item, settings: Settings) -> LoadedItem[ParsedLat]:
+def load_lat(item: Item, settings: ConversionSettings) -> LoadedItem[ParsedLat]:
     """Read and parse a .lat file. Raises: BitstreamError."""
     blob = read_bytes(item.source) if item.data is None else item.data
     file = LatFile.parse(blob, max_pixels=settings.input.max_pixels)
@@ -35,7 +35,7 @@ def load_lat(item: Item, settings: Settings) -> LoadedItem[ParsedLat]:
     return LoadedItem(ParsedLat(file, found), len(blob), shape)
 
 
-def load_image(item: Item, settings: Settings) -> LoadedItem[Image.Image]:
+def load_image(item: Item, settings: ConversionSettings) -> LoadedItem[Image.Image]:
     """Read an image; its note says what is lost of it. Raises: ImageError."""
     blob = item.data
     if blob is None and storage.is_sequential(item.source):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from dynenc.batch.records import Roundtrip, Settings
+from dynenc.batch.results import RoundtripFigures
+from dynenc.batch.settings import ConversionSettings
 from dynenc.batch.tasks.base import Item, LoadedItem, Output
 from dynenc.batch.tasks.images import EncodeTask, ImageOutputTask
 from dynenc.batch.tasks.load import load_image
@@ -22,7 +23,7 @@ from dynenc.imaging.extras import Extras
 class RoundtripTask(ImageOutputTask[Image.Image]):
     """Images to images through .lat files in memory, with measurements."""
 
-    def __init__(self, settings: Settings, on_step: OnStep | None = None) -> None:
+    def __init__(self, settings: ConversionSettings, on_step: OnStep | None = None) -> None:
         super().__init__(settings, on_step)
         self.encoding = EncodeTask(settings, on_step)
         self.encoding.codec = self.codec  # networks are loaded once
@@ -73,7 +74,7 @@ class RoundtripTask(ImageOutputTask[Image.Image]):
         decoded: Image.Image,
         encoded: Encoded,
         seconds: tuple[float, float],
-    ) -> Roundtrip:
+    ) -> RoundtripFigures:
         """The measurements; `seconds`: of encoding, of decoding."""
         from dynenc import metrics
         from dynenc.imaging import tensors
@@ -82,7 +83,7 @@ class RoundtripTask(ImageOutputTask[Image.Image]):
         width, height = image.size
         pair = [tensors.to_tensor(pixels.to_rgb(each)) for each in (decoded, image)]
         encode_s, decode_s = seconds
-        return Roundtrip(
+        return RoundtripFigures(
             image=item.source,
             width=width,
             height=height,

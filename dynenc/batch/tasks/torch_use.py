@@ -1,13 +1,13 @@
 """Whether a run needs torch."""
 
 from dynenc import registry
-from dynenc.batch.records import Settings
+from dynenc.batch.settings import ConversionSettings
 from dynenc.interop.forms import LATENT_FORMS
 from dynenc.native import encoder
 from dynenc.networks import decoder_names, integer_decoder
 
 
-def needs_torch(settings: Settings) -> bool:
+def needs_torch(settings: ConversionSettings) -> bool:
     """Whether a run needs torch, as far as is known before any file is read."""
     encode, task, device = settings.encode, settings.task, settings.run.device
     if task == "encode":
