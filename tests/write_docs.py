@@ -2,7 +2,7 @@
 
 - `console` blocks: every line that starts with `$ dynenc` is run, in a folder with `photo.png`
   and `photos/`, and its output replaces what stands below it. The blocks of a page share a folder.
-- The table of modules in docs/architecture.md: each module with the first line of its docstring.
+- The table of modules in docs/modules.md: each module with the first line of its docstring.
 
 With --check nothing is written, and the exit code is the number of pages that would change.
 """
