@@ -249,7 +249,7 @@ class Codec:
         Raises: BitstreamError, WeightsError; UsageError if the region is not within the image.
         """
         view = View.of(region, scale)
-        parsed = LatFile.of(file, max_pixels=max_pixels)
+        parsed = LatFile.load(file, max_pixels=max_pixels)
         size = parsed.header.width, parsed.header.height
         view.within(size)
         found = extras.from_chunks(parsed.chunks, *size)
@@ -297,7 +297,7 @@ class Codec:
 
         Pixels of a detail layer have 8-bit precision. For arguments and errors see `decode`.
         """
-        parsed = LatFile.of(file, max_pixels=max_pixels)
+        parsed = LatFile.load(file, max_pixels=max_pixels)
         if detail_layer.has_layer(parsed) or self._decodes_integers(parsed.model):
             return self.backend.to_tensor(self.decode_rgb(parsed))
         return self.backend.decode_tensor(parsed)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from dynenc.coding import bitstream, quantize, rate_control
 from dynenc.coding.bitstream import Chunk
+from dynenc.coding.encode_latents import encode_latents
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import Goal, OnStep
 from dynenc.imaging import arrays, notes
@@ -144,7 +145,7 @@ class Encoding:
             chunks = [*chunks, self.layer.chunk(quality)]
         if self.layer.is_whole:
             return detail_layer.without_latents(size, model, chunks)
-        return LatFile.of_latents(self.latents, size, step_q, model, chunks)
+        return encode_latents(self.latents, size, step_q, model, chunks)
 
     def _refined(self, file: LatFile, max_bytes: float = math.inf) -> LatFile:
         """The refined file, of at most max_bytes or its present size, whichever is larger."""

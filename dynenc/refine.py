@@ -112,7 +112,7 @@ class Refiner:
         if symbols is None:
             return file
         size = header.width, header.height
-        return LatFile.of_symbols(symbols, coder, size, header.step_q, file.model, file.chunks)
+        return LatFile.from_symbols(symbols, coder, size, header.step_q, file.model, file.chunks)
 
     def _best(self, search: _Search, least: float) -> tuple[Symbols | None, float]:
         """The best symbols of all stages and their distortion; None if not below `least`."""

@@ -42,7 +42,7 @@ def refined(nano, photo, effort, most_bytes=None):
         latents = nano.encoder(tensors.pad(image))
     coder = load_coder("full", has_trellis=False)
     symbols = quantize.to_symbols(latents[0].numpy(), STEP_Q, coder)
-    file = LatFile.of_symbols(symbols, coder, photo.size, STEP_Q, nano.model)
+    file = LatFile.from_symbols(symbols, coder, photo.size, STEP_Q, nano.model)
     if effort:
         most = most_bytes + len(file.to_bytes()) - len(file.payload) if most_bytes else math.inf
         refiner = refine.Refiner(nano.backend.perceptual, nano.decoder, effort)

@@ -16,7 +16,7 @@ from dynenc import registry
 from dynenc.arguments import file_name, integer, number
 from dynenc.batch.inputs import read_image
 from dynenc.codec import Codec
-from dynenc.coding.lat_file import LatFile
+from dynenc.coding.encode_latents import encode_latents
 from dynenc.coding.quantize import quality_to_step
 from dynenc.errors import DynencError, ImageError, with_name
 from dynenc.imaging import buckets, notes
@@ -130,7 +130,7 @@ class Maker:
         if self.settings.flips:
             shown.append(ImageOps.mirror(fitted.image))
         step_q = quality_to_step(self.settings.quality, has_trellis=self.model.has_trellis)
-        files = [LatFile.of_latents(self.latents(each), size, step_q, self.model) for each in shown]
+        files = [encode_latents(self.latents(each), size, step_q, self.model) for each in shown]
         digest, none = hashlib.sha256(data).hexdigest(), (0, 0)
         entry = Entry(key, digest, image.size, size, (fitted.left, fitted.top), none)
         return Member(entry, [file.to_bytes() for file in files])

@@ -277,7 +277,7 @@ def without_latents(size: tuple[int, int], model: Model, chunks: Sequence[Chunk]
     """A file whose layer is all of its image: the latents are zeros, with the coarsest step."""
     symbols = np.zeros((model.space.channels, *latent_size(size[1], size[0])), np.int16)
     coder = load_coder(model.coder, has_trellis=False)
-    return LatFile.of_symbols(symbols, coder, size, rate_control.COARSEST, model, chunks)
+    return LatFile.from_symbols(symbols, coder, size, rate_control.COARSEST, model, chunks)
 
 
 def has_layer(file: LatFile) -> bool:

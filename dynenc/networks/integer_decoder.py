@@ -185,7 +185,7 @@ def image(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> Im
         found.paste(pixels, place)
 
     threads = runtime.native_threads(region.width * region.height * (PATCH // decoder.side))
-    decoder.decode_strips(file.integers(), region, paste, threads)
+    decoder.decode_strips(file.fixed_point_latents(), region, paste, threads)
     return found
 
 

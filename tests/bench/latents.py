@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dynenc import LatentDataset, codec, load_decoder, load_encoder, metrics, registry
 from dynenc.coding import quantize
-from dynenc.coding.lat_file import LatFile
+from dynenc.coding.encode_latents import encode_latents
 from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
 from dynenc.interop import latent_files
@@ -55,7 +55,7 @@ def write_caches(
             kept.append(tensor)
         height, width = tensor.shape[-2:]
         stem = f"{number:06d}"
-        exact = LatFile.of_latents(latents[0].numpy(), (width, height), 1, made_by)
+        exact = encode_latents(latents[0].numpy(), (width, height), 1, made_by)
         npz, _ = latent_files.write("npz", exact, latents[0].numpy())
         (folder / "npz" / f"{stem}.npz").write_bytes(npz)
         np.savez_compressed(folder / "gzip" / f"{stem}.npz", **np.load(folder / f"npz/{stem}.npz"))
@@ -64,7 +64,7 @@ def write_caches(
         for quality, name in zip(arguments.qualities, names, strict=True):
             step_q = quantize.quality_to_step(quality, has_trellis=made_by.has_trellis)
             size = width, height
-            file = LatFile.of_latents(latents[0].numpy(), size, step_q, made_by)
+            file = encode_latents(latents[0].numpy(), size, step_q, made_by)
             if arguments.effort:
                 refiner = Refiner(backend.perceptual, decode, arguments.effort)
                 file = refiner.refine(file, latents, tensor)

@@ -66,7 +66,7 @@ def main() -> None:
                 step_q = round(step * factor * STEP_UNIT)
                 symbols = to_symbols(latents, step_q, coder)
                 size = padded.shape[3], padded.shape[2]
-                files.append(LatFile.of_symbols(symbols, coder, size, step_q, model, []))
+                files.append(LatFile.from_symbols(symbols, coder, size, step_q, model, []))
             bits = [
                 zero_order_bits(np.rint(latents / step)),
                 *(8 * len(f.to_bytes()) for f in files),

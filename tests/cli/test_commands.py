@@ -243,7 +243,8 @@ def test_output_that_appears_meanwhile_is_kept(image, monkeypatch):
 def test_missing_or_altered_weights(image, lat, tmp_path, monkeypatch, data):
     (folder := tmp_path / "weights").mkdir()
     monkeypatch.setattr("dynenc.registry.folder", lambda: folder)
-    monkeypatch.setattr("dynenc.coding.lat_file.load_coder", load_coder.__wrapped__)
+    for module in ("encode_latents", "lat_file"):
+        monkeypatch.setattr(f"dynenc.coding.{module}.load_coder", load_coder.__wrapped__)
     if data:
         for name in ("nano", "embedded", "coder_fast"):
             (folder / f"{name}.safetensors").write_bytes(data)

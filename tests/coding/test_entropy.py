@@ -6,8 +6,8 @@ from lat_helpers import zero_order_bits
 from safetensors.numpy import load
 
 from dynenc import registry
+from dynenc.coding.encode_latents import encode_latents
 from dynenc.coding.entropy import LIMIT, EntropyCoder, load_coder
-from dynenc.coding.lat_file import LatFile
 from dynenc.errors import Corrupt, WeightsError
 
 TABLES = registry.read_file(registry.MODELS["fast"])
@@ -79,7 +79,7 @@ def test_a_program_written_from_the_specification_agrees(kind, shape, step_q):
 @pytest.mark.parametrize(("step_q", "most"), [(77, 1200), (307, 600), (1229, 250)])
 def test_a_flat_file_costs_little(encoder, step_q, most):
     latents, model = np.zeros((4, 64, 96), np.float32), registry.MODELS[encoder]
-    assert len(LatFile.of_latents(latents, (768, 512), step_q, model).payload) < most
+    assert len(encode_latents(latents, (768, 512), step_q, model).payload) < most
 
 
 def test_contexts_save_bits(model):

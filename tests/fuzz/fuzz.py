@@ -32,6 +32,7 @@ from PIL import Image
 with atheris.instrument_imports(include=["dynenc"]):
     from dynenc import registry
     from dynenc.coding import bitstream
+    from dynenc.coding.encode_latents import encode_latents
     from dynenc.coding.entropy import EntropyCoder, load_coder
     from dynenc.errors import BitstreamError, LatentsError, WeightsError
 
@@ -221,11 +222,10 @@ def caches() -> Callable[[bytes], None]:
         import torch  # noqa: F401  # takes a second, which is no input's
 
         from dynenc.coding import quantize
-        from dynenc.coding.lat_file import LatFile
         from dynenc.imaging.packing import pack
         from dynenc.interop import beside, containers, latent_files
     random = np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32)
-    file = LatFile.of_latents(random, (24, 16), quantize.STEP_UNIT // 4, registry.IMPORTED)
+    file = encode_latents(random, (24, 16), quantize.STEP_UNIT // 4, registry.IMPORTED)
     lat = bitstream.write(file.header, file.payload, ())
     names = ["latents", "latents_2x3", "latent_image", "file", "", "a/b"]
     forms = ["npz", "pt", "comfy", "musubi", "safetensors", "ai-toolkit", "none"]

@@ -68,7 +68,7 @@ def of_ramp(most: int, step_q: int, coder: str, *, has_trellis: bool) -> bytes:
     ramp = np.linspace(-most, most, 120).round().astype(np.int32).reshape(5, 6, 4)
     symbols = np.ascontiguousarray(ramp.T.swapaxes(1, 2))
     chosen = load_coder(coder, has_trellis=has_trellis)
-    return LatFile.of_symbols(
+    return LatFile.from_symbols(
         symbols, chosen, (48, 40), step_q, registry.MODELS["light"]
     ).to_bytes()
 
@@ -185,7 +185,7 @@ def of_crops(model: registry.Model, *, has_trellis: bool) -> bytes:
     latents = np.concatenate(Codec("light", device="cpu").latents(images))
     coder = load_coder(model.coder, has_trellis=has_trellis)
     symbols = to_symbols(latents, 307, coder)
-    return LatFile.of_symbols(symbols, coder, (96, 128), 307, model).to_bytes()
+    return LatFile.from_symbols(symbols, coder, (96, 128), 307, model).to_bytes()
 
 
 def of_leaps(model: registry.Model, most: int, step_q: int, *, has_trellis: bool) -> bytes:
@@ -194,7 +194,7 @@ def of_leaps(model: registry.Model, most: int, step_q: int, *, has_trellis: bool
     ramp = np.linspace(-most, most, 30 * channels).round().astype(np.int32)
     symbols = np.ascontiguousarray(ramp.reshape(30, channels).T.reshape(-1, 5, 6))
     coder = load_coder(model.coder, has_trellis=has_trellis)
-    return LatFile.of_symbols(symbols, coder, (48, 40), step_q, model).to_bytes()
+    return LatFile.from_symbols(symbols, coder, (48, 40), step_q, model).to_bytes()
 
 
 def space_cases() -> dict[str, Case]:
@@ -243,7 +243,7 @@ def pixels_sha256(file: LatFile, threads: int = 1, kind: registry.Kind = "decode
     decoder = integer_decoder.embedded(kind, file.model.space)
     view = View(divisor=PATCH // decoder.side)
     region = view.scaled((file.header.width, file.header.height))
-    pixels = decoder.decode(file.integers(), region, threads)
+    pixels = decoder.decode(file.fixed_point_latents(), region, threads)
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 

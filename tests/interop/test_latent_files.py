@@ -18,6 +18,7 @@ import torch
 from dynenc import registry
 from dynenc.coding import quantize
 from dynenc.coding.bitstream import HAS_CHUNKS
+from dynenc.coding.encode_latents import encode_latents, encode_quantized
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import LatentsError, UsageError
 from dynenc.interop import containers, latent_files
@@ -116,7 +117,7 @@ def test_kohya_reads_what_is_written(read, version):
 @pytest.mark.parametrize("space", [FLUX1, SD3], ids=lambda space: space.name)
 def test_kohya_reads_what_is_written_for_models_of_16_channels(space):
     latents = np.random.default_rng(0).normal(size=(16, 5, 5)).astype(np.float32)
-    file = LatFile.of_latents(latents, (33, 40), 300, registry.FOREIGN[space.name])
+    file = encode_latents(latents, (33, 40), 300, registry.FOREIGN[space.name])
     data = written("npz", file, file.latents)
     loaded, original_size, _ = kohya_loads(data, (40, 40), "FLUX and SD3")
     np.testing.assert_allclose(
@@ -170,7 +171,7 @@ def test_export_and_import_give_the_same_file(name, form):
     found = latent_files.read(written(form, file, file.latents), name)
     assert found.chunks(lambda latents: b"") == []
     size = found.width, found.height
-    again = LatFile.of_quantized(found.latents, size, found.step_q, found.model)
+    again = encode_quantized(found.latents, size, found.step_q, found.model)
     if header.flags & HAS_CHUNKS or header.coder_id != again.header.coder_id:
         assert replace(again.header, coder_id=header.coder_id) == replace(
             header, flags=header.flags & ~HAS_CHUNKS

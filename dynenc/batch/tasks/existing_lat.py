@@ -9,7 +9,8 @@ from functools import cache
 
 from dynenc.coding import bitstream, entropy, rate_control
 from dynenc.coding.bitstream import Header
-from dynenc.coding.lat_file import LatFile, has_quality
+from dynenc.coding.encode_latents import was_encoded_at
+from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import DetailMode, Goal
 from dynenc.imaging import detail
 from dynenc.io import storage
@@ -46,7 +47,7 @@ class ExistingLat:
         if goal.kind == "quality" and header.step_q == rate_control.COARSEST:
             return detail.file_quality(self.parse()) == round(goal.value)
         if goal.kind == "quality":
-            return has_quality(header, goal.value, self.parse)
+            return was_encoded_at(header, goal.value, self.parse)
         if goal.kind == "dB":
             return False
         bpp = bitstream.bpp(n_bytes, header.width, header.height)

@@ -13,6 +13,7 @@ from dynenc.batch.tasks.base import Item, LoadedItem, Output, Task
 from dynenc.batch.tasks.existing_lat import ExistingLat
 from dynenc.batch.tasks.load import ParsedLat, load_lat
 from dynenc.coding import bitstream, quantize
+from dynenc.coding.encode_latents import encode_latents, encode_quantized
 from dynenc.coding.lat_file import LatFile, model_of
 from dynenc.errors import LatentsError, OtherLatents
 from dynenc.imaging import notes
@@ -116,9 +117,9 @@ class ImportTask(Task[ImportedLatents]):
         """The .lat file of some of the latents of a foreign file, of an image of this size."""
         options, model = self.settings.encode, foreign.model
         if options.keep_step and foreign.step_q is not None:
-            return LatFile.of_quantized(latents, size, foreign.step_q, model)
+            return encode_quantized(latents, size, foreign.step_q, model)
         step_q = quantize.quality_to_step(options.goal.value, has_trellis=model.has_trellis)
-        return LatFile.of_latents(latents, size, step_q, model)
+        return encode_latents(latents, size, step_q, model)
 
     def nested(self, foreign: ImportedLatents, latents: Floats) -> bytes:
         """The .lat file of further latents of a foreign file."""
