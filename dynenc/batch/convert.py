@@ -1,21 +1,16 @@
-"""Convert files, folders and shards: find inputs, plan outputs, skip finished ones, run, count."""
+"""Convert files, folders and shards: the public function, and the checks of its arguments."""
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import get_args
 
 from dynenc import registry
 from dynenc.arguments import file_name, function, integer, number, patterns
-from dynenc.batch import destination, local_engine
-from dynenc.batch.find import Listing, find
-from dynenc.batch.plan import Job, plan
-from dynenc.batch.results import ConversionSummary, Result
+from dynenc.batch.pipeline import OnResult, run_conversion
+from dynenc.batch.results import ConversionSummary
 from dynenc.batch.settings import (
     ConversionSettings,
     DecodeOptions,
@@ -31,17 +26,13 @@ from dynenc.batch.settings import (
 from dynenc.coding import rate_control
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.rate_control import DETAIL_MODES, DetailMode, OnStep
-from dynenc.errors import OutputExists, UnexpectedError, UsageError, with_name
+from dynenc.errors import UsageError
 from dynenc.interop.forms import LATENT_FORMS
-from dynenc.io import names, storage
-from dynenc.io.writing import make_folder, refuse_existing, sweep
+from dynenc.io import names
 from dynenc.latent_space import named as space_named
 from dynenc.view import WHOLE, View
 
-logger = logging.getLogger(__name__)
-
 Name = str | os.PathLike[str]
-OnResult = Callable[[Result, ConversionSummary], None]
 
 
 def convert(
@@ -189,7 +180,8 @@ def convert(
     if isinstance(inputs, bytes) or not isinstance(inputs, Iterable | os.PathLike):
         raise UsageError(f"inputs must be a path or a list of paths, not {inputs!r}")
     given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    return run(
+    _check_settings(settings)
+    return run_conversion(
         settings,
         [names.plain(file_name("an input", name)) for name in given],
         None if output is None else names.plain(file_name("an output", output)),
@@ -220,66 +212,6 @@ def _check(task: str, **choices: str | None) -> None:
             raise UsageError(f"unknown {name} {value!r}: choose one of {known}")
 
 
-def run(
-    settings: ConversionSettings,
-    inputs: list[str],
-    output: str | None,
-    *,
-    dry_run: bool = False,
-    on_result: OnResult | None = None,
-    on_step: OnStep | None = None,
-) -> ConversionSummary:
-    """Like `convert`, with the options as objects."""
-    _check_encoding(settings)
-    if settings.run.address is not None and settings.run.engine != "ray":
-        raise UsageError("an address is only used with the Ray engine", hint="add --engine ray")
-    listing = find(settings.task, inputs, output, settings.input)
-    single = listing.is_single
-    if settings.decode.view.region and not single:
-        raise UsageError("a region needs a single image", hint="give one .lat file")
-    jobs, settings = _plan(listing, output, settings)
-    if settings.output.existing is None:
-        policy: Existing = "refuse" if single else "skip"
-        settings = replace(settings, output=replace(settings.output, existing=policy))
-    settings = replace(settings, run=replace(settings.run, strict=single))
-    todo, results = _sort(jobs, output, settings)
-    n_others = listing.n_ignored - len(listing.ignored_images)
-    stale = destination.stale_shards(jobs)
-    summary = ConversionSummary(jobs=len(todo), single=single, ignored=n_others, stale=stale)
-
-    def report(results: Iterable[Result]) -> None:
-        for result in results:
-            summary.add(result)
-            if result.status == "ignored":
-                logger.debug("%s ignored: %s", result.source, result.note)
-            if isinstance(result.error, UnexpectedError):
-                logger.debug("%s\n%s", result.reason, result.error.traceback.rstrip())
-            if on_result:
-                on_result(result, summary)
-
-    report(listing.unreadable)
-    report(listing.ignored_images)
-    report(results)
-    if dry_run:
-        report(Result(job.source or job.target, job.target, "planned") for job in todo)
-        todo = []
-    is_packed = settings.output.shard_size is not None
-    is_folder = not single or is_packed or (output or "").endswith(("/", os.sep))
-    folders = {names.parent(job.target) for job in todo if job.target and is_folder}
-    for folder in sorted(folders):
-        make_folder(folder)
-        sweep(folder)
-    with closing(_start(todo, settings, on_step)) as stream:
-        for results in stream:
-            summary.finished += 1
-            report(results)
-    for folder in folders:  # again: killed processes may still have been writing at the start
-        sweep(folder)
-    if single and summary.failures and (error := summary.failures[0].error):
-        raise with_name(error, names.shown(summary.failures[0].source)) from error
-    return summary
-
-
 def _encoder(task: TaskName, name: str, space: str | None) -> str:
     """The name of the encoder for a task: in the space, what the named one is in its own."""
     name, wanted = file_name("an encoder", name), space_named(space) if space else None
@@ -293,98 +225,16 @@ def _encoder(task: TaskName, name: str, space: str | None) -> str:
     return registry.for_space(name, "encoder", wanted).name
 
 
-def _check_encoding(settings: ConversionSettings) -> None:
+def _check_settings(settings: ConversionSettings) -> None:
     options = settings.encode
     if settings.task == "import" and options.goal.kind != "quality":
         raise UsageError("imported latents take a quality, not a target")
     if settings.output.form and settings.output.form not in LATENT_FORMS:
         raise UsageError(
-            f"there is no form {settings.output.form!r} of latents: choose one of "
+            f"unknown latent format {settings.output.form!r}: choose one of "
             f"{', '.join(LATENT_FORMS)}"
         )
     if options.scale is not None and not 0 < number("scale", options.scale) < math.inf:
         raise UsageError(f"scale must be positive and finite, not {options.scale:g}")
-
-
-def _plan(
-    listing: Listing, output: str | None, settings: ConversionSettings
-) -> tuple[list[Job], ConversionSettings]:
-    """The jobs, and the settings with the output suffix filled in."""
-    files = listing.files
-    if output is None and settings.task == "roundtrip":
-        _check_measuring(settings.output)
-        output = ""
-    is_file = destination.is_output_file(output, listing, settings)
-    settings = destination.with_suffix(settings, output if is_file else None)
-    ignores_case = not names.is_url(output or "") and storage.ignores_case(
-        output or names.parent(files[0].path if files else "")
-    )
-    jobs = plan(
-        files,
-        output,
-        settings.output.suffix,
-        into_folder=not is_file,
-        shard_size=settings.output.shard_size,
-        naming=settings.output.naming,
-        same_name=names.folded if ignores_case else str,
-    )
-    return jobs, settings
-
-
-def _check_measuring(options: OutputOptions) -> None:
-    """Refuse output options for a roundtrip that writes no images."""
-    given = {
-        "a suffix": options.suffix,
-        "a naming scheme": options.naming != "replace",
-        "a shard size": options.shard_size,
-        "keeping modification times": options.keep_mtime,
-        "a policy for existing files": options.existing in ("skip", "update"),
-    }
-    if ignored := [name for name, is_given in given.items() if is_given]:
-        raise UsageError(
-            f"a roundtrip without an output writes no images, so {ignored[0]} has no effect",
-            hint="choose an output with -o",
-        )
-
-
-def _sort(
-    jobs: list[Job], output: str | None, settings: ConversionSettings
-) -> tuple[list[Job], list[Result]]:
-    """The jobs that remain, and the results of those that are finished, or refused.
-
-    No output of those that remain exists, except such as may be overwritten: so an engine may
-    overwrite what a process wrote that died before it answered.
-    """
-    if settings.output.existing == "refuse":
-        return _refused(jobs)
-    is_checked = settings.output.existing in ("skip", "update")
-    is_remote = names.is_url(output or "")
-    if not is_checked or not (is_remote or any(storage.exists(job.target) for job in jobs)):
-        return jobs, []
-    from dynenc.batch.existing import sort
-
-    return sort(jobs, output, settings)
-
-
-def _refused(jobs: list[Job]) -> tuple[list[Job], list[Result]]:
-    todo, failed = [], []
-    for job in jobs:
-        try:
-            refuse_existing(job.target, overwrite=False)
-            todo.append(job)
-        except OutputExists as exc:
-            failed.append(Result(job.source or job.target, job.target, "failed", error=exc))
-    return todo, failed
-
-
-def _start(
-    jobs: list[Job], settings: ConversionSettings, on_step: OnStep | None
-) -> Generator[list[Result], None, None]:
-    if settings.run.engine == "ray" and jobs:
-        from dynenc.batch import ray_engine
-
-        yield from ray_engine.run(jobs, settings)
-    elif jobs:
-        # fsspec's memory:// is private to a process
-        in_memory = any(name.startswith("memory://") for name in (jobs[0].source, jobs[0].target))
-        yield from local_engine.run(jobs, settings, 1 if in_memory else settings.run.jobs, on_step)
+    if settings.run.address is not None and settings.run.engine != "ray":
+        raise UsageError("an address is only used with the Ray engine", hint="add --engine ray")

@@ -85,7 +85,7 @@ class Converter:
             if job.is_shard:
                 outcome = self._attempt(self._shard, job)
                 if isinstance(outcome, DynencError):
-                    outcome = [self._result(Item(job.source or job.target, job.target), outcome)]
+                    outcome = [self._result(Item(job.name, job.target), outcome)]
                 yield job, outcome
 
     def _input(self, job: Job) -> Item:

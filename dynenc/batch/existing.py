@@ -21,17 +21,18 @@ from dynenc.io import shards, storage
 from dynenc.io.names import is_url, join, suffix_of
 from dynenc.io.writing import is_stream
 
-State = Literal["missing", "current", "older", "different", "other", "foreign"]
+State = Literal["missing", "current", "older", "other_settings", "other_images", "not_ours"]
+UPDATED: tuple[State, ...] = ("older", "other_settings", "other_images")  # with --update
 CLOCK_STEP = 2.0  # s; resolution of modification times on the coarsest file systems
 
 
-def sort(
+def split_finished(
     jobs: list[Job], output: str | None, settings: ConversionSettings
 ) -> tuple[list[Job], list[Result]]:
     """The jobs that remain, and the results of the others: skipped or failed.
 
-    Raises: OutputExists if a packed shard holds other images and must not be updated: so would
-        those after it, and to write some of them would leave images twice in the folder.
+    Raises: OutputExists if a packed shard holds other images and must not be updated; writing the
+        later shards would leave images twice in the folder.
     """
     policy = settings.output.existing
     there = _listed(output)
@@ -46,24 +47,25 @@ def sort(
             state = "current"  # a request for each would take too long
         else:
             state = state_of(job, settings)
-        name = job.source or job.target
-        if state == "missing" or (policy == "update" and state in ("older", "different", "other")):
+        if state == "missing" or (
+            policy == "update" and state in ("older", "other_settings", "other_images")
+        ):
             # nothing is lost that is not made again; a file that appears from now on is kept
             todo.append(replace(job, overwrite=storage.exists(job.target)))
-        elif state in ("other", "foreign"):
+        elif state in ("other_images", "not_ours"):
             error = _in_the_way(job.target, state)
-            if job.members and state == "other":
+            if job.members and state == "other_images":
                 raise error
-            results.append(Result(name, job.target, "failed", error=error))
+            results.append(Result(job.name, job.target, "failed", error=error))
         else:
-            outdated = state == "different"
-            results.append(Result(name, job.target, "skipped", outdated=outdated))
+            outdated = state == "other_settings"
+            results.append(Result(job.name, job.target, "skipped", outdated=outdated))
     return todo, results
 
 
 def _in_the_way(target: str, state: State) -> OutputExists:
     """The error for an output that is not overwritten."""
-    if state == "other":
+    if state == "other_images":
         return OutputExists(
             f"{target} holds other images than those of this run",
             hint="write it again with --update, or choose another output with -o",
@@ -93,16 +95,16 @@ def state_of(job: Job, settings: ConversionSettings) -> State:
     whole = settings.output.existing == "update"
     if not is_url(job.target):
         if os.path.isdir(job.target):  # noqa: PTH112
-            return "foreign"
+            return "not_ours"
         if not os.path.isfile(job.target) or os.path.getsize(job.target) == 0:  # noqa: PTH113, PTH202
             return "missing"
     try:
         with storage.reading(job.target) as file:
             state = (_shard_state if job.is_shard else _file_state)(file, job, settings, whole)
     except Corrupt:
-        return "different" if whole else "foreign"
+        return "other_settings" if whole else "not_ours"
     except Exception:  # a foreign file can make its reader raise anything
-        return "foreign" if storage.exists(job.target) else "missing"
+        return "not_ours" if storage.exists(job.target) else "missing"
     return "older" if state == "current" and whole and _is_older(job, settings) else state
 
 
@@ -110,11 +112,11 @@ def _file_state(file: BinaryIO, job: Job, settings: ConversionSettings, whole: b
     n_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
     matches = TASKS[settings.task].matches(file, n_bytes, settings, whole=whole)
-    return "current" if matches else "different"
+    return "current" if matches else "other_settings"
 
 
 def _shard_state(file: BinaryIO, job: Job, settings: ConversionSettings, whole: bool) -> State:
-    """The state of a shard; "other" if it holds what was not made of the job's images."""
+    """The state of a shard; "other_images" if it holds what was not made of the job's images."""
     made, others, matches = list[str](), list[str](), True
     for member in shards.members(file, job.target, seek=True):
         if suffix_of(member.name).lower() != settings.output.suffix.lower():
@@ -126,10 +128,10 @@ def _shard_state(file: BinaryIO, job: Job, settings: ConversionSettings, whole: 
     planned, found = Counter(_planned(job, settings, whole)), Counter(made + others)
     if planned and found - planned:
         is_ours = made and not (job.members and others)  # packed shards hold nothing else
-        return "other" if is_ours else "foreign"
+        return "other_images" if is_ours else "not_ours"
     if planned - found:
         return "missing"
-    return "current" if matches else "different"
+    return "current" if matches else "other_settings"
 
 
 def _planned(job: Job, settings: ConversionSettings, whole: bool) -> list[str]:

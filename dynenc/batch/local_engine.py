@@ -249,7 +249,7 @@ class _Pool:
 
 def _given_up(job: Job, why: str) -> list[Result]:
     error = DynencError(f"{why}: exclude it")
-    return [Result(job.source or job.target, job.target, "failed", error=error)]
+    return [Result(job.name, job.target, "failed", error=error)]
 
 
 def _sweep(workers: Sequence[_Worker]) -> None:

@@ -47,6 +47,11 @@ class Job:
     overwrite: bool = False  # replace an existing target
 
     @property
+    def name(self) -> str:
+        """The name that stands for it in results and messages."""
+        return self.source or self.target
+
+    @property
     def is_shard(self) -> bool:
         """Whether images are read from a tar shard or packed into one."""
         return bool(self.members) or is_archive(self.source)
