@@ -17,15 +17,14 @@ from torch import Tensor
 from dynenc import metrics, registry, runtime
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import OnStep
-from dynenc.errors import OtherLatents
 from dynenc.imaging import arrays, tensors
 from dynenc.imaging.arrays import Checked
-from dynenc.latent_space import SD1, LatentSpace
 from dynenc.native.kernel import Floats
 from dynenc.networks import loading
 from dynenc.networks.compat import pick_device
+from dynenc.networks.decoder_choice import DecoderChoice
 from dynenc.networks.encoder import Encoder
-from dynenc.networks.external_vae import load_decoder
+from dynenc.networks.external_vae import load_chosen
 from dynenc.networks.perceptual_network import PerceptualNetwork
 from dynenc.networks.published import PublishedEncoder
 from dynenc.networks.tiling import Decoder
@@ -41,12 +40,10 @@ class Backend:
     Raises: DeviceError.
     """
 
-    def __init__(self, encoder: str, decoder: str, device: str | torch.device) -> None:
-        self.encoder_name, self.decoder_name = encoder, decoder
+    def __init__(self, encoder: str, device: str | torch.device) -> None:
+        self.encoder_name = encoder
         self.device = pick_device(device)
-        # for latents of its space, whatever the name says
-        self.assigned_decoder: Decoder | None = None
-        self._other_decoders: dict[str, Decoder] = {}
+        self._decoders: dict[DecoderChoice, Decoder] = {}
 
     @cached_property
     @torch.inference_mode(False)  # parameters must not become inference tensors
@@ -64,42 +61,12 @@ class Backend:
         """The network whose features refinement compares."""
         return loading.load_named("perceptual", "perceptual").to(self.device)
 
-    @cached_property
     @torch.inference_mode(False)
-    def decoder(self) -> Decoder:
-        """Scaled SD 1.x latents [B, 4, h, w] -> image [B, 3, 8h, 8w], roughly in [-1, 1]."""
-        return load_decoder(self.decoder_name, self.device)
-
-    @torch.inference_mode(False)
-    def _other_decoder(self, name: str, space: LatentSpace) -> Decoder:
-        """A decoder of latents that are not those of SD 1.x; loaded once."""
-        if space.name not in self._other_decoders:
-            self._other_decoders[space.name] = load_decoder(name, self.device, space)
-        return self._other_decoders[space.name]
-
-    def decoder_of(self, model: registry.Model) -> Decoder:
-        """The decoder for the latents of a model; raises OtherLatents if another one is chosen."""
-        name, space = self.decoder_name, model.space
-        if self.assigned_decoder and self.assigned_decoder.space is space:
-            return self.assigned_decoder
-        chosen = registry.MODELS.get(name)
-        if space is SD1 and (chosen is None or chosen.space is SD1):
-            return self.decoder
-        own = model if space.is_own else registry.in_space("embedded", space)
-        if own and name in ("auto", "embedded", own.name):
-            return self._other_decoder(own.name, space)
-        title = "Stable Diffusion" if space is SD1 else space.title
-        if own is None and name in ("auto", "embedded", "fine", "sd-vae"):
-            raise OtherLatents(
-                f"the latents are those of {title}, for which dynenc has no decoder",
-                hint=f"name a VAE of {title} with --decoder",
-            )
-        if chosen or name == "sd-vae" or space.is_own:
-            raise OtherLatents(
-                f"the latents are those of {title}, which decoder {name} cannot read",
-                hint="leave out --decoder",
-            )
-        return self._other_decoder(name, space)
+    def decoder(self, choice: DecoderChoice) -> Decoder:
+        """Scaled latents [B, C, h, w] -> image [B, 3, 8h, 8w], roughly in [-1, 1]; loaded once."""
+        if choice not in self._decoders:
+            self._decoders[choice] = load_chosen(choice, self.device)
+        return self._decoders[choice]
 
     @torch.inference_mode()
     def latents(self, images: Sequence[Checked]) -> Floats:
@@ -121,7 +88,9 @@ class Backend:
             return arrays.in_tiles(size, len(images), self.encoder.reach, encode)
 
     @torch.inference_mode()
-    def images(self, files: Sequence[LatFile], view: View = WHOLE) -> list[Image.Image]:
+    def images(
+        self, files: Sequence[LatFile], decoder: Decoder, view: View = WHOLE
+    ) -> list[Image.Image]:
         """Decode files of one shape and model in one pass: RGB, without detail layers.
 
         Large images are decoded in bands, so that only one band is in memory as floats. For a view
@@ -134,17 +103,17 @@ class Backend:
         top = 0
         latents = torch.stack([torch.from_numpy(file.latents) for file in files])
         with runtime.threads_for(width * height):
-            for band in self.decoder_of(files[0].model).bands(latents, largest):
+            for band in decoder.bands(latents, largest):
                 for image, rows in zip(images, band.split(1), strict=True):
                     image.paste(tensors.to_image(rows), (0, top))  # clips the padding
                 top += band.shape[2]
         return [view.reduced(image) for image in images]
 
     @torch.no_grad()  # not inference_mode: the caller may compute with it what has gradients
-    def decode_tensor(self, file: LatFile) -> Tensor:
+    def decode_tensor(self, file: LatFile, decoder: Decoder) -> Tensor:
         """Decode a file: [1, 3, H, W] float32 in [-1, 1] on the device."""
         latents = torch.from_numpy(file.latents)[None]
-        decoded: Tensor = self.decoder_of(file.model)(latents)
+        decoded: Tensor = decoder(latents)
         return decoded[..., : file.header.height, : file.header.width].clamp(-1, 1)
 
     def to_tensor(self, image: Image.Image) -> Tensor:
@@ -162,12 +131,12 @@ class Backend:
         file: LatFile,
         latents: Floats,
         image: Checked,
+        decoder: Decoder,
         effort: int,
         on_step: OnStep | None,
         max_bytes: float,
     ) -> LatFile:
         """The file of latents [C, h, w] after refinement; see `Refiner.refine`."""
-        decoder = self.decoder_of(file.model)
         refiner = Refiner(self.perceptual, decoder, effort, on_step)
         original = tensors.to_tensor(image).to(self.device)
         start = torch.from_numpy(latents)[None].to(self.device)

@@ -25,11 +25,10 @@ from dynenc.imaging import arrays, extras, layering, notes, pixels
 from dynenc.imaging import detail as detail_layer
 from dynenc.imaging.arrays import Checked, ImageLike
 from dynenc.imaging.read import open_image
-from dynenc.latent_space import SD1, LatentSpace
 from dynenc.native import encoder as native
 from dynenc.native.kernel import Floats
 from dynenc.networks import integer_decoder
-from dynenc.networks.decoder_names import resolve
+from dynenc.networks.decoder_choice import DecoderChoice, choose_decoder
 from dynenc.view import WHOLE, View
 
 if TYPE_CHECKING:
@@ -66,7 +65,8 @@ class Codec:
         self.decoder_name = file_name("a decoder", decoder)
         self.model = registry.encoder_model(self.encoder_name)
         self._device = device
-        self._assigned_space: LatentSpace | None = None  # of a decoder that was assigned
+        self._assigned: dict[str, Decoder] = {}  # decoders that the caller set, by space
+        self._choices: dict[str, DecoderChoice] = {}  # by space
         if not native.runs_natively(self.model, device):
             _ = self.backend
 
@@ -95,7 +95,7 @@ class Codec:
         """The networks; raises DeviceError if the device does not exist."""
         from dynenc.backend import Backend  # imports torch
 
-        return Backend(self.encoder_name, self.decoder_name, self._device)
+        return Backend(self.encoder_name, self._device)
 
     @property
     def device(self) -> torch.device:
@@ -114,11 +114,34 @@ class Codec:
 
     @decoder.setter
     def decoder(self, decoder: Decoder) -> None:
-        self.backend.assigned_decoder, self._assigned_space = decoder, decoder.space
+        self._assigned[decoder.space.name] = decoder
 
     def decoder_of(self, model: registry.Model) -> Decoder:
-        """The decoder for the latents of a model; raises OtherLatents if the chosen one is not."""
-        return self.backend.decoder_of(model)
+        """The decoder in torch for a model's latents.
+
+        Raises: OtherLatents if the chosen decoder cannot read them.
+        """
+        if (space := model.space.name) in self._assigned:
+            return self._assigned[space]
+        return self.backend.decoder(self._choice(model))
+
+    def name_of_decoder(self, model: registry.Model) -> str:
+        """The name of the decoder for a model's latents; raises OtherLatents like `decoder_of`."""
+        assigned = self._assigned.get(model.space.name)
+        return assigned.name if assigned is not None else self._choice(model).name
+
+    def _choice(self, model: registry.Model) -> DecoderChoice:
+        """The decoder that the codec's decoder name selects for a model's latents."""
+        space = model.space
+        if space.name not in self._choices:
+            choice = choose_decoder(self.decoder_name, space, self._device)
+            logger.debug("decoder: %s, %s", choice.name, choice.note)
+            self._choices[space.name] = choice
+        return self._choices[space.name]
+
+    def _decodes_in_integers(self, model: registry.Model) -> bool:
+        """Whether a model's latents are decoded in integers, in the native kernel."""
+        return model.space.name not in self._assigned and self._choice(model).in_integers
 
     def encode(
         self,
@@ -264,31 +287,10 @@ class Codec:
         if all(detail_layer.is_whole(file) for file in files):
             sizes = [view.scaled((f.header.width, f.header.height))[2:] for f in files]
             return [Image.new("RGB", size) for size in sizes]
-        if self._decodes_integers(files[0].model):
+        model = files[0].model
+        if self._decodes_in_integers(model):
             return [integer_decoder.image(file, view, detail_layer.visible(file)) for file in files]
-        return self.backend.images(files, view)
-
-    def _decodes_integers(self, model: registry.Model) -> bool:
-        """Whether the latents of a model are decoded in integer arithmetic."""
-        if model.space is self._assigned_space:
-            return False
-        is_other = self.decoder_name == "auto" and model.space is not SD1
-        name = (
-            "embedded" if is_other else self._decoder_choice
-        )  # an SD VAE may be chosen for SD 1.x
-        return integer_decoder.uses_integers(model, name, self._device)
-
-    @cached_property
-    def _decoder_choice(self) -> str:
-        choice = resolve(self.decoder_name, self._device)
-        logger.debug("decoder: %s, %s", choice.name, choice.note)
-        return choice.name
-
-    def name_of_decoder(self, model: registry.Model) -> str:
-        """The name of the decoder for the latents of a model; raises OtherLatents."""
-        if self._decodes_integers(model):
-            return registry.for_space("embedded", "decoder", model.space).name
-        return self.decoder_of(model).name
+        return self.backend.images(files, self.decoder_of(model), view)
 
     def decode_tensor(
         self, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
@@ -298,9 +300,9 @@ class Codec:
         Pixels of a detail layer have 8-bit precision. For arguments and errors see `decode`.
         """
         parsed = LatFile.load(file, max_pixels=max_pixels)
-        if detail_layer.has_layer(parsed) or self._decodes_integers(parsed.model):
+        if detail_layer.has_layer(parsed) or self._decodes_in_integers(parsed.model):
             return self.backend.to_tensor(self.decode_rgb(parsed))
-        return self.backend.decode_tensor(parsed)
+        return self.backend.decode_tensor(parsed, self.decoder_of(parsed.model))
 
     def decode_rgb(self, file: LatFile) -> Image.Image:
         """Decode a file with its detail layer: RGB."""

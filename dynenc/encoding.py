@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dynenc.backend import Backend
+    from dynenc.networks.tiling import Decoder
 
 ALL_LAYER = "the detail layer covers the whole image, which takes fewer bytes"
 
@@ -55,6 +56,9 @@ class CodecParts(Protocol):
     @property
     def backend(self) -> Backend:
         """The networks in torch."""
+
+    def decoder_of(self, model: Model) -> Decoder:
+        """The decoder in torch for a model's latents."""
 
     def latents(self, images: Sequence[Checked]) -> Floats:
         """Scaled latents [B, C, h, w] of images of equal padded size."""
@@ -151,9 +155,10 @@ class Encoding:
         """The refined file, of at most max_bytes or its present size, whichever is larger."""
         if not self.effort or self.layer.is_whole:
             return file
-        image = self.layer.image
+        image, decoder = self.layer.image, self.codec.decoder_of(file.model)
         if self.layer.mask is not None:
-            [decoded] = self.codec.backend.images([file])
+            [decoded] = self.codec.backend.images([file], decoder)
             image = self.layer.with_hidden(decoded)
-        given = self.latents, image, self.effort, self.on_step
-        return self.codec.backend.refined(file, *given, max_bytes)
+        return self.codec.backend.refined(
+            file, self.latents, image, decoder, self.effort, self.on_step, max_bytes
+        )

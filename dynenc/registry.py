@@ -269,6 +269,11 @@ def in_space(name: str, space: LatentSpace) -> Model | None:
     return next((m for m in MODELS.values() if m.space is space and are_alike(name, m.name)), None)
 
 
+def small_decoder(space: LatentSpace) -> Model | None:
+    """The small decoder of a space's latents, that of its autoencoder if it has one; or None."""
+    return in_space("autoencoder" if space is AUTOENCODER else "embedded", space)
+
+
 def coders(space: LatentSpace) -> list[Model]:
     """The entropy coders of a space's latents; those of SD 1.x if it has none of its own."""
     all_coders = [m for m in MODELS.values() if m.kind == "coder"]

@@ -22,7 +22,7 @@ TORCH = (
     *("evaluation", "cli.doctor"),
 )
 NOT_TORCH = (
-    "networks.decoder_names",
+    "networks.decoder_choice",
     "networks.integer_decoder",
     "networks.vae_files",
 )  # of those packages

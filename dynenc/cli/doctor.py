@@ -13,7 +13,7 @@ from dynenc import registry
 from dynenc.coding import bitstream
 from dynenc.errors import DynencError
 from dynenc.native import kernel
-from dynenc.networks import compat, decoder_names
+from dynenc.networks import compat, decoder_choice
 
 PACKAGES = ("torch", "diffusers", "safetensors", "pillow", "numpy", "typer")
 FORMATS = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP", "avif": "AVIF", "jpg_2000": "JPEG 2000"}
@@ -53,7 +53,7 @@ def examine() -> tuple[dict[str, str], list[str]]:
         "decoder": tried(_decoder),
         kernel.VARIABLE: os.environ.get(kernel.VARIABLE, "not set"),
         compat.CPU_DTYPE: os.environ.get(compat.CPU_DTYPE, "not set"),
-        decoder_names.VARIABLE: os.environ.get(decoder_names.VARIABLE, "not set"),
+        decoder_choice.VARIABLE: os.environ.get(decoder_choice.VARIABLE, "not set"),
         "hub cache": tried(_hub_cache),
         "formats": _formats(),
         "extras": ", ".join(
@@ -102,7 +102,7 @@ def _weights() -> str:
 
 
 def _decoder() -> str:
-    choice = decoder_names.resolve()
+    choice = decoder_choice.choose_decoder()
     where = f", in {choice.path}" if choice.path else ""
     return f"auto selects {choice.name}{where}: {choice.note}"
 

@@ -1,6 +1,6 @@
 """Decoders of latents: the embedded one, and external autoencoders.
 
-`decoder_names` resolves their names.
+`decoder_choice` finds the decoder that a name selects.
 """
 
 import logging
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from dynenc import registry
 from dynenc.arguments import file_name
-from dynenc.errors import WeightsError
+from dynenc.errors import OtherLatents, WeightsError
 from dynenc.latent_space import PATCH, SD1, SDXL, LatentSpace
 from dynenc.networks import loading
 from dynenc.networks.compat import fast_dtype, pick_device
-from dynenc.networks.decoder_names import Choice, resolve
+from dynenc.networks.decoder_choice import DecoderChoice, choose_decoder
 from dynenc.networks.fine_decoder import FineDecoder
 from dynenc.networks.tiling import EMBEDDED_TILES, FINE_TILES, LARGE_TILE, SMALL_TILE, Decoder
 from dynenc.networks.vae_files import (
@@ -39,44 +39,49 @@ WRONG_SPACE_RATIO = (
 
 
 def load_decoder(
-    name: str | Path | Choice = "auto",
+    name: str | Path = "auto",
     device: torch.device | str = "cpu",
-    space: LatentSpace = SD1,
+    space: LatentSpace | None = None,
 ) -> Decoder:
-    """Load a decoder by name (see `decoder_names`) or as `resolve` chose it.
+    """Load the decoder that a name selects: see `decoder_choice`.
 
-    Args:
-        space: of the latents; but for SD 1.x's, the name must be one of a foreign decoder.
-
-    `fine` and foreign decoders run in float16 on an accelerator, in bfloat16 on a CPU made for it,
+    `fine` and external decoders run in float16 on an accelerator, in bfloat16 on a CPU made for it,
     else in float32; the embedded one keeps float32 weights, and computes as `compat.in_bfloat16`
     says.
 
+    Args:
+        name: 'auto', 'embedded', 'fine', 'sd-vae', a hub id or a path.
+        device: 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', or a `torch.device`.
+        space: of the latents; None: that of the named decoder, or SD 1.x.
     Raises: WeightsError if there is no such decoder, it cannot be read, or is for latents of
-        another space;
-        DeviceError if there is no such device; UsageError if the name is no text.
+        another space; DeviceError if there is no such device; UsageError if the name is not a
+        string.
     """
-    if not isinstance(name, Choice):
-        name = resolve(file_name("a decoder", name), device)
-    choice, device = name, pick_device(device)
-    logger.debug("decoder: %s on %s", choice.name, device)
-    if choice.name in registry.names("decoder"):
-        model = registry.named(choice.name, "decoder")
-        if space not in (SD1, model.space):
-            model = registry.for_space(choice.name, "decoder", space)
-        network = loading.load_named(model.name, "decoder")
+    try:
+        choice = choose_decoder(file_name("a decoder", name), space, device)
+    except OtherLatents as exc:  # there is no file here that has them
+        raise WeightsError(str(exc), hint=exc.hint) from exc
+    return load_chosen(choice, device)
+
+
+def load_chosen(choice: DecoderChoice, device: torch.device | str) -> Decoder:
+    """Load a decoder as `choose_decoder` chose it; for errors and dtypes see `load_decoder`."""
+    name, space, device = choice.name, choice.space, pick_device(device)
+    logger.debug("decoder: %s on %s", name, device)
+    if name in registry.names("decoder"):
+        network = loading.load_named(name, "decoder")
         if isinstance(network, FineDecoder):
-            decoder = Decoder(model.name, network, space=model.space, **FINE_TILES)
+            decoder = Decoder(name, network, space=space, **FINE_TILES)
             return decoder.to(device, fast_dtype(device))
-        return Decoder(model.name, network, space=model.space, **EMBEDDED_TILES).to(device)
-    import_diffusers(choice.name)
-    path = choice.path or from_hub(choice.name, download=True, space=space)
+        return Decoder(name, network, space=space, **EMBEDDED_TILES).to(device)
+    import_diffusers(name)
+    path = choice.path or from_hub(name, download=True, space=space)
     if path is None:
         raise WeightsError(
-            f"{choice.name} on the Hugging Face hub has no {WEIGHTS[0]}, neither at the top nor "
+            f"{name} on the Hugging Face hub has no {WEIGHTS[0]}, neither at the top nor "
             "in vae/: choose another decoder"
         )
-    decoder = _decoder(choice.name, load_vae(path, choice.name, PARTS[2:], space), space)
+    decoder = _decoder(name, load_vae(path, name, PARTS[2:], space), space)
     return decoder.to(device, fast_dtype(device))
 
 

@@ -130,12 +130,6 @@ def packed(tensors: Tensors, widths: Sizes, blocks: Sizes, latents: int = SD1.ch
     return Packed.of((latents, *widths, *left_out, *blocks, *left_out), numbers, weights)
 
 
-def uses_integers(model: Model, decoder: str, device: object) -> bool:
-    """Whether the named decoder, on that device, decodes latents of a model in integers."""
-    own = registry.in_space("embedded", model.space)
-    return own is not None and decoder in ("embedded", own.name) and runtime.uses_cpu(device)
-
-
 @cache
 def embedded(kind: registry.Kind = "decoder", space: LatentSpace = SD1) -> PixelDecoder:
     """A decoder that is shipped with dynenc: of images or thumbnails; raises WeightsError."""

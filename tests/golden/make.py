@@ -223,7 +223,7 @@ def space_cases() -> dict[str, Case]:
 
 def decoder_sha256(decoder: Codec, file: LatFile) -> str:
     """The sha256 of the weights that decode a file to pixels."""
-    return registry.MODELS[decoder.decoder_of(file.model).name].sha256
+    return registry.MODELS[decoder.name_of_decoder(file.model)].sha256
 
 
 def write_pixels(path: Path, decoder: Codec, file: LatFile) -> None:

@@ -15,18 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dynenc.backend import Backend
 from dynenc.errors import OtherLatents, WeightsError
-from dynenc.latent_space import FLUX1, SD1, SD3, SDXL, SPACES
+from dynenc.latent_space import AUTOENCODER, FLUX1, SD1, SD3, SDXL, SPACES
 from dynenc.networks import external_vae as module
 from dynenc.networks import loading, tiling
 from dynenc.networks.compat import CPU_DTYPE
-from dynenc.networks.decoder_names import SD_VAES, VARIABLE, Choice, resolve
+from dynenc.networks.decoder_choice import SD_VAES, VARIABLE, DecoderChoice, choose_decoder
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.external_vae import load_decoder
 from dynenc.networks.tiling import Decoder
 from dynenc.networks.vae_files import OLD_ATTENTION, WEIGHTS
-from dynenc.registry import FOREIGN
+from dynenc.registry import MODELS
 from dynenc.view import Region
 
 LATENTS = torch.randn(1, 4, 6, 5, generator=torch.Generator().manual_seed(0)) * 0.7
@@ -184,7 +183,7 @@ def into_hub_cache(folder: Path, tmp_path: Path, repository: str, inside: str) -
 @pytest.mark.parametrize("name", ["auto", "sd-vae"])
 def test_a_cached_vae_is_found_without_network(vae, folder, tmp_path, name, repository, inside):
     into_hub_cache(folder, tmp_path, repository, inside)
-    choice = resolve(name)
+    choice = choose_decoder(name)
     assert (choice.name, "the embedded decoder is faster" in choice.note) == (repository, True)
     check(repository, vae)
     torch.testing.assert_close(load_decoder(name)(LATENTS), decoded(vae), rtol=1e-4, atol=1e-5)
@@ -194,7 +193,7 @@ def test_a_cached_vae_is_found_without_network(vae, folder, tmp_path, name, repo
 def test_the_environment_names_the_vae(vae, folder, monkeypatch, name):
     monkeypatch.setenv(VARIABLE, str(folder))
     decoder = load_decoder(name)
-    assert (decoder.name, VARIABLE in resolve(name).note) == (str(folder), True)
+    assert (decoder.name, VARIABLE in choose_decoder(name).note) == (str(folder), True)
     torch.testing.assert_close(decoder(LATENTS), decoded(vae), rtol=1e-4, atol=1e-5)
 
 
@@ -212,8 +211,8 @@ def test_a_download_is_for_named_decoders_only(vae, folder, monkeypatch):
         return str(folder / name)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert resolve("auto").name == "embedded"
-    assert resolve("sd-vae") == Choice(SD_VAES[0], resolve("sd-vae").note)
+    assert choose_decoder("auto").name == "embedded"
+    assert choose_decoder("sd-vae") == DecoderChoice(SD_VAES[0], SD1, choose_decoder("sd-vae").note)
     assert all(local for _, _, local in asked)
     check("some/vae", vae)
     assert ("some/vae", WEIGHTS[0], False) in asked
@@ -224,7 +223,7 @@ def test_auto_with_nothing_on_disk_is_embedded(monkeypatch):
     monkeypatch.setattr(loading, "load_named", lambda name, kind: network)
     decoder = load_decoder("auto")
     assert decoder.name == "embedded"
-    assert "sd-vae" in resolve("auto").note
+    assert "sd-vae" in choose_decoder("auto").note
     torch.testing.assert_close(decoder(LATENTS), network(LATENTS))
 
 
@@ -236,9 +235,9 @@ def test_a_broken_diffusers_is_noticed_before_a_download(monkeypatch):
 def test_diffusers_is_imported_only_for_a_foreign_decoder(tmp_path):
     code = """if True:
         import sys
-        from dynenc.networks.decoder_names import resolve
+        from dynenc.networks.decoder_choice import choose_decoder
         assert not {"diffusers", "huggingface_hub"} & set(sys.modules)
-        assert resolve("auto").name == "embedded"
+        assert choose_decoder("auto").name == "embedded"
         assert "diffusers" not in sys.modules
     """
     python_path = str(Path(loading.__file__).parents[2])
@@ -341,10 +340,38 @@ def test_a_file_that_does_not_say_its_space_is_told_by_what_it_decodes(tmp_path)
             load(file, space=SDXL)
 
 
+@pytest.mark.parametrize(
+    ("name", "space", "device", "chosen", "in_integers"),
+    [
+        ("auto", None, "cpu", "embedded", True),
+        ("auto", SD1, "cuda", "fine", False),
+        ("embedded", SDXL, "cpu", "embedded-sdxl", True),
+        ("auto", SDXL, "cuda", "embedded-sdxl", False),
+        ("embedded-sdxl", None, "cpu", "embedded-sdxl", True),
+        ("embedded", AUTOENCODER, "cpu", "autoencoder", False),
+    ],
+)
+def test_a_name_selects_a_decoder_of_the_space(name, space, device, chosen, in_integers):
+    choice = choose_decoder(name, space, device)
+    assert (choice.name, choice.in_integers) == (chosen, in_integers)
+    assert choice.space is (space or MODELS[chosen].space)
+
+
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [("embedded-sdxl", SD1), ("fine", SDXL), ("sd-vae", FLUX1), ("some/vae", AUTOENCODER)],
+)
+def test_a_decoder_of_other_latents_is_refused_by_name(name, space):
+    with pytest.raises(OtherLatents, match=f"which decoder {name} cannot read"):
+        choose_decoder(name, space)
+    with pytest.raises(WeightsError, match=f"which decoder {name} cannot read"):
+        load_decoder(name, space=space)
+
+
 @pytest.mark.parametrize("name", ["auto", "embedded", "sd-vae"])
 def test_no_decoder_of_dynenc_is_for_sd3(name):
     with pytest.raises(OtherLatents, match=r"SD 3, for which dynenc has no decoder"):
-        Backend("light", name, "cpu").decoder_of(FOREIGN["sd3"])
+        choose_decoder(name, SD3)
 
 
 def test_other_latents_are_refused_before_the_weights_are_downloaded(folder, monkeypatch):

@@ -6,7 +6,7 @@ import torch
 
 from dynenc import runtime
 from dynenc.errors import WeightsError
-from dynenc.networks.decoder_names import VARIABLE, resolve
+from dynenc.networks.decoder_choice import VARIABLE, choose_decoder
 from dynenc.networks.external_vae import load_decoder
 from dynenc.networks.fine_decoder import FineDecoder
 
@@ -51,8 +51,8 @@ def test_it_is_the_default_on_a_gpu(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.delenv(VARIABLE, raising=False)
-    chosen = {device: resolve("auto", device).name for device in ("cpu", "cuda:1")}
+    chosen = {device: choose_decoder("auto", device=device).name for device in ("cpu", "cuda:1")}
     assert chosen == {"cpu": "embedded", "cuda:1": "fine"}
     for has_gpu, name in ((True, "fine"), (False, "embedded")):
         monkeypatch.setattr(runtime, "has_gpu", lambda found=has_gpu: found)
-        assert resolve().name == name
+        assert choose_decoder().name == name

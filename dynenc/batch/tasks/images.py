@@ -24,7 +24,7 @@ from dynenc.imaging.extras import Extras
 from dynenc.io import storage
 from dynenc.io.names import suffix_of
 from dynenc.io.storage import Readable
-from dynenc.networks import decoder_names
+from dynenc.networks.decoder_choice import choose_decoder
 
 
 class CodecTask(Task[T]):
@@ -116,7 +116,7 @@ class ImageOutputTask(CodecTask[T]):
     def announce_decoder(self) -> None:
         """Tell the user which decoder "auto" selected."""
         if self.settings.decode.decoder == "auto":
-            choice = decoder_names.resolve("auto", self.settings.run.device)
+            choice = choose_decoder("auto", device=self.settings.run.device)
             self.note = f"decoder: {choice.name}, {choice.note}"
 
     @staticmethod
@@ -131,7 +131,7 @@ class ImageOutputTask(CodecTask[T]):
         if whole and not str(made_by).startswith("dynenc"):
             raise ImageError("the output does not say that dynenc decoded it")
         options = settings.decode
-        chosen = decoder_names.resolve(options.decoder, settings.run.device).name
+        chosen = choose_decoder(options.decoder, device=settings.run.device).name
         allowed = [chosen, *registry.names("autoencoder")]
         return made_by in [save.software(name, options.view) for name in allowed]
 

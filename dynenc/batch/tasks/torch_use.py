@@ -4,7 +4,7 @@ from dynenc import registry
 from dynenc.batch.settings import ConversionSettings
 from dynenc.interop.forms import LATENT_FORMS
 from dynenc.native import encoder
-from dynenc.networks import decoder_names, integer_decoder
+from dynenc.networks.decoder_choice import choose_decoder
 
 
 def needs_torch(settings: ConversionSettings) -> bool:
@@ -17,6 +17,5 @@ def needs_torch(settings: ConversionSettings) -> bool:
     if task == "export":
         return settings.output.suffix.lower() == LATENT_FORMS["pt"]
     if task == "decode":  # most files are of SD 1.x, whose decoder is not always the embedded one
-        decoder = decoder_names.resolve(settings.decode.decoder, device).name
-        return not integer_decoder.uses_integers(registry.IMPORTED, decoder, device)
+        return not choose_decoder(settings.decode.decoder, device=device).in_integers
     return task != "import"
