@@ -181,8 +181,8 @@ class Converter:
     def _packed(self, job: Job) -> Iterator[tuple[Item, Outcome]]:
         """The outcome for each image of a new shard."""
         yield from self._convert(
-            Item(source, job.target, member=name, mtime=self._mtime(source))
-            for source, name in job.members
+            Item(file.source, job.target, member=file.name, mtime=self._mtime(file.source))
+            for file in job.members
         )
 
     def _members(self, job: Job, writer: shards.Writer | None) -> Iterator[tuple[Item, Outcome]]:

@@ -137,7 +137,7 @@ def _shard_state(file: BinaryIO, job: Job, settings: ConversionSettings, whole: 
 def _planned(job: Job, settings: ConversionSettings, whole: bool) -> list[str]:
     """The names that a shard should hold; none if they are not known."""
     if job.members:
-        return [name for _, name in job.members]
+        return [member.name for member in job.members]
     if is_url(job.source) and not whole:  # only to skip it, reading all of it takes too long
         return []
     output, suffixes = settings.output, input_suffixes(settings.task)
@@ -158,7 +158,7 @@ def _is_older(job: Job, settings: ConversionSettings) -> bool:
     written = storage.times(job.target)
     if written is None:
         return False
-    for source in [source for source, _ in job.members] or [job.source]:
+    for source in [member.source for member in job.members] or [job.source]:
         changed = storage.times(source)
         if changed is None:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from dynenc.batch.plan import Found, input_suffixes, select
+from dynenc.batch.plan import InputFile, input_suffixes, select
 from dynenc.batch.results import Result
 from dynenc.batch.settings import InputOptions, TaskName
 from dynenc.errors import BitstreamError, DynencError, ImageError, LatentsError, UsageError
@@ -26,7 +26,7 @@ ERRORS: dict[TaskName, type[DynencError]] = {
 class Listing:
     """The files to convert."""
 
-    files: list[Found] = field(default_factory=list)
+    files: list[InputFile] = field(default_factory=list)
     unreadable: list[Result] = field(default_factory=list)  # sub-folders
     folders: list[str] = field(default_factory=list)  # given, or matching a pattern
     n_ignored: int = 0  # files of other types, or excluded by patterns
@@ -46,7 +46,7 @@ class Listing:
                 error = ImageError(f"{path} cannot be read: check its permissions")
                 self.unreadable.append(Result(path, "", "failed", error=error))
             else:
-                self.files.append(Found(path, relative))
+                self.files.append(InputFile(path, relative))
 
 
 def find(task: TaskName, inputs: list[str], output: str | None, options: InputOptions) -> Listing:
@@ -79,7 +79,7 @@ def find(task: TaskName, inputs: list[str], output: str | None, options: InputOp
     return listing
 
 
-def _image_like(ignored: list[Found]) -> Iterator[Result]:
+def _image_like(ignored: list[InputFile]) -> Iterator[Result]:
     """Files that look like images but cannot be opened here, with the reason as a note."""
     for file in ignored:
         if why := formats.why_ignored(names.suffix_of(file.relative)):
@@ -93,10 +93,10 @@ def _add(listing: Listing, name: str, output: str | None, recursive: bool) -> No
     is_pattern = any(c in name for c in "*?[") and not names.is_web(name)
     expanded = storage.expand(name) if is_pattern else []
     if expanded in ([], [name]):
-        listing.files.append(Found(name, names.base(name), named=True))
+        listing.files.append(InputFile(name, names.base(name), named=True))
         return
     for one in expanded:
         if storage.is_folder(one):
             listing.add_folder(one, output, recursive)
         else:  # a pattern such as *.zip selects archives
-            listing.files.append(Found(one, names.base(one), named=is_archive(name)))
+            listing.files.append(InputFile(one, names.base(one), named=is_archive(name)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from dynenc.batch import destination, local_engine
 from dynenc.batch.find import Listing, find
-from dynenc.batch.plan import Job, plan
+from dynenc.batch.plan import Job, OutputRule, plan
 from dynenc.batch.results import ConversionSummary, Result
 from dynenc.batch.settings import ConversionSettings, OutputOptions
 from dynenc.coding.rate_control import OnStep
@@ -107,8 +107,7 @@ def _plan(
     ignores_case = not names.is_url(output or "") and storage.ignores_case(
         output or names.parent(files[0].path if files else "")
     )
-    jobs = plan(
-        files,
+    rule = OutputRule(
         output,
         settings.output.suffix,
         into_folder=not is_file,
@@ -116,7 +115,7 @@ def _plan(
         naming=settings.output.naming,
         same_name=names.folded if ignores_case else str,
     )
-    return jobs, settings
+    return plan(files, rule), settings
 
 
 def _check_measuring(options: OutputOptions) -> None:

@@ -1,4 +1,4 @@
-"""Which input becomes which output: pure functions of names that read and write no file.
+"""Map inputs to outputs: pure functions of names, without file access.
 
 found files -> select -> plan -> jobs
 """
@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from dynenc.batch.settings import Naming, TaskName
 from dynenc.coding import bitstream
@@ -29,12 +30,19 @@ SHARD, NUMBERED = "{:06d}.tar", re.compile(r"\d{6,}\.tar")  # packed shards
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class InputFile:
     """An input file: given by the user, or found in a folder."""
 
     path: str
     relative: str  # path below that folder, with slashes; for a file that was given, its name
     named: bool = False  # given by the user: taken whatever its suffix
+
+
+class PackedFile(NamedTuple):
+    """An input of a new shard."""
+
+    source: str
+    name: str  # in the shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class Job:
 
     source: str  # "" for a new shard
     target: str  # "" if nothing is written
-    members: tuple[tuple[str, str], ...] = ()  # of a new shard: file, name in the shard
+    members: tuple[PackedFile, ...] = ()  # of a new shard
     overwrite: bool = False  # replace an existing target
 
     @property
@@ -58,11 +66,11 @@ class Job:
 
 
 def select(
-    found: Iterable[Found],
+    found: Iterable[InputFile],
     suffixes: frozenset[str],
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-) -> tuple[list[Found], list[Found]]:
+) -> tuple[list[InputFile], list[InputFile]]:
     """The files to convert, sorted and without duplicates, and the others.
 
     Args:
@@ -72,7 +80,7 @@ def select(
             against the path below the folder, one without against the file name.
         exclude: patterns, none of which may match.
     """
-    taken: dict[str, Found] = {}
+    taken: dict[str, InputFile] = {}
     ignored = []
     for file in found:
         wanted = file.named or is_tar(file.path) or suffix_of(file.relative).lower() in suffixes
@@ -90,17 +98,9 @@ def fits(relative: str, pattern: str) -> bool:
     return fnmatchcase(relative if "/" in pattern else relative.rpartition("/")[2], pattern)
 
 
-def plan(
-    found: Sequence[Found],
-    output: str | None,
-    suffix: str,
-    *,
-    into_folder: bool = True,
-    shard_size: int | None = None,
-    naming: Naming = "replace",
-    same_name: Callable[[str], str] = lambda name: name,
-) -> list[Job]:
-    """The jobs for these files, in their order.
+@dataclass(frozen=True, slots=True)
+class OutputRule:
+    """Where outputs go and how they are named.
 
     Args:
         output: folder or URL to write to; the output file if not `into_folder`; None writes
@@ -109,21 +109,36 @@ def plan(
         naming: "keep" adds the suffix to the input's name instead of replacing its own.
         shard_size: pack this many images into each tar shard, named 000000.tar and so on.
         same_name: a name as the file system compares it; see `names.folded`.
+    """
+
+    output: str | None
+    suffix: str
+    into_folder: bool = True
+    shard_size: int | None = None
+    naming: Naming = "replace"
+    same_name: Callable[[str], str] = str
+
+
+def plan(found: Sequence[InputFile], rule: OutputRule) -> list[Job]:
+    """The jobs for these files, in their order.
+
+    Args:
+        found: sorted and without duplicates; see `select`.
     Raises: UsageError if two inputs have the same output, if an input would be overwritten, or if
         there is no folder for the shards.
     """
-    if output == "":
+    if rule.output == "":
         return [Job(file.path, "") for file in found]
-    if not into_folder:
-        jobs = [Job(file.path, output or "") for file in found]
-    elif shard_size is not None:
-        jobs = _packed(found, output, suffix, shard_size, naming, same_name)
+    if not rule.into_folder:
+        jobs = [Job(file.path, rule.output or "") for file in found]
+    elif rule.shard_size is not None:
+        jobs = _packed(found, rule, rule.shard_size)
     else:
-        jobs = [Job(file.path, _target(file, output, suffix, naming)) for file in found]
-    _refuse_clashes(((job.source, job.target) for job in jobs), naming, same_name)
-    inputs = {same_name(file.path) for file in found}
+        jobs = [Job(file.path, _target(file, rule)) for file in found]
+    _refuse_clashes([(job.source, job.target) for job in jobs], rule)
+    inputs = {rule.same_name(file.path) for file in found}
     for job in jobs:
-        if job.target != STREAM and same_name(job.target) in inputs:
+        if job.target != STREAM and rule.same_name(job.target) in inputs:
             raise UsageError(
                 f"{job.target} is an input, and would be overwritten",
                 hint="choose another output with -o",
@@ -131,8 +146,9 @@ def plan(
     return jobs
 
 
-def _target(file: Found, output: str | None, suffix: str, naming: Naming) -> str:
-    if output is None:
+def _target(file: InputFile, rule: OutputRule) -> str:
+    """The output of a file that is not packed."""
+    if rule.output is None:
         if is_archive(file.path):
             raise UsageError(
                 f"{file.path} is an archive, and its output needs a folder",
@@ -146,34 +162,33 @@ def _target(file: Found, output: str | None, suffix: str, naming: Naming) -> str
                 f"{file.path} is {where}, where no output can be written",
                 hint="choose an output with -o",
             )
-        name = output_name(base(file.path), suffix, naming)
+        name = output_name(base(file.path), rule.suffix, rule.naming)
         folder = parent(file.path)
         return join(folder, name) if folder else name
     if is_archive(file.path):
-        return join(output, with_tar_suffix(file.relative))
-    return join(output, output_name(file.relative, suffix, naming))
+        return join(rule.output, with_tar_suffix(file.relative))
+    return join(rule.output, output_name(file.relative, rule.suffix, rule.naming))
 
 
-def _packed(
-    found: Sequence[Found],
-    output: str | None,
-    suffix: str,
-    size: int,
-    naming: Naming,
-    same_name: Callable[[str], str],
-) -> list[Job]:
-    if output is None:
+def _packed(found: Sequence[InputFile], rule: OutputRule, size: int) -> list[Job]:
+    """The jobs that pack `size` files each."""
+    if rule.output is None:
         raise UsageError("shards need an output folder", hint="choose one with -o")
-    members = [(file.path, output_name(file.relative, suffix, naming)) for file in found]
-    for path, _ in members:
-        if is_archive(path):
+    members = [
+        PackedFile(file.path, output_name(file.relative, rule.suffix, rule.naming))
+        for file in found
+    ]
+    for member in members:
+        if is_archive(member.source):
             raise UsageError(
-                f"{path} is already an archive, and cannot be packed into shards",
+                f"{member.source} is already an archive, and cannot be packed into shards",
                 hint="leave out --shard-size, or --exclude it",
             )
-    _refuse_clashes(members, naming, same_name)
+    _refuse_clashes(members, rule)
     return [
-        Job("", join(output, SHARD.format(start // size)), tuple(members[start : start + size]))
+        Job(
+            "", join(rule.output, SHARD.format(start // size)), tuple(members[start : start + size])
+        )
         for start in range(0, len(members), size)
     ]
 
@@ -189,17 +204,16 @@ def member_name(name: str, suffixes: frozenset[str], suffix: str, naming: Naming
     return output_name(name, suffix, naming) if is_converted else name
 
 
-def _refuse_clashes(
-    pairs: Iterable[tuple[str, str]], naming: Naming, same_name: Callable[[str], str]
-) -> None:
-    makers: dict[str, str] = {}
+def _refuse_clashes(pairs: Iterable[tuple[str, str]], rule: OutputRule) -> None:
+    """Raise UsageError if two sources have the same target."""
+    sources: dict[str, str] = {}
     for source, target in pairs:
-        other = makers.setdefault(same_name(target), source)
+        other = sources.setdefault(rule.same_name(target), source)
         if other != source:
             raise UsageError(
                 f"{other} and {source} would both become {target}",
                 hint="convert them into different folders"
-                if naming == "keep"
+                if rule.naming == "keep"
                 else f"--name keep writes {base(other)}.* and {base(source)}.*, "
                 "or convert them separately with --include",
             )

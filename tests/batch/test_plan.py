@@ -3,8 +3,9 @@ from pathlib import PurePosixPath
 import pytest
 
 from dynenc.batch.plan import (
-    Found,
+    InputFile,
     Job,
+    OutputRule,
     fits,
     input_suffixes,
     plan,
@@ -15,90 +16,94 @@ from dynenc.io.names import folded, suffix_of, with_suffix
 
 
 def found(*relatives, folder="in"):
-    return [Found(f"{folder}/{relative}", relative) for relative in relatives]
+    return [InputFile(f"{folder}/{relative}", relative) for relative in relatives]
+
+
+def planned(files, *output, **naming):
+    return plan(files, OutputRule(*output, **naming))
 
 
 def test_outputs_stand_beside_the_inputs():
-    assert plan(found("b.png", "a.jpg"), None, ".lat") == [
+    assert planned(found("b.png", "a.jpg"), None, ".lat") == [
         Job("in/b.png", "in/b.lat"),
         Job("in/a.jpg", "in/a.lat"),
     ]
 
 
 def test_subfolders_are_kept():
-    assert plan(found("x/y/a.png"), "out", ".lat") == [Job("in/x/y/a.png", "out/x/y/a.lat")]
+    assert planned(found("x/y/a.png"), "out", ".lat") == [Job("in/x/y/a.png", "out/x/y/a.lat")]
 
 
 def test_urls():
-    (job,) = plan([Found("s3://b/in/x/a.png", "x/a.png")], "gs://c/out/", ".lat")
+    (job,) = planned([InputFile("s3://b/in/x/a.png", "x/a.png")], "gs://c/out/", ".lat")
     assert job.target == "gs://c/out/x/a.lat"
-    (job,) = plan([Found("s3://b/in/a.png", "a.png")], None, ".lat")
+    (job,) = planned([InputFile("s3://b/in/a.png", "a.png")], None, ".lat")
     assert job.target == "s3://b/in/a.lat"
 
 
 def test_no_output():
-    assert plan(found("a.png"), "", ".png") == [Job("in/a.png", "")]
+    assert planned(found("a.png"), "", ".png") == [Job("in/a.png", "")]
 
 
 def test_two_inputs_for_one_output_are_refused_with_both_names():
     with pytest.raises(UsageError, match=r"in/a\.jpg and in/a\.png .*in/a\.lat"):
-        plan(found("a.jpg", "a.png"), None, ".lat")
+        planned(found("a.jpg", "a.png"), None, ".lat")
 
 
 def test_names_that_differ_in_case_clash_only_where_case_is_ignored():
     files = found("A.png", "a.png")
-    assert len(plan(files, "out", ".lat")) == 2
+    assert len(planned(files, "out", ".lat")) == 2
     with pytest.raises(UsageError, match="both become"):
-        plan(files, "out", ".lat", same_name=folded)
+        planned(files, "out", ".lat", same_name=folded)
     with pytest.raises(UsageError, match="both become"):
-        plan(found("\u00e9.png", "e\u0301.png"), "out", ".lat", same_name=folded)
+        planned(found("\u00e9.png", "e\u0301.png"), "out", ".lat", same_name=folded)
 
 
 def test_an_input_is_never_overwritten():
     with pytest.raises(UsageError, match="is an input"):
-        plan(found("a.png", "b.png"), None, ".png")
+        planned(found("a.png", "b.png"), None, ".png")
     with pytest.raises(UsageError, match="is an input"):
-        plan([Found("a.png", "a.png", True)], "a.png", ".png", into_folder=False)
+        planned([InputFile("a.png", "a.png", True)], "a.png", ".png", into_folder=False)
 
 
 def test_tars_become_tars():
     files = found("x/0.tar", "1.tar.gz", "2.TGZ")
-    targets = [job.target for job in plan(files, "out", ".lat")]
+    targets = [job.target for job in planned(files, "out", ".lat")]
     assert targets == ["out/x/0.tar", "out/1.tar", "out/2.tar"]
-    assert all(job.is_shard for job in plan(files, "out", ".lat"))
+    assert all(job.is_shard for job in planned(files, "out", ".lat"))
     with pytest.raises(UsageError, match="is an archive, and its output needs a folder"):
-        plan(files, None, ".lat")
+        planned(files, None, ".lat")
 
 
 def test_packing():
-    jobs = plan(found("a.png", "x/b.png", "c.png"), "out", ".lat", shard_size=2)
+    jobs = planned(found("a.png", "x/b.png", "c.png"), "out", ".lat", shard_size=2)
     assert jobs == [
         Job("", "out/000000.tar", (("in/a.png", "a.lat"), ("in/x/b.png", "x/b.lat"))),
         Job("", "out/000001.tar", (("in/c.png", "c.lat"),)),
     ]
     assert all(job.is_shard for job in jobs)
     with pytest.raises(UsageError, match="shards need an output folder"):
-        plan(found("a.png"), None, ".lat", shard_size=2)
+        planned(found("a.png"), None, ".lat", shard_size=2)
     with pytest.raises(UsageError, match=r"both become a\.lat"):
-        plan(found("a.png", "a.jpg"), "out", ".lat", shard_size=1)
+        planned(found("a.png", "a.jpg"), "out", ".lat", shard_size=1)
     with pytest.raises(UsageError, match="already an archive"):
-        plan(found("a.tar"), "out", ".lat", shard_size=1)
+        planned(found("a.tar"), "out", ".lat", shard_size=1)
 
 
 def test_an_image_on_the_web_needs_an_output():
     with pytest.raises(UsageError, match="on the web"):
-        plan([Found("https://x.y/a.png", "a.png", True)], None, ".lat")
+        planned([InputFile("https://x.y/a.png", "a.png", True)], None, ".lat")
 
 
 def test_select_takes_images_once_sorted_and_counts_the_others():
-    files = [*found("b.png", "a.txt", "a.PNG", "s.tar"), Found("in/b.png", "b.png", True)]
+    files = [*found("b.png", "a.txt", "a.PNG", "s.tar"), InputFile("in/b.png", "b.png", True)]
     taken, ignored = select(files, frozenset({".png"}))
     assert [file.path for file in taken] == ["in/a.PNG", "in/b.png", "in/s.tar"]
     assert [file.path for file in ignored] == ["in/a.txt"]
 
 
 def test_a_file_named_itself_is_taken_whatever_its_suffix():
-    taken, ignored = select([Found("notes", "notes", True)], frozenset({".png"}))
+    taken, ignored = select([InputFile("notes", "notes", True)], frozenset({".png"}))
     assert (len(taken), ignored) == (1, [])
 
 
