@@ -69,26 +69,26 @@ class Converter:
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, list[Result]]]:
         """Convert; yield each job with one result per image."""
         jobs = list(jobs)
-        inputs = {self._input(job): job for job in jobs if not job.is_shard}
-        under_way: deque[tuple[Item, Future[Outcome]]] = deque()
+        job_of = {self._item(job): job for job in jobs if not job.is_shard}
+        being_written: deque[tuple[Item, Future[Outcome]]] = deque()
         with ThreadPoolExecutor(WRITERS) as writers:  # on any exit, each file is whole or absent
-            for item, made in self._convert(inputs):
-                future = writers.submit(self._attempt, self._write, item, made)
-                under_way.append((item, future))
-                if len(under_way) > WRITERS:
-                    item, future = under_way.popleft()
-                    yield inputs[item], [self._result(item, future.result())]
-            while under_way:
-                item, future = under_way.popleft()
-                yield inputs[item], [self._result(item, future.result())]
+            for item, outcome in self._outcomes(job_of):
+                future = writers.submit(self._attempt, self._write, item, outcome)
+                being_written.append((item, future))
+                if len(being_written) > WRITERS:
+                    item, future = being_written.popleft()
+                    yield job_of[item], [self._result(item, future.result())]
+            while being_written:
+                item, future = being_written.popleft()
+                yield job_of[item], [self._result(item, future.result())]
         for job in jobs:
             if job.is_shard:
-                outcome = self._attempt(self._shard, job)
-                if isinstance(outcome, DynencError):
-                    outcome = [self._result(Item(job.name, job.target), outcome)]
-                yield job, outcome
+                results = self._attempt(self._convert_shard, job)
+                if isinstance(results, DynencError):
+                    results = [self._result(Item(job.name, job.target), results)]
+                yield job, results
 
-    def _input(self, job: Job) -> Item:
+    def _item(self, job: Job) -> Item:
         return Item(
             job.source,
             job.target,
@@ -101,19 +101,19 @@ class Converter:
         found = storage.times(source) if self.settings.output.keep_mtime else None
         return found.modified if found else None
 
-    def _convert(self, inputs: Iterable[Item]) -> Iterator[tuple[Item, Outcome]]:
+    def _outcomes(self, items: Iterable[Item]) -> Iterator[tuple[Item, Outcome]]:
         """Read, convert in groups of equal shape, and yield in input order."""
-        rest = iter(inputs)
+        rest = iter(items)
         while window := list(islice(rest, self.window)):
-            outcome: dict[int, Outcome] = {}
+            outcomes: dict[int, Outcome] = {}
             groups: dict[tuple[int, ...], list[tuple[int, LoadedItem[Any]]]] = {}
             for i, item in enumerate(window):
                 if not item.convert:
-                    outcome[i] = Output(item.data or b"")
+                    outcomes[i] = Output(item.data or b"")
                     continue
                 loaded = self._attempt(self.task.load, item)
                 if isinstance(loaded, DynencError):
-                    outcome[i] = loaded
+                    outcomes[i] = loaded
                 else:
                     groups.setdefault(loaded.shape, []).append((i, loaded))
             for shape, group in groups.items():
@@ -121,8 +121,8 @@ class Converter:
                 for start in range(0, len(group), size):
                     part = group[start : start + size]
                     made = self._make([window[i] for i, _ in part], [one for _, one in part])
-                    outcome.update(zip([i for i, _ in part], made, strict=True))
-            yield from ((item, outcome[i]) for i, item in enumerate(window))
+                    outcomes.update(zip([i for i, _ in part], made, strict=True))
+            yield from ((item, outcomes[i]) for i, item in enumerate(window))
 
     def _make(self, items: list[Item], group: list[LoadedItem[Any]]) -> Sequence[Outcome]:
         """The outputs for files of equal shape; if the batch fails, each is tried alone."""
@@ -133,16 +133,16 @@ class Converter:
             return [made]
         return [self._make([item], [one])[0] for item, one in zip(items, group, strict=True)]
 
-    def _write(self, item: Item, made: Outcome) -> Outcome:
-        if isinstance(made, DynencError) or not item.target:
-            return made
+    def _write(self, item: Item, outcome: Outcome) -> Outcome:
+        if isinstance(outcome, DynencError) or not item.target:
+            return outcome
         with writing(item.target, item.overwrite, mtime=item.mtime) as file:
-            file.write(made.data)
-        return made
+            file.write(outcome.data)
+        return outcome
 
     # archives
 
-    def _shard(self, job: Job) -> list[Result]:
+    def _convert_shard(self, job: Job) -> list[Result]:
         """Convert the members of an archive, or pack images into a tar; copy other members."""
         results: list[Result] = []
         target, overwrite = job.target, job.overwrite or self.settings.output.overwrite
@@ -150,42 +150,47 @@ class Converter:
         mtime = None if job.members else self._mtime(job.source)
         with writing(target, overwrite, mtime=mtime) if target else nullcontext() as file:
             writer = shards.Writer(file) if file else None
-            outcomes = self._packed(job) if job.members else self._members(job, writer)
-            for item, made in outcomes:
-                if isinstance(made, Output) and writer:
+            if job.members:
+                outcomes = self._packed_outcomes(job)
+            else:
+                outcomes = self._archive_outcomes(job, writer)
+            for item, outcome in outcomes:
+                if isinstance(outcome, Output) and writer:
                     try:
-                        writer.add(item.member, made.data, item.mtime or 0)
+                        writer.add(item.member, outcome.data, item.mtime or 0)
                     except OutputError as exc:  # this member only; an OSError ends the shard
-                        made = exc
+                        outcome = exc
                 elif writer and overwrite:
-                    self._keep(writer, target, item.member)
-                if item.convert or isinstance(made, DynencError):
+                    self._copy_previous(writer, target, item.member)
+                if item.convert or isinstance(outcome, DynencError):
                     where = f"{target}/{item.member}" if target else ""
-                    results.append(self._result(Item(item.source, where), made))
+                    results.append(self._result(Item(item.source, where), outcome))
             if writer:
                 writer.close()
         return results
 
-    def _keep(self, writer: shards.Writer, target: str, name: str) -> None:
-        """Keep of the shard that is overwritten what could not be made again, if it holds that."""
-        former: tuple[bytes, float] | None = None
+    def _copy_previous(self, writer: shards.Writer, target: str, name: str) -> None:
+        """Copy the previous version of a failed member from the shard that is being replaced."""
+        previous: tuple[bytes, float] | None = None
         with suppress(DynencError, OSError), storage.reading(target) as file:
             for member in shards.members(file, target, seek=True):
                 if member.name == name:
-                    former = member.file.read(member.size), member.mtime
+                    previous = member.file.read(member.size), member.mtime
                     break
-        if former is not None:
+        if previous is not None:
             with suppress(OutputError):  # the name is taken, nothing was written
-                writer.add(name, *former)
+                writer.add(name, *previous)
 
-    def _packed(self, job: Job) -> Iterator[tuple[Item, Outcome]]:
+    def _packed_outcomes(self, job: Job) -> Iterator[tuple[Item, Outcome]]:
         """The outcome for each image of a new shard."""
-        yield from self._convert(
+        return self._outcomes(
             Item(file.source, job.target, member=file.name, mtime=self._mtime(file.source))
             for file in job.members
         )
 
-    def _members(self, job: Job, writer: shards.Writer | None) -> Iterator[tuple[Item, Outcome]]:
+    def _archive_outcomes(
+        self, job: Job, writer: shards.Writer | None
+    ) -> Iterator[tuple[Item, Outcome]]:
         """The outcome for each archive member, in order; large non-images are copied here."""
         suffixes, output = input_suffixes(self.settings.task), self.settings.output
         window: list[Item] = []
@@ -207,7 +212,7 @@ class Converter:
                     else:
                         window.append(replace(item, data=data))
                 if is_large or outcome or len(window) >= self.window:
-                    yield from self._convert(window)  # the members before it
+                    yield from self._outcomes(window)  # the members before it
                     window.clear()
                 if is_large and writer:
                     try:
@@ -216,28 +221,28 @@ class Converter:
                         outcome = exc
                 if outcome:
                     yield item, outcome
-            yield from self._convert(window)
+            yield from self._outcomes(window)
 
     # outcomes
 
-    def _result(self, item: Item, made: Outcome) -> Result:
-        if isinstance(made, OutputExists) and self.settings.output.existing == "skip":
-            return Result(item.source, item.target, "skipped", error=made)
-        if isinstance(made, DynencError):
-            return Result(item.source, item.target, "failed", error=made)
+    def _result(self, item: Item, outcome: Outcome) -> Result:
+        if isinstance(outcome, OutputExists) and self.settings.output.existing == "skip":
+            return Result(item.source, item.target, "skipped", error=outcome)
+        if isinstance(outcome, DynencError):
+            return Result(item.source, item.target, "failed", error=outcome)
         return Result(
             item.source,
             item.target,
             "done",
-            n_bytes_in=made.n_bytes_in,
-            n_bytes_out=len(made.data),
-            width=made.size[0],
-            height=made.size[1],
-            bpp=bitstream.bpp(made.n_bytes_lat, *(made.coded_size or made.size)),
-            quality=made.quality,
-            figures=made.figures,
-            note=made.note,
-            preview=made.preview,
+            n_bytes_in=outcome.n_bytes_in,
+            n_bytes_out=len(outcome.data),
+            width=outcome.size[0],
+            height=outcome.size[1],
+            bpp=bitstream.bpp(outcome.n_bytes_lat, *(outcome.coded_size or outcome.size)),
+            quality=outcome.quality,
+            figures=outcome.figures,
+            note=outcome.note,
+            preview=outcome.preview,
         )
 
     def _attempt(self, function: Callable[..., T], *arguments: Any) -> T | DynencError:
