@@ -18,6 +18,7 @@ from PIL import Image
 from dynenc import registry, runtime
 from dynenc.arguments import file_name, integer
 from dynenc.coding import bitstream, rate_control
+from dynenc.coding.encode_latents import default_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import MAX_EFFORT, DetailMode, Goal, OnStep
 from dynenc.encoding import Encoded, Encoding
@@ -67,6 +68,7 @@ class Codec:
         self._device = device
         self._assigned: dict[str, Decoder] = {}  # decoders that the caller set, by space
         self._choices: dict[str, DecoderChoice] = {}  # by space
+        self._is_encoder_exposed = False  # the caller has the network, and may have changed it
         if not native.runs_natively(self.model, device):
             _ = self.backend
 
@@ -77,10 +79,26 @@ class Codec:
         decoder: str | Path = "embedded",
         device: str | torch.device = "auto",
     ) -> Codec:
-        """A codec with everything loaded, so that a missing part raises WeightsError at once."""
+        """A codec with all loaded that it will use: see `load`.
+
+        Its decoder is the embedded one unless another is named, whatever is on this disk.
+        """
         codec = cls(encoder, decoder, device)
-        _ = codec.encoder, codec.decoder_of(codec.model)
+        codec.load()
         return codec
+
+    def load(self) -> None:
+        """Load what encodes 8-bit images and decodes them, in torch only where that runs.
+
+        Raises: WeightsError if a part is missing.
+        """
+        default_coder(self.model)
+        if self.native_encoder is None:
+            _ = self.backend.encoder
+        if self._decodes_in_integers(self.model):
+            integer_decoder.embedded(space=self.model.space)
+        else:
+            self.decoder_of(self.model)
 
     @cached_property
     def native_encoder(self) -> native.Encoder | None:
@@ -105,7 +123,13 @@ class Codec:
     @property
     def encoder(self) -> Encoder | PublishedEncoder:
         """Image [B, 3, H, W] in [-1, 1] -> scaled latents [B, C, H/8, W/8] of the model's space."""
+        self._is_encoder_exposed = True
         return self.backend.encoder
+
+    @encoder.setter
+    def encoder(self, encoder: Encoder | PublishedEncoder) -> None:
+        self._is_encoder_exposed = True
+        self.backend.encoder = encoder
 
     @property
     def decoder(self) -> Decoder:
@@ -238,11 +262,9 @@ class Codec:
 
     def latents(self, images: Sequence[Checked]) -> Floats:
         """Scaled latents [B, C, h, w] of images of equal padded size."""
-        pixels = [each for each in images if isinstance(each, Image.Image | np.ndarray)]
-        # a network that is already loaded may have been modified by the caller
-        is_loaded = "backend" in vars(self) and "encoder" in vars(self.backend)
+        pixels = [image for image in images if isinstance(image, Image.Image | np.ndarray)]
         encoder = self.native_encoder
-        if encoder is None or is_loaded or len(pixels) < len(images):
+        if encoder is None or self._is_encoder_exposed or len(pixels) < len(images):
             return self.backend.latents(images)
 
         def encode(tile: arrays.Tile) -> Floats:

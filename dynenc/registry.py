@@ -271,7 +271,8 @@ def in_space(name: str, space: LatentSpace) -> Model | None:
 
 def small_decoder(space: LatentSpace) -> Model | None:
     """The small decoder of a space's latents, that of its autoencoder if it has one; or None."""
-    return in_space("autoencoder" if space is AUTOENCODER else "embedded", space)
+    autoencoders = (m for m in MODELS.values() if m.kind == "autoencoder" and m.space is space)
+    return next(autoencoders, None) or in_space("embedded", space)
 
 
 def coders(space: LatentSpace) -> list[Model]:

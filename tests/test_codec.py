@@ -27,7 +27,7 @@ from dynenc.errors import (
 )
 from dynenc.imaging import arrays
 from dynenc.imaging.tensors import to_image, to_tensor
-from dynenc.networks import compat
+from dynenc.networks import compat, integer_decoder
 from dynenc.networks.compat import CPU_DTYPE
 from dynenc.networks.tiling import Decoder
 
@@ -356,6 +356,16 @@ def test_the_kernel_and_the_network_write_the_same_file(name):
     assert by_network.encode(pixels) == blob
     by_network.encoder.linear.bias.add_(1)
     assert by_network.encode(pixels) != blob
+
+
+@pytest.mark.parametrize("name", ["light", "embedded", "full"])
+def test_from_pretrained_misses_weights_at_once(name, monkeypatch, tmp_path):
+    lost = replace(registry.MODELS[name], file="lost.safetensors")
+    monkeypatch.setitem(registry.MODELS, name, lost)
+    integer_decoder.embedded.cache_clear()
+    load_coder.cache_clear()
+    with pytest.raises(WeightsError, match=r"lost\.safetensors cannot be read"):
+        Codec.from_pretrained(device="cpu")
 
 
 def test_rows_that_overlap_are_an_image(nano):

@@ -62,7 +62,7 @@ def codec_with(encoder: str, decoder: str, weights: dict[str, Path], device: str
     """A codec whose networks are replaced by those of weight files, where there are any."""
     codec = Codec(encoder, decoder, device)
     if encoder in weights:
-        codec.backend.encoder = loading.load_path(weights[encoder]).to(codec.device)
+        codec.encoder = loading.load_path(weights[encoder]).to(codec.device)
     if decoder in weights:
         network = loading.load_path(weights[decoder]).to(codec.device)
         codec.decoder = Decoder(str(weights[decoder]), network, **EMBEDDED_TILES)

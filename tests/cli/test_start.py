@@ -9,6 +9,7 @@ from PIL import Image
 
 TESTS = Path(__file__).parents[1]
 PLUGIN = "import dynenc.pillow; from PIL import Image; Image.open('a.lat').size"
+CODEC = "import dynenc; c = dynenc.Codec.from_pretrained(); c.decode(c.encode('a.png'))"
 
 
 def imported(*arguments, cwd=None):
@@ -65,9 +66,10 @@ def test_what_needs_no_network_runs_without_torch(folder, arguments):
     assert not {"torch", "diffusers", "huggingface_hub.file_download"} & modules
 
 
-def test_pillow_tells_the_size_of_a_lat_file_without_torch(folder):
-    modules = imported("-c", PLUGIN, cwd=folder)
-    assert "dynenc.pillow" in modules
+@pytest.mark.parametrize(("code", "module"), [(PLUGIN, "pillow"), (CODEC, "encoding")])
+def test_the_library_needs_no_torch_without_networks(folder, code, module):
+    modules = imported("-c", code, cwd=folder)
+    assert f"dynenc.{module}" in modules
     assert "torch" not in modules
 
 
