@@ -27,7 +27,7 @@ from dynenc.coding import rate_control
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.rate_control import DETAIL_MODES, DetailMode, OnStep
 from dynenc.errors import UsageError
-from dynenc.interop.forms import LATENT_FORMS
+from dynenc.interop.latent_formats import LATENT_FORMATS
 from dynenc.io import names
 from dynenc.latent_space import named as space_named
 from dynenc.view import WHOLE, View
@@ -92,8 +92,8 @@ def convert(
         include, exclude: patterns of names, or of paths below the folder if they have a slash.
         suffix: suffix of the outputs, which decides their format. None takes that of the output
             file, else ".lat" (encode, import), ".png" (decode, roundtrip) or ".safetensors"
-            (export). For the formats of latents see `interop.latent_files`.
-        form: format of files of latents, one of `interop.forms`; None takes that of the suffix.
+            (export). For the formats of latents see `interop.latent_export`.
+        form: format of files of latents, of `LATENT_FORMATS`; None takes that of the suffix.
         naming: "replace" the suffix of the input, or "keep" it: a.jpg becomes a.jpg.lat.
         shard_size: pack the outputs into tar shards of this many images.
         existing: what to do if an output exists: "skip" it, "update" it if the input has changed
@@ -161,7 +161,7 @@ def convert(
             truncated=truncated,
         ),
         output=OutputOptions(
-            suffix=_suffix(LATENT_FORMS.get(form) if suffix is None and form else suffix),
+            suffix=_suffix(LATENT_FORMATS.get(form) if suffix is None and form else suffix),
             form=form or "",
             naming=naming,
             shard_size=None if shard_size is None else integer("shard_size", shard_size, 1),
@@ -229,10 +229,10 @@ def _check_settings(settings: ConversionSettings) -> None:
     options = settings.encode
     if settings.task == "import" and options.goal.kind != "quality":
         raise UsageError("imported latents take a quality, not a target")
-    if settings.output.form and settings.output.form not in LATENT_FORMS:
+    if settings.output.form and settings.output.form not in LATENT_FORMATS:
         raise UsageError(
             f"unknown latent format {settings.output.form!r}: choose one of "
-            f"{', '.join(LATENT_FORMS)}"
+            f"{', '.join(LATENT_FORMATS)}"
         )
     if options.scale is not None and not 0 < number("scale", options.scale) < math.inf:
         raise UsageError(f"scale must be positive and finite, not {options.scale:g}")

@@ -13,7 +13,7 @@ from dynenc.batch.settings import Naming, TaskName
 from dynenc.coding import bitstream
 from dynenc.errors import UsageError
 from dynenc.imaging import formats
-from dynenc.interop.forms import LATENT_SUFFIXES
+from dynenc.interop.latent_formats import LATENT_SUFFIXES
 from dynenc.io.names import (
     STREAM,
     base,

@@ -57,7 +57,7 @@ class OutputOptions:
     """Where outputs go, and what to do if they exist."""
 
     suffix: str = ""  # decides the format; "": the output file's, or the task's default
-    form: str = ""  # of files of latents, of interop.forms; "": that of the suffix
+    form: str = ""  # of files of latents, of interop.latent_formats; "": that of the suffix
     naming: Naming = "replace"  # the suffix of the input, or keep it: a.jpg.lat
     shard_size: int | None = None  # outputs packed into each tar
     existing: Existing | None = None  # None: "refuse" for a single file, else "skip"

@@ -11,7 +11,7 @@ from dynenc.coding.lat_file import LatFile, read_bytes, reading
 from dynenc.errors import BitstreamError, Corrupt, ImageError, with_name
 from dynenc.imaging import extras
 from dynenc.imaging.detail import Detail
-from dynenc.interop import beside
+from dynenc.interop import cache_chunk
 from dynenc.io import shards
 from dynenc.io.names import shown, suffix_of
 from dynenc.io.shards import is_tar
@@ -31,7 +31,7 @@ def info_file(source: str, *, max_pixels: int) -> tuple[LatFile, Detail | None, 
 def _info(blob: bytes, max_pixels: int) -> tuple[LatFile, Detail | None, int]:
     file = LatFile.parse(blob, max_pixels=max_pixels)
     found = extras.from_chunks(file.chunks, file.header.width, file.header.height)
-    beside.of_chunks(file.chunks)
+    cache_chunk.from_chunks(file.chunks)
     return file, found.detail, len(blob)
 
 

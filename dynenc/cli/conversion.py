@@ -14,7 +14,7 @@ from dynenc.cli.option_groups import Encoding, Execution, Messages, Placement, S
 from dynenc.cli.options import SOURCES
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.errors import DynencError, UsageError
-from dynenc.interop.forms import LATENT_SUFFIXES
+from dynenc.interop.latent_formats import LATENT_SUFFIXES
 from dynenc.io.names import STREAM
 from dynenc.view import View
 

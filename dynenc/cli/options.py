@@ -15,7 +15,7 @@ from dynenc import registry, view
 from dynenc.cli.commands import GENERAL
 from dynenc.coding.rate_control import DetailMode
 from dynenc.errors import UsageError
-from dynenc.interop.forms import LATENT_FORMS
+from dynenc.interop.latent_formats import LATENT_FORMATS
 from dynenc.latent_space import SPACES
 from dynenc.view import DIVISORS, Region
 
@@ -89,9 +89,9 @@ def check_space(name: str | None) -> str | None:
 
 def check_latent_form(name: str) -> str:
     """Refuse an unknown format of latents."""
-    if name in LATENT_FORMS:
+    if name in LATENT_FORMATS:
         return name
-    raise _refused(name, tuple(LATENT_FORMS))
+    raise _refused(name, tuple(LATENT_FORMATS))
 
 
 def parse_region(text: str) -> Region:
@@ -236,9 +236,9 @@ LatentForm = Annotated[
     str,
     typer.Option(
         "--to",
-        metavar="|".join(LATENT_FORMS),
+        metavar="|".join(LATENT_FORMATS),
         callback=check_latent_form,
-        autocompletion=completed(*LATENT_FORMS),
+        autocompletion=completed(*LATENT_FORMATS),
         rich_help_panel=OUTPUT,
         help="File format: npz for kohya's sd-scripts, comfy for ComfyUI; musubi and ai-toolkit "
         "only for latents that were imported from them.",

@@ -32,7 +32,7 @@ from dynenc.view import WHOLE, View
 
 GREY, ALPHA, TEXT, RESOLUTION = "grey", "alph", "text", "resl"
 PACKED = {"exif": "exif", "xmp": "xmpp", "profile": "iccp", "iptc": "iptc", "comment": "cmnt"}
-CACHE = "cach"  # of a trainer; see `interop.beside`
+CACHE = "cach"  # of a trainer; see `interop.cache_chunk`
 KNOWN = {GREY, ALPHA, TEXT, RESOLUTION, CACHE, *PACKED.values()}
 MAX_TEXT = 4 * MAX_METADATA  # bytes of all texts in UTF-8
 PER_METRE = struct.Struct("<II")

@@ -52,7 +52,7 @@ PLAIN = (str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class RawTensor:
     """A tensor of any dtype, as its bytes."""
 
     dtype: str  # of DTYPES
@@ -60,7 +60,7 @@ class Tensor:
     data: bytes
 
     @classmethod
-    def of(cls, array: Array, dtype: str = "") -> Tensor:
+    def from_array(cls, array: Array, dtype: str = "") -> RawTensor:
         """The tensor of an array, whose floats are rounded to a dtype if one is given."""
         shape = array.shape
         if dtype == "BF16":  # to the nearest, ties to even
@@ -88,11 +88,11 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """What a file holds: tensors by name, and texts (in .pt files, plain values) beside them."""
+    """The contents of a file: tensors by name and metadata."""
 
-    tensors: dict[str, Tensor]
-    facts: dict[str, Any] = field(default_factory=dict)
-    form: str = "safetensors"  # or "npz" or "pt", as `forms` calls them
+    tensors: dict[str, RawTensor]
+    metadata: dict[str, Any] = field(default_factory=dict)  # texts; in .pt files, plain values
+    format_name: str = "safetensors"  # or "npz" or "pt", of LATENT_FORMATS
 
 
 def read(data: bytes, name: str) -> Container:
@@ -150,12 +150,12 @@ def _read(data: bytes, name: str) -> Container:
                 member.filename.removesuffix(".npy"): _npy(archive.read(member), member.filename)
                 for member in members
             },
-            form="npz",
+            format_name="npz",
         )
 
 
 def _too_large(name: str) -> LatentsError:
-    return LatentsError(f"{name} unpacks to more than any latents: it is not read")
+    return LatentsError(f"{name} unpacks to more than the limit of {MAX_BYTES} bytes")
 
 
 def _read_safetensors(data: bytes, name: str) -> Container:
@@ -163,25 +163,26 @@ def _read_safetensors(data: bytes, name: str) -> Container:
     for key, tensor in dict(safetensors.deserialize(data)).items():  # type: ignore[no-untyped-call]
         if tensor["dtype"] not in DTYPES:
             raise LatentsError(f"{name} holds {key} of type {tensor['dtype']}: save it as float32")
-        tensors[key] = Tensor(tensor["dtype"], tuple(tensor["shape"]), bytes(tensor["data"]))
-    return Container(tensors, outline(io.BytesIO(data)).facts)
+        tensors[key] = RawTensor(tensor["dtype"], tuple(tensor["shape"]), bytes(tensor["data"]))
+    return Container(tensors, outline(io.BytesIO(data)).metadata)
 
 
 def outline(file: Readable) -> Container:
-    """The names of the tensors in a safetensors file and the texts, without values.
+    """The names of the tensors in a safetensors file and the metadata, without values.
 
     Raises: any exception if it is no such file.
     """
     length = int.from_bytes(file.read(LENGTH), "little")
     header = json.loads(file.read(min(length, MAX_BYTES)))
-    facts = header.pop(METADATA, None) or {}
+    metadata = header.pop(METADATA, None) or {}
     tensors = {
-        key: Tensor(tensor["dtype"], tuple(tensor["shape"]), b"") for key, tensor in header.items()
+        key: RawTensor(tensor["dtype"], tuple(tensor["shape"]), b"")
+        for key, tensor in header.items()
     }
-    return Container(tensors, facts)
+    return Container(tensors, metadata)
 
 
-def _npy(data: bytes, name: str) -> Tensor:
+def _npy(data: bytes, name: str) -> RawTensor:
     """The array of a .npy file. numpy would allocate what its header claims, so that is checked."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
@@ -194,7 +195,7 @@ def _npy(data: bytes, name: str) -> Tensor:
     if dtype.newbyteorder("<").str not in NAMES:
         raise LatentsError(f"{name} is of type {dtype}: save it as float32")
     file.seek(0)
-    return Tensor.of(np.lib.format.read_array(file, allow_pickle=False))
+    return RawTensor.from_array(np.lib.format.read_array(file, allow_pickle=False))
 
 
 def _read_pt(data: bytes, name: str) -> Container:
@@ -205,11 +206,11 @@ def _read_pt(data: bytes, name: str) -> Container:
         content = {"": content}  # it has no name
     if not isinstance(content, dict):
         raise LatentsError(f"{name} holds a {type(content).__name__} and no latents")
-    tensors, facts, budget = {}, {}, _Budget(name)
+    tensors, metadata, budget = {}, {}, _Budget(name)
     for key, value in content.items():
         _check_key(key, f"{name} holds")
         if not isinstance(value, torch.Tensor):
-            facts[key] = _plain(value, f"{name} holds under {key!r}", budget)
+            metadata[key] = _plain(value, f"{name} holds under {key!r}", budget)
             continue
         what = f"{name} holds {key}" if key else f"{name} holds a tensor"
         if value.layout != torch.strided or value.is_quantized or value.is_complex():
@@ -221,12 +222,12 @@ def _read_pt(data: bytes, name: str) -> Container:
         budget.spend(value.numel() * value.element_size())  # which tensors may share in the file
         array = value.detach().contiguous()
         if value.dtype == torch.bfloat16:
-            tensors[key] = Tensor.of(array.float().numpy(), "BF16")
+            tensors[key] = RawTensor.from_array(array.float().numpy(), "BF16")
         elif value.is_floating_point() and value.itemsize == 1:
             raise LatentsError(f"{what} of type {value.dtype}: save it as float32")
         else:
-            tensors[key] = Tensor.of(array.numpy())
-    return Container(tensors, facts, "pt")
+            tensors[key] = RawTensor.from_array(array.numpy())
+    return Container(tensors, metadata, "pt")
 
 
 class _Budget:
@@ -264,8 +265,8 @@ def _check_key(key: Any, where: str) -> None:
 
 
 def to_safetensors(container: Container) -> bytes:
-    """A safetensors file of a container whose facts are texts."""
-    header: dict[str, Any] = {METADATA: container.facts} if container.facts else {}
+    """A safetensors file of a container whose metadata are texts."""
+    header: dict[str, Any] = {METADATA: container.metadata} if container.metadata else {}
     end = 0
     for key, tensor in container.tensors.items():
         begin, end = end, end + len(tensor.data)
@@ -277,7 +278,7 @@ def to_safetensors(container: Container) -> bytes:
 
 
 def to_npz(container: Container) -> bytes:
-    """A .npz file, which holds no facts."""
+    """A .npz file, which holds no metadata."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:  # np.savez does not take every name
         for key, tensor in container.tensors.items():
@@ -287,7 +288,7 @@ def to_npz(container: Container) -> bytes:
 
 
 def to_pt(container: Container) -> bytes:
-    """A .pt file, for `torch.load(..., weights_only=True)`: a dict of tensors and facts.
+    """A .pt file, for `torch.load(..., weights_only=True)`: a dict of tensors and metadata.
 
     A tensor without a name is all that the file holds.
     """
@@ -298,5 +299,5 @@ def to_pt(container: Container) -> bytes:
     for key, tensor in container.tensors.items():
         values = torch.from_numpy(tensor.array.copy())
         tensors[key] = values.bfloat16() if tensor.dtype == "BF16" else values
-    torch.save(tensors.get("", {**tensors, **container.facts}), file)
+    torch.save(tensors.get("", {**tensors, **container.metadata}), file)
     return file.getvalue()

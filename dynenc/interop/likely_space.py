@@ -16,7 +16,7 @@ MAX_SIZE_RATIO = (
 )
 
 
-def likelier(latents: Floats, space: LatentSpace) -> LatentSpace | None:
+def better_fitting_space(latents: Floats, space: LatentSpace) -> LatentSpace | None:
     """The space whose coder takes clearly fewer bytes for scaled latents [C, h, w]; None: none."""
     height, width = latents.shape[1:]
     if min(height, width) < LEAST:

@@ -157,7 +157,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
             parsed = LatFile.parse(start + rest, max_pixels=self.max_pixels)
             if parsed.model.space is not self.space:
                 raise OtherLatents(_other("the file", parsed.model.space, self.space))
-        header, latents = parsed.header, torch.from_numpy(whole_latents.of(parsed))[None]
+        header, latents = (
+            parsed.header,
+            torch.from_numpy(whole_latents.full_image_latents(parsed))[None],
+        )
         sample: dict[str, Any] = {"key": place.key, "latents": latents[0]}
         sample |= {"width": header.width, "height": header.height}
         if entry := place.entry:

@@ -11,7 +11,7 @@ from dynenc.latent_space import PATCH
 from dynenc.native.kernel import TILE, Floats
 
 
-def of(file: LatFile) -> Floats:
+def full_image_latents(file: LatFile) -> Floats:
     """The scaled latents [C, h, w] of the whole image.
 
     Latents beneath a detail layer are encoded again from the decoded image, with the encoder that

@@ -29,7 +29,7 @@ from dynenc.coding import quantize
 from dynenc.coding.encode_latents import encode_latents
 from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
-from dynenc.interop import latent_files
+from dynenc.interop import latent_export
 from dynenc.latent_space import SD1
 from dynenc.networks.external_vae import load_teacher
 from dynenc.refine import Refiner
@@ -56,7 +56,7 @@ def write_caches(
         height, width = tensor.shape[-2:]
         stem = f"{number:06d}"
         exact = encode_latents(latents[0].numpy(), (width, height), 1, made_by)
-        npz, _ = latent_files.write("npz", exact, latents[0].numpy())
+        npz, _ = latent_export.write("npz", exact, latents[0].numpy())
         (folder / "npz" / f"{stem}.npz").write_bytes(npz)
         np.savez_compressed(folder / "gzip" / f"{stem}.npz", **np.load(folder / f"npz/{stem}.npz"))
         half = {"latents": latents[0].half().contiguous()}

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from dynenc.cli.main import app
-from dynenc.interop.forms import LATENT_FORMS
+from dynenc.interop.latent_formats import LATENT_FORMATS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 runner = CliRunner()
@@ -49,7 +49,7 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize(("form", "suffix"), list(LATENT_FORMS.items())[:4])
+@pytest.mark.parametrize(("form", "suffix"), list(LATENT_FORMATS.items())[:4])
 def test_one_file_there_and_back(lat, form, suffix, tmp_path):
     there = lat.with_suffix(suffix)
     assert run("export", lat, "--to", form).stdout == f"{there}\n"

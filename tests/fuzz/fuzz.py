@@ -223,7 +223,7 @@ def caches() -> Callable[[bytes], None]:
 
         from dynenc.coding import quantize
         from dynenc.imaging.packing import pack
-        from dynenc.interop import beside, containers, latent_files
+        from dynenc.interop import cache_chunk, containers, latent_export
     random = np.random.default_rng(0).normal(size=(4, 2, 3)).astype(np.float32)
     file = encode_latents(random, (24, 16), quantize.STEP_UNIT // 4, registry.IMPORTED)
     lat = bitstream.write(file.header, file.payload, ())
@@ -260,12 +260,14 @@ def caches() -> Callable[[bytes], None]:
         text, rest = data[1:], b""
         if data[:1] < b"\xc0":
             text, rest = index(atheris.FuzzedDataProvider(data[1:]))
-        chunk = beside.TAG, pack(beside.LENGTH.pack(len(text)) + text + rest)
+        chunk = cache_chunk.TAG, pack(cache_chunk.LENGTH.pack(len(text)) + text + rest)
         with contextlib.suppress(BitstreamError, LatentsError):
-            kept = beside.of_chunks([chunk])
-            written, _ = latent_files.write(kept.form, replace(file, chunks=[chunk]), file.latents)
+            kept = cache_chunk.from_chunks([chunk])
+            written, _ = latent_export.write(
+                kept.format_name, replace(file, chunks=[chunk]), file.latents
+            )
             again = containers.read(written, "fuzz")
-            assert set(again.tensors) == {part.key for part in kept.parts}
+            assert set(again.tensors) == {tensor.key for tensor in kept.tensors}
 
     return run
 

@@ -329,11 +329,11 @@ def test_levels_of_quality_rise_with_the_quality():
 def test_exported_latents_are_those_of_the_whole_image(codec):
     image = page()
     file = LatFile.parse(codec.encode(image, quality=80))
-    latents = whole_latents.of(file)
+    latents = whole_latents.full_image_latents(file)
     [wanted] = codec.latents([image])
     assert abs(latents - wanted).mean() < 0.6 * abs(file.latents - wanted).mean()
     plain = LatFile.parse(codec.encode(photo()))
-    assert whole_latents.of(plain) is plain.latents
+    assert whole_latents.full_image_latents(plain) is plain.latents
 
 
 def test_pillows_limit_on_sizes_does_not_apply(codec, monkeypatch):

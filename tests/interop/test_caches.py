@@ -13,8 +13,8 @@ from dynenc.batch.convert import convert
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import Corrupt, LatentsError
 from dynenc.imaging.packing import pack
-from dynenc.interop import beside, containers, latent_files
-from dynenc.interop.containers import Tensor
+from dynenc.interop import cache_chunk, containers, latent_export, latent_files
+from dynenc.interop.containers import RawTensor
 from dynenc.latent_space import FLUX1, SD1, SD3, SDXL, SPACES
 
 FINE = 100  # quality; a step of .075 or .084
@@ -67,7 +67,7 @@ def test_latents_of_each_space_in_every_form(space, tmp_path):
     assert file.model.space is space
     near(file.latents, latents)
     for form in ("safetensors", "npz", "comfy", "pt"):
-        again, note = latent_files.write(form, file, file.latents)
+        again, note = latent_export.write(form, file, file.latents)
         assert note == ""
         name = f"a_0064x0048_{'flux' if space is FLUX1 else space.name}.npz"
         found = latent_files.read(again, name, space=space)
@@ -203,10 +203,10 @@ def test_what_another_form_cannot_hold_is_said(tmp_path):
         latents_6x8=scaled(SD1), original_size_6x8=[64, 48], alpha_mask_6x8=np.ones((48, 64))
     )
     file, _ = through_lat(tmp_path, "a_0064x0048_sd.npz", data)
-    _, note = latent_files.write("comfy", file, file.latents)
-    assert note == "what the npz file held beside the latents is left out"
-    with pytest.raises(LatentsError, match="not imported from musubi"):
-        latent_files.write("musubi", file, file.latents)
+    _, note = latent_export.write("comfy", file, file.latents)
+    assert note == "other data of the npz file is dropped"
+    with pytest.raises(LatentsError, match="only latents imported from musubi"):
+        latent_export.write("musubi", file, file.latents)
 
 
 BAD = {
@@ -228,19 +228,19 @@ BAD = {
     "another model of ai-toolkit": (
         "a.safetensors",
         lambda: safetensors.torch.save({"latent": scaled(SD1)}, {"latent_space_version": "pixart"}),
-        "is of pixart, and nothing says whether its latents are of SD 1.x, SDXL",
+        "the latent space of pixart is unknown",
     ),
     "another model of musubi-tuner": (
         "a_0064x0048_qi.safetensors",
         lambda: safetensors.torch.save(
             {"latents_1x6x8_float32": scaled(FLUX1)}, {"architecture": "qwen_image"}
         ),
-        r"is of qwen_image, whose latents are of another space than SD 1\.x",
+        r"latents of qwen_image are not supported \(supported: SD 1\.x",
     ),
     "another model of sd-scripts": (
         "a_0064x0048_anima.npz",
         lambda: npz(latents_6x8=scaled(FLUX1), original_size_6x8=[64, 48]),
-        "is of anima",
+        "latents of anima are not supported",
     ),
     "OneTrainer's list of files": ("a.pt", lambda: pt([{"image_path": "a"}]), "holds a list"),
     "code": ("a.pt", lambda: pt({"latents": scaled(SD1), "a": {1, 2}}), "under 'a' a set"),
@@ -250,7 +250,7 @@ BAD = {
         lambda: pt({"latents": scaled(SD1), "a": {1: "b", "1": "c"}}),
         "under 'a' the key 1, which is not text",
     ),
-    "an object": ("a.pt", lambda: pt({"latents": scaled(SD1), "a": Tensor}), "pickled objects"),
+    "an object": ("a.pt", lambda: pt({"latents": scaled(SD1), "a": RawTensor}), "pickled objects"),
     "no data": ("a.pt", lambda: pt(scaled(SD1).to("meta")), "a tensor without data"),
     "complex": ("a.pt", lambda: pt(scaled(SD1) * 1j), "a tensor of another layout"),
     "a control image alone": (
@@ -314,33 +314,40 @@ HOSTILE |= {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_indices_are_corrupt(text):
-    chunk = beside.TAG, pack(beside.LENGTH.pack(len(text)) + text.encode())
+    chunk = cache_chunk.TAG, pack(cache_chunk.LENGTH.pack(len(text)) + text.encode())
     with pytest.raises(Corrupt, match="does not hold a cache"):
-        beside.of_chunks([chunk])
+        cache_chunk.from_chunks([chunk])
 
 
 def test_tensors_may_have_the_names_of_parameters():
-    container = containers.Container({"file": Tensor.of(np.arange(3)), "a/b": Tensor.of(np.eye(2))})
+    container = containers.Container(
+        {"file": RawTensor.from_array(np.arange(3)), "a/b": RawTensor.from_array(np.eye(2))}
+    )
     again = containers.read(containers.to_npz(container), "x.npz")
     assert again.tensors == container.tensors
 
 
 def test_a_damaged_chunk_is_one_sentence():
-    tag, data = beside.to_chunk(
-        beside.Beside("npz", (1.0, 0.0), {}, (beside.Part("latents", "F32", (4, 1, 1), "payload"),))
+    tag, data = cache_chunk.to_chunk(
+        cache_chunk.CacheContents(
+            "npz",
+            (1.0, 0.0),
+            {},
+            (cache_chunk.CacheTensor("latents", "F32", (4, 1, 1), "payload"),),
+        )
     )
-    assert beside.of_chunks([(tag, data)]).parts[0].key == "latents"
+    assert cache_chunk.from_chunks([(tag, data)]).tensors[0].key == "latents"
     with pytest.raises(Corrupt, match="twice"):
-        beside.of_chunks([(tag, data)] * 2)
+        cache_chunk.from_chunks([(tag, data)] * 2)
     random = np.random.default_rng(0)
     for end in range(0, len(data), 5):
         with pytest.raises(Corrupt):
-            beside.of_chunks([(tag, data[:end])])
+            cache_chunk.from_chunks([(tag, data[:end])])
     for place in random.integers(0, len(data), 60):
         damaged = bytearray(data)
         damaged[place] ^= 1 << random.integers(8)
         try:
-            beside.of_chunks([(tag, bytes(damaged))])
+            cache_chunk.from_chunks([(tag, bytes(damaged))])
         except Corrupt:
             continue
 
@@ -369,12 +376,12 @@ def test_numbers_beside_latents_of_comfy_come_back_as_texts(tmp_path):
     (tmp_path / "a.pt").write_bytes(pt({"latent_tensor": scaled(SD1), "width": 64}))
     convert("import", tmp_path / "a.pt", tmp_path / "a.lat")
     convert("export", tmp_path / "a.lat", tmp_path / "a.latent")
-    assert containers.read((tmp_path / "a.latent").read_bytes(), "a").facts["width"] == "64"
+    assert containers.read((tmp_path / "a.latent").read_bytes(), "a").metadata["width"] == "64"
 
 
 @pytest.mark.parametrize(("key", "other"), [("", "mask"), ("latents", "m" * 40_000)])
 def test_what_could_not_be_exported_is_not_imported(key, other, tmp_path):
-    tensors = {name: Tensor.of(scaled(SD1).numpy()) for name in (key, other)}
+    tensors = {name: RawTensor.from_array(scaled(SD1).numpy()) for name in (key, other)}
     data = containers.to_safetensors(containers.Container(tensors))
     (tmp_path / "a.safetensors").write_bytes(data)
     with pytest.raises(LatentsError, match="cannot be kept"):
@@ -414,7 +421,7 @@ def test_scale_and_metadata_come_back_as_they_were(name, tmp_path):
     scale = {"a.pt": 1.0, "a_sd.npz": SD1.scale}.get(name)
     _, back = through_lat(tmp_path, name, data, name.partition(".")[2], scale=scale)
     given, found = containers.read(data, name), containers.read(back, name)
-    assert found.facts == given.facts
+    assert found.metadata == given.metadata
     assert found.tensors.keys() == given.tensors.keys()
     key = next(iter(given.tensors))
     assert found.tensors[key].floats.std() == pytest.approx(given.tensors[key].floats.std(), 0.05)

@@ -4,7 +4,7 @@ from PIL import Image
 
 from dynenc import Codec
 from dynenc.interop import latent_files
-from dynenc.interop.likely_space import likelier
+from dynenc.interop.likely_space import better_fitting_space
 from dynenc.latent_space import FLUX1, SD1, SD3, SDXL
 
 
@@ -14,14 +14,14 @@ def of_photo(photo_path):
 
 def test_sd_latents_are_told_from_those_of_sdxl(photo_path):
     latents = of_photo(photo_path)
-    assert likelier(latents, SD1) is None
-    assert likelier(latents, SDXL) is SD1
-    assert likelier(latents[:, :15], SDXL) is None  # too small to tell
+    assert better_fitting_space(latents, SD1) is None
+    assert better_fitting_space(latents, SDXL) is SD1
+    assert better_fitting_space(latents[:, :15], SDXL) is None  # too small to tell
 
 
 def test_noise_is_of_no_space():
     noise = torch.randn(16, 32, 32, generator=torch.Generator().manual_seed(0)).numpy()
-    verdicts = likelier(noise, FLUX1), likelier(noise, SD3)
+    verdicts = better_fitting_space(noise, FLUX1), better_fitting_space(noise, SD3)
     assert None in verdicts  # not both
 
 

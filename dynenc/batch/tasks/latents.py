@@ -17,9 +17,16 @@ from dynenc.coding.encode_latents import encode_latents, encode_quantized
 from dynenc.coding.lat_file import LatFile, model_of
 from dynenc.errors import LatentsError, OtherLatents
 from dynenc.imaging import notes
-from dynenc.interop import beside, caches, containers, latent_files, whole_latents
-from dynenc.interop.forms import LATENT_FORMS, LATENT_SUFFIXES
+from dynenc.interop import (
+    cache_chunk,
+    containers,
+    latent_export,
+    latent_files,
+    recognition,
+    whole_latents,
+)
 from dynenc.interop.latent_files import ImportedLatents
+from dynenc.interop.latent_formats import LATENT_FORMATS, LATENT_SUFFIXES
 from dynenc.io import names
 from dynenc.io.storage import Readable
 from dynenc.latent_space import PATCH, SPACES
@@ -43,7 +50,9 @@ class ExportTask(Task[ParsedLat]):
                 raise OtherLatents(
                     f"the latents are those of {file.model.space.title}: decode the file"
                 )
-            data, note = latent_files.write(_form(self.settings), file, whole_latents.of(file))
+            data, note = latent_export.write(
+                _form(self.settings), file, whole_latents.full_image_latents(file)
+            )
             if loaded.value.extras.alpha:
                 note = notes.joined(note, "alpha is dropped")
             output = Output(
@@ -65,13 +74,15 @@ class ExportTask(Task[ParsedLat]):
                 raise LatentsError("no zip archive")
             return True
         outline = containers.outline(file)
-        return (caches.recognise(outline, "the output").layout.form or outline.form) == form
+        return (
+            recognition.recognise(outline, "the output").layout.format_name or outline.format_name
+        ) == form
 
 
 def _form(settings: ConversionSettings) -> str:
     """The form of exported latents; raises LatentsError if their suffix stands for none."""
     output = settings.output
-    found = (form for form, suffix in LATENT_FORMS.items() if suffix == output.suffix.lower())
+    found = (form for form, suffix in LATENT_FORMATS.items() if suffix == output.suffix.lower())
     if not (form := output.form or next(found, "")):
         raise LatentsError(
             f"no file of latents ends in {output.suffix!r}: use {', '.join(LATENT_SUFFIXES)}"
@@ -141,5 +152,5 @@ class ImportTask(Task[ImportedLatents]):
 
 def _has_scale(file: LatFile, scale: float) -> bool:
     """Whether a file says that its latents were imported from a file in that scale."""
-    kept = beside.of_chunks(file.chunks)
-    return kept is not None and kept.scaling[0] == scale
+    kept = cache_chunk.from_chunks(file.chunks)
+    return kept is not None and kept.scaling.scale == scale

@@ -2,7 +2,7 @@
 
 from dynenc import registry
 from dynenc.batch.settings import ConversionSettings
-from dynenc.interop.forms import LATENT_FORMS
+from dynenc.interop.latent_formats import LATENT_FORMATS
 from dynenc.native import encoder
 from dynenc.networks.decoder_choice import choose_decoder
 
@@ -15,7 +15,7 @@ def needs_torch(settings: ConversionSettings) -> bool:
         decodes = encode.effort or encode.goal.kind == "dB"
         return bool(decodes) or not encoder.runs_natively(model, device)
     if task == "export":
-        return settings.output.suffix.lower() == LATENT_FORMS["pt"]
+        return settings.output.suffix.lower() == LATENT_FORMATS["pt"]
     if task == "decode":  # most files are of SD 1.x, whose decoder is not always the embedded one
         return not choose_decoder(settings.decode.decoder, device=device).in_integers
     return task != "import"

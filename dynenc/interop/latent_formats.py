@@ -1,6 +1,6 @@
 """The file formats of latents that other programs read and write, for options; imports no torch."""
 
-LATENT_FORMS = {  # by the name that --to takes: suffix
+LATENT_FORMATS = {  # by the name that --to takes: suffix
     "safetensors": ".safetensors",
     "npz": ".npz",
     "comfy": ".latent",
@@ -8,4 +8,4 @@ LATENT_FORMS = {  # by the name that --to takes: suffix
     "musubi": ".safetensors",
     "ai-toolkit": ".safetensors",
 }
-LATENT_SUFFIXES = tuple(dict.fromkeys(LATENT_FORMS.values()))
+LATENT_SUFFIXES = tuple(dict.fromkeys(LATENT_FORMATS.values()))

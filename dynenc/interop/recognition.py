@@ -1,4 +1,4 @@
-"""What a file of latents is: which program wrote it, in which space and scale its latents are.
+"""Recognise a file of latents: its program, and the space and scale of its latents.
 
 | program | file | latents | scale |
 |---|---|---|---|
@@ -25,12 +25,10 @@ from typing import Any
 
 from dynenc.errors import LatentsError
 from dynenc.interop.containers import Container
+from dynenc.interop.scaling import RAW, Scaling
 from dynenc.latent_space import FLUX1, SD1, SD3, SDXL, SPACES, LatentSpace
 
-Scaling = tuple[float, float]  # scale and shift: latents = (raw - shift) * scale
-
-RAW: Scaling = (1.0, 0.0)
-COMFY_OLD: Scaling = (SD1.scale, 0.0)  # what ComfyUI's loader undoes, whatever the space
+COMFY_OLD = Scaling(SD1.scale)  # what ComfyUI's loader undoes, whatever the space
 MARKER = "latent_format_version_0"
 SD_SCRIPTS_SPACES = {"sd": SD1, "sdxl": SDXL, "sd3": SD3, "flux": FLUX1, "lumina": FLUX1}
 MUSUBI_SPACES = {"z_image": FLUX1, "flux_kontext": FLUX1}
@@ -44,7 +42,7 @@ OTHER_PROGRAMS = re.compile(r"_(anima|hi)\.npz$")
 class Layout:
     """How a program keeps latents in a file."""
 
-    form: str  # of LATENT_FORMS; "": that of the container
+    format_name: str  # of LATENT_FORMATS; "": that of the container
     latents: re.Pattern[str]  # names of all tensors of latents
     first: re.Pattern[str]  # names of those of the image itself
     mask: str | None = None  # start of the names of masks, which end as those of the latents do
@@ -73,7 +71,7 @@ ONETRAINER = Layout(
 
 
 @dataclass(frozen=True, slots=True)
-class Recognised:
+class RecognisedFile:
     """What is known of a file of latents."""
 
     layout: Layout
@@ -83,7 +81,7 @@ class Recognised:
     unknown: str = ""  # name of the model of the latents, if the file gives one without a space
 
 
-def recognise(container: Container, name: str, asked: LatentSpace | None = None) -> Recognised:
+def recognise(container: Container, name: str, asked: LatentSpace | None = None) -> RecognisedFile:
     """Tell what a file is.
 
     Args:
@@ -91,75 +89,75 @@ def recognise(container: Container, name: str, asked: LatentSpace | None = None)
         asked: the space that its latents are said to be of.
     Raises: LatentsError if it holds no latents, or those of a model that dynenc does not know.
     """
-    tensors, facts = container.tensors, container.facts
-    named = _space_named(facts, name)
+    tensors, metadata = container.tensors, container.metadata
+    named = _space_named(metadata, name)
     if "latent_tensor" in tensors:
-        return Recognised(COMFY, named, RAW if MARKER in tensors else COMFY_OLD)
-    if "architecture" in facts and any(key.startswith("latents_") for key in tensors):
-        return _musubi(facts, name)
-    if "latent" in tensors and "latent_space_version" in facts:
-        version = str(facts["latent_space_version"])
+        return RecognisedFile(COMFY, named, RAW if MARKER in tensors else COMFY_OLD)
+    if "architecture" in metadata and any(key.startswith("latents_") for key in tensors):
+        return _musubi(metadata, name)
+    if "latent" in tensors and "latent_space_version" in metadata:
+        version = str(metadata["latent_space_version"])
         space = AI_TOOLKIT_SPACES.get(version) or named
-        return Recognised(AI_TOOLKIT, space, None, True, "" if space else version)
+        return RecognisedFile(AI_TOOLKIT, space, None, True, "" if space else version)
     if "latent_image" in tensors:
-        return Recognised(ONETRAINER, named, RAW)
+        return RecognisedFile(ONETRAINER, named, RAW)
     if any(SD_SCRIPTS.first.fullmatch(key) for key in tensors) and (
         "arr_0" in tensors or any(key.startswith("original_size") for key in tensors)
     ):
         return _sd_scripts(name, named, asked)
     if any(PLAIN.latents.fullmatch(key) for key in tensors):
-        return _plain(facts, named, name)
+        return _plain(metadata, named, name)
     if any(SD_SCRIPTS.first.fullmatch(key) for key in tensors):
-        return Recognised(SD_SCRIPTS, named)
+        return RecognisedFile(SD_SCRIPTS, named)
     have = ", ".join(sorted(tensors)[:5]) or "nothing"
     raise LatentsError(f"{name} holds {have} but no latents: name a file of latents")
 
 
-def _musubi(facts: dict[str, Any], name: str) -> Recognised:
-    architecture = str(facts["architecture"])
+def _musubi(metadata: dict[str, Any], name: str) -> RecognisedFile:
+    architecture = str(metadata["architecture"])
     if architecture not in MUSUBI_SPACES:
         raise _unknown(name, architecture)
     is_scaled = architecture != "z_image"  # which is scaled in training alone
-    return Recognised(MUSUBI, MUSUBI_SPACES[architecture], None, is_scaled)
+    return RecognisedFile(MUSUBI, MUSUBI_SPACES[architecture], None, is_scaled)
 
 
-def _sd_scripts(name: str, named: LatentSpace | None, asked: LatentSpace | None) -> Recognised:
+def _sd_scripts(name: str, named: LatentSpace | None, asked: LatentSpace | None) -> RecognisedFile:
     if other := OTHER_PROGRAMS.search(name):
         raise _unknown(name, other[1])
     end = PurePath(name).stem.rpartition("_")[2].lower()
     space = SD_SCRIPTS_SPACES.get(end) if name.lower().endswith(".npz") else None
     space = space or named
-    return Recognised(SD_SCRIPTS, space, None, (space or asked) is FLUX1)
+    return RecognisedFile(SD_SCRIPTS, space, None, (space or asked) is FLUX1)
 
 
-def _plain(facts: dict[str, Any], named: LatentSpace | None, name: str) -> Recognised:
-    space = SPACES.get(str(facts.get("space"))) or named
-    if "scale" not in facts:
-        return Recognised(PLAIN, space)
+def _plain(metadata: dict[str, Any], named: LatentSpace | None, name: str) -> RecognisedFile:
+    space = SPACES.get(str(metadata.get("space"))) or named
+    if "scale" not in metadata:
+        return RecognisedFile(PLAIN, space)
     try:
-        scale = float(facts["scale"])
+        scale = float(metadata["scale"])
     except (ValueError, TypeError):
-        return Recognised(PLAIN, space)
-    if scale == RAW[0]:
-        return Recognised(PLAIN, space, RAW)
+        return RecognisedFile(PLAIN, space)
+    if scale == RAW.scale:
+        return RecognisedFile(PLAIN, space, RAW)
     known = [each for each in SPACES.values() if each.scale == scale]
     if not known or (space and space not in known):
         raise LatentsError(
             f"{name} declares scale {scale}, which is not that of {(space or SD1).title} latents",
             hint="give --scale",
         )
-    return Recognised(PLAIN, space or known[0], None, True)
+    return RecognisedFile(PLAIN, space or known[0], None, True)
 
 
 def _unknown(name: str, what: str) -> LatentsError:
     titles = ", ".join(space.title for space in SPACES.values())
-    return LatentsError(f"{name} is of {what}, whose latents are of another space than {titles}")
+    return LatentsError(f"{name}: latents of {what} are not supported (supported: {titles})")
 
 
-def _space_named(facts: dict[str, Any], name: str) -> LatentSpace | None:
-    """The space of a model that the texts beside the latents, or the file's name, speak of."""
+def _space_named(metadata: dict[str, Any], name: str) -> LatentSpace | None:
+    """The space of a model that the metadata, or the file's name, speak of."""
     mentions = [name] if re.search(r"_sd(xl|3)\.npz$", name, re.IGNORECASE) else []
-    for key, text in facts.items():
+    for key, text in metadata.items():
         if key in ("prompt", "workflow"):  # of ComfyUI: what users write may mention any model
             mentions += [match[1] for match in MODEL_FILE.finditer(str(text))]
         elif MODEL_KEY.search(key):  # captions and paths may mention any model, too

@@ -1,4 +1,4 @@
-"""What a trainer's cache file holds beside the latents of a .lat file: the chunk `cach`.
+"""The chunk `cach`: all contents of a trainer's cache file but the latents of the .lat file.
 
 A cache file may hold the latents of several sizes, of the flipped image or of a control image,
 masks, sizes, crops and texts. All of it is kept: latents as .lat files of their own, which lose as
@@ -11,62 +11,63 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import index
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dynenc.coding.bitstream import Chunk
 from dynenc.errors import Corrupt
 from dynenc.imaging import extras
 from dynenc.imaging.packing import pack, unpack
 from dynenc.interop.containers import DTYPES, METADATA
+from dynenc.interop.scaling import Scaling
 
 TAG = extras.CACHE
 MAX_BYTES = 2**28  # of the chunk, unpacked
 MAX_DIMENSIONS, MAX_NAME = 32, 2**15  # of a tensor; bytes
 LEAST_SCALE = 1e-3  # of latents; the inverse is the largest
 LENGTH = struct.Struct("<I")
-What = Literal["payload", "lat", "data"]
-KINDS: tuple[What, ...] = ("payload", "lat", "data")
+TensorKind = Literal["payload", "lat", "data"]
+TENSOR_KINDS: tuple[TensorKind, ...] = get_args(TensorKind)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class CacheTensor:
     """One tensor of a cache file."""
 
     key: str
     dtype: str  # of containers.DTYPES
     shape: tuple[int, ...]
-    what: What  # the file's own latents, those of a .lat file, or any tensor
+    kind: TensorKind  # the file's own latents, those of another .lat file, or any tensor
     data: bytes = b""  # the .lat file; the values, little-endian; nothing for the file's own
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """A cache file, but for the latents of the .lat file that holds this."""
+class CacheContents:
+    """A cache file without the latents of the .lat file that holds the chunk."""
 
-    form: str  # the program, of caches.Layout
-    scaling: tuple[float, float]  # latents of the file are (raw - shift) * scale
-    facts: dict[str, Any]  # texts beside the tensors; in .pt files, plain values
-    parts: tuple[Part, ...]
+    format_name: str  # of the program, as in recognition.Layout
+    scaling: Scaling  # of the latents in the file
+    metadata: dict[str, Any]  # texts; in .pt files, plain values
+    tensors: tuple[CacheTensor, ...]
 
 
-def to_chunk(beside: Beside) -> Chunk:
-    """The chunk that holds it."""
-    contents = {
-        "form": beside.form,
-        "scaling": beside.scaling,
-        "facts": beside.facts,
-        "tensors": [[p.key, p.dtype, p.shape, p.what, len(p.data)] for p in beside.parts],
+def to_chunk(contents: CacheContents) -> Chunk:
+    """The chunk of these contents."""
+    index = {
+        "form": contents.format_name,
+        "scaling": contents.scaling,
+        "facts": contents.metadata,
+        "tensors": [[t.key, t.dtype, t.shape, t.kind, len(t.data)] for t in contents.tensors],
     }
-    text = json.dumps(contents, separators=(",", ":")).encode()
-    data = b"".join(part.data for part in beside.parts)
+    text = json.dumps(index, separators=(",", ":")).encode()
+    data = b"".join(tensor.data for tensor in contents.tensors)
     return TAG, pack(LENGTH.pack(len(text)) + text + data)
 
 
-def of_chunks(chunks: Sequence[Chunk]) -> Beside | None:
+def from_chunks(chunks: Sequence[Chunk]) -> CacheContents | None:
     """Undo `to_chunk`; None if there is no such chunk. Raises Corrupt."""
     found = [data for tag, data in chunks if tag == TAG]
     if not found:
@@ -80,38 +81,40 @@ def of_chunks(chunks: Sequence[Chunk]) -> Beside | None:
         raise Corrupt(f"chunk {TAG} does not hold a cache: {exc}") from exc
 
 
-def _parsed(content: bytes) -> Beside:
+def _parsed(content: bytes) -> CacheContents:
     (length,) = LENGTH.unpack_from(content)
     at = LENGTH.size + length
-    contents = json.loads(content[LENGTH.size : at].decode())
-    parts = []
-    for key, dtype, shape, what, size in contents["tensors"]:
+    index = json.loads(content[LENGTH.size : at].decode())
+    tensors = []
+    for key, dtype, shape, kind, size in index["tensors"]:
         data = content[at : at + size]
         shape = _shape(shape)
-        needed = math.prod(shape) * int(DTYPES[dtype][2:]) if what == "data" else size
-        if what not in KINDS or len(data) != size or size != needed:
+        needed = math.prod(shape) * int(DTYPES[dtype][2:]) if kind == "data" else size
+        if kind not in TENSOR_KINDS or len(data) != size or size != needed:
             raise ValueError(f"tensor {key} is of another size")
-        parts.append(Part(_name(key), dtype, shape, what, data))
+        tensors.append(CacheTensor(_name(key), dtype, shape, kind, data))
         at += size
-    own, names = sum(part.what == "payload" for part in parts), {part.key for part in parts}
-    form, facts = contents["form"], contents["facts"]
-    if at != len(content) or own != 1 or len(names) < len(parts) or ("" in names and parts[1:]):
-        raise ValueError("its parts do not fit")
-    if METADATA in names or not names.isdisjoint(facts):
+    n_own, names = sum(t.kind == "payload" for t in tensors), {t.key for t in tensors}
+    format_name, metadata = index["form"], index["facts"]
+    if n_own != 1 or len(names) < len(tensors) or ("" in names and tensors[1:]):
+        raise ValueError("its tensors do not fit together")
+    if at != len(content):
+        raise ValueError("its length is not the sum of its tensors'")
+    if METADATA in names or not names.isdisjoint(metadata):
         raise ValueError("a tensor has the name of something else")
-    if not isinstance(facts, dict) or (
-        form != "pt" and not all(isinstance(fact, str) for fact in facts.values())
+    if not isinstance(metadata, dict) or (
+        format_name != "pt" and not all(isinstance(text, str) for text in metadata.values())
     ):
-        raise ValueError("its facts are not texts")
-    scale, shift = map(float, contents["scaling"])
+        raise ValueError("its metadata are not texts")
+    scale, shift = map(float, index["scaling"])
     if not (LEAST_SCALE < scale < 1 / LEAST_SCALE and abs(shift) < 1 / LEAST_SCALE):
         raise ValueError(f"its latents cannot be scaled by {scale} and {shift}")
-    return Beside(str(form), (scale, shift), facts, tuple(parts))
+    return CacheContents(str(format_name), Scaling(scale, shift), metadata, tuple(tensors))
 
 
 def _shape(sides: Sequence[int]) -> tuple[int, ...]:
     """A shape that an array of numpy can have."""
-    shape = tuple(map(index, sides))
+    shape = tuple(map(operator.index, sides))
     extent = math.prod(side for side in shape if side)  # of an empty one, numpy checks it too
     if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0 or extent > MAX_BYTES:
         raise ValueError(f"{len(shape)} sides are not those of a tensor")
