@@ -92,4 +92,8 @@ def stale_shards(jobs: Sequence[Job]) -> list[str]:
         return []
     planned = {base(job.target) for job in jobs}
     there = storage.walk(folder, recursive=False)
-    return [path for path, name in there if NUMBERED.fullmatch(name) and name not in planned]
+    return [
+        found.path
+        for found in there
+        if NUMBERED.fullmatch(found.relative) and found.relative not in planned
+    ]

@@ -41,12 +41,12 @@ class Listing:
     def add_folder(self, folder: str, output: str | None, recursive: bool) -> None:
         """Add the files of a folder, except those in the output folder."""
         self.folders.append(folder)
-        for path, relative in storage.walk(folder, recursive, leave_out=output):
-            if relative.endswith("/"):
-                error = ImageError(f"{path} cannot be read: check its permissions")
-                self.unreadable.append(Result(path, "", "failed", error=error))
+        for found in storage.walk(folder, recursive, leave_out=output):
+            if found.error:
+                error = ImageError(f"{found.path} cannot be read: check its permissions")
+                self.unreadable.append(Result(found.path, "", "failed", error=error))
             else:
-                self.files.append(InputFile(path, relative))
+                self.files.append(InputFile(found.path, found.relative))
 
 
 def find(task: TaskName, inputs: list[str], output: str | None, options: InputOptions) -> Listing:

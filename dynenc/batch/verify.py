@@ -1,10 +1,9 @@
 """Full checks of .lat files, without decoding pixels."""
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from dynenc.coding import bitstream
 from dynenc.coding.lat_file import LatFile, read_bytes, reading
@@ -12,65 +11,69 @@ from dynenc.errors import BitstreamError, Corrupt, ImageError, with_name
 from dynenc.imaging import extras
 from dynenc.imaging.detail import Detail
 from dynenc.interop import cache_chunk
-from dynenc.io import shards
+from dynenc.io import shards, storage
 from dynenc.io.names import shown, suffix_of
 from dynenc.io.shards import is_tar
 
 
-def info_file(source: str, *, max_pixels: int) -> tuple[LatFile, Detail | None, int]:
-    """Parse and fully check a .lat file; return it, its detail layer and its size in bytes.
+class Inspected(NamedTuple):
+    """A .lat file that was fully checked."""
 
-    Raises: BitstreamError.
-    """
+    file: LatFile
+    layer: Detail | None
+    n_bytes: int
+
+
+def info_file(source: str, *, max_pixels: int) -> Inspected:
+    """Parse and fully check a .lat file. Raises: BitstreamError."""
     try:
-        return _info(read_bytes(source), max_pixels)
+        return _inspect(read_bytes(source), max_pixels)
     except BitstreamError as exc:
         raise with_name(exc, shown(source)) from exc
 
 
-def _info(blob: bytes, max_pixels: int) -> tuple[LatFile, Detail | None, int]:
+def _inspect(blob: bytes, max_pixels: int) -> Inspected:
     file = LatFile.parse(blob, max_pixels=max_pixels)
     found = extras.from_chunks(file.chunks, file.header.width, file.header.height)
     cache_chunk.from_chunks(file.chunks)
-    return file, found.detail, len(blob)
+    return Inspected(file, found.detail, len(blob))
 
 
 def verify(paths: list[str], *, max_pixels: int) -> Iterator[tuple[str, BitstreamError | None]]:
     """Check .lat files, and those in tars, in folders and in their sub-folders.
 
+    Args:
+        max_pixels: files that declare more are faults.
     Yields: each file and its fault, or None. A folder or tar that cannot be read or holds no .lat
         file is also a fault: what was not checked must not pass.
     """
     for path in paths:
-        if not Path(path).is_dir():
-            yield from _file(path, max_pixels)
-            continue
-        unread: list[OSError] = []
-        files = sorted(_walk(path, unread.append))
-        for error in unread:
-            yield error.filename, BitstreamError(f"cannot be read: {error.strerror}")
-        found = [
-            each for each in files if each.suffix.lower() == bitstream.SUFFIX or is_tar(str(each))
-        ]
-        for file in found:
-            if file.is_file():
-                yield from _file(str(file), max_pixels)
-            else:
-                yield str(file), BitstreamError("is not a file")
-        if not found and not unread:
-            yield path, BitstreamError("holds no .lat file")
+        check = _folder if Path(path).is_dir() else _file
+        yield from check(path, max_pixels)
 
 
-def _walk(path: str, onerror: Callable[[OSError], None]) -> Iterator[Path]:
-    """All files of a folder; links are followed, but each real folder is visited only once."""
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(path, onerror=onerror, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        yield from (Path(folder, name) for name in names)
+def _folder(path: str, max_pixels: int) -> Iterator[tuple[str, BitstreamError | None]]:
+    """Check the .lat files in a folder, also hidden ones, and below it."""
+    try:
+        found = list(storage.walk(path, recursive=True, everything=True))
+    except ImageError as exc:
+        yield path, BitstreamError(str(exc))
+        return
+    unread = [(each.path, each.error) for each in found if each.error]
+    for name, error in unread:
+        yield name, BitstreamError(f"cannot be read: {error.strerror}")
+    files = [Path(each.path) for each in found if not each.error and _is_checked(each.path)]
+    for file in sorted(files):
+        if file.is_file():
+            yield from _file(str(file), max_pixels)
+        else:
+            yield str(file), BitstreamError("is not a file")
+    if not files and not unread:
+        yield path, BitstreamError("holds no .lat file")
+
+
+def _is_checked(name: str) -> bool:
+    return suffix_of(name).lower() == bitstream.SUFFIX or is_tar(name)
 
 
 def _file(path: str, max_pixels: int) -> Iterator[tuple[str, BitstreamError | None]]:
@@ -95,7 +98,7 @@ def _members(
             if suffix_of(member.name).lower() == bitstream.SUFFIX:
                 is_empty = False
                 blob = member.file.read(bitstream.MAX_BYTES + 1)
-                yield f"{path}/{member.name}", _fault(partial(_info, blob, max_pixels))
+                yield f"{path}/{member.name}", _fault(partial(_inspect, blob, max_pixels))
     except ImageError as exc:
         raise Corrupt(str(exc)) from exc
     if is_empty:

@@ -217,9 +217,9 @@ def tars(folder: str) -> list[str]:
 
 def _files(folder: str, suffix: str) -> list[tuple[int, str]]:
     return [
-        (int(match[1]), path)
-        for path, relative in storage.walk(folder, recursive=False)
-        if (match := FILE.fullmatch(relative)) and match[2] == suffix
+        (int(match[1]), found.path)
+        for found in storage.walk(folder, recursive=False)
+        if (match := FILE.fullmatch(found.relative)) and match[2] == suffix
     ]
 
 

@@ -277,9 +277,9 @@ def _files(name: str) -> list[Place]:
             raise UsageError(f"{name} does not exist: name a cache, folder, tar or .lat file")
         return [Place(with_suffix(names.base(name), ""), name)]
     return [
-        Place(with_suffix(relative, ""), path)
-        for path, relative in storage.walk(name, recursive=True)
-        if suffix_of(relative).lower() == bitstream.SUFFIX
+        Place(with_suffix(found.relative, ""), found.path)
+        for found in storage.walk(name, recursive=True)
+        if not found.error and suffix_of(found.relative).lower() == bitstream.SUFFIX
     ]
 
 

@@ -119,11 +119,24 @@ def ignores_case(folder: str) -> bool:
     return False
 
 
-def walk(folder: str, recursive: bool, leave_out: str | None = None) -> Iterator[tuple[str, str]]:
-    """The files of a folder, sorted: (name, path below the folder with slashes).
+class Walked(NamedTuple):
+    """A file that `walk` found, or a sub-folder that it could not read."""
 
-    Hidden files and the folder `leave_out` are skipped. Links are followed, but each real folder is
-    visited only once, so loops end. An unreadable sub-folder is yielded with a trailing slash.
+    path: str  # or URL
+    relative: str  # path below the folder, with slashes
+    error: OSError | None = None  # of a sub-folder
+
+
+def walk(
+    folder: str, recursive: bool, *, leave_out: str | None = None, everything: bool = False
+) -> Iterator[Walked]:
+    """The files of a folder, sorted, and the sub-folders that cannot be read.
+
+    Links are followed, but each real folder is visited only once, so loops end.
+
+    Args:
+        leave_out: a sub-folder to skip.
+        everything: do not skip hidden names, and what is neither file nor folder.
     Raises: ImageError if the folder itself cannot be read.
     """
     if is_url(folder):
@@ -142,7 +155,7 @@ def walk(folder: str, recursive: bool, leave_out: str | None = None) -> Iterator
         except OSError as exc:
             if not below:
                 raise ImageError(f"{folder} cannot be read: {exc.strerror}") from exc
-            yield path, f"{below}/"
+            yield Walked(path, below, exc)
             continue
         if (status.st_dev, status.st_ino) in seen:
             continue
@@ -150,13 +163,13 @@ def walk(folder: str, recursive: bool, leave_out: str | None = None) -> Iterator
         folders = []
         for entry in found:
             relative = f"{below}/{entry.name}" if below else entry.name
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") and not everything:
                 continue
             kind = _kind(entry)
             if kind == "folder" and recursive and os.path.realpath(entry.path) != avoid:
                 folders.append(relative)
-            elif kind == "file":
-                yield entry.path, relative
+            elif kind == "file" or (kind == "other" and everything):
+                yield Walked(entry.path, relative)
         stack += reversed(folders)
 
 
@@ -166,11 +179,11 @@ def _kind(entry: os.DirEntry[str]) -> str:
         if entry.is_dir():
             return "folder"
         return "file" if entry.is_file() or not Path(entry.path).exists() else "other"
-    except OSError:  # a link to itself
+    except OSError:  # a self-referencing link
         return "file"
 
 
-def _walk_url(folder: str, recursive: bool) -> Iterator[tuple[str, str]]:
+def _walk_url(folder: str, recursive: bool) -> Iterator[Walked]:
     fs, path = filesystem(folder)
     with translated(folder, ImageError):
         found = fs.find(path, maxdepth=None if recursive else 1)
@@ -178,7 +191,7 @@ def _walk_url(folder: str, recursive: bool) -> Iterator[tuple[str, str]]:
         for name in sorted(found):
             relative = name[name.find(root) + len(root) :].lstrip("/")
             if not any(part.startswith(".") for part in relative.split("/")):
-                yield _full_name(folder, fs, name), relative
+                yield Walked(_full_name(folder, fs, name), relative)
 
 
 def sizes(folder: str) -> Iterator[tuple[str, int]]:

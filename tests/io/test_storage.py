@@ -10,7 +10,7 @@ from dynenc.io import storage, writing
 
 
 def names(folder, **options):
-    return [relative for _, relative in storage.walk(str(folder), **options)]
+    return [found.relative for found in storage.walk(str(folder), **options)]
 
 
 @pytest.fixture
@@ -45,6 +45,8 @@ def test_walk_follows_links_and_leaves_out_what_is_no_file(tree, tmp_path_factor
     assert "link/f.png" in listed
     assert "dangling.png" in listed  # it fails, with its name, instead of vanishing
     assert "pipe.png" not in listed  # to open it would wait for ever
+    everything = names(tree, recursive=True, everything=True)
+    assert set(everything) == {*listed, "pipe.png", ".hidden.png", ".cache/e.png"}
 
 
 def test_a_folder_that_cannot_be_read(tree, monkeypatch):
@@ -56,7 +58,8 @@ def test_a_folder_that_cannot_be_read(tree, monkeypatch):
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert names(tree, recursive=True)[-1] == "x/y/"
+    *_, last = storage.walk(str(tree), recursive=True)
+    assert (last.relative, last.error.strerror) == ("x/y", "Permission denied")
     with pytest.raises(ImageError, match="Permission denied"):
         names(tree / "x" / "y", recursive=True)
 
@@ -100,7 +103,7 @@ def test_files_inside_a_zip(tmp_path):
     with storage.reading(storage.expand(url)[0]) as file:
         assert file.read() == b"1"
     listed = list(storage.walk(f"zip://::{tmp_path}/x.zip", recursive=True))
-    assert listed[1] == (f"zip://sub/b.png::{tmp_path}/x.zip", "sub/b.png")
+    assert listed[1][:2] == (f"zip://sub/b.png::{tmp_path}/x.zip", "sub/b.png")
     with pytest.raises(ImageError, match="cannot be opened"):
         storage.expand(f"zip://*.png::{tmp_path}/none.zip")
 
@@ -116,7 +119,7 @@ def test_memory_urls():
     assert storage.is_folder("memory://t")
     assert not storage.is_folder("memory://nothing")
     assert storage.times("memory://t/a.bin").modified > 1e9
-    assert [relative for _, relative in storage.walk("memory://t", True)] == ["a.bin"]
+    assert [found.relative for found in storage.walk("memory://t", True)] == ["a.bin"]
     assert len(storage.expand("memory://t/*.bin")) == 1
 
 
