@@ -96,7 +96,7 @@ class Backend:
         Large images are decoded in bands, so that only one band is in memory as floats. For a view
         with a divisor, the full-size pixels are averaged.
         """
-        regions = [view.covered((f.header.width, f.header.height)) for f in files]
+        regions = [view.covered(f.size) for f in files]
         images = [Image.new("RGB", region[2:]) for region in regions]
         width, height = (max(r[i] for r in regions) for i in (2, 3))
         largest = regions[0]._replace(width=width, height=height)  # all have the same corner

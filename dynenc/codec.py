@@ -295,19 +295,18 @@ class Codec:
         """
         view = View.of(region, scale)
         parsed = LatFile.load(file, max_pixels=max_pixels)
-        size = parsed.header.width, parsed.header.height
-        view.within(size)
-        found = extras.from_chunks(parsed.chunks, *size)
-        # without a name for the RGB image, which takes memory until `restore` has replaced it
-        return extras.restore(self.decode_batch([parsed], view)[0], found, view)
+        view.within(parsed.size)
+        kept = extras.from_chunks(parsed.chunks, *parsed.size)
+        # the decoded image is not bound to a name, so that `restore` can free it
+        return extras.restore(self.decode_latents([parsed], view)[0], kept, view)
 
-    def decode_batch(self, files: Sequence[LatFile], view: View = WHOLE) -> list[Image.Image]:
-        """Decode files of one shape and model in one pass: RGB, without detail layers.
+    def decode_latents(self, files: Sequence[LatFile], view: View = WHOLE) -> list[Image.Image]:
+        """Decode the latents of files of one shape and model: RGB, without detail layers.
 
-        Nothing is decoded if the layers hide the whole image.
+        If the layers cover every image whole, nothing is decoded and the images are black.
         """
         if all(detail_layer.is_whole(file) for file in files):
-            sizes = [view.scaled((f.header.width, f.header.height))[2:] for f in files]
+            sizes = [view.scaled(f.size)[2:] for f in files]
             return [Image.new("RGB", size) for size in sizes]
         model = files[0].model
         if self._decodes_in_integers(model):
@@ -328,6 +327,6 @@ class Codec:
 
     def decode_rgb(self, file: LatFile) -> Image.Image:
         """Decode a file with its detail layer: RGB."""
-        layer = detail_layer.of_chunks(file.chunks, file.header.width, file.header.height)
-        [image] = self.decode_batch([file])
+        layer = detail_layer.of_chunks(file.chunks, *file.size)
+        [image] = self.decode_latents([file])
         return layer.over(image) if layer else image

@@ -53,7 +53,7 @@ class LatImageFile(ImageFile.ImageFile):
         except BitstreamError as exc:
             raise UnidentifiedImageError(str(with_name(exc, self._name))) from exc
         self._blob = blob
-        self._size = header.width, header.height
+        self._size = header.size
         tags = {tag for tag, _ in chunks}
         self._mode = "L" if extras.GREY in tags else "RGB"
         if extras.ALPHA in tags:

@@ -111,7 +111,7 @@ class Refiner:
         logger.info("effort %d: %.1f %% less distortion", self.effort, 100 * (1 - reached / before))
         if symbols is None:
             return file
-        size = header.width, header.height
+        size = header.size
         return LatFile.from_symbols(symbols, coder, size, header.step_q, file.model, file.chunks)
 
     def _best(self, search: _Search, least: float) -> tuple[Symbols | None, float]:

@@ -180,4 +180,4 @@ def _sizes_differ(job: Job, settings: ConversionSettings) -> bool:
             header = bitstream.read_header(lat.read(bitstream.FIXED))
     except Exception:  # the conversion will report what is wrong with the image
         return True
-    return size != sorted((header.width, header.height))
+    return size != sorted(header.size)

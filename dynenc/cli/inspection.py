@@ -46,7 +46,7 @@ def info(
             "quality": detail.file_quality(file),
             "step": header.step_q / quantize.STEP_UNIT,
             "n_bytes": n_bytes,
-            "bpp": bitstream.bpp(n_bytes, header.width, header.height),
+            "bpp": bitstream.bpp(n_bytes, *header.size),
             "chunks": {tag: len(data) for tag, data in file.chunks},
             "detail": None if layer is None else layer.summary(),
         }

@@ -48,6 +48,11 @@ class Header:
     flags: int = field(default=0, metadata={"fmt": "B"})  # HAS_CHUNKS, HAS_TRELLIS
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image in px."""
+        return self.width, self.height
+
+    @property
     def has_trellis(self) -> bool:
         """Whether the symbols are on the trellis lattice, rather than the plain one."""
         return bool(self.flags & HAS_TRELLIS)

@@ -101,6 +101,11 @@ class LatFile:
         return kernel.integer_latents(self.symbols, self.header.step_q, has_trellis=trellis)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image in px."""
+        return self.header.size
+
+    @property
     def model(self) -> registry.Model:
         """The model that the latents are of."""
         return model_of(self.header)

@@ -184,7 +184,7 @@ def hidden(mask: Mask, size: tuple[int, int]) -> Mask:
 
 def visible(file: LatFile) -> Region:
     """The part of a file's decoded image outside of which the layer hides it; raises Corrupt."""
-    size = file.header.width, file.header.height
+    size = file.size
     found = [data for tag, data in file.chunks if tag == DETAIL]
     if not found:
         return Region(0, 0, *size)
@@ -288,7 +288,7 @@ def has_layer(file: LatFile) -> bool:
 def is_whole(file: LatFile) -> bool:
     """Whether a file's layer covers the whole image; raises Corrupt."""
     found = [data for tag, data in file.chunks if tag == DETAIL]
-    return bool(found) and bool(_split(found[0], file.header.width, file.header.height).mask.all())
+    return bool(found) and bool(_split(found[0], *file.size).mask.all())
 
 
 class _Parts(NamedTuple):

@@ -152,7 +152,7 @@ def _lat(file: BinaryIO, place: tuple[int, int], size: tuple[int, int]) -> bytes
     file.seek(start)
     blob = file.read(min(n_bytes, bitstream.MAX_BYTES))
     header = bitstream.read(blob, sys.maxsize).header
-    if (header.width, header.height) != size:
+    if header.size != size:
         raise Corrupt(f"the file is of {header.width}x{header.height} px")
     return blob
 

@@ -56,7 +56,7 @@ def write(format_name: str, file: LatFile, latents: Floats) -> tuple[bytes, str]
             f"only latents imported from {format_name} can be exported to it",
             hint="choose another --to",
         )
-    size = file.header.width, file.header.height
+    size = file.size
     container = new_container(format_name, latents, size, file.model, file.header.step_q)
     note = ""
     if kept and (kept.tensors[1:] or kept.metadata.keys() - {"space", "scale"}):

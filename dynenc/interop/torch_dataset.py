@@ -125,7 +125,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             return place.entry.size
         with _reading(place) as stream:
             header = bitstream.read_header(stream.read(bitstream.FIXED))
-            return header.width, header.height
+            return header.size
 
     def _of_folder(self, name: str) -> list[Place]:
         """The latents of a cache or folder.

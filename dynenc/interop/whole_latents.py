@@ -18,11 +18,11 @@ def full_image_latents(file: LatFile) -> Floats:
     wrote the file; all others are those of the file.
     Raises: BitstreamError, WeightsError.
     """
-    layer = detail.of_chunks(file.chunks, file.header.width, file.header.height)
+    layer = detail.of_chunks(file.chunks, *file.size)
     if layer is None:
         return file.latents
     codec = _codec(file.model.name)
-    [decoded] = codec.decode_batch([file])
+    [decoded] = codec.decode_latents([file])
     [found] = codec.latents([layer.over(decoded)])
     side = TILE // PATCH
     height, width = file.latents.shape[-2:]

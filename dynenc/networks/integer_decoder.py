@@ -159,7 +159,7 @@ def image(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> Im
     Args:
         needed: the part of the whole image that is decoded; the rest is black. None: all of it.
     """
-    size, divisor = (file.header.width, file.header.height), view.divisor
+    size, divisor = file.size, view.divisor
     wanted = view.scaled(size)
     found = Image.new("RGB", wanted[2:])
     part = wanted.common(View(needed, divisor).scaled(size)) if needed else wanted

@@ -242,7 +242,7 @@ def pixels_sha256(file: LatFile, threads: int = 1, kind: registry.Kind = "decode
     """The sha256 of the colours of a file's latents: RGB, row by row, before alpha and layers."""
     decoder = integer_decoder.embedded(kind, file.model.space)
     view = View(divisor=PATCH // decoder.side)
-    region = view.scaled((file.header.width, file.header.height))
+    region = view.scaled(file.size)
     pixels = decoder.decode(file.fixed_point_latents(), region, threads)
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 

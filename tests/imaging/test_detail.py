@@ -187,11 +187,11 @@ def test_hidden_latents_are_zeros_and_do_not_reach_visible_pixels(codec):
 @pytest.mark.parametrize("view", [WHOLE, View(Region(70, 50, 100, 90)), View(None, 4)])
 def test_what_is_hidden_is_not_decoded_and_no_pixel_changes(codec, view):
     file = codec.encode_batch([page()], Goal())[0].file
-    size = file.header.width, file.header.height
+    size = file.size
     layer = detail.of_chunks(file.chunks, *size)
     part = detail.visible(file)
     assert part.width * part.height < size[0] * size[1]
-    [decoded] = codec.decode_batch([file], view)
+    [decoded] = codec.decode_latents([file], view)
     whole = integer_decoder.image(file, view)
     assert np.array_equal(layer.over(decoded, view), layer.over(whole, view))
     corner = View(Region(0, 0, 8, 8))

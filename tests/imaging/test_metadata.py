@@ -334,7 +334,7 @@ def test_grey_pixels_with_an_rgb_profile_come_back_as_rgb(nano, photo, mode, for
     (opened := Image.open(io.BytesIO(blob))).load()
     found = [nano.decode(blob), opened]
     if mode == "RGB":
-        [plain] = nano.decode_batch([LatFile.parse(blob)])
+        [plain] = nano.decode_latents([LatFile.parse(blob)])
         beside = extras.from_chunks(LatFile.parse(blob).chunks, *grey.size)
         file = save.image_bytes(plain, beside, f"x.{form.lower()}", "embedded")
         found.append(Image.open(io.BytesIO(file)))

@@ -98,7 +98,7 @@ def test_sd_scripts(tag, tmp_path):
         )
     name = f"cat_1000x0800_{tag}.npz"
     file, back = through_lat(tmp_path, name, npz(**given, **kept), "npz")
-    assert (file.model.space, file.header.width, file.header.height) == (space, 64, 48)
+    assert (file.model.space, *file.size) == (space, 64, 48)
     found = np.load(io.BytesIO(back))
     assert found.files == [*given, *kept]
     for key, array in kept.items():
@@ -139,7 +139,7 @@ def test_musubi_tuner(tag, tmp_path):
     }
     data = safetensors.torch.save(tensors, facts)
     file, back = through_lat(tmp_path, f"cat_0064x0047_{tag}.safetensors", data, "musubi")
-    assert (file.model.space, file.header.width, file.header.height) == (FLUX1, 64, 47)
+    assert (file.model.space, *file.size) == (FLUX1, 64, 47)
     near(file.latents, scaled(FLUX1))
     found = safetensors.torch.load(back)
     assert found.keys() == tensors.keys()

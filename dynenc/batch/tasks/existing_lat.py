@@ -50,7 +50,7 @@ class ExistingLat:
             return was_encoded_at(header, goal.value, self.parse)
         if goal.kind == "dB":
             return False
-        bpp = bitstream.bpp(n_bytes, header.width, header.height)
+        bpp = bitstream.bpp(n_bytes, *header.size)
         reached = bpp if goal.kind == "bpp" else n_bytes
         miss = rate_control.LAYER_MISS if self._is_all_layer else rate_control.MISS
         if not goal.is_missed(reached, miss):

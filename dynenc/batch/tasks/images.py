@@ -148,13 +148,13 @@ class DecodeTask(ImageOutputTask[ParsedLat]):
         self.prepare(item)
         loaded = load_lat(item, self.settings)
         header = loaded.value.file.header
-        self.settings.decode.view.within((header.width, header.height))
+        self.settings.decode.view.within(header.size)
         return loaded
 
     def make(self, items: Sequence[Item], group: Sequence[LoadedItem[ParsedLat]]) -> list[Output]:
         """See `Task`."""
         view = self.settings.decode.view
-        images = self.codec.decode_batch([loaded.value.file for loaded in group], view)
+        images = self.codec.decode_latents([loaded.value.file for loaded in group], view)
         decoder_name = self.codec.name_of_decoder(group[0].value.file.model)
         outputs = []
         for item, image, loaded in zip(items, images, group, strict=True):
@@ -165,7 +165,7 @@ class DecodeTask(ImageOutputTask[ParsedLat]):
                 size=image.size,
                 n_bytes_in=loaded.n_bytes,
                 n_bytes_lat=loaded.n_bytes,
-                coded_size=(header.width, header.height),
+                coded_size=header.size,
                 note=notes.joined(loaded.note, *lost),
             )
             outputs.append(output)

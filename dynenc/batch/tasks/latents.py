@@ -57,7 +57,7 @@ class ExportTask(Task[ParsedLat]):
                 note = notes.joined(note, "alpha is dropped")
             output = Output(
                 data,
-                size=(file.header.width, file.header.height),
+                size=file.size,
                 n_bytes_in=loaded.n_bytes,
                 n_bytes_lat=loaded.n_bytes,
                 note=note,
