@@ -53,7 +53,7 @@ def encode(
 
     Each is written beside its image, unless -o says otherwise.
     """
-    convert(
+    run_task(
         "encode",
         images,
         placement,
@@ -97,7 +97,7 @@ def decode(
     Each is written beside its .lat file, unless -o says otherwise, and as PNG, unless --suffix or
     the suffix of -o says otherwise.
     """
-    convert(
+    run_task(
         "decode",
         lats,
         placement,
@@ -143,7 +143,7 @@ def roundtrip(
 
     Prints size, PSNR, MS-SSIM and times. The decoded images are saved only with -o.
     """
-    convert(
+    run_task(
         "roundtrip",
         images,
         placement,
@@ -172,7 +172,7 @@ def export_latents(
     jobs: options.Jobs = None,
 ) -> None:
     """Write the latents of .lat files, without decoding them, in the format of another program."""
-    convert(
+    run_task(
         "export",
         lats,
         placement,
@@ -208,7 +208,7 @@ def import_latents(
     Takes latents of SD 1.x, SDXL, FLUX.1 and SD 3 in the formats that `dynenc export` writes, and
     the caches of OneTrainer and SimpleTuner.
     """
-    convert(
+    run_task(
         "import",
         files,
         placement,
@@ -228,7 +228,7 @@ def _arguments(*groups: object) -> dict[str, Any]:
     }
 
 
-def convert(
+def run_task(
     task: TaskName,
     inputs: list[str],
     placement: Placement,
