@@ -52,6 +52,11 @@ class DynencError(Exception):
         return f"{self}: {self.hint}" if self.hint else str(self)
 
 
+def first_line(exc: BaseException) -> str:
+    """The first line of an exception's message, or the name of its type if it has none."""
+    return (str(exc).strip() or type(exc).__name__).splitlines()[0]
+
+
 def with_name(error: DynencError, name: str) -> DynencError:
     """The error with the name of its file in the message, unless it is already there."""
     if name in str(error) or isinstance(error, UnexpectedError):

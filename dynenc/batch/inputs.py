@@ -14,20 +14,12 @@ MAX_IMAGE_BYTES = 2**30  # of an image file that is not seekable
 
 def read_image(source: str) -> bytes:
     """The bytes of an image file; raises ImageError."""
-    try:
-        with storage.reading(source) as file:
-            return storage.read_at_most(file, MAX_IMAGE_BYTES, source, ImageError)
-    except OSError as exc:
-        raise ImageError(f"{source} cannot be read: {exc.strerror}") from exc
+    return storage.read_all(source, MAX_IMAGE_BYTES, ImageError)
 
 
-def read_foreign(source: str) -> bytes:
+def read_latent_file(source: str) -> bytes:
     """The bytes of another program's file of latents; raises LatentsError."""
-    try:
-        with storage.reading(source) as file:
-            return storage.read_at_most(file, containers.MAX_BYTES, source, LatentsError)
-    except OSError as exc:
-        raise LatentsError(f"{source} cannot be read: {exc.strerror}") from exc
+    return storage.read_all(source, containers.MAX_BYTES, LatentsError)
 
 
 def size_of(source: str) -> int:

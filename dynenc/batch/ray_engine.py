@@ -20,7 +20,7 @@ from dynenc import runtime
 from dynenc.batch.plan import Job
 from dynenc.batch.results import Result
 from dynenc.batch.settings import ConversionSettings
-from dynenc.errors import DynencError, EngineError
+from dynenc.errors import DynencError, EngineError, first_line
 
 BLOCK = 64  # jobs handed out at a time: at most these are lost with a node
 CPUS = 1  # per actor
@@ -106,8 +106,7 @@ def _on_cluster(
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as exc:
         where = address or "this machine"
-        reason = str(exc).splitlines()[0]
-        raise EngineError(f"no Ray cluster at {where}: {reason}") from exc
+        raise EngineError(f"no Ray cluster at {where}: {first_line(exc)}") from exc
     try:
         yield from _run(ray, data, jobs, settings)
     except (ray.exceptions.RayError, RuntimeError) as exc:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from dynenc.coding import bitstream
-from dynenc.coding.lat_file import LatFile, read_bytes, reading
+from dynenc.coding.lat_file import LatFile, read_bytes
 from dynenc.errors import BitstreamError, Corrupt, ImageError, with_name
 from dynenc.imaging import extras
 from dynenc.imaging.detail import Detail
@@ -82,7 +82,7 @@ def _file(path: str, max_pixels: int) -> Iterator[tuple[str, BitstreamError | No
         yield path, _fault(partial(info_file, path, max_pixels=max_pixels))
         return
     try:
-        with reading(path) as file:
+        with storage.reading_as(path, BitstreamError) as file:
             yield from _members(file, path, max_pixels)
     except BitstreamError as exc:
         yield path, exc

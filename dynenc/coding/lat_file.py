@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 from dynenc import registry
 from dynenc.arguments import file_name, integer
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.bitstream import Chunk, Header
 from dynenc.coding.entropy import EntropyCoder, load_coder
-from dynenc.errors import BitstreamError, ImageError, UnknownModel, UsageError, with_name
+from dynenc.errors import BitstreamError, UnknownModel, UsageError, with_name
 from dynenc.io import storage
 from dynenc.io.names import shown
 from dynenc.latent_space import latent_size
@@ -130,9 +128,7 @@ def coder_of(header: Header) -> EntropyCoder:
     coder = registry.coder(header.coder_id, model_of(header).space)
     if coder is None or header.has_trellis > coder.has_trellis:
         which = f"{header.coder_id}{' with a trellis' if header.has_trellis else ''}"
-        raise UnknownModel(
-            f"the file was written with entropy coder {which}, unknown: update dynenc"
-        )
+        raise UnknownModel(f"the file needs entropy coder {which}, unknown here: update dynenc")
     return load_coder(coder.name, has_trellis=header.has_trellis)
 
 
@@ -140,30 +136,16 @@ def model_of(header: Header) -> registry.Model:
     """The model that the latents of a file are of; raises UnknownModel."""
     model = registry.latent_model(header.model_id)
     if model is None:
-        raise UnknownModel(
-            f"the file was written by encoder {header.model_id}, unknown here: update dynenc"
-        )
+        raise UnknownModel(f"the file needs model {header.model_id}, unknown here: update dynenc")
     return model
-
-
-@contextmanager
-def reading(source: str) -> Iterator[BinaryIO]:
-    """A file or URL to read .lat data from; what fails is a BitstreamError that names it."""
-    try:
-        with storage.reading(source) as file:
-            yield file
-    except OSError as exc:
-        raise BitstreamError(f"{source} cannot be read: {exc.strerror}") from exc
-    except ImageError as exc:  # of a URL
-        raise BitstreamError(str(exc), hint=exc.hint) from exc
 
 
 def read_bytes(source: str) -> bytes:
     """The bytes of a .lat file, of a URL, or of stdin for '-'; raises BitstreamError.
 
-    Of a file that does not begin like one, however long, only the beginning.
+    If it does not start with the magic bytes of a .lat file, only its first bytes are returned.
     """
-    with reading(source) as file:
+    with storage.reading_as(source, BitstreamError) as file:
         start = file.read(len(bitstream.MAGIC))
         if start != bitstream.MAGIC:
             return start

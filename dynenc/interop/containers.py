@@ -20,7 +20,7 @@ import numpy.typing as npt
 import safetensors
 
 from dynenc.coding.bitstream import MAGIC
-from dynenc.errors import LatentsError
+from dynenc.errors import LatentsError, first_line
 from dynenc.io.storage import Readable
 from dynenc.native.kernel import Floats
 
@@ -116,8 +116,7 @@ def read(data: bytes, name: str) -> Container:
             f"{name} holds pickled objects, which can run any code: save its tensors alone"
         ) from exc
     except Exception as exc:  # these libraries raise whatever a damaged file makes them trip over
-        reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-        raise LatentsError(f"{name} cannot be read as latents: {reason}") from exc
+        raise LatentsError(f"{name} cannot be read as latents: {first_line(exc)}") from exc
 
 
 def _read(data: bytes, name: str) -> Container:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 
 from dynenc.arguments import file_name, integer
 from dynenc.codec import Codec
-from dynenc.coding import bitstream, lat_file
+from dynenc.coding import bitstream
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import BitstreamError, ImageError, OtherLatents, UsageError, with_name
@@ -249,7 +249,7 @@ class SameSizeBatches(Sampler[list[int]]):
 @contextmanager
 def _reading(place: Place) -> Iterator[BinaryIO]:
     """Open the file at a location; errors become BitstreamErrors that name it."""
-    with lat_file.reading(place.file) as stream:
+    with storage.reading_as(place.file, BitstreamError) as stream:
         if place.start:
             stream.seek(place.start)
         try:

@@ -17,6 +17,7 @@ from dynenc.errors import (
     OutputError,
     TooLarge,
     UsageError,
+    first_line,
 )
 from dynenc.io import names
 from dynenc.io.names import STREAM, is_url
@@ -41,24 +42,20 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ValueError as exc:
         raise UsageError(f"{url} cannot be opened: {exc}") from exc
     except Exception as exc:  # a chained URL opens the outer file here
-        raise ImageError(f"{url} cannot be opened: {_reason(exc)}") from exc
+        raise ImageError(f"{url} cannot be opened: {first_line(exc)}") from exc
     return found
 
 
-def _reason(exc: Exception) -> str:
-    return str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-
-
 @contextmanager
-def translated(name: str, kind: type[ImageError] | type[OutputError]) -> Iterator[None]:
-    """Turn anything a remote file system raises into an error of this type."""
+def raising(name: str, kind: type[ImageError] | type[OutputError]) -> Iterator[None]:
+    """A context in which all that a remote file system raises becomes an error of this type."""
     try:
         yield
     except DynencError:
         raise
     except Exception as exc:  # every file system has its own errors
         what = "read" if kind is ImageError else "written"
-        raise kind(f"{name} cannot be {what}: {_reason(exc)}") from exc
+        raise kind(f"{name} cannot be {what}: {first_line(exc)}") from exc
 
 
 def is_folder(name: str) -> bool:
@@ -68,7 +65,7 @@ def is_folder(name: str) -> bool:
     if names.is_web(name):
         return name.endswith("/")
     fs, path = filesystem(name)
-    with translated(name, ImageError):
+    with raising(name, ImageError):
         return bool(fs.isdir(path))
 
 
@@ -77,7 +74,7 @@ def exists(name: str) -> bool:
     if not is_url(name):
         return os.path.lexists(name)
     fs, path = filesystem(name)
-    with translated(name, OutputError):
+    with raising(name, OutputError):
         return bool(fs.exists(path))
 
 
@@ -185,7 +182,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 def _walk_url(folder: str, recursive: bool) -> Iterator[Walked]:
     fs, path = filesystem(folder)
-    with translated(folder, ImageError):
+    with raising(folder, ImageError):
         found = fs.find(path, maxdepth=None if recursive else 1)
         root = path.rstrip("/") + "/" if path.strip("/") else ""
         for name in sorted(found):
@@ -197,7 +194,7 @@ def _walk_url(folder: str, recursive: bool) -> Iterator[Walked]:
 def sizes(folder: str) -> Iterator[tuple[str, int]]:
     """The files below the folder of a URL, in one request: (path below it, bytes)."""
     fs, path = filesystem(folder)
-    with translated(folder, ImageError):
+    with raising(folder, ImageError):
         root = path.rstrip("/") + "/"
         for name, facts in fs.find(path, detail=True).items():
             yield name[name.find(root) + len(root) :].lstrip("/"), facts.get("size") or 0
@@ -220,7 +217,7 @@ def expand(pattern: str) -> list[str]:
         return [pattern]
     if is_url(pattern):
         fs, path = filesystem(pattern)
-        with translated(pattern, ImageError):
+        with raising(pattern, ImageError):
             return sorted(_full_name(pattern, fs, name) for name in fs.glob(path))
     separators = rf"[/{re.escape(os.sep)}]"
     literal = 0
@@ -251,13 +248,31 @@ def reading(name: str) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
     elif is_url(name):
         fs, path = filesystem(name)
-        with translated(name, ImageError):
+        with raising(name, ImageError):
             file = fs.open(path, "rb")
         with file:
             yield file
     else:
         with open(name, "rb") as local:  # noqa: PTH123  # a cache opens thousands a second
             yield local
+
+
+@contextmanager
+def reading_as(name: str, error: type[DynencError]) -> Iterator[BinaryIO]:
+    """As `reading`, but whatever fails becomes an error of this type that names the file."""
+    try:
+        with reading(name) as file:
+            yield file
+    except OSError as exc:
+        raise error(f"{name} cannot be read: {exc.strerror or exc}") from exc
+    except ImageError as exc:  # of a URL
+        raise error(str(exc), hint=exc.hint) from exc
+
+
+def read_all(name: str, limit: int, error: type[DynencError]) -> bytes:
+    """The content of a file, URL or stdin. Raises: `error` if it is longer or cannot be read."""
+    with reading_as(name, error) as file:
+        return read_at_most(file, limit, name, error)
 
 
 def mode_of(name: str) -> int:

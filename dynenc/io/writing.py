@@ -24,7 +24,7 @@ from typing import BinaryIO, cast
 
 from dynenc.errors import DiskFull, OutputError, OutputExists
 from dynenc.io.names import STREAM, is_url
-from dynenc.io.storage import CHUNK, exists, filesystem, mode_of, translated
+from dynenc.io.storage import CHUNK, exists, filesystem, mode_of, raising
 
 if sys.platform != "win32":
     import fcntl
@@ -256,7 +256,7 @@ def _writing_url(target: str, overwrite: bool) -> Iterator[BinaryIO]:
 def _upload(partial: Path, target: str, overwrite: bool) -> None:
     """Copy a finished file to a URL; object stores show it once the upload is complete."""
     fs, path = filesystem(target)
-    with translated(target, OutputError):
+    with raising(target, OutputError):
         if not overwrite and fs.exists(path):
             raise OutputExists(f"{target} was created by another program meanwhile: kept")
         protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from dynenc import registry
-from dynenc.errors import WeightsError
+from dynenc.errors import WeightsError, first_line
 from dynenc.latent_space import SD1, SDXL, SPACES, LatentSpace
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _hub_file(repository: str, name: str, download: bool) -> Path | None:
         unreachable = isinstance(exc, LocalEntryNotFoundError)
         if not download or (isinstance(exc, EntryNotFoundError) and not unreachable):
             return None
-        why = "the Hugging Face hub cannot be reached" if unreachable else _first_line(exc)
+        why = "the Hugging Face hub cannot be reached" if unreachable else first_line(exc)
         raise WeightsError(
             f"{repository} is not on this disk and could not be downloaded ({why})",
             hint="check the name and the connection, or use --decoder embedded",
@@ -145,7 +145,7 @@ def load_vae(path: Path, name: str, parts: tuple[str, ...], space: LatentSpace) 
             vae = getattr(diffusers, config["_class_name"]).from_config(config)
         n_levels = len(vae.config.block_out_channels)
     except Exception as exc:  # diffusers computes with whatever stands there
-        raise WeightsError(f"the config of {name} is not valid: {_first_line(exc)}") from exc
+        raise WeightsError(f"the config of {name} is not valid: {first_line(exc)}") from exc
     if n_levels != 4:
         raise WeightsError(f"{name} does not upscale by 8: use a decoder of {space.title} latents")
     expected = {key: t.shape for key, t in vae.state_dict().items() if key.startswith(parts)}
@@ -165,7 +165,7 @@ def import_diffusers(name: str) -> Any:
         import diffusers
     except ImportError as exc:
         raise WeightsError(
-            f"{name} needs diffusers, which cannot be imported ({_first_line(exc)}): reinstall it"
+            f"{name} needs diffusers, which cannot be imported ({first_line(exc)}): reinstall it"
         ) from exc
     return diffusers
 
@@ -279,10 +279,6 @@ def check_space(config: dict[str, Any], name: str, space: LatentSpace) -> None:
 def wrong_space(name: str, why: str, space: LatentSpace) -> WeightsError:
     """The error for an autoencoder that is not of the space it is loaded for."""
     return WeightsError(f"{name} {why}: use a decoder of {space.title} latents")
-
-
-def _first_line(exc: Exception) -> str:
-    return (str(exc).strip() or type(exc).__name__).splitlines()[0]
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class Reader {
     if (chunks.has("Detl")) fail("the file has a detail layer, which this reader cannot decode");
     const lattice = header.flags & HAS_TRELLIS ? 1 : 0;
     const coder = this.#coders.get(`coder.${header.coder}.${["plain", "trellis"][lattice]}`);
-    if (!coder) fail(`the file was written with entropy coder ${header.coder}, unknown here`);
+    if (!coder) fail(`the file needs entropy coder ${header.coder}, unknown here`);
     const { width, height, step } = header;
     const symbols = 4 * Math.ceil(width / 8) * Math.ceil(height / 8);
     const fewest = (coder.fewestBits * symbols) / 8 - 4; // so a few bytes cannot claim a lot

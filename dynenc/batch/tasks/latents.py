@@ -96,7 +96,7 @@ class ImportTask(Task[ImportedLatents]):
     def load(self, item: Item) -> LoadedItem[ImportedLatents]:
         """See `Task`."""
         self.prepare(item)
-        blob = inputs.read_foreign(item.source) if item.data is None else item.data
+        blob = inputs.read_latent_file(item.source) if item.data is None else item.data
         options = self.settings.encode
         space = SPACES.get(options.space)
         foreign = latent_files.read(blob, names.shown(item.source), options.scale, space)
