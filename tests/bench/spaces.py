@@ -71,7 +71,7 @@ def main() -> None:
                 zero_order_bits(np.rint(latents / step)),
                 *(8 * len(f.to_bytes()) for f in files),
             ]
-            bpp = [each / image[0, 0].numel() for each in bits]
+            bpp = [each / padded[0, 0].numel() for each in bits]
             found[step].append((*bpp, ceiling, psnr_db(files[1].latents)))
     heads = ["step", "zero-order, bpp", "plain", "trellis", "than float32", "PSNR", "loss"]
     rows = []
