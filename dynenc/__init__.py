@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dynenc.codec import Codec
     from dynenc.interop.diffusers_vae import vae
     from dynenc.interop.torch_dataset import LatentDataset, SameSizeBatches
-    from dynenc.networks.external_vae import load_decoder
+    from dynenc.networks.decoders import load_decoder
     from dynenc.networks.layers import DynamicConv, HybridDense
     from dynenc.networks.loading import load_encoder
 
@@ -38,7 +38,7 @@ _HOMES = {
     "LatentDataset": "interop.torch_dataset",
     "SameSizeBatches": "interop.torch_dataset",
     "convert": "batch.convert",
-    "load_decoder": "networks.external_vae",
+    "load_decoder": "networks.decoders",
     "load_encoder": "networks.loading",
     "make_cache": "batch.cache",
     "vae": "interop.diffusers_vae",

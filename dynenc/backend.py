@@ -23,11 +23,11 @@ from dynenc.native.kernel import Floats
 from dynenc.networks import loading
 from dynenc.networks.compat import pick_device
 from dynenc.networks.decoder_choice import DecoderChoice
+from dynenc.networks.decoders import load_chosen
 from dynenc.networks.encoder import Encoder
-from dynenc.networks.external_vae import load_chosen
 from dynenc.networks.perceptual_network import PerceptualNetwork
 from dynenc.networks.published import PublishedEncoder
-from dynenc.networks.tiling import Decoder
+from dynenc.networks.tiling import TiledDecoder
 from dynenc.refine import Refiner
 from dynenc.view import WHOLE, View
 
@@ -43,7 +43,7 @@ class Backend:
     def __init__(self, encoder: str, device: str | torch.device) -> None:
         self.encoder_name = encoder
         self.device = pick_device(device)
-        self._decoders: dict[DecoderChoice, Decoder] = {}
+        self._decoders: dict[DecoderChoice, TiledDecoder] = {}
 
     @cached_property
     @torch.inference_mode(False)  # parameters must not become inference tensors
@@ -62,7 +62,7 @@ class Backend:
         return loading.load_named("perceptual", "perceptual").to(self.device)
 
     @torch.inference_mode(False)
-    def decoder(self, choice: DecoderChoice) -> Decoder:
+    def decoder(self, choice: DecoderChoice) -> TiledDecoder:
         """Scaled latents [B, C, h, w] -> image [B, 3, 8h, 8w], roughly in [-1, 1]; loaded once."""
         if choice not in self._decoders:
             self._decoders[choice] = load_chosen(choice, self.device)
@@ -89,7 +89,7 @@ class Backend:
 
     @torch.inference_mode()
     def images(
-        self, files: Sequence[LatFile], decoder: Decoder, view: View = WHOLE
+        self, files: Sequence[LatFile], decoder: TiledDecoder, view: View = WHOLE
     ) -> list[Image.Image]:
         """Decode files of one shape and model in one pass: RGB, without detail layers.
 
@@ -110,7 +110,7 @@ class Backend:
         return [view.reduced(image) for image in images]
 
     @torch.no_grad()  # not inference_mode: the caller may compute with it what has gradients
-    def decode_tensor(self, file: LatFile, decoder: Decoder) -> Tensor:
+    def decode_tensor(self, file: LatFile, decoder: TiledDecoder) -> Tensor:
         """Decode a file: [1, 3, H, W] float32 in [-1, 1] on the device."""
         latents = torch.from_numpy(file.latents)[None]
         decoded: Tensor = decoder(latents)
@@ -131,7 +131,7 @@ class Backend:
         file: LatFile,
         latents: Floats,
         image: Checked,
-        decoder: Decoder,
+        decoder: TiledDecoder,
         effort: int,
         on_step: OnStep | None,
         max_bytes: float,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dynenc.backend import Backend
     from dynenc.networks.encoder import Encoder
     from dynenc.networks.published import PublishedEncoder
-    from dynenc.networks.tiling import Decoder
+    from dynenc.networks.tiling import TiledDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Codec:
         self.decoder_name = file_name("a decoder", decoder)
         self.model = registry.encoder_model(self.encoder_name)
         self._device = device
-        self._assigned: dict[str, Decoder] = {}  # decoders that the caller set, by space
+        self._assigned: dict[str, TiledDecoder] = {}  # decoders that the caller set, by space
         self._choices: dict[str, DecoderChoice] = {}  # by space
         self._is_encoder_exposed = False  # the caller has the network, and may have changed it
         if not native.runs_natively(self.model, device):
@@ -132,15 +132,15 @@ class Codec:
         self.backend.encoder = encoder
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> TiledDecoder:
         """Scaled latents [B, C, h, w] -> image [B, 3, 8h, 8w], roughly in [-1, 1]."""
         return self.decoder_of(self.model)
 
     @decoder.setter
-    def decoder(self, decoder: Decoder) -> None:
+    def decoder(self, decoder: TiledDecoder) -> None:
         self._assigned[decoder.space.name] = decoder
 
-    def decoder_of(self, model: registry.Model) -> Decoder:
+    def decoder_of(self, model: registry.Model) -> TiledDecoder:
         """The decoder in torch for a model's latents.
 
         Raises: OtherLatents if the chosen decoder cannot read them.

@@ -28,7 +28,7 @@ from dynenc.native.kernel import Floats
 from dynenc.networks.perceptual_network import PerceptualNetwork
 
 if TYPE_CHECKING:
-    from dynenc.networks.tiling import Decoder
+    from dynenc.networks.tiling import TiledDecoder
 
 STRUCTURE_WEIGHT = 0.0185  # of the structure loss, relative to the squared error of pixels
 FEATURE_WEIGHTS = 0.2, 0.6  # of the squared differences of features at 1/2 and at 1/4 of the size
@@ -67,7 +67,7 @@ class Distortion:
     """
 
     def __init__(
-        self, image: Tensor, latents: Tensor, perceptual: PerceptualNetwork, decoder: Decoder
+        self, image: Tensor, latents: Tensor, perceptual: PerceptualNetwork, decoder: TiledDecoder
     ) -> None:
         self.perceptual, self.decoder = perceptual, decoder
         self._image, self._latents = image, latents
@@ -152,9 +152,9 @@ def _structure(one: Tensor, two: Tensor) -> Tensor:
     return (2 * covariance + constant) / (variances + constant)
 
 
-def window_side(decoder: Decoder) -> int:
+def window_side(decoder: TiledDecoder) -> int:
     """Side of the windows for a decoder, in latents; with margins they fit into its tile."""
-    return decoder.tile // 2
+    return decoder.tiles.side // 2
 
 
 def windows(height: int, width: int, side: int) -> Iterator[Window]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dynenc.backend import Backend
-    from dynenc.networks.tiling import Decoder
+    from dynenc.networks.tiling import TiledDecoder
 
 ALL_LAYER = "the detail layer covers the whole image, which takes fewer bytes"
 
@@ -57,7 +57,7 @@ class CodecParts(Protocol):
     def backend(self) -> Backend:
         """The networks in torch."""
 
-    def decoder_of(self, model: Model) -> Decoder:
+    def decoder_of(self, model: Model) -> TiledDecoder:
         """The decoder in torch for a model's latents."""
 
     def latents(self, images: Sequence[Checked]) -> Floats:

@@ -46,7 +46,7 @@ from dynenc.native.kernel import Floats, Index, Symbols
 from dynenc.networks.perceptual_network import PerceptualNetwork
 
 if TYPE_CHECKING:
-    from dynenc.networks.tiling import Decoder
+    from dynenc.networks.tiling import TiledDecoder
 
 STAGES = (3, 4, 6, 9, 13, 20, 30, 45, 70)  # steps of descent that each effort adds ...
 ROUNDS = (2, 2, 3, 5, 7, 10, 15, 23, 35)  # ... and rounds of search
@@ -73,7 +73,7 @@ class Refiner:
     """
 
     perceptual: PerceptualNetwork  # its features measure similarity; see distortion.py
-    decoder: Decoder  # its output is compared with the image
+    decoder: TiledDecoder  # its output is compared with the image
     effort: int  # number of STAGES and ROUNDS to run
     on_step: OnStep | None = None  # called after each step and round
 
@@ -318,7 +318,7 @@ def soft_round(values: Tensor, sharpness: float) -> Tensor:
 
 
 def check_memory(
-    perceptual: PerceptualNetwork, decoder: Decoder, windows: list[Window], channels: int
+    perceptual: PerceptualNetwork, decoder: TiledDecoder, windows: list[Window], channels: int
 ) -> None:
     """Raise OutOfMemory if the targets and the largest window's gradient need more than is free.
 

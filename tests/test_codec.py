@@ -29,7 +29,7 @@ from dynenc.imaging import arrays
 from dynenc.imaging.tensors import to_image, to_tensor
 from dynenc.networks import compat, integer_decoder
 from dynenc.networks.compat import CPU_DTYPE
-from dynenc.networks.tiling import Decoder
+from dynenc.networks.tiling import TiledDecoder
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +378,7 @@ def test_rows_that_overlap_are_an_image(nano):
 def test_an_assigned_decoder_is_used_in_its_space(encoder, photo):
     codec = Codec(encoder, device="cpu")
     blob, other = codec.encode(photo), codec.decoder
-    black = Decoder("black", Black(), space=other.space)
+    black = TiledDecoder("black", Black(), space=other.space)
     codec.decoder = black
     assert codec.decode(blob).getextrema() == ((0, 0),) * 3
     blob = Codec("light" if encoder != "light" else "light-sdxl").encode(photo)

@@ -15,7 +15,7 @@ from dynenc.coding.lat_file import LatFile
 from dynenc.distortion import Distortion
 from dynenc.errors import OutOfMemory
 from dynenc.imaging import tensors
-from dynenc.networks.tiling import Decoder
+from dynenc.networks.tiling import TiledDecoder
 
 STEP_Q = 307
 
@@ -294,7 +294,7 @@ def test_any_decoder_will_do(photo):
             return nn.functional.interpolate(latents[:, :3], scale_factor=8) * self.gain
 
     nano = Codec("nano", device="cpu")
-    nano.decoder = Decoder("grey", Grey())
+    nano.decoder = TiledDecoder("grey", Grey())
     plain, better = (nano.encode(photo, effort=effort) for effort in (0, 3))
     one, two = (
         metrics.psnr_db(tensors.to_tensor(nano.decode(blob)), tensors.to_tensor(photo))

@@ -99,9 +99,9 @@ class Maker:
     def teacher(self) -> Any:
         """The VAE's encoder: image -> scaled latents."""
         from dynenc.networks.compat import pick_device
-        from dynenc.networks.external_vae import load_teacher
+        from dynenc.networks.decoders import load_autoencoder
 
-        encoder, _ = load_teacher(str(self.vae), self.space)
+        encoder, _ = load_autoencoder(str(self.vae), self.space)
         return encoder.to(pick_device(self.device))
 
     @property

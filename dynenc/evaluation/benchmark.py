@@ -27,7 +27,7 @@ from dynenc.imaging import notes, pixels, tensors
 from dynenc.imaging.arrays import Checked
 from dynenc.imaging.sources import open_rgb
 from dynenc.native.kernel import Floats
-from dynenc.networks.external_vae import load_teacher
+from dynenc.networks.decoders import load_autoencoder
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class _TeacherCodec(Codec):
 
     def __init__(self, path: Path, device: str) -> None:
         super().__init__(decoder=str(path), device=device)
-        teacher, decoder = load_teacher(path)
+        teacher, decoder = load_autoencoder(path)
         self.teacher, self.decoder = teacher.to(self.device), decoder.to(self.device)
         self.model = registry.FOREIGN[decoder.space.name]
 

@@ -25,9 +25,9 @@ from dynenc.latent_space import SD1
 from dynenc.latent_space import named as space_named
 from dynenc.networks import compat, loading
 from dynenc.networks.checks import check_batch
+from dynenc.networks.decoders import load_decoder
 from dynenc.networks.encoder import to_floats
-from dynenc.networks.external_vae import load_decoder
-from dynenc.networks.tiling import SMALL_TILE
+from dynenc.networks.tiling import SMALL_TILES
 
 
 class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not typed
@@ -70,7 +70,7 @@ class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not ty
         self.decoder: Any = load_decoder(decoder_name, "cpu", self._space)
         self.use_slicing = False
         self.gradient_checkpointing = False  # accepted, as trainers switch it on; saves nothing
-        self._tile: int = self.decoder.tile
+        self._tiles = self.decoder.tiles
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -119,8 +119,8 @@ class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not ty
 
     def enable_tiling(self, use_tiling: bool = True) -> None:
         """Decode in smaller tiles; latents too large for the decoder are tiled in any case."""
-        tile = min(self._tile, SMALL_TILE) if use_tiling else self._tile
-        self.decoder.tile = tile
+        side = min(self._tiles.side, SMALL_TILES.side) if use_tiling else self._tiles.side
+        self.decoder.tiles = self._tiles._replace(side=side)
 
     def disable_tiling(self) -> None:
         """Decode in tiles only if latents are too large for the decoder."""
@@ -165,7 +165,7 @@ def vae(
 
     Args:
         encoder: 'nano', 'light' or 'base'.
-        decoder: see `external_vae.load_decoder`.
+        decoder: see `decoders.load_decoder`.
         device: 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps', or a `torch.device`.
         space: of the pipeline's latents: 'sd1', 'sdxl', 'flux1' or 'sd3'.
     Raises: WeightsError if dynenc has no such networks for the space; DeviceError, UsageError.

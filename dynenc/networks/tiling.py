@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,23 +17,32 @@ from dynenc.networks.compat import in_bfloat16
 from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder
 from dynenc.view import Region
 
-OVERLAP = 24  # latents that neighbouring tiles share
-MARGIN = 4  # of these, not used at each edge of a tile, because padding affects them
-EMBEDDED_TILES = {  # equal the whole: of its reach of 13 latents the outer 7 change no 8 bits
-    "tile": 116,  # larger ones are slower: glibc maps tensors of over 32 MB anew every time
-    "margin": 6,
-    "overlap": 13,
-}
-FINE_TILES = {"tile": 96, "margin": 10, "overlap": 22}  # of its reach of 19 latents
 LIMIT = 16.0  # magnitude at which latents are clamped; encoders write up to 3.2 of photographs,
 # 6.2 of synthetic patterns (the autoencoder 6.7 and 8.3), and TAESD 6.3
 # bfloat16 keeps pixels 50 dB from those in float32 for at least so many positions of latents (one
 # level of one pixel weighs too much in fewer), of at most this root mean square and magnitude
 BFLOAT16_LEAST, BFLOAT16_RMS, BFLOAT16_MOST = 64, 1.2, 8.0
-LARGE_TILE, SMALL_TILE = 256, 96  # latents, side of a tile of a small and of a big decoder
 
 
-class Decoder(nn.Module):
+class Tiles(NamedTuple):
+    """How latents are split for a decoder; all lengths are in latents.
+
+    The result equals that without tiles if no pixel depends on latents farther away than `margin`.
+    """
+
+    side: int  # of a tile, more than 2 * margin + 1
+    margin: int = 4  # at a tile's inner edges, not used, as padding affects them
+    overlap: int = 24  # of neighbouring tiles, more than 2 * margin; blended linearly over the rest
+
+
+LARGE_TILES, SMALL_TILES = Tiles(256), Tiles(96)  # of a small and of a big external decoder
+# Without seams: the reach is 13 latents, of which the outer 7 change no 8-bit value. Larger tiles
+# are slower: glibc maps tensors of over 32 MB anew every time.
+EMBEDDED_TILES = Tiles(116, margin=6, overlap=13)
+FINE_TILES = Tiles(96, margin=10, overlap=22)  # the reach is 19 latents
+
+
+class TiledDecoder(nn.Module):
     """A decoder of scaled latents, whatever its own scale, in tiles if the latents are large.
 
     Latents are first clamped to -LIMIT..LIMIT, far beyond what encoders produce: for larger ones
@@ -46,11 +56,7 @@ class Decoder(nn.Module):
         network: what decodes a tile, [B, C, h, w] -> [B, 3, 8h, 8w].
         space: of the latents.
         scale, shift: the network takes latents / scale + shift.
-        tile: side of a tile, in latents, more than 2 * margin + 1.
-        margin: latents at a tile's inner edges that are not used, as padding affects them. The
-            result equals that without tiles if no pixel depends on latents farther away.
-        overlap: latents that neighbouring tiles share, more than 2 * margin; tiles are blended
-            linearly over the rest.
+        tiles: how large latents are split.
     """
 
     def __init__(
@@ -61,14 +67,11 @@ class Decoder(nn.Module):
         space: LatentSpace = SD1,
         scale: float = 1.0,
         shift: float = 0.0,
-        tile: int = LARGE_TILE,
-        margin: int = MARGIN,
-        overlap: int = OVERLAP,
+        tiles: Tiles = LARGE_TILES,
     ) -> None:
         super().__init__()
         self.name, self.network, self.space = name, network, space
-        self.scale, self.shift = scale, shift
-        self.tile, self.margin, self.overlap = tile, margin, overlap
+        self.scale, self.shift, self.tiles = scale, shift, tiles
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
         self.eval().requires_grad_(False)
 
@@ -80,18 +83,17 @@ class Decoder(nn.Module):
     def bands(self, latents: Tensor, region: Region | None = None) -> Iterator[Tensor]:
         """As `forward`, but bands [B, 3, rows, 8w] from top to bottom, one in memory at a time.
 
-        Of a region, in px of the image, the bands have its columns and together its rows. Only
-        the tiles that it touches are decoded, so its pixels are those of the whole.
-
         Tiles have equal size, overlap, and are blended linearly; in diffusers' tiling the last tile
         is a narrow strip with different statistics.
+
+        Args:
+            region: in px of the image; None: all of it. Only the tiles that overlap it are decoded,
+                and the bands cover exactly the region.
         """
         check_batch("latents", latents, self.space.channels)
         latents = latents.clamp(-LIMIT, LIMIT)
         precise = not _suit_bfloat16(latents)
-        rows, columns = (
-            spans(side, self.tile, self.margin, self.overlap) for side in latents.shape[-2:]
-        )
+        rows, columns = (spans(length, self.tiles) for length in latents.shape[-2:])
         if len(rows) == len(columns) == 1:
             image = self._decode(latents, precise)
             yield image if region is None else image[(..., *region.slices)]
@@ -166,11 +168,12 @@ def _touched(spans: Sequence[Span], side: slice) -> list[Span]:
     return [s for s in spans if s.pixels.start < ends[1] and s.pixels.stop > ends[0]]
 
 
-def spans(length: int, tile: int, margin: int = MARGIN, overlap: int = OVERLAP) -> list[Span]:
-    """Tiles along one side, of equal length of at most `tile`.
+def spans(length: int, tiles: Tiles) -> list[Span]:
+    """Tiles along a side of some length in latents, of equal length of at most `tiles.side`.
 
     The weight of a tile is its own ramp minus that of the next tile.
     """
+    tile, margin, overlap = tiles
     count = max(1, -(-(length - overlap) // (tile - overlap)))
     size = -(-(length + (count - 1) * overlap) // count)
     starts = [i * (length - size) // max(1, count - 1) for i in range(count)]

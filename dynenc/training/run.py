@@ -23,8 +23,8 @@ from dynenc.imaging.sources import iter_images
 from dynenc.imaging.tensors import pad, to_tensor
 from dynenc.io.writing import make_folder, writing
 from dynenc.networks import loading
+from dynenc.networks.decoders import load_autoencoder
 from dynenc.networks.encoder import to_floats
-from dynenc.networks.external_vae import load_teacher
 from dynenc.training.config import PRESETS, TrainConfig, TrainPaths, check, check_paths
 from dynenc.training.crops import open_crops
 from dynenc.training.fit_coder import fit, n_parts
@@ -88,7 +88,7 @@ def train_coder(
     check(config)
     check_paths(config, paths)
     space = registry.MODELS[config.preset].space
-    teacher, _ = load_teacher(paths.teacher, space)
+    teacher, _ = load_autoencoder(paths.teacher, space)
     encoders = [teacher, *(loading.load_path(path, space) for path in paths.encoders)]
     crops = open_crops(paths.data, paths.run, PRESETS["embedded"].crop)
     # a fit may take hours and has no checkpoints: what can fail comes before it

@@ -29,8 +29,8 @@ from dynenc.latent_space import SD1
 from dynenc.networks import loading
 from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.compat import fast_dtype
+from dynenc.networks.decoders import load_autoencoder
 from dynenc.networks.encoder import to_floats
-from dynenc.networks.external_vae import load_teacher
 from dynenc.training import checkpoint, schedule
 from dynenc.training.adversary import Adversary
 from dynenc.training.config import TrainConfig, TrainPaths, check, check_paths
@@ -65,7 +65,7 @@ class Trainer:
         self.distortion: nn.Module = self._frozen(Distortion(config, paths))
         model = registry.MODELS[config.preset]
         self.space = SD1 if model.space.is_own else model.space
-        teacher_encoder, teacher_decoder = load_teacher(paths.teacher, self.space)
+        teacher_encoder, teacher_decoder = load_autoencoder(paths.teacher, self.space)
         self.crops = open_crops(paths.data, paths.run, config.crop)
         self.synthetic = Synthetic(config.crop, paths.fonts)
         self.decoders = [self._frozen(teacher_decoder)]

@@ -31,7 +31,7 @@ from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
 from dynenc.interop import latent_export
 from dynenc.latent_space import SD1
-from dynenc.networks.external_vae import load_teacher
+from dynenc.networks.decoders import load_autoencoder
 from dynenc.refine import Refiner
 
 EVERY = 10  # images of which one is decoded
@@ -140,7 +140,7 @@ def main() -> None:
     torch.set_num_threads(1)
     encode, decode = load_encoder(arguments.encoder), load_decoder("embedded")
     if arguments.vae:
-        encode, decode = load_teacher(arguments.vae)
+        encode, decode = load_autoencoder(arguments.vae)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         images = write_caches(folder, arguments, encode, decode)

@@ -39,7 +39,7 @@ from dynenc.imaging.sources import iter_images
 from dynenc.interop import paper_checkpoints
 from dynenc.latent_space import PATCH, SD1
 from dynenc.networks import published
-from dynenc.networks.external_vae import load_teacher
+from dynenc.networks.decoders import load_autoencoder
 from dynenc.training.crops import Crops
 from dynenc.training.start import LeastSquares
 
@@ -166,7 +166,7 @@ def encoders(arguments: argparse.Namespace) -> None:
     """All encoders of SD latents through the same decoder."""
     from diffusers import AutoencoderKL
 
-    teacher, decode = load_teacher(arguments.teacher)
+    teacher, decode = load_autoencoder(arguments.teacher)
     rows = []
     for name, (n_bytes, network) in author(arguments.author).items():
         if isinstance(network, published.PublishedEncoder):
@@ -316,7 +316,7 @@ def ablation(arguments: argparse.Namespace) -> None:
     """The dynamic part off and on: same size, same training, several seeds."""
     if not arguments.train:
         return
-    teacher, decode = load_teacher(arguments.teacher)
+    teacher, decode = load_autoencoder(arguments.teacher)
     crops = Crops(arguments.train, CROP)
     padded = [tensors.pad(tensors.to_tensor(image)) for image in arguments.opened]
     with torch.inference_mode():
@@ -344,7 +344,7 @@ def montage(arguments: argparse.Namespace) -> None:
     """The middle of the same photographs through each system, in one image with labels."""
     if not arguments.montage:
         return
-    teacher, decode = load_teacher(arguments.teacher)
+    teacher, decode = load_autoencoder(arguments.teacher)
     ours = Codec("autoencoder", device="cpu")
     found = {path: network for path, (_, network) in author(arguments.author).items()}
     networks = {

@@ -46,7 +46,7 @@ from dynenc.evaluation.measure import FIGURES, Measure, load_distances
 from dynenc.evaluation.peers import PEERS
 from dynenc.imaging import pixels
 from dynenc.networks import loading
-from dynenc.networks.tiling import EMBEDDED_TILES, Decoder
+from dynenc.networks.tiling import EMBEDDED_TILES, TiledDecoder
 
 QUALITIES = (10, 30, 50, 70)
 AVIF_QUALITIES = (5, 12, 20, 30, 42, 54)
@@ -65,7 +65,7 @@ def codec_with(encoder: str, decoder: str, weights: dict[str, Path], device: str
         codec.encoder = loading.load_path(weights[encoder]).to(codec.device)
     if decoder in weights:
         network = loading.load_path(weights[decoder]).to(codec.device)
-        codec.decoder = Decoder(str(weights[decoder]), network, **EMBEDDED_TILES)
+        codec.decoder = TiledDecoder(str(weights[decoder]), network, tiles=EMBEDDED_TILES)
     return codec
 
 

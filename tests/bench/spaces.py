@@ -25,7 +25,7 @@ from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
 from dynenc.latent_space import PATCH, named
 from dynenc.native.kernel import Floats
-from dynenc.networks.external_vae import load_teacher
+from dynenc.networks.decoders import load_autoencoder
 
 STEPS = (0.1, 0.3, 0.5)
 TRELLIS = 1.12  # step of the trellis with the same noise, relative to the plain lattice
@@ -46,7 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     space = named(arguments.space)
     model = registry.FOREIGN[space.name]
-    encode, decode = load_teacher(arguments.teacher, space)
+    encode, decode = load_autoencoder(arguments.teacher, space)
     found: dict[float, list[tuple[float, ...]]] = {step: [] for step in arguments.steps}
     for number, (_, image) in enumerate(iter_images(arguments.images)):
         if number % arguments.every:

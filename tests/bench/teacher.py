@@ -18,7 +18,7 @@ from dynenc.evaluation.measure import Measure, load_distances, means
 from dynenc.imaging import tensors
 from dynenc.imaging.sources import iter_images
 from dynenc.latent_space import SD1, named
-from dynenc.networks.external_vae import load_teacher
+from dynenc.networks.decoders import load_autoencoder
 
 
 @torch.inference_mode()
@@ -39,7 +39,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     measure = Measure(load_distances(arguments.lpips))
     space = named(arguments.space)
-    encode, decode = load_teacher(arguments.teacher, space)
+    encode, decode = load_autoencoder(arguments.teacher, space)
     chosen = [image for _, image in iter_images(arguments.images)][:: arguments.every]
     images = [tensors.pad(tensors.to_tensor(image)) for image in chosen]
     targets = [encode(image) for image in images]

@@ -117,7 +117,7 @@ def weights() -> Callable[[bytes], None]:
         import numpy as np
         from safetensors.numpy import save
 
-        from dynenc.networks import external_vae
+        from dynenc.networks import decoders
         from dynenc.networks import loading as networks
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     path = Path(tempfile.mkdtemp(), "x.safetensors")
@@ -147,7 +147,7 @@ def weights() -> Callable[[bytes], None]:
         for load, source in (
             (networks.load_path, path),
             (lambda data: EntropyCoder.load(data, has_trellis=False), made),
-            (external_vae.load_decoder, str(path)),
+            (decoders.load_decoder, str(path)),
         ):
             with contextlib.suppress(WeightsError):
                 load(source)

@@ -86,9 +86,9 @@ def test_slicing_and_tiling(vae, images, monkeypatch):
     hook.remove()
     assert shapes == [1, 1, 2]
     vae.enable_tiling()
-    assert vae.decoder.tile == tiling.SMALL_TILE
+    assert vae.decoder.tiles.side == tiling.SMALL_TILES.side
     vae.disable_tiling()
-    assert vae.decoder.tile == tiling.EMBEDDED_TILES["tile"]
+    assert vae.decoder.tiles == tiling.EMBEDDED_TILES
 
 
 def test_dtype_and_device(images):

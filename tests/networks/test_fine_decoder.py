@@ -7,7 +7,7 @@ import torch
 from dynenc import runtime
 from dynenc.errors import WeightsError
 from dynenc.networks.decoder_choice import VARIABLE, choose_decoder
-from dynenc.networks.external_vae import load_decoder
+from dynenc.networks.decoders import load_decoder
 from dynenc.networks.fine_decoder import FineDecoder
 
 
@@ -42,7 +42,7 @@ def test_tiles_equal_the_whole(monkeypatch):
     decoder = load_decoder("fine", "cpu")
     latents = torch.randn(1, 4, 60, 40, generator=torch.Generator().manual_seed(0)) * 0.8
     whole = decoder(latents)
-    decoder.tile = 48
+    decoder.tiles = decoder.tiles._replace(side=48)
     assert (decoder(latents) - whole).abs().max() < 0.5 / 127.5
 
 

@@ -13,7 +13,7 @@ from dynenc import registry
 from dynenc.coding.entropy import EntropyCoder
 from dynenc.errors import WeightsError
 from dynenc.networks import loading
-from dynenc.networks.external_vae import load_decoder
+from dynenc.networks.decoders import load_decoder
 
 LOADERS = [
     loading.load_path,

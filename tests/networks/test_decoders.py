@@ -1,4 +1,4 @@
-"""Foreign decoders: every way to load one, every refusal, scale, precision and tiles."""
+"""External decoders: every way to load one, every refusal, scale, precision and tiles."""
 
 import itertools
 import json
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from dynenc.errors import OtherLatents, WeightsError
 from dynenc.latent_space import AUTOENCODER, FLUX1, SD1, SD3, SDXL, SPACES
-from dynenc.networks import external_vae as module
+from dynenc.networks import decoders as module
 from dynenc.networks import loading, tiling
 from dynenc.networks.compat import CPU_DTYPE
 from dynenc.networks.decoder_choice import SD_VAES, VARIABLE, DecoderChoice, choose_decoder
+from dynenc.networks.decoders import load_decoder
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
-from dynenc.networks.external_vae import load_decoder
-from dynenc.networks.tiling import Decoder
+from dynenc.networks.tiling import TiledDecoder, Tiles
 from dynenc.networks.vae_files import OLD_ATTENTION, WEIGHTS
 from dynenc.registry import MODELS
 from dynenc.view import Region
@@ -308,7 +308,7 @@ def test_a_vae_of_each_space(space, tmp_path):
         decoder = load_decoder(place, space=space)
         assert decoder.space is space
         torch.testing.assert_close(decoder(latents), expected, rtol=1e-4, atol=1e-4)
-    encoder, _ = module.load_teacher(tmp_path, space)
+    encoder, _ = module.load_autoencoder(tmp_path, space)
     image = torch.linspace(-1, 1, 3 * 16 * 24).reshape(1, 3, 16, 24)
     with torch.no_grad():
         mean = vae.encode(image).latent_dist.mean
@@ -335,7 +335,7 @@ def test_a_file_that_does_not_say_its_space_is_told_by_what_it_decodes(tmp_path)
     tiny.decoder.load_state_dict(loading.load_named("fine", "decoder").state_dict())
     save_file(tiny.state_dict(), file)
     assert load_decoder(file).space is SD1
-    for load in (load_decoder, module.load_teacher):
+    for load in (load_decoder, module.load_autoencoder):
         with pytest.raises(WeightsError, match=r"is for SD 1\.x latents: use a decoder of SDXL"):
             load(file, space=SDXL)
 
@@ -510,14 +510,14 @@ class Enlarge(nn.Module):
 
 
 def test_latents_are_divided_by_the_scale_once():
-    image = Decoder("fake", Enlarge(), scale=0.25, shift=3)(torch.ones(1, 4, 2, 2))
+    image = TiledDecoder("fake", Enlarge(), scale=0.25, shift=3)(torch.ones(1, 4, 2, 2))
     assert image.unique().tolist() == [7]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_float32_replaces_half_precision_that_overflows(dtype):
     network = Enlarge(overflow=True)
-    decoder = Decoder("fake", network).to(dtype)
+    decoder = TiledDecoder("fake", network).to(dtype)
     for _ in range(2):
         image = decoder(torch.ones(1, 4, 2, 2))
         assert (image.dtype, image.unique().tolist()) == (torch.float32, [1])
@@ -526,13 +526,13 @@ def test_float32_replaces_half_precision_that_overflows(dtype):
 
 
 def test_latents_that_are_not_finite_do_not_change_the_network():
-    decoder = Decoder("fake", Enlarge()).half()
+    decoder = TiledDecoder("fake", Enlarge()).half()
     decoder(torch.full((1, 4, 2, 2), torch.nan))
     assert decoder.network.calls == [torch.float16]
 
 
 def test_gradient_still_flows_after_that():
-    decoder = Decoder("fake", Enlarge(overflow=True)).half()
+    decoder = TiledDecoder("fake", Enlarge(overflow=True)).half()
     with torch.inference_mode():
         decoder(torch.ones(1, 4, 1, 1))
     latents = torch.ones(1, 4, 1, 1, requires_grad=True)
@@ -542,7 +542,7 @@ def test_gradient_still_flows_after_that():
 
 def test_half_precision_that_is_finite_stays():
     network = Enlarge()
-    assert Decoder("fake", network).half()(torch.ones(1, 4, 1, 1)).dtype == torch.float32
+    assert TiledDecoder("fake", network).half()(torch.ones(1, 4, 1, 1)).dtype == torch.float32
     assert network.calls == [torch.float16]
 
 
@@ -553,24 +553,24 @@ def test_half_precision_that_is_finite_stays():
 def test_tiles_cover_everything_once(height):
     network = Enlarge()
     latents = torch.randn(2, 4, height, 70)
-    image = Decoder("fake", network, tile=64)(latents)
+    image = TiledDecoder("fake", network, tiles=Tiles(64))(latents)
     torch.testing.assert_close(image, network(latents))
 
 
 def test_tiles_have_one_size_and_overlap():
     for length in range(1, 500):
-        spans = tiling.spans(length, 64)
+        spans = tiling.spans(length, Tiles(64))
         sizes = {span.latents.stop - span.latents.start for span in spans}
         assert len(sizes) == 1
         assert max(sizes) <= 64
         assert (spans[0].latents.start, spans[-1].latents.stop) == (0, length)
         for before, after in itertools.pairwise(spans):
-            assert before.latents.stop - after.latents.start >= tiling.OVERLAP
+            assert before.latents.stop - after.latents.start >= Tiles(64).overlap
 
 
 def test_tiles_are_used_up_to_their_margins():
     for length in range(1, 500):
-        spans = tiling.spans(length, 64)
+        spans = tiling.spans(length, Tiles(64))
         total = torch.zeros(8 * length)
         for i, span in enumerate(spans):
             assert span.cut == (4 * (i > 0), 4 * (i + 1 < len(spans)))
@@ -600,7 +600,7 @@ def test_tiles_that_differ_leave_no_seam():
         def forward(self, latents: Tensor) -> Tensor:
             return super().forward(latents) + len(self.calls) - 1
 
-    image = Decoder("fake", Brighter(), tile=64)(torch.zeros(1, 4, 4, 300))
+    image = TiledDecoder("fake", Brighter(), tiles=Tiles(64))(torch.zeros(1, 4, 4, 300))
     steps = image.diff(dim=3)
     assert image.max() == 6
     assert steps.min() >= -1e-6
@@ -612,18 +612,18 @@ def test_the_embedded_decoder_in_tiles_equals_the_whole():
     torch.manual_seed(0)
     latents = torch.randn(1, 4, 50, 47)
     whole = decoder(latents)
-    decoder.tile = 40
+    decoder.tiles = decoder.tiles._replace(side=40)
     bands = list(decoder.bands(latents))
     assert len(bands) == 2
     torch.testing.assert_close(torch.cat(bands, 2), whole, rtol=0, atol=1 / 255)
-    decoder.margin, decoder.overlap = 1, 3
+    decoder.tiles = Tiles(40, margin=1, overlap=3)
     assert (decoder(latents) - whole).abs().max() > 2 / 255  # it does need its margin
 
 
-@pytest.mark.parametrize("tile", [48, 96])
-def test_regions_of_a_vae_in_tiles_are_those_of_the_whole(tile):
+@pytest.mark.parametrize("side", [48, 96])
+def test_regions_of_a_vae_in_tiles_are_those_of_the_whole(side):
     decoder = module._decoder("small", small_vae(norm_num_groups=8), SD1)
-    decoder.tile = tile
+    decoder.tiles = Tiles(side)
     torch.manual_seed(0)
     latents = torch.randn(1, 4, 80, 72)
     calls = []
@@ -646,7 +646,7 @@ def test_a_vae_in_tiles_has_no_seam():
     latents = 0.5 * torch.stack([y.sin(), x.cos(), (x + y).sin(), (x - y).cos()])[None]
     with torch.no_grad():
         whole = decoder(latents)
-        decoder.tile = 48
+        decoder.tiles = Tiles(48)
         error = decoder(latents) - whole
     assert 0 < error.std() < 0.05 * whole.std()
     assert error.diff(dim=3).abs().max() < 0.15 * whole.diff(dim=3).abs().max()
@@ -654,7 +654,7 @@ def test_a_vae_in_tiles_has_no_seam():
 
 def test_gradient_flows_through_tiles():
     latents = torch.zeros(1, 4, 70, 3, requires_grad=True)
-    Decoder("fake", Enlarge(), tile=64)(latents).sum().backward()
+    TiledDecoder("fake", Enlarge(), tiles=Tiles(64))(latents).sum().backward()
     torch.testing.assert_close(latents.grad[:, :3], torch.full((1, 3, 70, 3), 64.0))
 
 
@@ -662,7 +662,7 @@ def test_gradient_flows_through_tiles():
 
 
 def test_the_teacher_has_latents_in_sd_scale(vae, folder):
-    encoder, decoder = module.load_teacher(folder)
+    encoder, decoder = module.load_autoencoder(folder)
     image = torch.rand(1, 3, 48, 40) * 2 - 1
     torch.testing.assert_close(
         encoder(image), vae.encode(image).latent_dist.mean * 0.18215, rtol=1e-4, atol=1e-5
@@ -673,7 +673,7 @@ def test_the_teacher_has_latents_in_sd_scale(vae, folder):
 
 def test_a_tiny_teacher(tiny, tmp_path):
     tiny.save_pretrained(tmp_path)
-    encoder, decoder = module.load_teacher(tmp_path)
+    encoder, decoder = module.load_autoencoder(tmp_path)
     image = torch.rand(1, 3, 48, 40) * 2 - 1
     torch.testing.assert_close(encoder(image), tiny.encode(image).latents)
     torch.testing.assert_close(decoder(LATENTS), decoded(tiny), rtol=1e-4, atol=1e-5)
@@ -683,6 +683,6 @@ def test_a_teacher_needs_its_encoder(vae, folder):
     state = {key: t for key, t in vae.state_dict().items() if not key.startswith("encoder.")}
     save_file(state, folder / WEIGHTS[0])
     with pytest.raises(WeightsError, match=r"including encoder\.conv_in\.bias"):
-        module.load_teacher(folder)
+        module.load_autoencoder(folder)
     with pytest.raises(WeightsError, match="not on this disk"):
-        module.load_teacher("some/teacher")
+        module.load_autoencoder("some/teacher")

@@ -1,4 +1,4 @@
-"""Decoders of latents: the embedded one, and external autoencoders.
+"""Load decoders of latents, those of dynenc and external ones, and external autoencoders.
 
 `decoder_choice` finds the decoder that a name selects.
 """
@@ -19,7 +19,13 @@ from dynenc.networks import loading
 from dynenc.networks.compat import fast_dtype, pick_device
 from dynenc.networks.decoder_choice import DecoderChoice, choose_decoder
 from dynenc.networks.fine_decoder import FineDecoder
-from dynenc.networks.tiling import EMBEDDED_TILES, FINE_TILES, LARGE_TILE, SMALL_TILE, Decoder
+from dynenc.networks.tiling import (
+    EMBEDDED_TILES,
+    FINE_TILES,
+    LARGE_TILES,
+    SMALL_TILES,
+    TiledDecoder,
+)
 from dynenc.networks.vae_files import (
     PARTS,
     WEIGHTS,
@@ -42,7 +48,7 @@ def load_decoder(
     name: str | Path = "auto",
     device: torch.device | str = "cpu",
     space: LatentSpace | None = None,
-) -> Decoder:
+) -> TiledDecoder:
     """Load the decoder that a name selects: see `decoder_choice`.
 
     `fine` and external decoders run in float16 on an accelerator, in bfloat16 on a CPU made for it,
@@ -64,16 +70,16 @@ def load_decoder(
     return load_chosen(choice, device)
 
 
-def load_chosen(choice: DecoderChoice, device: torch.device | str) -> Decoder:
+def load_chosen(choice: DecoderChoice, device: torch.device | str) -> TiledDecoder:
     """Load a decoder as `choose_decoder` chose it; for errors and dtypes see `load_decoder`."""
     name, space, device = choice.name, choice.space, pick_device(device)
     logger.debug("decoder: %s on %s", name, device)
     if name in registry.names("decoder"):
         network = loading.load_named(name, "decoder")
         if isinstance(network, FineDecoder):
-            decoder = Decoder(name, network, space=space, **FINE_TILES)
+            decoder = TiledDecoder(name, network, space=space, tiles=FINE_TILES)
             return decoder.to(device, fast_dtype(device))
-        return Decoder(name, network, space=space, **EMBEDDED_TILES).to(device)
+        return TiledDecoder(name, network, space=space, tiles=EMBEDDED_TILES).to(device)
     import_diffusers(name)
     path = choice.path or from_hub(name, download=True, space=space)
     if path is None:
@@ -85,10 +91,11 @@ def load_chosen(choice: DecoderChoice, device: torch.device | str) -> Decoder:
     return decoder.to(device, fast_dtype(device))
 
 
-def load_teacher(path: Path | str, space: LatentSpace = SD1) -> tuple[nn.Module, Decoder]:
+def load_autoencoder(path: Path | str, space: LatentSpace = SD1) -> tuple[nn.Module, TiledDecoder]:
     """Load both halves of an autoencoder that is on this disk, frozen, in float32.
 
-    Returns: encoder, [B, 3, H, W] in [-1, 1] -> scaled latents [B, C, H/8, W/8], and `Decoder`.
+    Returns: the encoder, [B, 3, H, W] in [-1, 1] -> scaled latents [B, C, H/8, W/8], and the
+        decoder.
     Raises: WeightsError as `load_decoder`.
     """
     vae = load_vae(existing(str(path)), str(path), PARTS, space)
@@ -112,19 +119,19 @@ class _MeanEncoder(nn.Module):
         return self.space.scaled(mean)
 
 
-def _decoder(name: str, vae: Any, space: LatentSpace) -> Decoder:
+def _decoder(name: str, vae: Any, space: LatentSpace) -> TiledDecoder:
     """The decoding half of a diffusers autoencoder; raises WeightsError, see `_check_latents`."""
-    network, tile = vae.decoder, LARGE_TILE
+    network, tiles = vae.decoder, LARGE_TILES
     if _has_posterior(vae):
-        network, tile = nn.Sequential(vae.post_quant_conv or nn.Identity(), network), SMALL_TILE
+        network, tiles = nn.Sequential(vae.post_quant_conv or nn.Identity(), network), SMALL_TILES
     scale, shift = (space.scale, space.shift) if _has_posterior(vae) else (1.0, 0.0)
-    decoder = Decoder(name, network, space=space, scale=scale, shift=shift, tile=tile)
+    decoder = TiledDecoder(name, network, space=space, scale=scale, shift=shift, tiles=tiles)
     _check_latents(decoder)
     return decoder
 
 
 @torch.inference_mode()
-def _check_latents(decoder: Decoder) -> None:
+def _check_latents(decoder: TiledDecoder) -> None:
     """Raise WeightsError if a foreign decoder makes no RGB, or is evidently of another space.
 
     A file without a config does not say its space, and the VAEs of SD 1.x and SDXL have the same
