@@ -128,15 +128,15 @@ def cache(
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         for path, note in summary.notes if not quiet else ():
-            console.tell(f"dynenc: {path}: {note}")
+            console.print_message(f"dynenc: {path}: {note}")
         for path, error in summary.failures:
-            console.tell(f"dynenc: {with_name(error, path).sentence}")
+            console.print_message(f"dynenc: {with_name(error, path).sentence}")
         if as_json:
-            console.show(json.dumps(_figures(summary)))
+            console.print_result(json.dumps(_figures(summary)))
         elif not quiet:
             for (width, height), count in sorted(summary.buckets.items()):
-                console.show(f"{width}x{height}  {count} image{'s' * (count > 1)}")
-            console.tell(_line(summary))
+                console.print_result(f"{width}x{height}  {count} image{'s' * (count > 1)}")
+            console.print_message(_line(summary))
         if summary.failures:
             raise typer.Exit(DynencError.exit_code)
 

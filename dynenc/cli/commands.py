@@ -70,7 +70,7 @@ class Program(TyperGroup):
             with console.guarded_stdout(), console.deferred_gc():
                 return super().main(*args, **kwargs)
         except DynencError as exc:  # from --help and --version; commands run in a session
-            console.tell(f"dynenc: {exc.sentence}")
+            console.print_message(f"dynenc: {exc.sentence}")
             sys.exit(exc.exit_code)
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -54,7 +54,7 @@ def _encode_name(error: UnicodeError) -> tuple[str | bytes, int]:
     return encoded, error.end
 
 
-def show(*lines: str, to_stderr: bool = False) -> None:
+def print_result(*lines: str, to_stderr: bool = False) -> None:
     """Print result lines on stdout: `quoted` on a terminal, otherwise verbatim for programs.
 
     Args:
@@ -63,7 +63,7 @@ def show(*lines: str, to_stderr: bool = False) -> None:
     """
     if to_stderr:
         for line in lines:
-            tell(line)
+            print_message(line)
         return
     if sys.stdout is None:
         raise OutputError("standard output is closed")
@@ -73,7 +73,7 @@ def show(*lines: str, to_stderr: bool = False) -> None:
     sys.stdout.flush()
 
 
-def tell(message: str) -> None:
+def print_message(message: str) -> None:
     """Print a message on stderr, on one line whatever names it contains."""
     if sys.stderr is not None:
         with suppress(OSError):  # stderr cannot be written
@@ -106,10 +106,10 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
         with runtime.own_process():
             yield
     except DynencError as exc:
-        tell(f"dynenc: {exc.sentence}")
+        print_message(f"dynenc: {exc.sentence}")
         raise typer.Exit(exc.exit_code) from exc
     except KeyboardInterrupt:
-        tell("dynenc: interrupted; run the same command again to continue")
+        print_message("dynenc: interrupted; run the same command again to continue")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         logger.removeHandler(handler)

@@ -255,7 +255,7 @@ def run_task(
         if show and _shows_colours():
             arguments["preview"] = shutil.get_terminal_size().columns
         elif show:
-            console.tell("dynenc: no preview: --show needs a terminal with colours")
+            console.print_message("dynenc: no preview: --show needs a terminal with colours")
         report = None
         if placement.report and not placement.dry_run:
             report = ReportFile(placement.report, task, overwrite=placement.force)

@@ -114,7 +114,7 @@ def train(
             test=test,
         )
         figures = train_with_progress(config, paths, pick_device(device), quiet=quiet)
-        console.show(json.dumps({"path": str(output), **figures}))
+        console.print_result(json.dumps({"path": str(output), **figures}))
 
 
 @SECTION.command(
@@ -141,7 +141,7 @@ def quantize_decoder(
         from dynenc.training.integers import convert
 
         size = convert(start, data, run, output, encoder)
-        console.show(json.dumps({"path": str(output), "bytes": size}))
+        console.print_result(json.dumps({"path": str(output), "bytes": size}))
 
 
 @SECTION.command(
@@ -171,7 +171,7 @@ def train_thumbnail(
 
         names, report = tuple(encoder or ("nano", "light", "base")), _progress("thumbnail", steps)
         size = make(SmallRun(tuple(data), run, output, names, steps, report))
-        console.show(json.dumps({"path": str(output), "bytes": size}))
+        console.print_result(json.dumps({"path": str(output), "bytes": size}))
 
 
 @SECTION.command(
@@ -204,7 +204,7 @@ def train_perceptual(
 
         names, report = tuple(encoder or ("light", "base")), _progress("perceptual", steps)
         size = make(SmallRun(tuple(data), run, output, names, steps, report), vgg)
-        console.show(json.dumps({"path": str(output), "bytes": size}))
+        console.print_result(json.dumps({"path": str(output), "bytes": size}))
 
 
 @SECTION.command(
@@ -230,7 +230,9 @@ def import_checkpoint(
         network = import_checkpoint(checkpoint, output, overwrite=force)
         parameters = sum(p.numel() for p in network.parameters())
         kind = type(network).__name__
-        console.show(json.dumps({"path": str(output), "network": kind, "parameters": parameters}))
+        console.print_result(
+            json.dumps({"path": str(output), "network": kind, "parameters": parameters})
+        )
 
 
 def _progress(name: str, steps: int) -> Callable[[int], object]:

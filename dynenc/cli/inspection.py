@@ -51,7 +51,7 @@ def info(
             "detail": None if layer is None else layer.summary(),
         }
         if as_json:
-            console.show(json.dumps(fields))
+            console.print_result(json.dumps(fields))
             return
         sizes = ", ".join(f"{tag} {size} bytes" for tag, size in fields.pop("chunks").items())
         fields |= {"chunks": sizes} if sizes else {}
@@ -62,7 +62,7 @@ def info(
             )
         for name, value in fields.items():
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
-            console.show(f"{name:8} {text}")
+            console.print_result(f"{name:8} {text}")
 
 
 @SECTION.command(
@@ -88,7 +88,7 @@ def verify(
             faults.append(fault)
             if fault:
                 reason = fault.sentence.removeprefix(path).removeprefix(":").lstrip()
-                console.show(f"{path}: {reason}")
+                console.print_result(f"{path}: {reason}")
         if bad := [fault for fault in faults if fault]:
             is_damaged = any(isinstance(fault, Corrupt) for fault in bad)
             raise DynencError(
@@ -96,7 +96,7 @@ def verify(
                 hint="restore what is damaged from a backup" if is_damaged else "",
             )
         if not quiet:
-            console.show(f"{len(faults)} checked, no damage found")
+            console.print_result(f"{len(faults)} checked, no damage found")
 
 
 @SECTION.command(
@@ -168,16 +168,16 @@ def compare(
         if not is_stream(output) and suffix_of(output).lower() not in (".html", ".htm"):
             raise UsageError(f"the name of the page must end in .html, not {output}")
         refuse_existing(output, force)
-        pairs = compare_page.pair(original, others or [])
+        comparisons = compare_page.match_versions(original, others or [])
         qualities = quality or ([] if others or codec else [50.0])
         measure = Measure(load_distances(lpips, vgg))
-        request = compare_page.Request(qualities, codec or [], measure, detail)
+        page = compare_page.PageOptions(qualities, codec or [], measure, detail)
         with writing(output, force) as file:
-            errors = compare_page.write(file, pairs, Codec(encoder, decoder, device), request)
+            errors = compare_page.write(file, comparisons, Codec(encoder, decoder, device), page)
         for error in errors:
-            console.tell(f"dynenc: {error.sentence}")
+            console.print_message(f"dynenc: {error.sentence}")
         if not quiet:
-            console.show(output, to_stderr=is_stream(output))
+            console.print_result(output, to_stderr=is_stream(output))
         if errors:
             raise typer.Exit(DynencError.exit_code)
 
@@ -272,22 +272,24 @@ def evaluate(
         efforts = dict.fromkeys(effort or [0])
         qualities = list(dict.fromkeys(quality or benchmark.QUALITIES))
         measure = Measure(load_distances(lpips, vgg), pick_device(device))
-        candidates = benchmark.ours(
+        candidates = benchmark.dynenc_candidates(
             list(encoders), list(decoders), list(efforts), qualities, device, detail
         )
         if latents_of:
-            candidates.append(benchmark.latents_of(latents_of, qualities, device, detail))
+            candidates.append(
+                benchmark.autoencoder_candidate(latents_of, qualities, device, detail)
+            )
         if plot:
             refuse_existing(str(plot), force)
         draw = curves.plotter(plot) if plot else None
         result = benchmark.run(
             folder,
             candidates,
-            benchmark.others() if others else [],
+            benchmark.pillow_candidates() if others else [],
             measure=measure,
             progress=lambda total: bar("images", total, quiet=quiet),
         )
-        console.show(*(result.as_json() if as_json else result.as_tables()).splitlines())
+        console.print_result(*(result.as_json() if as_json else result.as_tables()).splitlines())
         if draw:
             draw(result)
         if result.left_out:
@@ -306,9 +308,9 @@ def doctor(as_json: options.Json = False) -> None:
 
         findings, problems = doctor.examine()
         if as_json:
-            console.show(json.dumps({"findings": findings, "problems": problems}))
+            console.print_result(json.dumps({"findings": findings, "problems": problems}))
         else:
-            console.show(*(f"{name:16} {finding}" for name, finding in findings.items()))
+            console.print_result(*(f"{name:16} {finding}" for name, finding in findings.items()))
         if problems:
             count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
             raise DynencError(f"{count}: {'; '.join(problems)}")

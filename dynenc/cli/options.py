@@ -31,12 +31,12 @@ NUMBER = re.compile(r"\s*[+-]?[0-9]{1,9}\s*")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps(:\d+)?")
 
 
-def completed(*choices: str) -> Callable[[str], list[str]]:
+def complete_from(*choices: str) -> Callable[[str], list[str]]:
     """Tab completion of a value: the choices that start with what has been typed."""
     return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
 
 
-def _refused(value: str, choices: Sequence[str]) -> typer.BadParameter:
+def _bad_choice(value: str, choices: Sequence[str]) -> typer.BadParameter:
     return typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}.")
 
 
@@ -46,7 +46,7 @@ def encoder_option(names: Sequence[str], text: str) -> Any:
     def check(name: str) -> str:
         if name in names or registry.is_weight_file(name):
             return name
-        raise _refused(name, (*names, "a .safetensors file"))
+        raise _bad_choice(name, (*names, "a .safetensors file"))
 
     stems = dict.fromkeys(registry.stem(registry.MODELS[name]) for name in names)
     return typer.Option(
@@ -55,7 +55,7 @@ def encoder_option(names: Sequence[str], text: str) -> Any:
         "-e",
         metavar="|".join([*stems, "FILE"]),
         callback=check,
-        autocompletion=completed(*names),
+        autocompletion=complete_from(*names),
         rich_help_panel=QUALITY,
         help=f"{text} FILE is a trained or imported .safetensors file.",
     )
@@ -65,7 +65,7 @@ def check_device(name: str) -> str:
     """Refuse a value that cannot name a device; whether the device exists is checked on use."""
     if DEVICE.fullmatch(name):
         return name
-    raise _refused(name, (*DEVICES, "cuda:N"))
+    raise _bad_choice(name, (*DEVICES, "cuda:N"))
 
 
 def space_option(text: str, panel: str | None = None) -> Any:
@@ -74,7 +74,7 @@ def space_option(text: str, panel: str | None = None) -> Any:
         "--space",
         metavar="|".join(SPACES),
         callback=check_space,
-        autocompletion=completed(*SPACES),
+        autocompletion=complete_from(*SPACES),
         rich_help_panel=panel,
         help=text,
     )
@@ -84,14 +84,14 @@ def check_space(name: str | None) -> str | None:
     """Refuse a value that names no space of latents."""
     if name is None or name in SPACES:
         return name
-    raise _refused(name, tuple(SPACES))
+    raise _bad_choice(name, tuple(SPACES))
 
 
 def check_latent_form(name: str) -> str:
     """Refuse an unknown format of latents."""
     if name in LATENT_FORMATS:
         return name
-    raise _refused(name, tuple(LATENT_FORMATS))
+    raise _bad_choice(name, tuple(LATENT_FORMATS))
 
 
 def parse_region(text: str) -> Region:
@@ -109,7 +109,7 @@ def parse_scale(text: str) -> Fraction:
         scale = Fraction(text)
         view.divisor_of(scale)
     except (ValueError, ZeroDivisionError) as exc:
-        raise _refused(text, SCALES) from exc
+        raise _bad_choice(text, SCALES) from exc
     return scale
 
 
@@ -145,7 +145,7 @@ TuneFor = Annotated[
     str,
     typer.Option(
         metavar="DECODER",
-        autocompletion=completed(*DECODERS),
+        autocompletion=complete_from(*DECODERS),
         rich_help_panel=QUALITY,
         help="Decoder that --effort and --target-psnr optimise for; values as for --decoder.",
     ),
@@ -170,7 +170,7 @@ Decoder = Annotated[
         "--decoder",
         "-d",
         metavar="DECODER",
-        autocompletion=completed(*DECODERS),
+        autocompletion=complete_from(*DECODERS),
         rich_help_panel=DECODER,
         help="auto (an SD VAE if there is one on this disk, else fine on a GPU and embedded on a "
         "CPU), embedded, fine, sd-vae, a Hugging Face id, or a path to an SD VAE or TAESD. Files "
@@ -193,7 +193,7 @@ DecodedScale = Annotated[
         "--scale",
         parser=parse_scale,
         metavar="|".join(SCALES),
-        autocompletion=completed(*SCALES),
+        autocompletion=complete_from(*SCALES),
         rich_help_panel=OUTPUT,
         help="Decode to a smaller image, in less time.",
     ),
@@ -238,7 +238,7 @@ LatentForm = Annotated[
         "--to",
         metavar="|".join(LATENT_FORMATS),
         callback=check_latent_form,
-        autocompletion=completed(*LATENT_FORMATS),
+        autocompletion=complete_from(*LATENT_FORMATS),
         rich_help_panel=OUTPUT,
         help="File format: npz for kohya's sd-scripts, comfy for ComfyUI; musubi and ai-toolkit "
         "only for latents that were imported from them.",
@@ -275,7 +275,7 @@ Device = Annotated[
     typer.Option(
         metavar="|".join([*DEVICES, "cuda:N"]),
         callback=check_device,
-        autocompletion=completed(*DEVICES),
+        autocompletion=complete_from(*DEVICES),
         rich_help_panel=EXECUTION,
         help="Device to compute on; auto takes a GPU if there is one.",
     ),

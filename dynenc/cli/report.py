@@ -75,7 +75,7 @@ class Reporter:
             self.report.add(result)
         if result.status == "failed" and not summary.single:
             hint = f": {result.error.hint}" if result.error and result.error.hint else ""
-            console.tell(f"dynenc: {result.reason}{hint}")
+            console.print_message(f"dynenc: {result.reason}{hint}")
         if result.note and result.status == "done" and not self.quiet:
             self._tell_note(result, summary)
         if result.status in ("done", "planned"):
@@ -94,18 +94,20 @@ class Reporter:
             if self.illegible > 1:
                 return
         name = f"{result.source}: " if not summary.single or ILLEGIBLE in result.note else ""
-        console.tell(f"dynenc: {name}{result.note}")
+        console.print_message(f"dynenc: {name}{result.note}")
 
     def _print(self, result: Result, summary: ConversionSummary) -> None:
         to_stderr = is_stream(result.target)
         if self.as_json:
             row = asdict(result.figures) if result.figures else row_of(result)
-            console.show(json.dumps(row), to_stderr=to_stderr)
+            console.print_result(json.dumps(row), to_stderr=to_stderr)
         elif result.figures:
             if not self.quiet and summary.single:
-                console.show(*_lines(result.figures))
+                console.print_result(*_lines(result.figures))
             elif not self.quiet:
-                console.show(*([] if self.rows else [HEAD]), _row([result.figures], result.source))
+                console.print_result(
+                    *([] if self.rows else [HEAD]), _row([result.figures], result.source)
+                )
                 self.rows.append(result.figures)
         elif not self.quiet:
             if result.status == "planned":
@@ -116,7 +118,7 @@ class Reporter:
                     line += f"  quality {result.quality:g}"
             else:
                 line = result.target
-            console.show(line, to_stderr=to_stderr)
+            console.print_result(line, to_stderr=to_stderr)
 
     def _progress(self, summary: ConversionSummary) -> None:
         rest = summary.jobs - summary.finished
@@ -134,7 +136,7 @@ class Reporter:
             self._show(task, text, done, of)
         elif time.monotonic() - self.told > INTERVAL:
             self.told = time.monotonic()
-            console.tell(f"dynenc: {text}" + (f", {left:.0f} s left" if left else ""))
+            console.print_message(f"dynenc: {text}" + (f", {left:.0f} s left" if left else ""))
 
     def _show(self, task: str, text: str, done: int, of: int) -> None:
         """Advance one of the bars."""
@@ -152,25 +154,31 @@ class Reporter:
         if self.quiet:
             return
         if len(self.rows) > 1:
-            console.show(_row(self.rows, f"mean of {len(self.rows)} images, each counted once"))
+            console.print_result(
+                _row(self.rows, f"mean of {len(self.rows)} images, each counted once")
+            )
         if self.bar:
             self.bar.stop()
         if self.illegible > 1:
             rest = self.illegible - 1
-            console.tell(f"dynenc: text or graphics will not be legible in {rest} more images")
+            console.print_message(
+                f"dynenc: text or graphics will not be legible in {rest} more images"
+            )
         if summary.stale:
             which = ", ".join(summary.stale)
-            console.tell(f"dynenc: left over from an earlier run: {which}")
+            console.print_message(f"dynenc: left over from an earlier run: {which}")
         if not summary.single:
-            console.tell(f"dynenc: {_final(summary)}")
+            console.print_message(f"dynenc: {_final(summary)}")
             if summary.outdated:
                 which = f"{summary.outdated} of the skipped outputs were"
                 if summary.outdated == summary.skipped == 1:
                     which = "the skipped output was"
-                console.tell(f"dynenc: {which} made with other settings; --update rewrites them")
+                console.print_message(
+                    f"dynenc: {which} made with other settings; --update rewrites them"
+                )
         elif summary.skipped:
             hint = " (made with other settings; --update rewrites it)" if summary.outdated else ""
-            console.tell(f"dynenc: output exists, skipped{hint}")
+            console.print_message(f"dynenc: output exists, skipped{hint}")
 
 
 def _row(rows: list[RoundtripFigures], name: str) -> str:

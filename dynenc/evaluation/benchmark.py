@@ -19,10 +19,10 @@ from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.coding.rate_control import DetailMode
 from dynenc.errors import ImageError
-from dynenc.evaluation import peers
+from dynenc.evaluation import reference_codecs
 from dynenc.evaluation.curves import Curve, Evaluation
 from dynenc.evaluation.measure import Measure, means
-from dynenc.evaluation.peers import Peer
+from dynenc.evaluation.reference_codecs import ReferenceCodec
 from dynenc.imaging import notes, pixels, tensors
 from dynenc.imaging.arrays import Checked
 from dynenc.imaging.sources import open_rgb
@@ -45,7 +45,7 @@ class Candidate:
     decode: Callable[[bytes], Image.Image]
 
 
-def ours(
+def dynenc_candidates(
     encoders: Sequence[str],
     decoders: Sequence[str],
     efforts: Sequence[int],
@@ -53,15 +53,21 @@ def ours(
     device: str,
     detail: DetailMode = "auto",
 ) -> list[Candidate]:
-    """dynenc with every encoder, decoder and effort; an effort refines for the decoder used."""
-    found = []
+    """One candidate for each combination of encoder, decoder and effort.
+
+    Args:
+        efforts: 0 to 9; the latents are refined for the decoder of the candidate.
+        qualities: 0 to 100; each is a point of its curve.
+    Raises: WeightsError, DeviceError.
+    """
+    candidates = []
     for encoder, decoder, effort in product(encoders, decoders, efforts):
         name = f"{Path(encoder).name} -> {Path(decoder).name}"
         if effort:
             name += f", effort {effort}"
         codec = Codec(encoder, decoder, device)
-        found.append(_candidate(name, codec, qualities, effort, detail))
-    return found
+        candidates.append(_candidate(name, codec, qualities, effort, detail))
+    return candidates
 
 
 class _TeacherCodec(Codec):
@@ -80,7 +86,7 @@ class _TeacherCodec(Codec):
         return latents
 
 
-def latents_of(
+def autoencoder_candidate(
     path: Path, qualities: Sequence[float], device: str, detail: DetailMode = "auto"
 ) -> Candidate:
     """An autoencoder with its own encoder and decoder, whose latents dynenc codes."""
@@ -104,14 +110,14 @@ def _candidate(
     return Candidate(name, f"dynenc {__version__}", qualities, encode, decode)
 
 
-def others() -> list[Candidate]:
+def pillow_candidates() -> list[Candidate]:
     """The codecs of this Pillow, at qualities that give about 0.05 to 0.4 bpp."""
-    return [of_peer(peer, peer.qualities) for peer in peers.installed()]
+    return [pillow_candidate(codec, codec.qualities) for codec in reference_codecs.installed()]
 
 
-def of_peer(peer: Peer, qualities: Sequence[float]) -> Candidate:
+def pillow_candidate(codec: ReferenceCodec, qualities: Sequence[float]) -> Candidate:
     """A codec of Pillow at the given qualities."""
-    return Candidate(peer.label, peer.description, qualities, peer.encode, peer.decode)
+    return Candidate(codec.label, codec.description, qualities, codec.encode, codec.decode)
 
 
 def run(

@@ -18,7 +18,7 @@ from dynenc.coding import bitstream, lat_file
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import DetailMode
 from dynenc.errors import BitstreamError, DynencError, ImageError, UsageError, with_name
-from dynenc.evaluation import peers
+from dynenc.evaluation import reference_codecs
 from dynenc.evaluation.measure import Measure
 from dynenc.imaging import detail, notes, pixels
 from dynenc.imaging.sources import open_rgb
@@ -45,7 +45,7 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PageOptions:
     """The versions to make of each original, besides the given files.
 
     Args:
@@ -61,7 +61,7 @@ class Request:
     detail: DetailMode = "auto"
 
 
-class Coded(NamedTuple):
+class CodedImage(NamedTuple):
     """A coded image."""
 
     name: str
@@ -70,7 +70,14 @@ class Coded(NamedTuple):
     layer: Image.Image | None = None  # the same, darkened outside the detail layer
 
 
-def pair(original: str, others: Sequence[str]) -> list[tuple[Path, list[Path]]]:
+class Comparison(NamedTuple):
+    """An image, and the files that are compared with it."""
+
+    original: Path
+    versions: list[Path]
+
+
+def match_versions(original: str, others: Sequence[str]) -> list[Comparison]:
     """Each original with its versions: the given files, or in folders the files of equal stem.
 
     Raises: UsageError if a folder is compared with a file or if two folders share no stem,
@@ -79,7 +86,7 @@ def pair(original: str, others: Sequence[str]) -> list[tuple[Path, list[Path]]]:
     if not Path(original).is_dir():
         if folders := [name for name in others if Path(name).is_dir()]:
             raise UsageError(f"cannot compare the file {original} with the folder {folders[0]}")
-        return [(Path(original), [Path(name) for name in others])]
+        return [Comparison(Path(original), [Path(name) for name in others])]
     if single := [name for name in others if not Path(name).is_dir()]:
         raise UsageError(f"cannot compare the folder {original} with the file {single[0]}")
     suffixes = input_suffixes("encode")
@@ -95,44 +102,46 @@ def pair(original: str, others: Sequence[str]) -> list[tuple[Path, list[Path]]]:
             raise UsageError(f"no file in {folder} has the name of an image in {original}")
         for path in found:
             versions[path.stem].append(path)
-    return [(path, versions[path.stem]) for path in originals]
+    return [Comparison(path, versions[path.stem]) for path in originals]
 
 
 def write(
-    file: BinaryIO, pairs: Sequence[tuple[Path, list[Path]]], codec: Codec, request: Request
+    file: BinaryIO, comparisons: Sequence[Comparison], codec: Codec, options: PageOptions
 ) -> list[DynencError]:
     """Write the page image by image; return the errors of those that were skipped.
 
     Raises: UsageError, and the first error if no image is left.
     """
-    codecs = [peers.parse(text) for text in request.codecs]
+    codecs = [reference_codecs.parse(text) for text in options.codecs]
     page = resources("dynenc.evaluation").joinpath("compare.html").read_text("utf-8")
     head, tail = page.split(PLACEHOLDER)
     file.write(head.encode())
     errors: list[DynencError] = []
-    for path, files in pairs:
+    for path, files in comparisons:
         try:
             with notes.logged(logger, path):
                 original = open_rgb(path)
                 coded = [
                     *_read(files, codec),
-                    *_encode(original, codec, request),
-                    *_encode_with_peers(original, codecs),
+                    *_encode(original, codec, options),
+                    *_encode_with_references(original, codecs),
                 ]
-                versions = _versions(original, coded, request)
+                versions = _versions(original, coded, options)
         except (ImageError, BitstreamError) as exc:
             errors.append(exc)
             continue
         file.write(_script(path.name, original, versions))
-    if len(errors) == len(pairs):
+    if len(errors) == len(comparisons):
         raise errors[0]
     file.write(tail.encode())
     return errors
 
 
-def _versions(original: Image.Image, all_coded: Sequence[Coded], request: Request) -> list[Version]:
+def _versions(
+    original: Image.Image, all_coded: Sequence[CodedImage], options: PageOptions
+) -> list[Version]:
     versions = [Version("original", _uri(original))]
-    figures_of = request.measure.against(original)
+    figures_of = options.measure.against(original)
     for coded in all_coded:
         if coded.image.size != original.size:
             sizes = (f"{p.width}x{p.height}" for p in (coded.image, original))
@@ -146,7 +155,7 @@ def _versions(original: Image.Image, all_coded: Sequence[Coded], request: Reques
     return versions
 
 
-def _read(files: Sequence[Path], codec: Codec) -> Iterator[Coded]:
+def _read(files: Sequence[Path], codec: Codec) -> Iterator[CodedImage]:
     for path in files:
         if path.suffix.lower() == bitstream.SUFFIX:
             try:
@@ -155,32 +164,32 @@ def _read(files: Sequence[Path], codec: Codec) -> Iterator[Coded]:
                 raise with_name(exc, str(path)) from exc
         else:
             image = open_rgb(path)
-            yield Coded(path.name, path.read_bytes(), image)
+            yield CodedImage(path.name, path.read_bytes(), image)
 
 
-def _encode(image: Image.Image, codec: Codec, request: Request) -> Iterator[Coded]:
-    for quality in request.qualities:
-        blob = codec.encode(image, quality=quality, detail=request.detail)
+def _encode(image: Image.Image, codec: Codec, options: PageOptions) -> Iterator[CodedImage]:
+    for quality in options.qualities:
+        blob = codec.encode(image, quality=quality, detail=options.detail)
         yield _decoded(f"{codec.model.name}, quality {quality:g}", blob, codec)
 
 
-def _decoded(name: str, blob: bytes, codec: Codec) -> Coded:
+def _decoded(name: str, blob: bytes, codec: Codec) -> CodedImage:
     """A decoded .lat file, with its detail layer highlighted."""
     file = LatFile.parse(blob)
     image = pixels.to_rgb(codec.decode(file))
     layer = detail.of_chunks(file.chunks, *image.size)
-    return Coded(name, blob, image, layer.shown(image) if layer else None)
+    return CodedImage(name, blob, image, layer.shown(image) if layer else None)
 
 
-def _encode_with_peers(
-    image: Image.Image, codecs: Sequence[tuple[peers.Peer, int]]
-) -> Iterator[Coded]:
-    for peer, quality in codecs:
-        blob = peer.encode(image, quality)
-        yield Coded(f"{peer.name}, quality {quality}", blob, peer.decode(blob))
+def _encode_with_references(
+    image: Image.Image, codecs: Sequence[tuple[reference_codecs.ReferenceCodec, int]]
+) -> Iterator[CodedImage]:
+    for reference, quality in codecs:
+        blob = reference.encode(image, quality)
+        yield CodedImage(f"{reference.name}, quality {quality}", blob, reference.decode(blob))
 
 
-def _version(coded: Coded, figures: dict[str, float]) -> Version:
+def _version(coded: CodedImage, figures: dict[str, float]) -> Version:
     return Version(
         coded.name,
         _uri(coded.image),

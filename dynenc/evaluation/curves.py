@@ -25,7 +25,7 @@ class Curve:
 
     name: str
     description: str
-    results: dict[str, list[float]] = field(default_factory=dict)
+    results: dict[str, list[float]] = field(default_factory=dict)  # by FIGURES, and "q": quality
 
 
 @dataclass(frozen=True, slots=True)

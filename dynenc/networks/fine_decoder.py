@@ -58,7 +58,7 @@ class FineDecoder(nn.Module):
                 ]
         self.layers = nn.Sequential(*layers, EdgeConv(width, 3, 3, padding=1))
 
-    def start_at(self, teacher: nn.Module) -> None:
+    def copy_weights_from(self, teacher: nn.Module) -> None:
         """Take over the weights of a decoder of the same architecture, one of AutoencoderTiny.
 
         Raises: WeightsError if it has another one.

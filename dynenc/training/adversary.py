@@ -51,18 +51,19 @@ class Adversary:
             self.optimizer.step()
         return {"discriminator": loss.detach(), "discriminator_skipped": (~is_finite).float()}
 
-    def added_to(self, pull: Tensor, judged: Tensor, latents: Tensor, step: int) -> Tensor:
+    def add_gradient(self, gradient: Tensor, decoded: Tensor, latents: Tensor, step: int) -> Tensor:
         """The gradient of all other terms at the pixels, with the discriminator's added.
 
-        Its norm is a constant share of that of the others (as in VQGAN, Esser et al. 2021, which
-        scales it at the last layer).
+        The norm of the second is a constant share of that of the first, as in VQGAN (Esser et al.
+        2021), which scales it at the last layer.
         """
         learning = self.config.gan_warmup
         if step < learning:
-            return pull
+            return gradient
         with self._autocast():
-            score = self.discriminator(judged, latents).float().mean()
-        [push] = torch.autograd.grad(-score, judged)
+            score = self.discriminator(decoded, latents).float().mean()
+        [adversarial] = torch.autograd.grad(-score, decoded)
         share = self.config.gan * min(1.0, (step - learning) / RISE)
-        both: Tensor = pull + share * pull.norm() / push.norm().clamp(min=1e-12) * push
-        return both
+        scale = gradient.norm() / adversarial.norm().clamp(min=1e-12)
+        total: Tensor = gradient + share * scale * adversarial
+        return total

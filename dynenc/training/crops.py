@@ -26,7 +26,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
+class CachedImage:
     """The position of one image in the memory map."""
 
     name: str
@@ -55,7 +55,7 @@ def build_cache(source: Path, cache: Path) -> None:
 
 
 def _decode(source: Path, partial: Path) -> None:
-    tiles: list[Tile] = []
+    images: list[CachedImage] = []
     start, digest = 0, hashlib.sha256()
     with (partial / "pixels.u8").open("wb") as pixels:
         for name, image in iter_images(source):
@@ -63,22 +63,22 @@ def _decode(source: Path, partial: Path) -> None:
             data = np.asarray(image).tobytes()
             pixels.write(data)
             digest.update(data)
-            tiles.append(Tile(name, start, height, width))
+            images.append(CachedImage(name, start, height, width))
             start += height * width
-    entries = [[t.name, t.start, t.height, t.width] for t in tiles]
+    entries = [[t.name, t.start, t.height, t.width] for t in images]
     digest.update(json.dumps(entries).encode())
     index = {"sha256": digest.hexdigest(), "tiles": entries}
     (partial / "index.json").write_text(json.dumps(index))
 
 
 class Crops:
-    """Random crops of the tiles in some caches, drawn by area, half of them mirrored."""
+    """Random crops of the images in some caches, drawn by area, half of them mirrored."""
 
     def __init__(self, caches: list[Path], size: int) -> None:
-        """Open caches; raises ImageError if no tile is as large as `size` px."""
+        """Open caches; raises ImageError if no image is as large as `size` px."""
         self.size = size
         self._pixels: list[Pixels] = []
-        self._tiles: list[tuple[int, Tile]] = []
+        self._images: list[tuple[int, CachedImage]] = []
         self.digests: list[str] = []  # of the images, one per cache
         for number, cache in enumerate(caches):
             file = cache / "pixels.u8"
@@ -88,38 +88,38 @@ class Crops:
                 else np.zeros((0, 3), np.uint8)
             )
             index = json.loads((cache / "index.json").read_text())
-            self._tiles += [(number, Tile(*entry)) for entry in index["tiles"]]
+            self._images += [(number, CachedImage(*entry)) for entry in index["tiles"]]
             self.digests.append(index["sha256"])
-        self._tiles = [(n, t) for n, t in self._tiles if min(t.height, t.width) >= size]
-        if not self._tiles:
+        self._images = [(n, t) for n, t in self._images if min(t.height, t.width) >= size]
+        if not self._images:
             raise ImageError(
                 f"no training image has sides of {size} px: use other data, or set crop"
             )
-        area = np.array([tile.height * tile.width for _, tile in self._tiles], np.float64)
+        area = np.array([image.height * image.width for _, image in self._images], np.float64)
         self._chance = area / area.sum()
 
     def __len__(self) -> int:
-        """The number of tiles."""
-        return len(self._tiles)
+        """The number of images."""
+        return len(self._images)
 
     def sample(self, count: int, random: np.random.Generator) -> Tensor:
         """Draw crops [count, 3, size, size] uint8."""
         crops = []
-        for pick in random.choice(len(self._tiles), count, p=self._chance):
-            number, tile = self._tiles[pick]
-            top = int(random.integers(tile.height - self.size + 1))
-            left = int(random.integers(tile.width - self.size + 1))
-            crop = self._whole(number, tile)[top : top + self.size, left : left + self.size]
+        for pick in random.choice(len(self._images), count, p=self._chance):
+            number, image = self._images[pick]
+            top = int(random.integers(image.height - self.size + 1))
+            left = int(random.integers(image.width - self.size + 1))
+            crop = self._whole(number, image)[top : top + self.size, left : left + self.size]
             crops.append(crop[:, ::-1] if random.random() < 0.5 else crop)
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
     def whole(self) -> list[Pixels]:
-        """Every tile, [H, W, 3] uint8, as views of the memory maps."""
-        return [self._whole(number, tile) for number, tile in self._tiles]
+        """Every image, [H, W, 3] uint8, as views of the memory maps."""
+        return [self._whole(number, image) for number, image in self._images]
 
-    def _whole(self, number: int, tile: Tile) -> Pixels:
-        pixels = self._pixels[number][tile.start : tile.start + tile.height * tile.width]
-        return pixels.reshape(tile.height, tile.width, 3)
+    def _whole(self, number: int, image: CachedImage) -> Pixels:
+        pixels = self._pixels[number][image.start : image.start + image.height * image.width]
+        return pixels.reshape(image.height, image.width, 3)
 
 
 def open_crops(sources: Sequence[Path], run: Path, size: int) -> Crops:

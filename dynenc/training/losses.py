@@ -16,7 +16,7 @@ SHIFT = 8  # px; both images are cropped by less than this before a network comp
 BLOCKS = (4, 8, 16, 32)  # px; sides of the blocks whose means are compared
 
 
-class Distortion(nn.Module):
+class ReconstructionLoss(nn.Module):
     """The weighted distances between decoded images and originals, by name.
 
     LPIPS on VGG-16 and DISTS alternate, each with twice its weight, on a share of the crops, as one

@@ -22,10 +22,10 @@ from dynenc.networks import loading
 from dynenc.networks.encoder import to_floats
 from dynenc.networks.perceptual_network import PerceptualNetwork
 from dynenc.training.crops import Crops
-from dynenc.training.small_run import Descent, SmallRun
+from dynenc.training.small_run import AdamSettings, SmallRun
 
 SIDE, BATCH = 96, 8  # px of a crop, and crops in a batch
-DESCENT = Descent(learning_rate=3e-3, warmup_steps=50, clip=1.0)
+ADAM = AdamSettings(learning_rate=3e-3, warmup_steps=50, clip=1.0)
 DECAY = 0.998  # of the average that is exported
 LARGEST_STEP, LARGEST_NOISE = 0.6, 0.3  # of the latents that are decoded
 LEAST_SHARE = 0.4  # of the decoder's error that an image shows
@@ -153,7 +153,7 @@ def train(
         average.update_parameters(network)
         run.report(done)
 
-    replace(run, report=report).descend(network, error, DESCENT)
+    replace(run, report=report).minimise(network, error, ADAM)
     return average.module.state_dict()
 
 

@@ -24,7 +24,7 @@ class Prior(nn.Module):
         self.register_buffer("before", before.float())
 
     def forward(self, latents: Tensor, step: Tensor) -> Tensor:
-        """Latents [B, C, h, w] and quantiser steps [B, 1, 1, 1] -> bits [B, C, h, w]."""
+        """Latents [B, C, h, w], steps [B, 1, 1, 1] in latent units -> bits [B, C, h, w]."""
         inputs = torch.cat([latents, step.expand_as(latents[:, :1])], dim=1)
         weight = self.context.weight * self.get_buffer("before")
         features = F.conv2d(inputs, weight, self.context.bias, padding=self.RADIUS)

@@ -49,8 +49,8 @@ def train(
     """
     paths.run.mkdir(parents=True, exist_ok=True)
     make_folder(str(paths.export.parent))
-    with _own_state(device), ThreadPoolExecutor(1) as ahead:
-        trainer = Trainer(config, paths, device, ahead)
+    with _own_state(device), ThreadPoolExecutor(1) as prefetcher:
+        trainer = Trainer(config, paths, device, prefetcher)
         trainer.resume()
         try:
             while trainer.progress < 1:

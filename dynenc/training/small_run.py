@@ -15,7 +15,7 @@ from dynenc.training.schedule import learning_rate
 
 
 @dataclass(frozen=True, slots=True)
-class Descent:
+class AdamSettings:
     """Settings of a descent by Adam."""
 
     learning_rate: float  # after warm-up; falls to 0 along a cosine
@@ -44,7 +44,9 @@ class SmallRun:
             torch.manual_seed(0)
             return loading.build(registry.MODELS[name])
 
-    def descend(self, network: nn.Module, loss: Callable[[int], Tensor], settings: Descent) -> None:
+    def minimise(
+        self, network: nn.Module, loss: Callable[[int], Tensor], settings: AdamSettings
+    ) -> None:
         """Train a network on the loss of each step, counted from 0."""
         optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.98))
         for step in range(self.steps):

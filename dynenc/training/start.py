@@ -52,7 +52,7 @@ class LeastSquares:
         return found[:-1].T, found[-1]
 
 
-class Starts:
+class Initializer:
     """Makes the networks that a training begins with.
 
     Args:
@@ -91,7 +91,7 @@ class Starts:
             if isinstance(encoder, Encoder):
                 self._fit_encoder(encoder, None)
             elif isinstance(network, FineDecoder):
-                network.start_at(self._decoder)
+                network.copy_weights_from(self._decoder)
             return network
         given, name = loading.load_path(path).requires_grad_(True), loading.model_name(path)
         if name == model.name:

@@ -16,7 +16,7 @@ from dynenc.codec import Codec
 from dynenc.io.writing import writing
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.training import integers
-from dynenc.training.small_run import Descent, SmallRun
+from dynenc.training.small_run import AdamSettings, SmallRun
 from dynenc.training.synthetic import FLAT_SIDE, Synthetic, flats
 
 CROPS, DRAWN, FLATS = 1600, 160, 64  # images
@@ -24,7 +24,7 @@ SIDE = 256  # px, of an image
 STEPS = (0.1, 0.2, 0.3, 0.3, 0.5, 0)  # quantiser steps of latents, in turn; 0: not quantised
 SCALE = 4  # px of the original in one pixel, in one dimension
 PART = 16  # latents that a step sees of an image, in one dimension
-BATCH, DESCENT = 8, Descent(learning_rate=2e-3, warmup_steps=50, clip=0.5)
+BATCH, ADAM = 8, AdamSettings(learning_rate=2e-3, warmup_steps=50, clip=0.5)
 EDGE = 4  # pixels of a part that are not judged: what is beyond is missing
 FLAT_AREA = 9  # pixels, side of the area that tells how flat an image is
 FLAT_WEIGHT, FLAT_VARIANCE = 0.01, 0.004  # more weight where the variance is low: skies show noise
@@ -83,7 +83,7 @@ def train(network: EmbeddedDecoder, examples: Examples, run: SmallRun) -> None:
         latents, wanted = examples.sample(random)
         return loss(network(latents), wanted)
 
-    run.descend(network, error, DESCENT)
+    run.minimise(network, error, ADAM)
 
 
 def make(run: SmallRun) -> int:

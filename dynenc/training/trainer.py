@@ -35,10 +35,10 @@ from dynenc.training import checkpoint, schedule
 from dynenc.training.adversary import Adversary
 from dynenc.training.config import TrainConfig, TrainPaths, check, check_paths
 from dynenc.training.crops import open_crops
-from dynenc.training.losses import Discriminator, Distortion
+from dynenc.training.losses import Discriminator, ReconstructionLoss
 from dynenc.training.prior import Prior
 from dynenc.training.provenance import origin
-from dynenc.training.start import Starts
+from dynenc.training.start import Initializer
 from dynenc.training.synthetic import Synthetic, flats
 
 TEST_STEP = 0.3  # quantiser step for figures
@@ -49,20 +49,20 @@ FLAT_STEP = 0.15  # their largest quantiser step: files quantise them more finel
 class Trainer:
     """One training run: state, steps, checkpoints, export.
 
-    `ahead` draws the next batch while the device computes.
+    `prefetcher` draws the next batch while the device computes.
     """
 
     def __init__(
-        self, config: TrainConfig, paths: TrainPaths, device: torch.device, ahead: Executor
+        self, config: TrainConfig, paths: TrainPaths, device: torch.device, prefetcher: Executor
     ) -> None:
         check(config)
         check_paths(config, paths)
-        self.config, self.paths, self.device, self.ahead = config, paths, device, ahead
+        self.config, self.paths, self.device, self.prefetcher = config, paths, device, prefetcher
         # not for encoders in training, which stay exact, or the autoencoder, which is too small
         self.half = fast_dtype(device) != torch.float32 and config.preset != "autoencoder"
         torch.manual_seed(config.seed)
         self.is_updating = False  # whether a step has changed some weights and will change others
-        self.distortion: nn.Module = self._frozen(Distortion(config, paths))
+        self.reconstruction_loss: nn.Module = self._frozen(ReconstructionLoss(config, paths))
         model = registry.MODELS[config.preset]
         self.space = SD1 if model.space.is_own else model.space
         teacher_encoder, teacher_decoder = load_autoencoder(paths.teacher, self.space)
@@ -71,48 +71,46 @@ class Trainer:
         self.decoders = [self._frozen(teacher_decoder)]
         self.teacher_encoder = self._frozen(teacher_encoder)
         self.encoders: list[nn.Module] = []
-        self.prior: nn.Module = self._placed(
+        self.prior: nn.Module = self._to_device(
             Prior(self.space.channels) if config.rate else nn.Identity()
         )
         self.is_encoder = model.kind == "encoder"
         if not self.is_encoder:
-            self.encoders = [self._frozen(self._given(path)) for path in paths.encoders]
+            self.encoders = [
+                self._frozen(loading.load_path(path, self.space)) for path in paths.encoders
+            ]
         elif paths.embedded and not config.joint:
-            self.decoders.append(self._frozen(self._given(paths.embedded)))
+            self.decoders.append(self._frozen(loading.load_path(paths.embedded, self.space)))
         self.model = nn.ModuleDict()  # networks in training, by name
         self.starts: dict[str, Path | None] = {}  # their initial weights
-        starts = Starts(
-            self.crops,
-            lambda x: self._target(x.to(device)),
-            teacher_decoder.network,
-            self._random(0, 2),
-        )
-        self._train(starts, model, paths.start)
-        for path in paths.encoders if config.joint else ():
-            self._train(starts, self._of_space(path), path)
-        self.in_turn = list(self.model)  # encoders, one of which is trained per step
-        if config.joint and paths.embedded:
-            decoder = self._of_space(paths.embedded)
-            self._train(starts, decoder, paths.embedded)
-            self.decoders.append(self.model[decoder.name])
+        self._add_networks(model, teacher_decoder.network)
         self.exports = self._exports()
         self.inputs = checkpoint.inputs(
             config, paths, self.crops, self.synthetic.fonts, [*self.exports.values()]
         )
-        self.begun = [weight.detach().clone() for weight in self.model.parameters()]
+        self.initial_weights = [weight.detach().clone() for weight in self.model.parameters()]
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
         parameters = [*self.model.parameters(), *self.prior.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, (0.9, 0.99))
         self.adversary: Adversary | None = None
         if config.gan:
-            discriminator = self._placed(Discriminator(self.space.channels))
+            discriminator = self._to_device(Discriminator(self.space.channels))
             self.adversary = Adversary(discriminator, config, self._autocast)
-        self.step, self.spent_s, self.begun_s = 0, 0.0, time.monotonic()
+        self.step, self.spent_s, self.started_at = 0, 0.0, time.monotonic()
         self.batches: dict[int, Future[Tensor]] = {}  # by step
 
-    def _given(self, path: Path) -> nn.Module:
-        """A network that is not trained; raises WeightsError if it is of another latent space."""
-        return loading.load_path(path, self.space)
+    def _add_networks(self, model: registry.Model, teacher_decoder: nn.Module) -> None:
+        """Add all networks that are trained: that of the preset, and with `joint` the others."""
+        config, paths = self.config, self.paths
+        initializer = Initializer(self.crops, self._target, teacher_decoder, self._random(0, 2))
+        self._add_network(initializer, model, paths.start)
+        for path in paths.encoders if config.joint else ():
+            self._add_network(initializer, self._of_space(path), path)
+        self.names_in_turn = list(self.model)  # encoders, one of which is trained per step
+        if config.joint and paths.embedded:
+            decoder = self._of_space(paths.embedded)
+            self._add_network(initializer, decoder, paths.embedded)
+            self.decoders.append(self.model[decoder.name])
 
     def _of_space(self, path: Path) -> registry.Model:
         """The model in this run's space for the weights in a file; raises UsageError."""
@@ -123,11 +121,13 @@ class Trainer:
             )
         return model
 
-    def _train(self, starts: Starts, model: registry.Model, path: Path | None) -> None:
+    def _add_network(
+        self, initializer: Initializer, model: registry.Model, path: Path | None
+    ) -> None:
         """Add a network to those in training, with the weights in a file or without."""
         if model.name in self.model:
             raise UsageError(f"{path} is another {model.name}: each network can be trained once")
-        self.model[model.name] = self._placed(starts.network(model, path))
+        self.model[model.name] = self._to_device(initializer.network(model, path))
         self.starts[model.name] = path
 
     def _exports(self) -> dict[str, Path]:
@@ -156,28 +156,28 @@ class Trainer:
         """Images [B, 3, S, S] in [-1, 1] of this step, on the device; prefetches the next."""
         for step in (self.step, self.step + 1):
             if step not in self.batches:
-                self.batches[step] = self.ahead.submit(self._draw, step)
+                self.batches[step] = self.prefetcher.submit(self._draw, step)
         pixels = self.batches.pop(self.step).result().to(self.device)
         return to_floats(pixels).contiguous(memory_format=torch.channels_last)
 
     def _frozen(self, module: nn.Module) -> nn.Module:
-        return self._placed(module.eval().requires_grad_(False))
+        return self._to_device(module.eval().requires_grad_(False))
 
-    def _placed(self, module: nn.Module) -> nn.Module:
+    def _to_device(self, module: nn.Module) -> nn.Module:
         return module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it
 
     @property
     def progress(self) -> float:
         """Progress of the run, 0 to 1: by steps, or by the clock if there is a time budget."""
         if self.config.budget_s:
-            now = self.spent_s + time.monotonic() - self.begun_s
+            now = self.spent_s + time.monotonic() - self.started_at
             return min(1.0, now / self.config.budget_s)
         return min(1.0, self.step / self.config.steps)
 
     @property
-    def turn(self) -> str:
+    def current_name(self) -> str:
         """The name of the network, or of the encoder in turn, that this step trains."""
-        return self.in_turn[self.step % len(self.in_turn)]
+        return self.names_in_turn[self.step % len(self.names_in_turn)]
 
     def learning_rate(self) -> float:
         """Learning rate of the current step: linear warm-up, then a cosine to 0."""
@@ -193,13 +193,14 @@ class Trainer:
     def _target(self, image: Tensor) -> Tensor:
         """The teacher's latents."""
         with self._autocast():
-            latents: Tensor = self.teacher_encoder(image)
+            latents: Tensor = self.teacher_encoder(image.to(self.device))
         return latents.float()
 
     @torch.no_grad()
-    def _others(self, image: Tensor, random: np.random.Generator) -> Tensor:
+    def _other_latents(self, image: Tensor, random: np.random.Generator) -> Tensor:
         """Latents of the image from a frozen encoder or the teacher."""
-        encoders = self.encoders or [self.model[name] for name in self.in_turn if name != self.turn]
+        names = [name for name in self.names_in_turn if name != self.current_name]
+        encoders = self.encoders or [self.model[name] for name in names]
         pick = int(random.integers(len(encoders) + 1))
         return encoders[pick - 1](image) if pick else self._target(image)
 
@@ -207,37 +208,21 @@ class Trainer:
         """Draw a batch and return the terms of the loss, weighted."""
         config = self.config
         image, random = self._batch(), self._random(self.step, 1)
-        terms: dict[str, Tensor] = {}
+        latents, terms = self._encoded(image, random), dict[str, Tensor]()
         if self.is_encoder:
-            latents = self._encoded(image, random)
-            distilling = self.step < config.distill_steps
-            if distilling or config.tie:
+            is_distilling = self.step < config.distill_steps
+            if is_distilling or config.tie:
                 distance = F.l1_loss(latents, self._target(image))
-                terms["tie"] = distance * (1.0 if distilling else config.tie)
-            if distilling:
+                terms["tie"] = distance * (1.0 if is_distilling else config.tie)
+            if is_distilling:
                 return terms
-            decoder = self.decoders[0]
-            if len(self.decoders) > 1 and random.random() < config.embedded_share:
-                decoder = self.decoders[1]
-                if config.joint:  # keep it able to decode latents of other encoders
-                    some = slice(config.batch // 4)
-                    latents = torch.cat([latents, self._others(image[some], random)])
-                    image = torch.cat([image, image[some]])
-        else:
-            latents = self._encoded(image, random)
-            model = self.model[config.preset]
-            decoder = model.decoder if isinstance(model, Autoencoder) else model
+        decoder = self._pick_decoder(random)
+        if self.is_encoder and config.joint and decoder is not self.decoders[0]:
+            some = slice(config.batch // 4)  # keep it able to decode latents of other encoders
+            latents = torch.cat([latents, self._other_latents(image[some], random)])
+            image = torch.cat([image, image[some]])
         noisy, width = self._with_noise(latents, random, config.largest_step)
-        with self._autocast():
-            decoded = decoder(noisy).float()
-        judged = decoded.detach().requires_grad_() if self.adversary else decoded
-        with self._autocast():
-            terms |= self.distortion(judged, image, random)
-        if self.adversary:
-            [pull] = torch.autograd.grad(torch.stack(list(terms.values())).sum(), judged)
-            self.is_updating = True  # also by its forward pass, which updates the spectral norms
-            terms |= self.adversary.learn(judged, image, noisy, self.learning_rate())
-            decoded.backward(self.adversary.added_to(pull, judged, noisy, self.step))
+        terms |= self._image_terms(decoder, noisy, image, random)
         if config.rate:  # a fine step is chosen where more bits are acceptable
             own, step = noisy[: config.batch], width[: config.batch]
             if self.step < config.warmup_steps:  # the prior is still untrained
@@ -249,13 +234,40 @@ class Trainer:
                 terms["flats"].backward()
         return terms
 
+    def _pick_decoder(self, random: np.random.Generator) -> nn.Module:
+        """The decoder of this step: the trained one, or for an encoder one of its decoders."""
+        if self.is_encoder:
+            is_embedded = len(self.decoders) > 1 and random.random() < self.config.embedded_share
+            return self.decoders[int(is_embedded)]
+        model = self.model[self.config.preset]
+        return model.decoder if isinstance(model, Autoencoder) else model
+
+    def _image_terms(
+        self, decoder: nn.Module, noisy: Tensor, image: Tensor, random: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """The terms that compare decoded images with originals.
+
+        With an adversary, their gradient and that of the discriminator are applied here.
+        """
+        with self._autocast():
+            decoded = decoder(noisy).float()
+        compared = decoded.detach().requires_grad_() if self.adversary else decoded
+        with self._autocast():
+            terms: dict[str, Tensor] = self.reconstruction_loss(compared, image, random)
+        if self.adversary:
+            [gradient] = torch.autograd.grad(torch.stack(list(terms.values())).sum(), compared)
+            self.is_updating = True  # also by its forward pass, which updates the spectral norms
+            terms |= self.adversary.learn(compared, image, noisy, self.learning_rate())
+            decoded.backward(self.adversary.add_gradient(gradient, compared, noisy, self.step))
+        return terms
+
     def _encoded(self, image: Tensor, random: np.random.Generator) -> Tensor:
         """Latents for the trained network: its own, or for a decoder those that it must decode."""
-        model = self.model[self.turn]
+        model = self.model[self.current_name]
         if isinstance(model, Autoencoder):
             model = model.encoder
         elif not self.is_encoder:
-            return self._others(image, random)
+            return self._other_latents(image, random)
         latents: Tensor = model(image)
         return latents
 
@@ -311,9 +323,9 @@ class Trainer:
         """Write the state of the run, so that `resume` continues exactly as without a stop."""
         state = {
             "inputs": self.inputs,
-            "begun": self.begun,
+            "begun": self.initial_weights,
             "step": self.step,
-            "spent_s": self.spent_s + time.monotonic() - self.begun_s,
+            "spent_s": self.spent_s + time.monotonic() - self.started_at,
         }
         checkpoint.write(self.checkpoint, state, self._parts())
 
@@ -322,7 +334,8 @@ class Trainer:
         if not self.checkpoint.exists():
             return False
         state = checkpoint.read(self.checkpoint, self.device, self.inputs, self._parts())
-        self.step, self.spent_s, self.begun = state["step"], state["spent_s"], state["begun"]
+        names = ("step", "spent_s", "begun")
+        self.step, self.spent_s, self.initial_weights = (state[name] for name in names)
         return True
 
     def averaged(self) -> dict[str, nn.Module]:
@@ -333,25 +346,26 @@ class Trainer:
         """
         networks = copy.deepcopy(self.average.module).eval()
         with torch.no_grad():
-            for weight, begun in zip(networks.parameters(), self.begun, strict=True):
-                weight.lerp_(begun, self.config.share_of_start)
+            for weight, initial in zip(networks.parameters(), self.initial_weights, strict=True):
+                weight.lerp_(initial, self.config.share_of_start)
         return dict(networks.named_children())
 
     def figures(self, name: str, trained: dict[str, Any]) -> dict[str, float]:
-        """Mean PSNR of an exported network on the test images, if there are any.
-
-        Also the mean LPIPS and DISTS, if their weights are given.
+        """The figures of an exported network on the test images.
 
         An encoder is measured with the teacher's decoder. A decoder is measured on latents
         of the encoder it is trained with, else of the last of its encoders, else of the teacher; an
         autoencoder on its own. Latents are quantised with TEST_STEP for both.
+
+        Returns: the number of images and their mean PSNR, LPIPS and DISTS, the last two if their
+        weights are given; {} without test images.
         """
         if not self.paths.test:
             return {}
         encode = (self.encoders or [self.teacher_encoder])[-1]
         decode, step = self.decoders[0], 0.0
         if self.is_encoder:
-            encode = trained[name if name in self.in_turn else self.config.preset]
+            encode = trained[name if name in self.names_in_turn else self.config.preset]
         if registry.MODELS[name].kind == "decoder":
             decode, step = trained[name], TEST_STEP
         elif isinstance(model := trained[name], Autoencoder):

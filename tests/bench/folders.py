@@ -33,10 +33,10 @@ def webp(path: Path) -> None:
     """Pillow's WebP, method 4, as `cwebp -m 4`."""
     from PIL import Image
 
-    from dynenc.evaluation.peers import PEERS
+    from dynenc.evaluation.reference_codecs import REFERENCE_CODECS
 
     with Image.open(path) as image:
-        data = PEERS["webp"].encode(image.convert("RGB"), 50, method=4)
+        data = REFERENCE_CODECS["webp"].encode(image.convert("RGB"), 50, method=4)
     (Path(os.environ["OUT"]) / f"{path.stem}.webp").write_bytes(data)
 
 

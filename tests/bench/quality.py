@@ -43,7 +43,7 @@ from dynenc.evaluation import benchmark
 from dynenc.evaluation.benchmark import Candidate
 from dynenc.evaluation.curves import Curve, bd_rate, percent, table
 from dynenc.evaluation.measure import FIGURES, Measure, load_distances
-from dynenc.evaluation.peers import PEERS
+from dynenc.evaluation.reference_codecs import REFERENCE_CODECS
 from dynenc.imaging import pixels
 from dynenc.networks import loading
 from dynenc.networks.tiling import EMBEDDED_TILES, TiledDecoder
@@ -80,7 +80,7 @@ def by_name(files: Sequence[Path]) -> dict[str, Path]:
 
 def avif_curve(images: Sequence[Path], measure: Measure, cache: Path, setting: str) -> Curve:
     """AVIF on the images, from the cache if it was measured there on equal terms."""
-    candidate = benchmark.of_peer(PEERS["avif"], AVIF_QUALITIES)
+    candidate = benchmark.pillow_candidate(REFERENCE_CODECS["avif"], AVIF_QUALITIES)
     terms = [candidate.description, features.version("avif"), list(AVIF_QUALITIES), setting]
     terms += [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in images]
     terms += [sorted(measure.distances)]

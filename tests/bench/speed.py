@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageOps, features
 
 from dynenc import Codec, __version__, load_decoder, load_encoder, registry
-from dynenc.evaluation.peers import Peer, installed
+from dynenc.evaluation.reference_codecs import ReferenceCodec, installed
 from dynenc.latent_space import SD1
 
 SIZES = ["256", "512", "768x512", "2048"]
@@ -107,7 +107,9 @@ def codecs(
         quality, options = USUAL_SETTINGS[peer.name]
 
         def encode(
-            peer: Peer = peer, quality: int = quality, options: dict[str, object] = options
+            peer: ReferenceCodec = peer,
+            quality: int = quality,
+            options: dict[str, object] = options,
         ) -> bytes:
             return peer.encode(Image.fromarray(pixels), quality, **options)
 

@@ -31,7 +31,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from dynenc import Codec
 from dynenc.errors import ImageWarning
-from dynenc.evaluation.peers import PEERS, Peer
+from dynenc.evaluation.reference_codecs import REFERENCE_CODECS, ReferenceCodec
 from dynenc.imaging.sources import open_rgb
 
 SIZE = 1024, 768  # px, of a screen
@@ -395,7 +395,7 @@ def distance(one: str, two: str) -> int:
 class Ladder:
     """The files of an image that a codec makes at `QUALITIES`, and how well they are read."""
 
-    def __init__(self, text: Text, image: Image.Image, peer: Peer) -> None:
+    def __init__(self, text: Text, image: Image.Image, peer: ReferenceCodec) -> None:
         self.text, self.image, self.peer = text, image, peer
 
     @cache  # noqa: B019 - as short-lived as the image
@@ -451,7 +451,7 @@ def row(screen: Screen, codec: Codec, quality: float, distance: Distance | None)
     found, decoded = [], [codec.decode(ours).convert("RGB")]
     for blob in (ours, without):
         found += [bpp(blob), text.legibility(codec.decode(blob).convert("RGB"))]
-    avif, webp = (Ladder(text, image, PEERS[name]) for name in ("avif", "webp"))
+    avif, webp = (Ladder(text, image, REFERENCE_CODECS[name]) for name in ("avif", "webp"))
     for ladder in (avif, webp):
         equal = ladder.first(lambda rung, peer=ladder: len(peer.data(rung)) >= len(ours))
         found += [bpp(ladder.data(equal)), ladder.legibility(equal)]

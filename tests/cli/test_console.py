@@ -44,7 +44,7 @@ def test_names_beyond_the_encoding_of_stdout_are_escaped(monkeypatch):
     buffer = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, "cp1252"))
     with console.guarded_stdout():
-        console.show("写真.lat", "é\udcff.lat")
+        console.print_result("写真.lat", "é\udcff.lat")
     sys.stdout.detach()
     assert buffer.getvalue().splitlines() == [rb"\u5199\u771f.lat", b"\xe9\xff.lat"]
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from dynenc.errors import UsageError
-from dynenc.evaluation import measure, peers
+from dynenc.evaluation import measure, reference_codecs
 from dynenc.evaluation.measure import Measure, load_distances, means
 from dynenc.imaging import formats
 
@@ -13,7 +13,9 @@ from dynenc.imaging import formats
 def pair(photo_path):
     """A piece of a photograph, and a JPEG of it."""
     original = Image.open(photo_path).convert("RGB").crop((60, 40, 260, 210))
-    return peers.PEERS["jpeg"].decode(peers.PEERS["jpeg"].encode(original, 20)), original
+    return reference_codecs.REFERENCE_CODECS["jpeg"].decode(
+        reference_codecs.REFERENCE_CODECS["jpeg"].encode(original, 20)
+    ), original
 
 
 def test_features_of_large_originals_are_not_kept(pair, lpips_path, vgg_path, monkeypatch):
@@ -41,19 +43,19 @@ def test_means_are_of_what_all_rows_have():
     assert means([{"a": 1, "b": 2}, {"a": 2}]) == {"a": 1.5}
 
 
-@pytest.mark.parametrize("peer", peers.installed(), ids=lambda peer: peer.name)
-def test_peers_spend_more_bytes_for_more_quality(pair, peer):
+@pytest.mark.parametrize("codec", reference_codecs.installed(), ids=lambda codec: codec.name)
+def test_peers_spend_more_bytes_for_more_quality(pair, codec):
     original = pair[1]
-    files = [peer.encode(original, quality) for quality in peer.qualities[::2]]
+    files = [codec.encode(original, quality) for quality in codec.qualities[::2]]
     assert sorted(files, key=len) == files
-    figures = [Measure({})(peer.decode(file), original)["psnr-rgb"] for file in files]
+    figures = [Measure({})(codec.decode(file), original)["psnr-rgb"] for file in files]
     assert sorted(figures) == figures
 
 
 def test_a_peer_that_pillow_lacks(monkeypatch):
     monkeypatch.setattr(formats, "can_write", lambda _: False)
-    assert peers.installed() == []
+    assert reference_codecs.installed() == []
     with pytest.raises(
         UsageError, match="this Pillow cannot write JPEG XL: install pillow-jxl-plugin"
     ):
-        peers.parse("jxl:30")
+        reference_codecs.parse("jxl:30")

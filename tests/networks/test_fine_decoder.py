@@ -19,7 +19,7 @@ def network():
 
 def test_it_starts_as_the_teacher_s_decoder(network):
     teacher = diffusers.AutoencoderTiny().eval().decoder
-    network.start_at(teacher)
+    network.copy_weights_from(teacher)
     latents = torch.randn(1, 4, 44, 44, generator=torch.Generator().manual_seed(0))
     inner = (..., slice(150, 202), slice(150, 202))  # where no padding is seen
     with torch.no_grad():
@@ -28,7 +28,9 @@ def test_it_starts_as_the_teacher_s_decoder(network):
 
 def test_another_teacher_is_refused(network):
     with pytest.raises(WeightsError, match="does not have the architecture"):
-        network.start_at(diffusers.AutoencoderTiny(decoder_block_out_channels=(32,) * 4).decoder)
+        network.copy_weights_from(
+            diffusers.AutoencoderTiny(decoder_block_out_channels=(32,) * 4).decoder
+        )
 
 
 def test_a_flat_image_is_flat_up_to_its_border(network):

@@ -11,7 +11,7 @@ from dynenc.networks import loading
 from dynenc.networks.encoder import to_floats
 from dynenc.training import start
 from dynenc.training.crops import Crops, build_cache
-from dynenc.training.start import Starts
+from dynenc.training.start import Initializer
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def mix():
 
 def starts(crops, target, monkeypatch):
     monkeypatch.setattr(start, "BATCHES", 4)
-    return Starts(crops, target, nn.Identity(), np.random.default_rng(0))
+    return Initializer(crops, target, nn.Identity(), np.random.default_rng(0))
 
 
 def weights(name):

@@ -25,7 +25,7 @@ from dynenc.networks.loading import load_path, model_name
 from dynenc.training import adversary, run
 from dynenc.training.config import PRESETS, TrainConfig, TrainPaths, configure
 from dynenc.training.crops import Crops, build_cache, open_crops
-from dynenc.training.losses import Distortion
+from dynenc.training.losses import ReconstructionLoss
 from dynenc.training.prior import Prior
 from dynenc.training.run import train, train_with_progress
 from dynenc.training.synthetic import Synthetic
@@ -423,7 +423,7 @@ def large_images(folder):
 def test_networks_need_the_weights_of_the_distances(folder, tmp_path):
     no_judges = replace(PRESETS["nano"], **SMALL, lpips=0, lpips_vgg=0, dists=0)
     without = paths(folder, tmp_path, lpips=None, vgg=None, test=folder / "images")
-    assert Distortion(no_judges, without).alex is None
+    assert ReconstructionLoss(no_judges, without).alex is None
     assert train(no_judges, without, CPU, nothing).keys() == {"images", "psnr_db"}
     for name in ("lpips", "vgg"):
         with pytest.raises(UsageError, match="weights") as error:

@@ -12,7 +12,7 @@ from dynenc.imaging import formats
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class ReferenceCodec:
     """A codec of Pillow, at the strongest setting in common use."""
 
     name: str  # on the command line
@@ -32,7 +32,7 @@ class Peer:
         return formats.can_write(self.format)
 
     def encode(self, image: Image.Image, quality: float, **options: object) -> bytes:
-        """Compress an RGB image; further Pillow options override those of the peer."""
+        """Compress an RGB image; further Pillow options override those of the codec."""
         buffer = io.BytesIO()
         settings = {**self.options, "quality": round(quality), **options}
         image.save(buffer, self.format, **settings)
@@ -44,34 +44,42 @@ class Peer:
             return image.convert("RGB")
 
 
-PEERS = {
-    peer.name: peer
-    for peer in (
-        Peer("jpeg", "JPEG", "JPEG", (2, 5, 10, 15, 20, 30), {"optimize": True}),
-        Peer("webp", "WebP", "WEBP", (0, 5, 10, 20, 30, 50), {"method": 6}),
-        Peer("avif", "AVIF", "AVIF", (5, 12, 20, 28, 36, 44), {"speed": 6}),
-        Peer("jxl", "JPEG XL", "JXL", (0, 5, 10, 20, 30, 40)),
+REFERENCE_CODECS = {
+    codec.name: codec
+    for codec in (
+        ReferenceCodec("jpeg", "JPEG", "JPEG", (2, 5, 10, 15, 20, 30), {"optimize": True}),
+        ReferenceCodec("webp", "WebP", "WEBP", (0, 5, 10, 20, 30, 50), {"method": 6}),
+        ReferenceCodec("avif", "AVIF", "AVIF", (5, 12, 20, 28, 36, 44), {"speed": 6}),
+        ReferenceCodec("jxl", "JPEG XL", "JXL", (0, 5, 10, 20, 30, 40)),
     )
 }
 
 
-def installed() -> list[Peer]:
+def installed() -> list[ReferenceCodec]:
     """The codecs of this Pillow."""
-    return [peer for peer in PEERS.values() if peer.is_installed()]
+    return [codec for codec in REFERENCE_CODECS.values() if codec.is_installed()]
 
 
-def parse(text: str) -> tuple[Peer, int]:
+def parse(text: str) -> tuple[ReferenceCodec, int]:
     """Parse a codec with a quality, such as "avif:40".
 
     Raises: UsageError if the codec is unknown, if Pillow lacks it, or if the quality is not an
     integer from 0 to 100.
     """
     name, _, quality = text.partition(":")
-    if name not in PEERS:
-        raise UsageError(f"unknown codec {name!r}: choose one of {', '.join(PEERS)}, as in jpeg:75")
+    if name not in REFERENCE_CODECS:
+        raise UsageError(
+            f"unknown codec {name!r}: choose one of {', '.join(REFERENCE_CODECS)}, as in jpeg:75"
+        )
     if not quality.isdecimal() or int(quality) > 100:
         raise UsageError(f"{text} needs a quality from 0 to 100, as in {name}:75")
-    if not PEERS[name].is_installed():
-        plugin = "pillow-jxl-plugin" if name == "jxl" else f"a Pillow with {PEERS[name].label}"
-        raise UsageError(f"this Pillow cannot write {PEERS[name].label}: install {plugin}")
-    return PEERS[name], int(quality)
+    if not REFERENCE_CODECS[name].is_installed():
+        plugin = (
+            "pillow-jxl-plugin"
+            if name == "jxl"
+            else f"a Pillow with {REFERENCE_CODECS[name].label}"
+        )
+        raise UsageError(
+            f"this Pillow cannot write {REFERENCE_CODECS[name].label}: install {plugin}"
+        )
+    return REFERENCE_CODECS[name], int(quality)
