@@ -25,12 +25,12 @@ from dynenc.interop.latent_cache import CacheSettings, Entry, Shard
 from dynenc.io import names, storage
 from dynenc.io.names import STREAM
 from dynenc.io.shards import Writer
-from dynenc.io.writing import exclusive, make_folder, sweep, writing
+from dynenc.io.writing import lock_folder, make_folder, remove_stale_partials, writing
 from dynenc.latent_space import SD1
 from dynenc.latent_space import named as space_named
 
 AT_ONCE = 32  # images in memory
-STRANGER = "it has no index, so it is not part of the cache, and stays as it is"
+UNINDEXED_NOTE = "it has no index, so it is not part of the cache, and stays as it is"
 
 
 @dataclass(slots=True)
@@ -99,9 +99,9 @@ def make_cache(
     summary = CacheSummary()
     summary.failures += [(each.source, each.error) for each in found.unreadable if each.error]
     summary.notes += [(each.source, each.note) for each in found.ignored_images]
-    with exclusive(cache):
-        sweep(cache)
-        latent_cache.sweep(cache)
+    with lock_folder(cache):
+        remove_stale_partials(cache)
+        latent_cache.remove_unfinished_shards(cache)
         shards = latent_cache.shards(cache)
         if not force:
             _check_settings(shards, maker.settings)
@@ -175,7 +175,9 @@ class _Run:
             keep: do not make again what is current.
             prune: remove what is of none of the sources.
         """
-        self.summary.notes += [(tar, STRANGER) for tar in latent_cache.strangers(self.cache)]
+        self.summary.notes += [
+            (tar, UNINDEXED_NOTE) for tar in latent_cache.unindexed_tars(self.cache)
+        ]
         usable = self._usable()
         todo = [s for s in sources if not (keep and self._is_current(s, usable.get(s.key)))]
         self.summary.kept = len(sources) - len(todo)

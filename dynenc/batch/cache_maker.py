@@ -78,7 +78,7 @@ class Maker:
             model = registry.for_space(encoder, "encoder", space)
             encoder, weights = model.name, model.sha256
         else:
-            encoder = names.base(file_name("a VAE", vae).rstrip("/"))
+            encoder = names.basename(file_name("a VAE", vae).rstrip("/"))
             weights = weights_of(vae)
         made_with = CacheSettings(space.name, encoder, weights, resolution, quality, bool(flips))
         return cls(made_with, space, vae, device)

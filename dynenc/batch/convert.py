@@ -183,8 +183,8 @@ def convert(
     _check_settings(settings)
     return run_conversion(
         settings,
-        [names.plain(file_name("an input", name)) for name in given],
-        None if output is None else names.plain(file_name("an output", output)),
+        [names.without_file_scheme(file_name("an input", name)) for name in given],
+        None if output is None else names.without_file_scheme(file_name("an output", output)),
         dry_run=dry_run,
         on_result=function("on_result", on_result),
         on_step=function("on_step", on_step),

@@ -11,7 +11,7 @@ from dynenc.coding import bitstream
 from dynenc.errors import OutputError, UsageError
 from dynenc.imaging import formats
 from dynenc.io import storage
-from dynenc.io.names import STREAM, base, parent, suffix_of
+from dynenc.io.names import STREAM, basename, parent, suffix_of
 from dynenc.io.shards import is_archive, is_tar
 from dynenc.io.writing import is_stream
 
@@ -90,7 +90,7 @@ def stale_shards(jobs: Sequence[Job]) -> list[str]:
     folder = parent(jobs[0].target) if jobs and jobs[0].members else ""
     if not storage.is_folder(folder):
         return []
-    planned = {base(job.target) for job in jobs}
+    planned = {basename(job.target) for job in jobs}
     there = storage.walk(folder, recursive=False)
     return [
         found.path

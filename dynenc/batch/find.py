@@ -93,10 +93,10 @@ def _add(listing: Listing, name: str, output: str | None, recursive: bool) -> No
     is_pattern = any(c in name for c in "*?[") and not names.is_web(name)
     expanded = storage.expand(name) if is_pattern else []
     if expanded in ([], [name]):
-        listing.files.append(InputFile(name, names.base(name), named=True))
+        listing.files.append(InputFile(name, names.basename(name), named=True))
         return
     for one in expanded:
         if storage.is_folder(one):
             listing.add_folder(one, output, recursive)
         else:  # a pattern such as *.zip selects archives
-            listing.files.append(InputFile(one, names.base(one), named=is_archive(name)))
+            listing.files.append(InputFile(one, names.basename(one), named=is_archive(name)))

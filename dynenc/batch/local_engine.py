@@ -28,7 +28,7 @@ from dynenc.batch.worker import AHEAD, Hello
 from dynenc.coding.rate_control import OnStep
 from dynenc.errors import DynencError
 from dynenc.io.names import parent
-from dynenc.io.writing import sweep
+from dynenc.io.writing import remove_stale_partials
 from dynenc.runtime import cores
 
 logger = logging.getLogger(__name__)
@@ -255,7 +255,7 @@ def _given_up(job: Job, why: str) -> list[Result]:
 def _sweep(workers: Sequence[_Worker]) -> None:
     """Remove the temporary files of dead workers."""
     for folder in {parent(job.target) for each in workers for job in each.pending}:
-        sweep(folder)
+        remove_stale_partials(folder)
 
 
 def _cause(exitcode: int) -> str:

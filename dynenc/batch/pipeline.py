@@ -16,7 +16,7 @@ from dynenc.batch.settings import ConversionSettings, OutputOptions
 from dynenc.coding.rate_control import OnStep
 from dynenc.errors import OutputExists, UnexpectedError, UsageError, with_name
 from dynenc.io import names, storage
-from dynenc.io.writing import make_folder, refuse_existing, sweep
+from dynenc.io.writing import make_folder, refuse_existing, remove_stale_partials
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def run_conversion(
     else:
         _execute(prepared, report, on_step)
     if summary.single and summary.failures and (error := summary.failures[0].error):
-        raise with_name(error, names.shown(summary.failures[0].source)) from error
+        raise with_name(error, names.display_name(summary.failures[0].source)) from error
     return summary
 
 
@@ -113,7 +113,7 @@ def _plan(
         into_folder=not is_file,
         shard_size=settings.output.shard_size,
         naming=settings.output.naming,
-        same_name=names.folded if ignores_case else str,
+        same_name=names.casefolded if ignores_case else str,
     )
     return plan(files, rule), settings
 
@@ -170,13 +170,13 @@ def _execute(
     """Make the folders, convert, and report the results."""
     for folder in sorted(prepared.folders):
         make_folder(folder)
-        sweep(folder)
+        remove_stale_partials(folder)
     with closing(_start(prepared.todo, prepared.settings, on_step)) as stream:
         for results in stream:
             prepared.summary.finished += 1
             report(results)
     for folder in prepared.folders:  # again: killed processes may have been writing at the start
-        sweep(folder)
+        remove_stale_partials(folder)
 
 
 def _start(

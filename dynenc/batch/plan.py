@@ -16,7 +16,7 @@ from dynenc.imaging import formats
 from dynenc.interop.latent_formats import LATENT_SUFFIXES
 from dynenc.io.names import (
     STREAM,
-    base,
+    basename,
     is_chained,
     is_web,
     join,
@@ -108,7 +108,7 @@ class OutputRule:
         suffix: of the outputs, with the dot.
         naming: "keep" adds the suffix to the input's name instead of replacing its own.
         shard_size: pack this many images into each tar shard, named 000000.tar and so on.
-        same_name: a name as the file system compares it; see `names.folded`.
+        same_name: a name as the file system compares it; see `names.casefolded`.
     """
 
     output: str | None
@@ -162,7 +162,7 @@ def _target(file: InputFile, rule: OutputRule) -> str:
                 f"{file.path} is {where}, where no output can be written",
                 hint="choose an output with -o",
             )
-        name = output_name(base(file.path), rule.suffix, rule.naming)
+        name = output_name(basename(file.path), rule.suffix, rule.naming)
         folder = parent(file.path)
         return join(folder, name) if folder else name
     if is_archive(file.path):
@@ -214,7 +214,7 @@ def _refuse_clashes(pairs: Iterable[tuple[str, str]], rule: OutputRule) -> None:
                 f"{other} and {source} would both become {target}",
                 hint="convert them into different folders"
                 if rule.naming == "keep"
-                else f"--name keep writes {base(other)}.* and {base(source)}.*, "
+                else f"--name keep writes {basename(other)}.* and {basename(source)}.*, "
                 "or convert them separately with --include",
             )
 

@@ -12,7 +12,7 @@ from dynenc.imaging import extras
 from dynenc.imaging.detail import Detail
 from dynenc.interop import cache_chunk
 from dynenc.io import shards, storage
-from dynenc.io.names import shown, suffix_of
+from dynenc.io.names import display_name, suffix_of
 from dynenc.io.shards import is_tar
 
 
@@ -29,7 +29,7 @@ def info_file(source: str, *, max_pixels: int) -> Inspected:
     try:
         return _inspect(read_bytes(source), max_pixels)
     except BitstreamError as exc:
-        raise with_name(exc, shown(source)) from exc
+        raise with_name(exc, display_name(source)) from exc
 
 
 def _inspect(blob: bytes, max_pixels: int) -> Inspected:

@@ -16,7 +16,7 @@ from dynenc.batch.settings import TaskName
 from dynenc.errors import OutputExists, UsageError
 from dynenc.io import storage
 from dynenc.io.names import parent, suffix_of
-from dynenc.io.writing import is_stream, sweep, writing
+from dynenc.io.writing import is_stream, remove_stale_partials, writing
 
 COLUMNS = ("source", "target", "status", "reason", "note")
 COUNTS = ("n_bytes_in", "n_bytes_out", "width", "height", "bpp", "quality")
@@ -62,7 +62,7 @@ class ReportFile:
         if not self.overwrite and not is_stream(self.path) and storage.exists(self.path):
             self.earlier = {(row["source"], row["target"]): row for row in self._read()}
         if not is_stream(self.path):
-            sweep(parent(self.path))
+            remove_stale_partials(parent(self.path))
         raw = self.stack.enter_context(writing(self.path, overwrite=True))
         file = io.TextIOWrapper(raw, "utf-8", "surrogateescape", newline="")
         self.stack.callback(file.detach)

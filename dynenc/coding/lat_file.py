@@ -14,7 +14,7 @@ from dynenc.coding.bitstream import Chunk, Header
 from dynenc.coding.entropy import EntropyCoder, load_coder
 from dynenc.errors import BitstreamError, UnknownModel, UsageError, with_name
 from dynenc.io import storage
-from dynenc.io.names import shown
+from dynenc.io.names import display_name
 from dynenc.latent_space import latent_size
 from dynenc.native import kernel
 from dynenc.native.kernel import Floats, Shorts, Symbols
@@ -48,7 +48,7 @@ class LatFile:
         try:
             return cls.parse(read_bytes(source), max_pixels=max_pixels)
         except BitstreamError as exc:
-            raise with_name(exc, shown(source)) from exc
+            raise with_name(exc, display_name(source)) from exc
 
     @classmethod
     def load(

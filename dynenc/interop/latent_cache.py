@@ -26,7 +26,7 @@ from dynenc.coding import bitstream
 from dynenc.errors import BitstreamError, Corrupt, ImageError, OutputError, OutputExists, UsageError
 from dynenc.io import names, storage
 from dynenc.io.shards import open_tar
-from dynenc.io.writing import move, remove, writing
+from dynenc.io.writing import remove, rename, writing
 from dynenc.latent_space import SPACES
 
 VERSION = 1
@@ -108,7 +108,7 @@ class Shard:
 
     def remove(self) -> None:
         """Remove the index and the tar; neither is a shard without the other."""
-        move(self.index, self.unfinished)
+        rename(self.index, self.unfinished)
         _remove_unfinished(self.unfinished)
 
     def is_whole(self) -> bool:
@@ -175,10 +175,10 @@ def publishing(tar: str) -> Iterator[None]:
         with suppress(OSError):
             Path(unfinished).unlink()
         raise
-    move(unfinished, names.with_suffix(tar, ".json"))
+    rename(unfinished, names.with_suffix(tar, ".json"))
 
 
-def sweep(folder: str) -> None:
+def remove_unfinished_shards(folder: str) -> None:
     """Remove the shards that killed runs left over in a cache."""
     for _, path in _files(folder, "unfinished"):
         _remove_unfinished(path)
@@ -191,7 +191,7 @@ def _remove_unfinished(path: str) -> None:
     remove(path)
 
 
-def strangers(folder: str) -> list[str]:
+def unindexed_tars(folder: str) -> list[str]:
     """The tars in a cache that have no index, and so are none of its shards."""
     known = {number for number, _ in _files(folder, "json")}
     return [path for number, path in _files(folder, "tar") if number not in known]

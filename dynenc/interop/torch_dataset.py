@@ -88,7 +88,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.images, self.decoder, self.max_pixels = images, decoder, max_pixels
         self.places: list[Place] = []
         for source in given:
-            name = names.plain(file_name("a folder, tar or .lat file", source))
+            name = names.without_file_scheme(file_name("a folder, tar or .lat file", source))
             self.places += _shard(name) if is_tar(name) else self._of_folder(name)
         if not self.places:
             raise UsageError(f"there is no .lat file in {sources}: make some with 'dynenc encode'")
@@ -139,7 +139,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             if differences := shard.settings.differences(shards[-1].settings):
                 raise UsageError(
                     f"{name} has latents of several settings, as after an interruption: make it "
-                    f"again ({names.base(shard.tar)} has {differences})",
+                    f"again ({names.basename(shard.tar)} has {differences})",
                     hint="use dynenc cache --force",
                 )
         return list(_entries(shards)) if shards else _files(name)
@@ -275,7 +275,7 @@ def _files(name: str) -> list[Place]:
     if not storage.is_folder(name):
         if not names.is_url(name) and not storage.exists(name):
             raise UsageError(f"{name} does not exist: name a cache, folder, tar or .lat file")
-        return [Place(with_suffix(names.base(name), ""), name)]
+        return [Place(with_suffix(names.basename(name), ""), name)]
     return [
         Place(with_suffix(found.relative, ""), found.path)
         for found in storage.walk(name, recursive=True)

@@ -13,13 +13,16 @@ from urllib.parse import unquote, urlsplit
 STREAM = "-"  # stdin or stdout
 
 
-def shown(name: str) -> str:
+def display_name(name: str) -> str:
     """A name as shown in messages."""
     return "standard input" if name == STREAM else name
 
 
 def is_url(name: str) -> bool:
-    """Whether a name is a URL rather than a local path; `plain` turns `file:` URLs into paths."""
+    """Whether a name is a URL rather than a local path.
+
+    `without_file_scheme` turns `file:` URLs into paths.
+    """
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name) is not None
 
 
@@ -33,7 +36,7 @@ def is_chained(name: str) -> bool:
     return is_url(name) and "::" in name
 
 
-def plain(name: str | os.PathLike[str]) -> str:
+def without_file_scheme(name: str | os.PathLike[str]) -> str:
     """A name as a str; `file:` URLs become local paths, percent-decoded (RFC 8089)."""
     text = os.fspath(name)
     if "::" in text or not text.lower().startswith("file:/"):
@@ -72,7 +75,7 @@ def parent(name: str) -> str:
     return with_path(name, split_url(name)[1].rpartition("/")[0])
 
 
-def base(name: str) -> str:
+def basename(name: str) -> str:
     """The last component of a name, without the query of a web address."""
     if not is_url(name):
         return Path(name).name
@@ -92,6 +95,6 @@ def with_suffix(name: str, suffix: str) -> str:
     return name[: len(name) - len(old)] + suffix
 
 
-def folded(name: str) -> str:
+def casefolded(name: str) -> str:
     """A name as compared by file systems that ignore case and Unicode normalisation."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, BinaryIO, Literal, cast
 
 from dynenc.errors import ImageError, OutputError
-from dynenc.io.names import base
+from dynenc.io.names import basename
 from dynenc.io.storage import Readable
 
 TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2?|txz)$", re.IGNORECASE)
@@ -30,12 +30,12 @@ ZIP = re.compile(r"\.zip$", re.IGNORECASE)
 
 def is_archive(name: str) -> bool:
     """Whether a name has the suffix of an archive whose members can be converted."""
-    return is_tar(name) or ZIP.search(base(name)) is not None
+    return is_tar(name) or ZIP.search(basename(name)) is not None
 
 
 def is_tar(name: str) -> bool:
     """Whether a name has the suffix of a tar file, compressed or not."""
-    return TAR.search(base(name)) is not None
+    return TAR.search(basename(name)) is not None
 
 
 def with_tar_suffix(name: str) -> str:
@@ -62,7 +62,7 @@ def members(file: BinaryIO, name: str, *, seek: bool = False) -> Iterator[Member
     Raises: ImageError if it is neither a tar nor a zip, damaged or truncated; reading a damaged or
     encrypted member raises it, too.
     """
-    kind = "zip" if ZIP.search(base(name)) else "tar"
+    kind = "zip" if ZIP.search(basename(name)) else "tar"
     try:
         if kind == "zip":
             yield from _zip_members(file, name)

@@ -307,8 +307,7 @@ def read_at_most(
     first = file.read(min(CHUNK, limit + 1))
     if len(first) < min(CHUNK, limit + 1) and isinstance(file, io.BufferedReader):
         return first
-    what = "standard input" if name == STREAM else name
-    too_long = error(f"{what} is longer than the limit of {limit} bytes")
+    too_long = error(f"{names.display_name(name)} is longer than the limit of {limit} bytes")
     if len(first) > limit:
         raise too_long
     if isinstance(file, io.IOBase) and file.seekable():

@@ -32,7 +32,7 @@ if sys.platform != "win32":
 ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}  # hide partial uploads
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # every other file would fail too
 PARTIAL = re.compile(r"\.dynenc-(?P<kernel>.+)-[0-9a-f]{16}\.partial")
-STALE = 24 * 3600  # s after which a partial file whose lock cannot be tested is abandoned
+STALE_S = 24 * 3600  # after which a partial file whose lock cannot be tested is abandoned
 DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|(?P<pid>\d+)))/fd/(?P<number>\d+)")
 STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 MAX_LINKS = 40  # as in Linux
@@ -59,7 +59,7 @@ def refuse_existing(target: str, overwrite: bool) -> None:
 
 @contextmanager
 def writing(target: str, overwrite: bool, *, mtime: float | None = None) -> Iterator[BinaryIO]:
-    """A file to write; it gets its name if the block ends without an error, else it is removed.
+    """A file that gets its final name if the block succeeds, and is removed otherwise.
 
     Links are followed. A file that is overwritten keeps its mode, its owner where permitted, and
     its other hard links. A stream (see `is_stream`) is written directly.
@@ -167,7 +167,7 @@ def _create_partial(folder: Path, *, private: bool) -> tuple[Path, BinaryIO]:
     while True:
         partial = folder / partial_name()
         descriptor = os.open(partial, flags, 0o600 if private else 0o666)
-        if _lock(descriptor) is False or not partial.exists():  # another run has swept it
+        if _lock(descriptor) is False or not partial.exists():  # another run has removed it
             os.close(descriptor)
             continue
         return partial, cast(BinaryIO, os.fdopen(descriptor, "wb"))
@@ -286,7 +286,7 @@ def remove(name: str) -> None:
         raise _failure(f"{name} cannot be removed", exc) from exc
 
 
-def move(name: str, other: str) -> None:
+def rename(name: str, other: str) -> None:
     """Give a local file another name, in the place of what has it; raises OutputError."""
     try:
         Path(name).replace(other)
@@ -295,7 +295,7 @@ def move(name: str, other: str) -> None:
 
 
 @contextmanager
-def exclusive(folder: str) -> Iterator[None]:
+def lock_folder(folder: str) -> Iterator[None]:
     """Lock a local folder against other processes.
 
     The folder itself is locked, so nothing is written, and what is killed leaves no lock behind.
@@ -338,7 +338,7 @@ def _kernel() -> str:
     return socket.gethostname()
 
 
-def sweep(folder: str) -> None:
+def remove_stale_partials(folder: str) -> None:
     """Remove the temporary files that killed runs left in a local folder.
 
     A file is abandoned if nobody holds its lock or, where the lock cannot be tested (it belongs to
@@ -357,7 +357,7 @@ def _remove_abandoned(path: Path, is_ours: bool) -> None:
     if os.name == "nt" and is_ours:
         path.unlink()  # fails while it is open
         return
-    is_old = time.time() - path.stat().st_mtime > STALE
+    is_old = time.time() - path.stat().st_mtime > STALE_S
     if not is_ours:
         if is_old:
             path.unlink()

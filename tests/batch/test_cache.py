@@ -17,7 +17,7 @@ from dynenc.coding.lat_file import LatFile
 from dynenc.errors import ImageError, OutputError, OutputExists, UsageError, WeightsError
 from dynenc.interop import latent_cache
 from dynenc.io import writing
-from dynenc.io.writing import exclusive
+from dynenc.io.writing import lock_folder
 
 SIZES = {"a": (192, 128), "b": (128, 192), "c": (200, 140), "sub/d": (128, 128)}
 
@@ -351,7 +351,7 @@ def test_forced_settings_leave_nothing_of_others(images, cache):
 
 def test_one_run_at_a_time(images, cache):
     make_cache(str(images), cache)
-    with exclusive(cache), pytest.raises(OutputError, match="another run is at work"):
+    with lock_folder(cache), pytest.raises(OutputError, match="another run is at work"):
         make_cache(str(images), cache)
     assert make_cache(str(images), cache).kept == 4
 

@@ -12,7 +12,7 @@ from dynenc.batch.plan import (
     select,
 )
 from dynenc.errors import UsageError
-from dynenc.io.names import folded, suffix_of, with_suffix
+from dynenc.io.names import casefolded, suffix_of, with_suffix
 
 
 def found(*relatives, folder="in"):
@@ -54,9 +54,9 @@ def test_names_that_differ_in_case_clash_only_where_case_is_ignored():
     files = found("A.png", "a.png")
     assert len(planned(files, "out", ".lat")) == 2
     with pytest.raises(UsageError, match="both become"):
-        planned(files, "out", ".lat", same_name=folded)
+        planned(files, "out", ".lat", same_name=casefolded)
     with pytest.raises(UsageError, match="both become"):
-        planned(found("\u00e9.png", "e\u0301.png"), "out", ".lat", same_name=folded)
+        planned(found("\u00e9.png", "e\u0301.png"), "out", ".lat", same_name=casefolded)
 
 
 def test_an_input_is_never_overwritten():

@@ -17,15 +17,15 @@ from dynenc.io import names
     ],
 )
 def test_file_urls_are_local_paths(url, path):
-    assert names.plain(url) == path
+    assert names.without_file_scheme(url) == path
 
 
 def test_parts_of_urls():
-    assert names.base("https://x.y/a.png?key=1/2") == "a.png"
+    assert names.basename("https://x.y/a.png?key=1/2") == "a.png"
     assert not names.is_url("C:/x")
     assert names.join("memory://", "a/b.lat") == "memory://a/b.lat"
     assert names.join("s3://b/x/", "a.lat") == "s3://b/x/a.lat"
     chained = "zip://x/a.png::s3://b/y.zip"
-    assert names.base(chained) == "a.png"
+    assert names.basename(chained) == "a.png"
     assert names.parent(chained) == "zip://x::s3://b/y.zip"
     assert names.join(names.parent(chained), "c/b.png") == "zip://x/c/b.png::s3://b/y.zip"

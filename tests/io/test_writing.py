@@ -84,7 +84,7 @@ def test_sweep_removes_what_dead_processes_left(tmp_path):
     old = f".dynenc-elsewhere-{'1' * 16}.partial"
     for name in (dead, foreign, old, "photo.partial"):
         (tmp_path / name).write_bytes(b"")
-    os.utime(tmp_path / old, (time.time() - 2 * writing.STALE,) * 2)
+    os.utime(tmp_path / old, (time.time() - 2 * writing.STALE_S,) * 2)
     with writing.writing(str(tmp_path / "a.lat"), overwrite=False) as file:
         file.write(b"1")
         (alive,) = {path.name for path in tmp_path.iterdir()} - {
@@ -94,7 +94,7 @@ def test_sweep_removes_what_dead_processes_left(tmp_path):
             "photo.partial",
         }
         # another process, which cannot tell by a process number: it may have another PID namespace
-        command = f"from dynenc.io.writing import sweep; sweep({str(tmp_path)!r})"
+        command = f"from dynenc.io import writing; writing.remove_stale_partials({str(tmp_path)!r})"
         subprocess.run([sys.executable, "-c", command], check=True)
         assert {path.name for path in tmp_path.iterdir()} == {alive, foreign, "photo.partial"}
     assert (tmp_path / "a.lat").read_bytes() == b"1"
@@ -106,10 +106,10 @@ def test_no_lock_no_removal_before_it_is_old(tmp_path, monkeypatch):
 
     monkeypatch.setattr("fcntl.flock", flock)
     (partial := tmp_path / writing.partial_name()).write_bytes(b"")
-    writing.sweep(str(tmp_path))
+    writing.remove_stale_partials(str(tmp_path))
     assert partial.exists()
-    os.utime(partial, (time.time() - 2 * writing.STALE,) * 2)
-    writing.sweep(str(tmp_path))
+    os.utime(partial, (time.time() - 2 * writing.STALE_S,) * 2)
+    writing.remove_stale_partials(str(tmp_path))
     assert not partial.exists()
 
 

@@ -99,7 +99,7 @@ class ImportTask(Task[ImportedLatents]):
         blob = inputs.read_latent_file(item.source) if item.data is None else item.data
         options = self.settings.encode
         space = SPACES.get(options.space)
-        foreign = latent_files.read(blob, names.shown(item.source), options.scale, space)
+        foreign = latent_files.read(blob, names.display_name(item.source), options.scale, space)
         return LoadedItem(foreign, len(blob), tuple(foreign.latents.shape[-2:]), foreign.note)
 
     def make(

@@ -43,7 +43,7 @@ def load_image(item: Item, settings: ConversionSettings) -> LoadedItem[Image.Ima
     with notes.collected() as lost:
         image = open_image(
             item.source if blob is None else blob,
-            name=names.shown(item.source),
+            name=names.display_name(item.source),
             max_pixels=settings.input.max_pixels,
             keep_metadata=settings.encode.keep_metadata,
             truncated=settings.input.truncated,
