@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image
 
 from dynenc import registry, runtime
-from dynenc.arguments import file_name, integer
-from dynenc.coding import bitstream, rate_control
+from dynenc.arguments import file_name
+from dynenc.coding import bitstream
 from dynenc.coding.encode_latents import default_coder
+from dynenc.coding.encode_options import DetailMode, EncodeOptions
 from dynenc.coding.lat_file import LatFile
-from dynenc.coding.rate_control import MAX_EFFORT, DetailMode, Goal, OnStep
+from dynenc.coding.rate_control import OnStep
 from dynenc.encoding import Encoded, Encoding
 from dynenc.imaging import arrays, extras, layering, notes, pixels
 from dynenc.imaging import detail as detail_layer
@@ -205,21 +206,22 @@ class Codec:
         Warns: ImageWarning if something cannot be kept (see `pixels.to_plain`, `metadata.of`), or
             if text will not be legible.
         """
-        goal = rate_control.goal(
-            quality,
+        options = EncodeOptions.from_arguments(
+            quality=quality,
             target_bpp=target_bpp,
             target_size=target_size,
             target_psnr=target_psnr,
             strict=strict,
+            effort=effort,
+            detail=detail,
+            keep_metadata=keep_metadata,
         )
         name = ""
         if isinstance(image, str | Path):
             path = Path(file_name("an image", image))
             name = f"{path}: "
             image = open_image(path, keep_metadata=keep_metadata)
-        [encoded] = self.encode_batch(
-            [image], goal, effort, detail=detail, keep_metadata=keep_metadata
-        )
+        [encoded] = self.encode_batch([image], options)
         if encoded.note:
             logger.info(encoded.note)
         if encoded.warning:
@@ -229,36 +231,42 @@ class Codec:
     def encode_batch(
         self,
         images: Sequence[ImageLike],
-        goal: Goal,
-        effort: int = 0,
-        *,
-        detail: DetailMode = "auto",
-        keep_metadata: bool = False,
+        options: EncodeOptions,
         on_step: OnStep | None = None,
     ) -> list[Encoded]:
-        """Like `encode`, for images of equal padded size; the encoder runs once for all.
+        """Encode images of equal padded size (sides rounded up to 8 px); the encoder runs once.
 
         Args:
+            images: as for `encode`, but no paths.
             on_step: called after each step of refinement with its number and the total.
+        Returns: one `Encoded` for each image, in order.
+        Raises: like `encode`.
         """
-        integer("effort", effort, 0, MAX_EFFORT)
         if not images:
             return []
         images = [pixels.to_plain(p) if isinstance(p, Image.Image) else p for p in images]
         chunks = [
-            extras.to_chunks(extras.of(image, keep_metadata=keep_metadata))
+            extras.to_chunks(extras.of(image, keep_metadata=options.keep_metadata))
             if isinstance(image, Image.Image)
             else []
             for image in images
         ]
         checked = [arrays.unpacked(arrays.checked(image)) for image in images]
-        layers = [layering.of(image, detail) for image in checked]
-        found = self.latents([each.beneath for each in layers])
-        kept = [each.without_hidden(one) for one, each in zip(found, layers, strict=True)]
-        given = zip(kept, layers, chunks, strict=True)
-        todo = [Encoding(self, *each, effort, on_step) for each in given]
-        run = map if effort or goal.kind == "dB" else runtime.in_threads  # torch has its own
-        return list(run(lambda each: each.for_goal(goal), todo))
+        layers = [layering.of(image, options.detail) for image in checked]
+        latents = self.latents([layer.beneath for layer in layers])
+        todo = [
+            Encoding(
+                self,
+                latents=layer.without_hidden(of_image),
+                layer=layer,
+                chunks=chunks_of_image,
+                options=options,
+                on_step=on_step,
+            )
+            for of_image, layer, chunks_of_image in zip(latents, layers, chunks, strict=True)
+        ]
+        run = map if options.needs_decoder else runtime.in_threads  # torch has its own
+        return list(run(Encoding.encode, todo))
 
     def latents(self, images: Sequence[Checked]) -> Floats:
         """Scaled latents [B, C, h, w] of images of equal padded size."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 from dynenc.coding import bitstream, quantize, rate_control
 from dynenc.coding.bitstream import Chunk
 from dynenc.coding.encode_latents import encode_latents
+from dynenc.coding.encode_options import EncodeOptions
 from dynenc.coding.lat_file import LatFile
-from dynenc.coding.rate_control import Goal, OnStep
+from dynenc.coding.rate_control import OnStep
 from dynenc.imaging import arrays, notes
 from dynenc.imaging import detail as detail_layer
 from dynenc.imaging.arrays import Checked
@@ -75,13 +76,16 @@ class Encoding:
     latents: Floats  # [C, h, w], of the image beneath the detail layer
     layer: Layering
     chunks: list[Chunk]  # without that of the layer
-    effort: int
+    options: EncodeOptions
     on_step: OnStep | None
     files: dict[int, LatFile] = field(init=False, default_factory=dict)  # cache, by step
 
-    def for_goal(self, goal: Goal) -> Encoded:
-        """The file closest to a goal."""
-        step_q = rate_control.START
+    def encode(self) -> Encoded:
+        """The file that meets the goal, or comes closest to it.
+
+        Raises: TargetMissed if the goal is strict and missed; OutOfMemory during refinement.
+        """
+        goal, step_q = self.options.goal, rate_control.START
         if goal.kind == "quality":
             has_trellis = self.codec.model.has_trellis
             step_q = quantize.quality_to_step(goal.value, has_trellis=has_trellis)
@@ -89,9 +93,9 @@ class Encoding:
         if goal.kind == "quality":
             encoded = Encoded(chosen._refined(chosen._file(step_q)), warning=self.layer.warning)
         elif goal.kind == "dB":
-            encoded = chosen._for_psnr(goal)
+            encoded = chosen._for_psnr()
         else:
-            encoded = chosen._for_size(goal)
+            encoded = chosen._for_size()
         if chosen is self or not detail_layer.has_layer(encoded.file):
             return encoded
         return replace(encoded, note=notes.joined(encoded.note, ALL_LAYER))
@@ -103,7 +107,8 @@ class Encoding:
         other = replace(self, layer=self.layer.whole())
         return min(self, other, key=lambda each: len(each._file(step_q).to_bytes()))
 
-    def _for_size(self, goal: Goal) -> Encoded:
+    def _for_size(self) -> Encoded:
+        goal = self.options.goal
         height, width = arrays.height_width(self.layer.image)
         max_bytes = goal.value * (height * width / 8 if goal.kind == "bpp" else 1)
 
@@ -114,18 +119,19 @@ class Encoding:
         step_q, reached = rate_control.search(measure, goal.value, at_most=True)
         if reached > goal.value and self.layer.mask is not None:  # the layer alone is too large
             [latents] = self.codec.latents([self.layer.image])
-            return replace(self, latents=latents, layer=self.layer.dropped())._for_size(goal)
+            return replace(self, latents=latents, layer=self.layer.dropped())._for_size()
         is_close = reached >= (1 - rate_control.TOLERANCE) * goal.value
         if self.layer.may_be_held and not is_close:  # the layer's quality has coarse steps
             has_trellis = self.codec.model.has_trellis
             quality = quantize.step_to_quality(step_q, has_trellis=has_trellis)
             held = replace(self, layer=replace(self.layer, held=quality))
-            return held._for_size(goal)
+            return held._for_size()
         refined = self._refined(self._file(step_q), max_bytes)
         miss = rate_control.LAYER_MISS if self.layer.is_whole else rate_control.MISS
         return Encoded(refined, goal.note(reached, miss), self.layer.warning)
 
-    def _for_psnr(self, goal: Goal) -> Encoded:
+    def _for_psnr(self) -> Encoded:
+        goal = self.options.goal
         files: dict[int, LatFile] = {}
 
         def measure(step_q: int) -> float:
@@ -153,12 +159,12 @@ class Encoding:
 
     def _refined(self, file: LatFile, max_bytes: float = math.inf) -> LatFile:
         """The refined file, of at most max_bytes or its present size, whichever is larger."""
-        if not self.effort or self.layer.is_whole:
+        if not self.options.effort or self.layer.is_whole:
             return file
         image, decoder = self.layer.image, self.codec.decoder_of(file.model)
         if self.layer.mask is not None:
             [decoded] = self.codec.backend.images([file], decoder)
             image = self.layer.with_hidden(decoded)
         return self.codec.backend.refined(
-            file, self.latents, image, decoder, self.effort, self.on_step, max_bytes
+            file, self.latents, image, decoder, self.options.effort, self.on_step, max_bytes
         )

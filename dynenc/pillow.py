@@ -12,6 +12,7 @@ import io
 import os
 import sys
 from functools import cache
+from inspect import signature
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -19,6 +20,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from dynenc import registry
 from dynenc.arguments import file_name
 from dynenc.coding import bitstream
+from dynenc.coding.encode_options import EncodeOptions
 from dynenc.errors import BitstreamError, with_name
 from dynenc.imaging import extras
 from dynenc.io.storage import read_at_most
@@ -28,8 +30,7 @@ if TYPE_CHECKING:
     from dynenc.codec import Codec
 
 FORMAT, MIME = "LAT", "image/x-lat"
-TARGETS = ("quality", "target_bpp", "target_size", "target_psnr")
-OPTIONS = (*TARGETS, "effort", "detail", "keep_metadata")  # of `Codec.encode`
+OPTIONS = tuple(signature(EncodeOptions.from_arguments).parameters)
 
 decoder = "embedded"  # for Image.open, which takes no options: any name of `load_decoder`
 

@@ -14,9 +14,9 @@ from dynenc import metrics, registry, runtime
 from dynenc.codec import Codec
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.encode_latents import FLAT_ERROR, rms_error
+from dynenc.coding.encode_options import EncodeOptions
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
-from dynenc.coding.rate_control import Goal
 from dynenc.errors import (
     BitstreamError,
     Corrupt,
@@ -134,9 +134,10 @@ def test_a_batch_in_threads_has_the_bytes_of_its_images(encoder, photo, monkeypa
     coder = Codec(encoder, device="cpu")
     parts = [photo.crop((x, x, x + 49, x + 31)) for x in range(0, 50, 10)]
     before = set(threading.enumerate())
-    for goal in (Goal(), Goal("bytes", 300)):
-        together = [each.blob for each in coder.encode_batch(parts, goal)]
-        alone = [coder.encode_batch([part], goal)[0].blob for part in parts]
+    for target in (None, 300):
+        options = EncodeOptions.from_arguments(target_size=target)
+        together = [each.blob for each in coder.encode_batch(parts, options)]
+        alone = [coder.encode_batch([part], options)[0].blob for part in parts]
         assert together == alone
         assert len(set(together)) == len(parts)
     assert set(threading.enumerate()) <= before

@@ -15,7 +15,7 @@ import dynenc.pillow
 from dynenc import Codec
 from dynenc.batch import plan
 from dynenc.coding import bitstream
-from dynenc.errors import WeightsError
+from dynenc.errors import TargetMissed, WeightsError
 
 GOLDEN = Path(__file__).parent / "golden" / "v1_light_33x40.lat"
 
@@ -129,6 +129,8 @@ def test_options_of_save(image):
     assert bitstream.read(saved(image, encoder="nano"))[0].model_id == 1
     tuned = saved(image, quality=50, effort=1)
     assert tuned == Codec().encode(image, quality=50, effort=1) != saved(image)
+    with pytest.raises(TargetMissed):
+        saved(image, target_size=20, strict=True)
     with pytest.raises(WeightsError, match="unknown encoder 'none'"):
         saved(image, encoder="none")
     with pytest.raises(ValueError, match="quality 101"):

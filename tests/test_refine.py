@@ -158,8 +158,8 @@ def test_savings_reach_what_is_wanted():
 
 def test_steps_are_told(nano, photo):
     told = []
-    goal = codec.Goal("quality", 50)
-    nano.encode_batch([photo], goal, 2, on_step=lambda done, of: told.append((done, of)))
+    options = codec.EncodeOptions(effort=2)
+    nano.encode_batch([photo], options, on_step=lambda done, of: told.append((done, of)))
     assert told == [(i, 11) for i in range(1, 12)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import get_args
 
 from dynenc import registry
@@ -12,20 +13,20 @@ from dynenc.arguments import file_name, function, integer, number, patterns
 from dynenc.batch.pipeline import OnResult, run_conversion
 from dynenc.batch.results import ConversionSummary
 from dynenc.batch.settings import (
+    CodecOptions,
     ConversionSettings,
-    DecodeOptions,
-    EncodeOptions,
     Engine,
     Existing,
+    ImportOptions,
     InputOptions,
     Naming,
     OutputOptions,
     RunOptions,
     TaskName,
 )
-from dynenc.coding import rate_control
 from dynenc.coding.bitstream import MAX_PIXELS
-from dynenc.coding.rate_control import DETAIL_MODES, DetailMode, OnStep
+from dynenc.coding.encode_options import DetailMode, EncodeOptions
+from dynenc.coding.rate_control import IMPORT_QUALITY, Goal, OnStep
 from dynenc.errors import UsageError
 from dynenc.interop.latent_formats import LATENT_FORMATS
 from dynenc.io import names
@@ -129,30 +130,30 @@ def convert(
         OutputExists if packed shards hold other images and are to be skipped, DiskFull. Finished
         outputs are kept.
     """
-    _check(task, existing=existing, naming=naming, engine=engine, detail=detail)
-    goal = rate_control.goal(
-        quality,
+    _check(task, existing=existing, naming=naming, engine=engine)
+    encode = EncodeOptions.from_arguments(
+        quality=quality,
         target_bpp=target_bpp,
         target_size=target_size,
         target_psnr=target_psnr,
         strict=strict,
+        effort=effort,
+        detail=detail,
+        keep_metadata=keep_metadata,
     )
-    if task == "import" and quality is None and goal.kind == "quality":
-        goal = rate_control.Goal(value=rate_control.IMPORT_QUALITY)
+    if task == "import" and quality is None and encode.goal.kind == "quality":
+        encode = replace(encode, goal=Goal(value=IMPORT_QUALITY))
     settings = ConversionSettings(
         task=task,
-        encode=EncodeOptions(
+        codec=CodecOptions(
             encoder=_encoder(task, encoder, space),
-            goal=goal,
-            effort=integer("effort", effort, 0, rate_control.MAX_EFFORT),
-            detail=detail,
+            decoder=file_name("a decoder", decoder),
             tune_for=file_name("a decoder", tune_for),
-            keep_metadata=keep_metadata,
-            scale=scale,
-            space=space or "",
-            keep_step=quality is None,
+            device=device,
         ),
-        decode=DecodeOptions(decoder=file_name("a decoder", decoder), view=view),
+        encode=encode,
+        imported=ImportOptions(scale=scale, space=space or "", keep_step=quality is None),
+        view=view,
         input=InputOptions(
             recursive=recursive,
             include=patterns("include", include),
@@ -169,7 +170,6 @@ def convert(
             keep_mtime=keep_mtime,
         ),
         run=RunOptions(
-            device=device,
             engine=engine,
             address=address,
             jobs=None if jobs is None else integer("jobs", jobs, 1),
@@ -205,7 +205,7 @@ def _check(task: str, **choices: str | None) -> None:
     if task not in get_args(TaskName):
         raise UsageError(f"unknown task {task!r}: choose one of {', '.join(get_args(TaskName))}")
     allowed = {"existing": (None, *get_args(Existing)), "naming": get_args(Naming)}
-    allowed |= {"engine": get_args(Engine), "detail": DETAIL_MODES}
+    allowed["engine"] = get_args(Engine)
     for name, value in choices.items():
         if value not in allowed[name]:
             known = ", ".join(filter(None, allowed[name]))
@@ -226,15 +226,15 @@ def _encoder(task: TaskName, name: str, space: str | None) -> str:
 
 
 def _check_settings(settings: ConversionSettings) -> None:
-    options = settings.encode
-    if settings.task == "import" and options.goal.kind != "quality":
+    if settings.task == "import" and settings.encode.goal.kind != "quality":
         raise UsageError("imported latents take a quality, not a target")
     if settings.output.form and settings.output.form not in LATENT_FORMATS:
         raise UsageError(
             f"unknown latent format {settings.output.form!r}: choose one of "
             f"{', '.join(LATENT_FORMATS)}"
         )
-    if options.scale is not None and not 0 < number("scale", options.scale) < math.inf:
-        raise UsageError(f"scale must be positive and finite, not {options.scale:g}")
+    scale = settings.imported.scale
+    if scale is not None and not 0 < number("scale", scale) < math.inf:
+        raise UsageError(f"scale must be positive and finite, not {scale:g}")
     if settings.run.address is not None and settings.run.engine != "ray":
         raise UsageError("an address is only used with the Ray engine", hint="add --engine ray")

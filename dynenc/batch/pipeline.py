@@ -68,7 +68,7 @@ def _prepare(settings: ConversionSettings, inputs: list[str], output: str | None
     """Find the inputs, plan their outputs, and check the existing ones."""
     listing = find(settings.task, inputs, output, settings.input)
     single = listing.is_single
-    if settings.decode.view.region and not single:
+    if settings.view.region and not single:
         raise UsageError("a region needs a single image", hint="give one .lat file")
     jobs, settings = _plan(listing, output, settings)
     existing = settings.output.existing or ("refuse" if single else "skip")

@@ -134,8 +134,8 @@ def _run(
     ray: Any, data: Any, jobs: Sequence[Job], settings: ConversionSettings
 ) -> Iterator[list[Result]]:
     there = ray.cluster_resources()
-    gpu = settings.run.device == "cuda" or (
-        settings.run.device == "auto" and there.get("GPU", 0) >= 1
+    gpu = settings.codec.device == "cuda" or (
+        settings.codec.device == "auto" and there.get("GPU", 0) >= 1
     )
     most = settings.run.jobs or max(1, int(there.get("GPU" if gpu else "CPU", 1)))
     logger.info("ray: up to %d actors, one per %s", most, "GPU" if gpu else "CPU")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from dynenc import registry
 from dynenc.coding.bitstream import MAX_PIXELS
-from dynenc.coding.rate_control import DetailMode, Goal
+from dynenc.coding.encode_options import EncodeOptions
 from dynenc.view import WHOLE, View
 
 TaskName = Literal["encode", "decode", "roundtrip", "export", "import"]
@@ -19,26 +19,22 @@ SHARD_SIZE = 1000  # images in a tar shard of a cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncodeOptions:
-    """How images or imported latents become .lat files."""
+class CodecOptions:
+    """The networks, and where they run."""
 
     encoder: str = registry.DEFAULT_ENCODER
-    goal: Goal = field(default_factory=Goal)
-    effort: int = 0  # 0..9
+    decoder: str = "auto"
     tune_for: str = "embedded"  # decoder that effort and a target PSNR optimise for
-    detail: DetailMode = "auto"  # see imaging.layering
-    keep_metadata: bool = False  # see imaging.metadata
-    scale: float | None = None  # of imported latents; None: as their file declares
-    space: str = ""  # of imported latents, of latent_space.SPACES; "": as their file declares
-    keep_step: bool = False  # of imported latents that are already quantised
+    device: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeOptions:
-    """How .lat files become images."""
+class ImportOptions:
+    """How imported latents are read and quantised."""
 
-    decoder: str = "auto"
-    view: View = WHOLE
+    scale: float | None = None  # None: as their file declares
+    space: str = ""  # of latent_space.SPACES; "": as their file declares
+    keep_step: bool = False  # of latents that are already quantised
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +67,8 @@ class OutputOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Where the work is done, and by how many processes."""
+    """What does the work: processes, batches, threads."""
 
-    device: str = "auto"
     engine: Engine = "local"
     address: str | None = None  # of a Ray cluster
     jobs: int | None = None  # worker processes, or Ray actors; None chooses
@@ -88,8 +83,10 @@ class ConversionSettings:
     """All options of a run."""
 
     task: TaskName
-    encode: EncodeOptions = EncodeOptions()  # frozen
-    decode: DecodeOptions = DecodeOptions()
+    codec: CodecOptions = CodecOptions()  # frozen
+    encode: EncodeOptions = field(default_factory=EncodeOptions)  # imports use its goal alone
+    imported: ImportOptions = ImportOptions()
+    view: View = WHOLE  # of decoded images
     input: InputOptions = InputOptions()
     output: OutputOptions = OutputOptions()
     run: RunOptions = RunOptions()

@@ -21,7 +21,7 @@ from dynenc.cli.options import (
     Quality,
     Quiet,
 )
-from dynenc.coding.rate_control import DetailMode
+from dynenc.coding.encode_options import DetailMode
 from dynenc.errors import UsageError
 
 

@@ -13,7 +13,7 @@ import typer
 
 from dynenc import registry, view
 from dynenc.cli.commands import GENERAL
-from dynenc.coding.rate_control import DetailMode
+from dynenc.coding.encode_options import DetailMode
 from dynenc.errors import UsageError
 from dynenc.interop.latent_formats import LATENT_FORMATS
 from dynenc.latent_space import SPACES

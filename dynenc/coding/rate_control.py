@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from dynenc.arguments import number
 from dynenc.errors import TargetMissed, UsageError
@@ -16,10 +16,7 @@ LAYER_MISS = 0.08  # the same where a layer is all of the image: its quality has
 UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEFAULT_QUALITY = 50.0
 OnStep = Callable[[int, int], None]  # steps of an effort that are done, and of all
-DetailMode = Literal["auto", "on", "off"]  # how text and graphics are kept: imaging.layering
-DETAIL_MODES: tuple[DetailMode, ...] = get_args(DetailMode)
 IMPORT_QUALITY = 80.0  # of imported latents and of caches, which people keep for training
-MAX_EFFORT = 9  # see refine.py
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from dynenc import __version__, metrics, registry
 from dynenc.batch.plan import input_suffixes
 from dynenc.codec import Codec
 from dynenc.coding import bitstream
-from dynenc.coding.rate_control import DetailMode
+from dynenc.coding.encode_options import DetailMode
 from dynenc.errors import ImageError
 from dynenc.evaluation import reference_codecs
 from dynenc.evaluation.curves import Curve, Evaluation

@@ -15,8 +15,8 @@ from PIL import Image
 from dynenc.batch.plan import input_suffixes
 from dynenc.codec import Codec
 from dynenc.coding import bitstream, lat_file
+from dynenc.coding.encode_options import DetailMode
 from dynenc.coding.lat_file import LatFile
-from dynenc.coding.rate_control import DetailMode
 from dynenc.errors import BitstreamError, DynencError, ImageError, UsageError, with_name
 from dynenc.evaluation import reference_codecs
 from dynenc.evaluation.measure import Measure

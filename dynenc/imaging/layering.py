@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image, features
 
 from dynenc.coding.bitstream import Chunk
-from dynenc.coding.rate_control import DETAIL_MODES, DetailMode
-from dynenc.errors import UsageError
+from dynenc.coding.encode_options import DetailMode
 from dynenc.imaging import arrays, detail, graphics
 from dynenc.imaging.arrays import Checked
 from dynenc.imaging.graphics import Mask
@@ -114,10 +113,7 @@ def of(image: Checked, mode: DetailMode) -> Layering:
     Args:
         mode: 'auto' looks for text and graphics; 'on' also accepts less certain tiles; 'off' makes
             no layer.
-    Raises: UsageError if the mode is unknown.
     """
-    if not isinstance(mode, str) or mode not in DETAIL_MODES:
-        raise UsageError(f"unknown detail {mode!r}: choose one of {', '.join(DETAIL_MODES)}")
     seen = image if isinstance(image, Image.Image | np.ndarray) else _rgb(image)
     mask = graphics.find(seen, eager=mode == "on")
     if not mask.any():

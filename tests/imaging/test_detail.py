@@ -10,8 +10,8 @@ from PIL import Image, features
 from dynenc import Codec
 from dynenc.batch.verify import verify
 from dynenc.coding.bitstream import DETAIL, MAX_PIXELS
+from dynenc.coding.encode_options import EncodeOptions
 from dynenc.coding.lat_file import LatFile
-from dynenc.coding.rate_control import Goal
 from dynenc.errors import Corrupt, ImageWarning, MissingFormat, UnknownModel, UsageError
 from dynenc.imaging import detail, layering
 from dynenc.imaging.detail import FEATHER, HEAD
@@ -151,9 +151,9 @@ def test_a_target_psnr_is_that_of_the_whole_image(codec):
 
 def test_the_smaller_of_a_part_and_the_whole_as_layer_is_written(codec, monkeypatch):
     image = page()
-    [chosen] = codec.encode_batch([image], Goal())
+    [chosen] = codec.encode_batch([image], EncodeOptions())
     monkeypatch.setattr(layering, "WHOLE_LAYER_SHARE", 2)
-    [part] = codec.encode_batch([image], Goal())
+    [part] = codec.encode_batch([image], EncodeOptions())
     assert not detail.is_whole(part.file)
     assert len(chosen.blob) <= len(part.blob)
     assert detail.is_whole(chosen.file) == ("covers the whole image" in chosen.note)
@@ -174,7 +174,7 @@ def test_of_a_photograph_a_layer_has_the_quality_that_it_needs_and_type_no_more(
 
 def test_hidden_latents_are_zeros_and_do_not_reach_visible_pixels(codec):
     image = page()
-    file = codec.encode_batch([image], Goal())[0].file
+    file = codec.encode_batch([image], EncodeOptions())[0].file
     layer = detail.of_chunks(file.chunks, *image.size)
     covered = layer.mask.repeat(2, 0).repeat(2, 1)
     hidden = detail.hidden(layer.mask, image.size)
@@ -186,7 +186,7 @@ def test_hidden_latents_are_zeros_and_do_not_reach_visible_pixels(codec):
 
 @pytest.mark.parametrize("view", [WHOLE, View(Region(70, 50, 100, 90)), View(None, 4)])
 def test_what_is_hidden_is_not_decoded_and_no_pixel_changes(codec, view):
-    file = codec.encode_batch([page()], Goal())[0].file
+    file = codec.encode_batch([page()], EncodeOptions())[0].file
     size = file.size
     layer = detail.of_chunks(file.chunks, *size)
     part = detail.visible(file)

@@ -10,8 +10,9 @@ from functools import cache
 from dynenc.coding import bitstream, entropy, rate_control
 from dynenc.coding.bitstream import Header
 from dynenc.coding.encode_latents import was_encoded_at
+from dynenc.coding.encode_options import DetailMode
 from dynenc.coding.lat_file import LatFile
-from dynenc.coding.rate_control import DetailMode, Goal
+from dynenc.coding.rate_control import Goal
 from dynenc.imaging import detail
 from dynenc.io import storage
 from dynenc.io.storage import Readable

@@ -32,9 +32,9 @@ class CodecTask(Task[T]):
 
     def __init__(self, settings: ConversionSettings, on_step: OnStep | None = None) -> None:
         super().__init__(settings, on_step)
-        encode, decode = settings.encode, settings.decode
-        decoder = encode.tune_for if settings.task == "encode" else decode.decoder
-        self.codec = Codec(encode.encoder, decoder, settings.run.device)
+        options = settings.codec
+        decoder = options.tune_for if settings.task == "encode" else options.decoder
+        self.codec = Codec(options.encoder, decoder, options.device)
 
     @property
     def device(self) -> str:
@@ -67,21 +67,13 @@ class EncodeTask(CodecTask[Image.Image]):
 
     def encode(self, images: Sequence[Image.Image]) -> list[Encoded]:
         """The .lat files of images of equal shape."""
-        options = self.settings.encode
-        return self.codec.encode_batch(
-            images,
-            options.goal,
-            options.effort,
-            detail=options.detail,
-            keep_metadata=options.keep_metadata,
-            on_step=self.on_step,
-        )
+        return self.codec.encode_batch(images, self.settings.encode, self.on_step)
 
     @staticmethod
     def matches(file: Readable, n_bytes: int, settings: ConversionSettings, *, whole: bool) -> bool:
         """See `Task`."""
         lat = ExistingLat.open(file, n_bytes, whole=whole)
-        same_encoder = lat.header.model_id == registry.encoder_model(settings.encode.encoder).number
+        same_encoder = lat.header.model_id == registry.encoder_model(settings.codec.encoder).number
         return (
             same_encoder
             and lat.meets(settings.encode.goal)
@@ -109,14 +101,14 @@ class ImageOutputTask(CodecTask[T]):
     ) -> tuple[bytes, list[str]]:
         """The bytes of an image file that names its decoder, and notes on what is lost."""
         with notes.collected() as lost:
-            name, view = self.format_name(item), self.settings.decode.view
+            name, view = self.format_name(item), self.settings.view
             data = save.image_bytes(image, extras, name, decoder_name, view)
         return data, lost
 
     def announce_decoder(self) -> None:
         """Tell the user which decoder "auto" selected."""
-        if self.settings.decode.decoder == "auto":
-            choice = choose_decoder("auto", device=self.settings.run.device)
+        if self.settings.codec.decoder == "auto":
+            choice = choose_decoder("auto", device=self.settings.codec.device)
             self.note = f"decoder: {choice.name}, {choice.note}"
 
     @staticmethod
@@ -130,10 +122,9 @@ class ImageOutputTask(CodecTask[T]):
         made_by = formats.open_file(seekable, "the output").getexif().get(save.SOFTWARE)
         if whole and not str(made_by).startswith("dynenc"):
             raise ImageError("the output does not say that dynenc decoded it")
-        options = settings.decode
-        chosen = choose_decoder(options.decoder, device=settings.run.device).name
+        chosen = choose_decoder(settings.codec.decoder, device=settings.codec.device).name
         allowed = [chosen, *registry.names("autoencoder")]
-        return made_by in [save.software(name, options.view) for name in allowed]
+        return made_by in [save.software(name, settings.view) for name in allowed]
 
 
 class DecodeTask(ImageOutputTask[ParsedLat]):
@@ -148,12 +139,12 @@ class DecodeTask(ImageOutputTask[ParsedLat]):
         self.prepare(item)
         loaded = load_lat(item, self.settings)
         header = loaded.value.file.header
-        self.settings.decode.view.within(header.size)
+        self.settings.view.within(header.size)
         return loaded
 
     def make(self, items: Sequence[Item], group: Sequence[LoadedItem[ParsedLat]]) -> list[Output]:
         """See `Task`."""
-        view = self.settings.decode.view
+        view = self.settings.view
         images = self.codec.decode_latents([loaded.value.file for loaded in group], view)
         decoder_name = self.codec.name_of_decoder(group[0].value.file.model)
         outputs = []

@@ -97,7 +97,7 @@ class ImportTask(Task[ImportedLatents]):
         """See `Task`."""
         self.prepare(item)
         blob = inputs.read_latent_file(item.source) if item.data is None else item.data
-        options = self.settings.encode
+        options = self.settings.imported
         space = SPACES.get(options.space)
         foreign = latent_files.read(blob, names.display_name(item.source), options.scale, space)
         return LoadedItem(foreign, len(blob), tuple(foreign.latents.shape[-2:]), foreign.note)
@@ -126,10 +126,11 @@ class ImportTask(Task[ImportedLatents]):
 
     def file(self, foreign: ImportedLatents, latents: Floats, size: tuple[int, int]) -> LatFile:
         """The .lat file of some of the latents of a foreign file, of an image of this size."""
-        options, model = self.settings.encode, foreign.model
-        if options.keep_step and foreign.step_q is not None:
+        model = foreign.model
+        if self.settings.imported.keep_step and foreign.step_q is not None:
             return encode_quantized(latents, size, foreign.step_q, model)
-        step_q = quantize.quality_to_step(options.goal.value, has_trellis=model.has_trellis)
+        quality = self.settings.encode.goal.value
+        step_q = quantize.quality_to_step(quality, has_trellis=model.has_trellis)
         return encode_latents(latents, size, step_q, model)
 
     def nested(self, foreign: ImportedLatents, latents: Floats) -> bytes:
@@ -140,14 +141,14 @@ class ImportTask(Task[ImportedLatents]):
     @staticmethod
     def matches(file: Readable, n_bytes: int, settings: ConversionSettings, *, whole: bool) -> bool:
         """See `Task`."""
-        lat, options = ExistingLat.open(file, n_bytes, whole=whole), settings.encode
+        lat, options = ExistingLat.open(file, n_bytes, whole=whole), settings.imported
         model = model_of(lat.header)
         if options.space and model.space.name != options.space:
             return False
         if whole and options.scale is not None and not _has_scale(lat.parse(), options.scale):
             return False
         has_kept_step = options.keep_step and model not in registry.FOREIGN.values()
-        return has_kept_step or lat.meets(options.goal)
+        return has_kept_step or lat.meets(settings.encode.goal)
 
 
 def _has_scale(file: LatFile, scale: float) -> bool:

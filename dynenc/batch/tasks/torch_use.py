@@ -9,13 +9,12 @@ from dynenc.networks.decoder_choice import choose_decoder
 
 def needs_torch(settings: ConversionSettings) -> bool:
     """Whether a run needs torch, as far as is known before any file is read."""
-    encode, task, device = settings.encode, settings.task, settings.run.device
+    task, device = settings.task, settings.codec.device
     if task == "encode":
-        model = registry.encoder_model(encode.encoder)
-        decodes = encode.effort or encode.goal.kind == "dB"
-        return bool(decodes) or not encoder.runs_natively(model, device)
+        model = registry.encoder_model(settings.codec.encoder)
+        return settings.encode.needs_decoder or not encoder.runs_natively(model, device)
     if task == "export":
         return settings.output.suffix.lower() == LATENT_FORMATS["pt"]
     if task == "decode":  # most files are of SD 1.x, whose decoder is not always the embedded one
-        return not choose_decoder(settings.decode.decoder, device=device).in_integers
+        return not choose_decoder(settings.codec.decoder, device=device).in_integers
     return task != "import"
