@@ -138,7 +138,7 @@ class Killed(BaseException):
     """Raised where the process would have ended."""
 
 
-@pytest.mark.parametrize("function", ["move", "remove"])
+@pytest.mark.parametrize("function", ["rename", "remove"])
 @pytest.mark.parametrize("calls", [1, 2, 3])
 def test_what_a_killed_run_left_over_is_removed(images, cache, monkeypatch, function, calls):
     make_cache(str(images), cache, shard_size=2)
