@@ -9,7 +9,7 @@ from typing import Any
 from dynenc.errors import UsageError
 
 
-def integer(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+def checked_integer(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
     """An integer from `least` to `most`, of Python or NumPy; not True, and not 1.0."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -21,7 +21,7 @@ def integer(name: str, value: Any, least: int = 0, most: int | None = None) -> i
     return number
 
 
-def number(name: str, value: object) -> float:
+def checked_number(name: str, value: object) -> float:
     """A real number of Python or NumPy as a float; not True."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise UsageError(f"{name} must be a number, not {value!r}")
@@ -31,7 +31,7 @@ def number(name: str, value: object) -> float:
         raise UsageError(f"{name} is too large a number") from exc
 
 
-def file_name(what: str, value: Any) -> str:
+def checked_name(what: str, value: Any) -> str:
     """A name or path as a str; the file need not exist."""
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise UsageError(f"{value!r} is not the name or path of {what}")
@@ -41,7 +41,7 @@ def file_name(what: str, value: Any) -> str:
     return name
 
 
-def patterns(name: str, value: Any) -> tuple[str, ...]:
+def checked_patterns(name: str, value: Any) -> tuple[str, ...]:
     """File name patterns as a tuple; a single string becomes a tuple of one."""
     given = (value,) if isinstance(value, str) else value
     if not isinstance(given, list | tuple) or not all(isinstance(one, str) for one in given):
@@ -49,7 +49,7 @@ def patterns(name: str, value: Any) -> tuple[str, ...]:
     return tuple(given)
 
 
-def function(name: str, value: Any) -> Callable[..., Any] | None:
+def checked_callback(name: str, value: Any) -> Callable[..., Any] | None:
     """A function, or None."""
     if value is not None and not callable(value):
         raise UsageError(f"{name} must be a function, not {value!r}")

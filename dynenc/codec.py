@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dynenc import registry, runtime
-from dynenc.arguments import file_name
+from dynenc.arguments import checked_name
 from dynenc.coding import bitstream
 from dynenc.coding.encode_latents import default_coder
 from dynenc.coding.encode_options import DetailMode, EncodeOptions
@@ -63,8 +63,8 @@ class Codec:
         decoder: str | Path = "auto",
         device: str | torch.device = "auto",
     ) -> None:
-        self.encoder_name = file_name("an encoder", encoder)
-        self.decoder_name = file_name("a decoder", decoder)
+        self.encoder_name = checked_name("an encoder", encoder)
+        self.decoder_name = checked_name("a decoder", decoder)
         self.model = registry.encoder_model(self.encoder_name)
         self._device = device
         self._assigned: dict[str, TiledDecoder] = {}  # decoders that the caller set, by space
@@ -218,7 +218,7 @@ class Codec:
         )
         name = ""
         if isinstance(image, str | Path):
-            path = Path(file_name("an image", image))
+            path = Path(checked_name("an image", image))
             name = f"{path}: "
             image = open_image(path, keep_metadata=keep_metadata)
         [encoded] = self.encode_batch([image], options)

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dynenc import registry
-from dynenc.arguments import file_name
+from dynenc.arguments import checked_name
 from dynenc.coding import bitstream
 from dynenc.coding.encode_options import EncodeOptions
 from dynenc.errors import BitstreamError, with_name
@@ -91,7 +91,7 @@ class LatImageFile(ImageFile.ImageFile):
         """Decode; raises OSError if the payload is damaged, WeightsError like `load_decoder`."""
         if self._blob is not None:
             try:
-                image = _codec(decoder=file_name("a decoder", decoder)).decode(
+                image = _codec(decoder=checked_name("a decoder", decoder)).decode(
                     self._blob, scale=1 / self._view.divisor, max_pixels=sys.maxsize
                 )
             except BitstreamError as exc:
@@ -110,7 +110,7 @@ def _save(image: Image.Image, file: IO[bytes], _: str | bytes) -> None:
     """Write an image of any mode; the options are those of `Codec` and its `encode`."""
     given = image.encoderinfo
     options = {key: given[key] for key in OPTIONS if key in given}
-    encoder = file_name("an encoder", given.get("encoder", registry.DEFAULT_ENCODER))
+    encoder = checked_name("an encoder", given.get("encoder", registry.DEFAULT_ENCODER))
     file.write(_codec(encoder).encode(image, **options))
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from dynenc.arguments import file_name
+from dynenc.arguments import checked_name
 from dynenc.errors import UsageError, WeightsError
 from dynenc.latent_space import AUTOENCODER, FLUX1, SD1, SD3, SDXL, LatentSpace
 
@@ -315,7 +315,7 @@ def encoder_model(encoder: str) -> Model:
     Raises: WeightsError if it is neither a known name nor a .safetensors file; UsageError if it is
     not a string.
     """
-    encoder = file_name("an encoder", encoder)
+    encoder = checked_name("an encoder", encoder)
     if not is_weight_file(encoder):
         return named(encoder, "encoder")
     return FOREIGN.get(_space_of(encoder).name, IMPORTED)

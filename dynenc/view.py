@@ -8,7 +8,7 @@ from fractions import Fraction
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dynenc.arguments import integer
+from dynenc.arguments import checked_integer
 from dynenc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -121,11 +121,11 @@ def region_of(values: Any) -> Region:
     if isinstance(values, str | bytes) or not isinstance(values, Sequence) or len(values) != 4:
         raise UsageError(f"a region is four numbers (left, top, width, height), not {values!r}")
     left, top = (
-        integer(f"region's {name}", value)
+        checked_integer(f"region's {name}", value)
         for name, value in zip(("left", "top"), values[:2], strict=True)
     )
     width, height = (
-        integer(f"region's {name}", value, 1)
+        checked_integer(f"region's {name}", value, 1)
         for name, value in zip(("width", "height"), values[2:], strict=True)
     )
     return Region(left, top, width, height)

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dynenc import registry, runtime
-from dynenc.arguments import file_name, function, integer
+from dynenc.arguments import checked_callback, checked_integer, checked_name
 from dynenc.batch.cache_maker import Maker, Member, Source
 from dynenc.batch.find import Listing, find
 from dynenc.batch.inputs import read_image
@@ -84,14 +84,14 @@ def make_cache(
         cache, or with `prune` a sub-folder, cannot be read; OutputError, also if another run is at
         work in the folder.
     """
-    cache = file_name("a folder", cache)
+    cache = checked_name("a folder", cache)
     if names.is_url(cache):
         raise UsageError(f"{cache} is not a local folder: make it on this disk, then copy it")
-    integer("shard_size", shard_size, 1)
-    tell = function("on_progress", on_progress) or (lambda _done, _all: None)
+    checked_integer("shard_size", shard_size, 1)
+    tell = checked_callback("on_progress", on_progress) or (lambda _done, _all: None)
     maker = Maker.of(space_named(space), encoder, vae, resolution, quality, flips, device)
     listed = isinstance(images, Sequence) and not isinstance(images, str | bytes)
-    given = [file_name("an image or folder", p) for p in (images if listed else [images])]
+    given = [checked_name("an image or folder", p) for p in (images if listed else [images])]
     prune = prune or force
     found = _found(given, cache, prune)
     sources = _keyed([(file.relative, file.path) for file in found.files], flips)

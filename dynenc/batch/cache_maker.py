@@ -13,7 +13,7 @@ from PIL import ImageOps
 from PIL.Image import Image
 
 from dynenc import registry
-from dynenc.arguments import file_name, integer, number
+from dynenc.arguments import checked_integer, checked_name, checked_number
 from dynenc.batch.inputs import read_image
 from dynenc.codec import Codec
 from dynenc.coding.encode_latents import encode_latents
@@ -68,17 +68,17 @@ class Maker:
         device: str,
     ) -> Maker:
         """Check the arguments of `make_cache`; raises UsageError or WeightsError."""
-        encoder = file_name("an encoder", encoder)
-        quality = number("quality", quality)
+        encoder = checked_name("an encoder", encoder)
+        quality = checked_number("quality", quality)
         quality_to_step(quality, has_trellis=True)  # refuses what is out of range
         if resolution is None:
             resolution = 512 if space is SD1 else 1024
-        resolution = integer("resolution", resolution, LEAST_RESOLUTION)
+        resolution = checked_integer("resolution", resolution, LEAST_RESOLUTION)
         if vae is None:
             model = registry.for_space(encoder, "encoder", space)
             encoder, weights = model.name, model.sha256
         else:
-            encoder = names.basename(file_name("a VAE", vae).rstrip("/"))
+            encoder = names.basename(checked_name("a VAE", vae).rstrip("/"))
             weights = weights_of(vae)
         made_with = CacheSettings(space.name, encoder, weights, resolution, quality, bool(flips))
         return cls(made_with, space, vae, device)

@@ -9,7 +9,13 @@ from dataclasses import replace
 from typing import get_args
 
 from dynenc import registry
-from dynenc.arguments import file_name, function, integer, number, patterns
+from dynenc.arguments import (
+    checked_callback,
+    checked_integer,
+    checked_name,
+    checked_number,
+    checked_patterns,
+)
 from dynenc.batch.pipeline import OnResult, run_conversion
 from dynenc.batch.results import ConversionSummary
 from dynenc.batch.settings import (
@@ -147,8 +153,8 @@ def convert(
         task=task,
         codec=CodecOptions(
             encoder=_encoder(task, encoder, space),
-            decoder=file_name("a decoder", decoder),
-            tune_for=file_name("a decoder", tune_for),
+            decoder=checked_name("a decoder", decoder),
+            tune_for=checked_name("a decoder", tune_for),
             device=device,
         ),
         encode=encode,
@@ -156,25 +162,25 @@ def convert(
         view=view,
         input=InputOptions(
             recursive=recursive,
-            include=patterns("include", include),
-            exclude=patterns("exclude", exclude),
-            max_pixels=integer("max_pixels", max_pixels),
+            include=checked_patterns("include", include),
+            exclude=checked_patterns("exclude", exclude),
+            max_pixels=checked_integer("max_pixels", max_pixels),
             truncated=truncated,
         ),
         output=OutputOptions(
             suffix=_suffix(LATENT_FORMATS.get(form) if suffix is None and form else suffix),
             form=form or "",
             naming=naming,
-            shard_size=None if shard_size is None else integer("shard_size", shard_size, 1),
+            shard_size=None if shard_size is None else checked_integer("shard_size", shard_size, 1),
             existing=existing,
             keep_mtime=keep_mtime,
         ),
         run=RunOptions(
             engine=engine,
             address=address,
-            jobs=None if jobs is None else integer("jobs", jobs, 1),
-            batch_size=None if batch_size is None else integer("batch_size", batch_size, 1),
-            preview=integer("preview", preview),
+            jobs=None if jobs is None else checked_integer("jobs", jobs, 1),
+            batch_size=None if batch_size is None else checked_integer("batch_size", batch_size, 1),
+            preview=checked_integer("preview", preview),
         ),
     )
     if isinstance(inputs, bytes) or not isinstance(inputs, Iterable | os.PathLike):
@@ -183,11 +189,11 @@ def convert(
     _check_settings(settings)
     return run_conversion(
         settings,
-        [names.without_file_scheme(file_name("an input", name)) for name in given],
-        None if output is None else names.without_file_scheme(file_name("an output", output)),
+        [names.without_file_scheme(checked_name("an input", name)) for name in given],
+        None if output is None else names.without_file_scheme(checked_name("an output", output)),
         dry_run=dry_run,
-        on_result=function("on_result", on_result),
-        on_step=function("on_step", on_step),
+        on_result=checked_callback("on_result", on_result),
+        on_step=checked_callback("on_step", on_step),
     )
 
 
@@ -214,7 +220,7 @@ def _check(task: str, **choices: str | None) -> None:
 
 def _encoder(task: TaskName, name: str, space: str | None) -> str:
     """The name of the encoder for a task: in the space, what the named one is in its own."""
-    name, wanted = file_name("an encoder", name), space_named(space) if space else None
+    name, wanted = checked_name("an encoder", name), space_named(space) if space else None
     if wanted is None or task not in ("encode", "roundtrip"):
         return name
     model = registry.encoder_model(name)
@@ -234,7 +240,7 @@ def _check_settings(settings: ConversionSettings) -> None:
             f"{', '.join(LATENT_FORMATS)}"
         )
     scale = settings.imported.scale
-    if scale is not None and not 0 < number("scale", scale) < math.inf:
+    if scale is not None and not 0 < checked_number("scale", scale) < math.inf:
         raise UsageError(f"scale must be positive and finite, not {scale:g}")
     if settings.run.address is not None and settings.run.engine != "ray":
         raise UsageError("an address is only used with the Ray engine", hint="add --engine ray")

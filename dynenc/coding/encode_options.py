@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from dynenc.arguments import integer
+from dynenc.arguments import checked_integer
 from dynenc.coding import rate_control
 from dynenc.coding.rate_control import Goal
 from dynenc.errors import UsageError
@@ -53,7 +53,7 @@ class EncodeOptions:
                 target_psnr=target_psnr,
                 strict=strict,
             ),
-            effort=integer("effort", effort, 0, MAX_EFFORT),
+            effort=checked_integer("effort", effort, 0, MAX_EFFORT),
             detail=detail,
             keep_metadata=keep_metadata,
         )

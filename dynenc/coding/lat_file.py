@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dynenc import registry
-from dynenc.arguments import file_name, integer
+from dynenc.arguments import checked_integer, checked_name
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.bitstream import Chunk, Header
 from dynenc.coding.entropy import EntropyCoder, load_coder
@@ -55,11 +55,11 @@ class LatFile:
         cls, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
     ) -> LatFile:
         """Parse a file given as bytes, a path or already parsed; raises BitstreamError."""
-        integer("max_pixels", max_pixels)
+        checked_integer("max_pixels", max_pixels)
         if isinstance(file, LatFile):
             return file
         if isinstance(file, str | Path):
-            return cls.open(file_name("a .lat file", file), max_pixels=max_pixels)
+            return cls.open(checked_name("a .lat file", file), max_pixels=max_pixels)
         if not isinstance(file, bytes | bytearray | memoryview):
             kind = type(file).__name__
             raise UsageError(f"a .lat file is given as bytes or a path, not {kind}")

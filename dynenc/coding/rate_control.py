@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dynenc.arguments import number
+from dynenc.arguments import checked_number
 from dynenc.errors import TargetMissed, UsageError
 
 START, FINEST, COARSEST = 307, 16, 65_535  # step_q; finer ones cost bits and change no pixel
@@ -67,10 +67,10 @@ def goal(
         positive and finite, or strict comes without a target.
     """
     goals = [
-        Goal("quality", number("quality", quality)) if quality is not None else None,
-        Goal("bpp", number("target_bpp", target_bpp)) if target_bpp is not None else None,
+        Goal("quality", checked_number("quality", quality)) if quality is not None else None,
+        Goal("bpp", checked_number("target_bpp", target_bpp)) if target_bpp is not None else None,
         Goal("bytes", parse_size(target_size)) if target_size is not None else None,
-        Goal("dB", number("target_psnr", target_psnr)) if target_psnr is not None else None,
+        Goal("dB", checked_number("target_psnr", target_psnr)) if target_psnr is not None else None,
     ]
     given = [one for one in goals if one is not None]
     if len(given) > 1:

@@ -18,7 +18,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from dynenc import registry
-from dynenc.arguments import file_name
+from dynenc.arguments import checked_name
 from dynenc.errors import WeightsError
 from dynenc.imaging import tensors
 from dynenc.latent_space import SD1
@@ -172,8 +172,8 @@ def vae(
     """
     own = space_named(space)
     where = compat.pick_device(device)
-    encoder = file_name("an encoder", encoder)
-    decoder = file_name("a decoder", decoder)
+    encoder = checked_name("an encoder", encoder)
+    decoder = checked_name("a decoder", decoder)
     if encoder in registry.names("autoencoder"):
         raise WeightsError(f"the latents of the {encoder} are not those of Stable Diffusion")
     made: Vae = Vae(

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from dynenc.arguments import file_name, integer
+from dynenc.arguments import checked_integer, checked_name
 from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.coding.bitstream import MAX_PIXELS
@@ -82,13 +82,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if not isinstance(sources, Iterable | os.PathLike) or isinstance(sources, bytes):
             raise UsageError(f"sources must be a path or a list of paths, not {sources!r}")
         given = [sources] if isinstance(sources, str | os.PathLike) else sources
-        integer("max_pixels", max_pixels)
-        file_name("a decoder", decoder)
+        checked_integer("max_pixels", max_pixels)
+        checked_name("a decoder", decoder)
         self.space = space_named(space)
         self.images, self.decoder, self.max_pixels = images, decoder, max_pixels
         self.places: list[Place] = []
         for source in given:
-            name = names.without_file_scheme(file_name("a folder, tar or .lat file", source))
+            name = names.without_file_scheme(checked_name("a folder, tar or .lat file", source))
             self.places += _shard(name) if is_tar(name) else self._of_folder(name)
         if not self.places:
             raise UsageError(f"there is no .lat file in {sources}: make some with 'dynenc encode'")
@@ -206,8 +206,8 @@ class SameSizeBatches(Sampler[list[int]]):
     ) -> None:
         if not hasattr(dataset, "shapes"):
             raise UsageError(f"SameSizeBatches needs a LatentDataset, not {type(dataset).__name__}")
-        integer("batch_size", batch_size, 1)
-        integer("seed", seed)
+        checked_integer("batch_size", batch_size, 1)
+        checked_integer("seed", seed)
         self.max_batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.seed, self.epoch = seed, 0
         self.groups: dict[tuple[int, int], list[int]] = {}
@@ -221,7 +221,7 @@ class SameSizeBatches(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration; each iteration also moves on by one."""
-        self.epoch = integer("epoch", epoch)
+        self.epoch = checked_integer("epoch", epoch)
 
     def __len__(self) -> int:
         """The number of batches."""

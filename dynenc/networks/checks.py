@@ -33,5 +33,5 @@ def check_batch(what: str, tensor: Any, channels: int, multiple: int = 1) -> Non
 def pair(name: str, value: Any, least: int) -> Any:
     """An integer or a pair of integers, as torch layers take them."""
     for number in value if isinstance(value, tuple | list) and len(value) == 2 else (value,):
-        arguments.integer(name, number, least)
+        arguments.checked_integer(name, number, least)
     return value

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynenc import registry
-from dynenc.arguments import file_name
+from dynenc.arguments import checked_name
 from dynenc.errors import OtherLatents, WeightsError
 from dynenc.latent_space import PATCH, SD1, SDXL, LatentSpace
 from dynenc.networks import loading
@@ -64,7 +64,7 @@ def load_decoder(
         string.
     """
     try:
-        choice = choose_decoder(file_name("a decoder", name), space, device)
+        choice = choose_decoder(checked_name("a decoder", name), space, device)
     except OtherLatents as exc:  # there is no file here that has them
         raise WeightsError(str(exc), hint=exc.hint) from exc
     return load_chosen(choice, device)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynenc.arguments import integer
+from dynenc.arguments import checked_integer
 from dynenc.errors import UsageError
 from dynenc.networks.checks import check_batch, pair
 from dynenc.networks.compat import int8_linear
@@ -44,7 +44,7 @@ class HybridDense(nn.Module):
             ("out_features", out_features),
             ("groups", groups),
         ):
-            integer(name, number, 1)
+            checked_integer(name, number, 1)
         if in_features % groups or out_features % groups:
             raise UsageError(f"{groups} groups do not divide {in_features} and {out_features}")
         self.groups = groups
@@ -111,7 +111,7 @@ class DynamicConv(nn.Module):
         super().__init__()
         numbers = {"in_channels": in_channels, "out_channels": out_channels}
         for name, number in (numbers | {"groups": groups, "hidden": hidden}).items():
-            integer(name, number, 1)
+            checked_integer(name, number, 1)
         pairs = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
         for name, value in pairs.items():
             pair(name, value, 1)

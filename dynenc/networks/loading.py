@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dynenc import registry
-from dynenc.arguments import file_name
+from dynenc.arguments import checked_name
 from dynenc.errors import WeightsError, with_name
 from dynenc.io.writing import writing
 from dynenc.latent_space import SD1, LatentSpace
@@ -72,7 +72,7 @@ def load_encoder(
         space: of the latents; None: that of the named encoder.
     H and W must be multiples of 8. Raises: WeightsError, UsageError.
     """
-    name = file_name("an encoder", name)
+    name = checked_name("an encoder", name)
     if registry.encoder_model(name).kind != "foreign":
         return load_named(
             registry.for_space(name, "encoder", space).name if space else name, "encoder"
