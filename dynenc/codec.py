@@ -97,7 +97,7 @@ class Codec:
         if self.native_encoder is None:
             _ = self.backend.encoder
         if self._decodes_in_integers(self.model):
-            integer_decoder.embedded(space=self.model.space)
+            integer_decoder.embedded(self.model.space)
         else:
             self.decoder_of(self.model)
 
@@ -318,7 +318,9 @@ class Codec:
             return [Image.new("RGB", size) for size in sizes]
         model = files[0].model
         if self._decodes_in_integers(model):
-            return [integer_decoder.image(file, view, detail_layer.visible(file)) for file in files]
+            return [
+                integer_decoder.decode(file, view, detail_layer.visible(file)) for file in files
+            ]
         return self.backend.images(files, self.decoder_of(model), view)
 
     def decode_tensor(

@@ -24,6 +24,7 @@ TORCH = (
 NOT_TORCH = (
     "networks.decoder_choice",
     "networks.integer_decoder",
+    "networks.integer_tensors",
     "networks.vae_files",
 )  # of those packages
 MAX_MODULE, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 8  # lines, lines with docstring, parameters

@@ -363,7 +363,7 @@ def test_the_kernel_and_the_network_write_the_same_file(name):
 def test_from_pretrained_misses_weights_at_once(name, monkeypatch, tmp_path):
     lost = replace(registry.MODELS[name], file="lost.safetensors")
     monkeypatch.setitem(registry.MODELS, name, lost)
-    integer_decoder.embedded.cache_clear()
+    integer_decoder.load.cache_clear()
     load_coder.cache_clear()
     with pytest.raises(WeightsError, match=r"lost\.safetensors cannot be read"):
         Codec.from_pretrained(device="cpu")

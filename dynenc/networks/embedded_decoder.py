@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynenc.latent_space import SD1
-from dynenc.networks.integer_decoder import BOUND, GATE_BOUND
+from dynenc.networks.integer_tensors import BOUND, GATE_BOUND, Sizes
 
 Cut = tuple[int, int, int, int]  # latents to cut off at the left, right, top and bottom
 EdgeConv = partial(nn.Conv2d, padding_mode="replicate")  # a flat image stays flat at its borders
@@ -69,7 +69,7 @@ class EmbeddedDecoder(nn.Module):
             layers.append(conv(width, 4 * following, 3 if last else 1, padding=int(last)))
             layers.append(nn.PixelShuffle(2))
         self.layers = nn.Sequential(*layers)
-        self.sizes = widths, blocks, channels
+        self.sizes = Sizes(widths, blocks, channels)
         self.reaches = [0]  # after each PixelShuffle: positions around a pixel that it depends on
         for count in reversed(blocks[1:]):
             last = len(self.reaches) == 1

@@ -17,7 +17,7 @@ from dynenc.arguments import checked_name
 from dynenc.errors import WeightsError, with_name
 from dynenc.io.writing import writing
 from dynenc.latent_space import SD1, LatentSpace
-from dynenc.networks import integer_decoder, published
+from dynenc.networks import integer_tensors, published
 from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.encoder import Encoder
@@ -124,11 +124,11 @@ def _metadata(path: Path) -> dict[str, str]:
 def _filled(module: N, data: bytes, name: str) -> N:
     try:
         state = load(data)
-        if isinstance(module, EmbeddedDecoder) and integer_decoder.are_integers(state):
+        if isinstance(module, EmbeddedDecoder) and integer_tensors.are_integers(state):
             integers = {key: value.numpy() for key, value in state.items()}
             state = {
                 key: torch.from_numpy(value)
-                for key, value in integer_decoder.to_floats(integers, *module.sizes).items()
+                for key, value in integer_tensors.to_floats(integers, module.sizes).items()
             }
         module.load_state_dict({key: value.float() for key, value in state.items()})
     except WeightsError as exc:

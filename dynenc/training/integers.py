@@ -1,4 +1,4 @@
-"""Quantisation of the trained embedded decoder: float weights -> the tensors of integer_decoder.py.
+"""Quantisation of the trained embedded decoder: float weights -> the tensors of integer_tensors.py.
 
 The ranges of activations, and the cost of an error in a weight, are measured while the float
 network decodes latents of training images. The weights of each output have their own scale, and so
@@ -23,7 +23,7 @@ from dynenc.native.decoder import UNIT, to_integers
 from dynenc.networks import loading
 from dynenc.networks.embedded_decoder import DecoderBlock, EmbeddedDecoder
 from dynenc.networks.encoder import to_floats
-from dynenc.networks.integer_decoder import (
+from dynenc.networks.integer_tensors import (
     ACTIVATION_UNIT,
     GATE_BOUND,
     ONE,
@@ -101,27 +101,32 @@ def calibrate(network: EmbeddedDecoder, latents: Iterable[Tensor]) -> Ranges:
 def quantize(network: EmbeddedDecoder, ranges: Ranges) -> Tensors:
     """The integer tensors of a float decoder."""
     layers = _Layers(network, ranges)
-    widths, blocks, channels = network.sizes
-    units = [2.0**bits for bits in _residual_bits(ranges, widths, blocks)]
+    units = [2.0**bits for bits in _residual_bits(ranges, network.sizes)]
     first = np.tile(ranges.power["layers.0.in"], 9) * UNIT**2
-    layers.add("layers.0", 1 / np.full(channels, UNIT), units[0], power=first, are_bytes=False)
+    layers.add(
+        "layers.0",
+        1 / np.full(network.sizes.channels, UNIT),
+        units[0],
+        power=first,
+        are_bytes=False,
+    )
     stage = 0
-    for name, kind, _, _ in plan(widths, blocks):
-        if kind == "block":
-            layers.add_block(name, units[stage])
+    for layer in plan(network.sizes):
+        if layer.kind == "block":
+            layers.add_block(layer.name, units[stage])
             continue
         stage += 1
-        layers.add_conv(name, units[stage - 1], units[stage] if stage < len(units) else None)
-    check(layers.tensors, *network.sizes)
+        layers.add_conv(layer.name, units[stage - 1], units[stage] if stage < len(units) else None)
+    check(layers.tensors, network.sizes)
     return layers.tensors
 
 
-def _residual_bits(ranges: Ranges, widths: Sizes, blocks: Sizes) -> list[int]:
+def _residual_bits(ranges: Ranges, sizes: Sizes) -> list[int]:
     """Fractional bits of the residuals at each resolution."""
     peaks, peak = [], 0.0
-    for name, kind, _, _ in plan(widths, blocks):
-        peak = max(peak, float(ranges.peak[f"{name}.in"].max()))
-        if kind != "block":
+    for layer in plan(sizes):
+        peak = max(peak, float(ranges.peak[f"{layer.name}.in"].max()))
+        if layer.kind != "block":
             peaks.append(peak)
             peak = 0.0
     room = [int(np.log2(32767 / (RESIDUAL_ROOM * max(peak, 1e-3)))) for peak in peaks]
@@ -275,8 +280,8 @@ def _fours(rows: npt.NDArray[np.float64]) -> Doubles:
 @torch.no_grad()
 def centre(tensors: Tensors, network: EmbeddedDecoder, latents: Sequence[Tensor]) -> None:
     """Adjust the last biases so that the mean pixels equal those of the float decoder."""
-    name = list(plan(*network.sizes[:2]))[-1][0]
-    decoder = load(tensors, *network.sizes)
+    name = list(plan(network.sizes))[-1].name
+    decoder = load(tensors, network.sizes)
     errors = []
     for z in latents:
         region = Region(0, 0, *(decoder.side * side for side in z.shape[:1:-1]))

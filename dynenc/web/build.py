@@ -19,7 +19,8 @@ from dynenc.coding import entropy
 from dynenc.errors import DynencError
 from dynenc.latent_space import SD1
 from dynenc.native import compile
-from dynenc.networks import integer_decoder
+from dynenc.networks import integer_tensors
+from dynenc.networks.integer_tensors import Sizes
 
 HERE = Path(__file__).parent
 SCRIPT, PROGRAM, TABLES = "dynenc.js", "dynenc.wasm", "dynenc.safetensors"
@@ -76,8 +77,7 @@ def tables() -> bytes:
             name = f"coder.{model.number}.{entropy.lattice_name(has_trellis=has_trellis)}"
             tensors[name] = entropy.packed(file, has_trellis=has_trellis)
     model = registry.named("embedded", "decoder")
-    widths, blocks = model.arguments["widths"], model.arguments["blocks"]
-    decoder = integer_decoder.packed(integer_decoder.read(model), widths, blocks)
+    decoder = integer_tensors.packed(integer_tensors.read(model), Sizes.of(model))
     tensors |= {"decoder.numbers": decoder.numbers, "decoder.weights": decoder.weights}
     known = [each for each in registry.LATENT_MODELS if each.space is SD1]
     return save(tensors, {"models": " ".join(str(each.number) for each in known)})

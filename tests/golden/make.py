@@ -240,7 +240,10 @@ def write_pixels(path: Path, decoder: Codec, file: LatFile) -> None:
 
 def pixels_sha256(file: LatFile, threads: int = 1, kind: registry.Kind = "decoder") -> str:
     """The sha256 of the colours of a file's latents: RGB, row by row, before alpha and layers."""
-    decoder = integer_decoder.embedded(kind, file.model.space)
+    space = file.model.space
+    decoder = (
+        integer_decoder.thumbnail() if kind == "thumbnail" else integer_decoder.embedded(space)
+    )
     view = View(divisor=PATCH // decoder.side)
     region = view.scaled(file.size)
     pixels = decoder.decode(file.fixed_point_latents(), region, threads)

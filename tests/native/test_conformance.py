@@ -17,7 +17,8 @@ from dynenc.coding import entropy
 from dynenc.coding.lat_file import LatFile
 from dynenc.latent_space import SD1, SPACES
 from dynenc.native import compile, kernel
-from dynenc.networks import integer_decoder
+from dynenc.networks import integer_tensors
+from dynenc.networks.integer_tensors import Sizes
 
 GOLDEN = Path(make.__file__).parent
 HERE = [space for space in SPACES.values() if registry.in_space("embedded", space)]
@@ -55,8 +56,7 @@ def decoder(tmp_path_factory, space):
     """Files of the tensors of a space's embedded decoder."""
     folder = tmp_path_factory.mktemp("decoder")
     model = registry.for_space("embedded", "decoder", space)
-    sizes = model.arguments["widths"], model.arguments["blocks"], space.channels
-    packed = integer_decoder.packed(integer_decoder.read(model), *sizes)
+    packed = integer_tensors.packed(integer_tensors.read(model), Sizes.of(model))
     (folder / "numbers").write_bytes(packed.numbers.tobytes())
     (folder / "weights").write_bytes(packed.weights.tobytes())
     return folder

@@ -7,13 +7,22 @@ import pytest
 from dynenc.errors import WeightsError
 from dynenc.native import kernel
 from dynenc.native.decoder import LIMIT, UNIT, to_integers
-from dynenc.networks import integer_decoder
+from dynenc.networks import integer_tensors
+from dynenc.networks.integer_tensors import Sizes
 from dynenc.view import Region
 
 HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
-SIZES = [((32, 32, 32), (1, 1, 1)), ((128, 64, 32), (1, 0, 2)), ((64, 128, 64), (0, 2, 1))]
-SMALLER = [((64,), (2,)), ((32, 64), (0, 1)), ((32,), (1,))]  # to images at 1/4 and 1/2
-SIXTEEN = [((64, 32, 32), (1, 0, 1), 16), ((32,), (1,), 16)]  # channels of latents
+SIZES = [
+    Sizes((32, 32, 32), (1, 1, 1)),
+    Sizes((128, 64, 32), (1, 0, 2)),
+    Sizes((64, 128, 64), (0, 2, 1)),
+]
+SMALLER = [
+    Sizes((64,), (2,)),
+    Sizes((32, 64), (0, 1)),
+    Sizes((32,), (1,)),
+]  # to images at 1/4 and 1/2
+SIXTEEN = [Sizes((64, 32, 32), (1, 0, 1), 16), Sizes((32,), (1,), 16)]  # channels of latents
 SHAPES = [(1, 1), (1, 7), (5, 1), (3, 4), (9, 26)]
 
 
@@ -21,7 +30,7 @@ def made_up(sizes, seed=0):
     """Tensors of a decoder with weights of every size that is allowed, and pixels that vary."""
     random = np.random.default_rng(seed)
     tensors = {}
-    for name, (dtype, shape) in integer_decoder.shapes(*sizes).items():
+    for name, (dtype, shape) in integer_tensors.shapes(sizes).items():
         part = name.rpartition(".")[2]
         if part == "weight":
             values = random.integers(-32, 33, shape)
@@ -64,7 +73,7 @@ def path(request, monkeypatch):
 @pytest.mark.parametrize("scale", [1, 1000])
 def test_pixels_are_those_of_the_numpy_decoder(sizes, scale):
     tensors = made_up(sizes)
-    decoder = integer_decoder.load(tensors, *sizes)
+    decoder = integer_tensors.load(tensors, sizes)
     for shape in SHAPES:
         latents = some_latents(shape, scale, decoder.channels)
         expected = oracle_decoder.decode(tensors, *sizes[:2], latents)
@@ -75,7 +84,7 @@ def test_pixels_are_those_of_the_numpy_decoder(sizes, scale):
 @pytest.mark.parametrize("strip", [1, 500, 10**6])
 @pytest.mark.parametrize("sizes", [SIZES[1], SMALLER[1], SIXTEEN[0]], ids=str)
 def test_parts_strips_and_threads_give_the_pixels_of_the_whole(sizes, strip, monkeypatch):
-    decoder = integer_decoder.load(made_up(sizes), *sizes)
+    decoder = integer_tensors.load(made_up(sizes), sizes)
     latents = some_latents((40, 21), 1, decoder.channels)
     random = np.random.default_rng(0)
     everything = whole(latents, decoder.side)
@@ -92,7 +101,7 @@ def test_parts_strips_and_threads_give_the_pixels_of_the_whole(sizes, strip, mon
 
 
 def test_strips_begin_at_whole_latents(monkeypatch):
-    decoder = integer_decoder.load(made_up(SIZES[0]), *SIZES[0])
+    decoder = integer_tensors.load(made_up(SIZES[0]), SIZES[0])
     latents = some_latents((9, 3), 1)
     tops = []
     monkeypatch.setattr("dynenc.native.decoder.STRIP", 500)
@@ -102,7 +111,7 @@ def test_strips_begin_at_whole_latents(monkeypatch):
 
 
 def test_wide_images_are_decoded_in_parts(monkeypatch):
-    decoder = integer_decoder.load(made_up(SIZES[0]), *SIZES[0])
+    decoder = integer_tensors.load(made_up(SIZES[0]), SIZES[0])
     latents = some_latents((2, 50), 1)
     expected = decoder.decode(latents, whole(latents))
     monkeypatch.setattr("dynenc.native.decoder.LARGEST_WIDTH", 104)
@@ -110,7 +119,7 @@ def test_wide_images_are_decoded_in_parts(monkeypatch):
 
 
 def test_a_region_outside_the_image_is_refused():
-    decoder = integer_decoder.load(made_up(SIZES[0]), *SIZES[0])
+    decoder = integer_tensors.load(made_up(SIZES[0]), SIZES[0])
     latents = some_latents((2, 3), 1)
     for region in (
         Region(0, 0, 24, 17),
@@ -124,16 +133,16 @@ def test_a_region_outside_the_image_is_refused():
 
 
 def test_latents_of_other_channels_are_refused():
-    decoder = integer_decoder.load(made_up(SIXTEEN[0]), *SIXTEEN[0])
+    decoder = integer_tensors.load(made_up(SIXTEEN[0]), SIXTEEN[0])
     latents = some_latents((2, 3), 1)
     with pytest.raises(ValueError, match="have 4 channels, not 16"):
         decoder.decode(latents, whole(latents))
     with pytest.raises(WeightsError, match=r"layers.0.weight is int8 \[64, 16, 3, 3\], not"):
-        integer_decoder.load(made_up(SIXTEEN[0]), *SIXTEEN[0][:2])
+        integer_tensors.load(made_up(SIXTEEN[0]), SIXTEEN[0]._replace(channels=4))
     for channels in (0, 2, 20):
-        sizes = (*SIZES[0], channels)
+        sizes = SIZES[0]._replace(channels=channels)
         with pytest.raises(WeightsError, match="do not fit"):
-            integer_decoder.load(made_up(sizes), *sizes)
+            integer_tensors.load(made_up(sizes), sizes)
 
 
 def test_latents_are_rounded_and_saturated():
@@ -162,14 +171,14 @@ def test_tensors_of_other_shapes_or_sizes_are_refused(name, change, reason):
     changed = change(tensors.get(name))
     tensors = {key: tensor for key, tensor in tensors.items() if key != name}
     if changed is not None:
-        dtype = integer_decoder.shapes(*SIZES[0]).get(name, ("int16",))[0]
+        dtype = integer_tensors.shapes(SIZES[0]).get(name, ("int16",))[0]
         keep = name.endswith("limit") and changed.dtype == np.int32
         tensors[name] = changed if keep else changed.astype(dtype)
     with pytest.raises(WeightsError, match=reason):
-        integer_decoder.load(tensors, *SIZES[0])
+        integer_tensors.load(tensors, SIZES[0])
 
 
 def test_other_widths_are_refused():
-    for sizes in (((48, 32, 32), (1, 1, 1)), ((32, 32, 32), (60, 1, 1))):
+    for sizes in (Sizes((48, 32, 32), (1, 1, 1)), Sizes((32, 32, 32), (60, 1, 1))):
         with pytest.raises(WeightsError, match="do not fit"):
-            integer_decoder.load(made_up(sizes), *sizes)
+            integer_tensors.load(made_up(sizes), sizes)

@@ -12,13 +12,14 @@ from dynenc import metrics, registry
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import WeightsError
 from dynenc.native.decoder import to_integers
-from dynenc.networks import integer_decoder, loading
+from dynenc.networks import integer_decoder, integer_tensors, loading
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
+from dynenc.networks.integer_tensors import Sizes
 from dynenc.training import integers
 from dynenc.view import Region
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-SIZES = (32, 64, 32), (2, 1, 1)
+SIZES = Sizes((32, 64, 32), (2, 1, 1))
 
 
 def psnr_db(one, other):
@@ -35,7 +36,7 @@ def float_pixels(network, latents, dtype=torch.float32):
 def made_up():
     """A float decoder whose pixels vary, and latents that it decodes."""
     torch.manual_seed(0)
-    network = EmbeddedDecoder(*SIZES).eval()
+    network = EmbeddedDecoder(SIZES.widths, SIZES.blocks).eval()
     for name, parameter in network.named_parameters():
         if name.endswith(("mix.weight", "spatial.weight", "gate.weight")):
             parameter.data *= 2
@@ -45,9 +46,9 @@ def made_up():
 def test_integers_decode_as_the_floats_they_are_made_of():
     network, latents = made_up()
     tensors = integers.of_network(network, latents[:4])
-    decoder = integer_decoder.load(tensors, *SIZES)
-    again = EmbeddedDecoder(*SIZES).eval()
-    floats = integer_decoder.to_floats(tensors, *SIZES)
+    decoder = integer_tensors.load(tensors, SIZES)
+    again = EmbeddedDecoder(SIZES.widths, SIZES.blocks).eval()
+    floats = integer_tensors.to_floats(tensors, SIZES)
     again.load_state_dict({name: torch.from_numpy(values) for name, values in floats.items()})
     for z in latents[4:]:
         pixels = decoder.decode(to_integers(z[0].numpy()), Region(0, 0, 192, 192))
@@ -60,7 +61,7 @@ def test_integers_decode_as_the_floats_they_are_made_of():
 def test_the_shipped_decoder_is_nearly_the_same_in_floats(dtype):
     network = loading.load_named("embedded", "decoder").to(dtype)
     file = LatFile.parse((GOLDEN / "v1_light_photo_q50.lat").read_bytes())
-    pixels = np.asarray(integer_decoder.image(file))
+    pixels = np.asarray(integer_decoder.decode(file))
     floats = float_pixels(network, file.latents, dtype)[: pixels.shape[0], : pixels.shape[1]]
     assert psnr_db(pixels, floats) > 45
 
