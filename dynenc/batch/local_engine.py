@@ -24,7 +24,7 @@ from dynenc.batch.forking import Factory, Process
 from dynenc.batch.plan import Job
 from dynenc.batch.results import Result
 from dynenc.batch.settings import ConversionSettings
-from dynenc.batch.worker import AHEAD, Hello
+from dynenc.batch.worker import PREFETCH, WorkerReady
 from dynenc.coding.rate_control import OnStep
 from dynenc.errors import DynencError
 from dynenc.io.names import parent
@@ -33,10 +33,10 @@ from dynenc.runtime import cores
 
 logger = logging.getLogger(__name__)
 
-FEW = 8  # images for which starting processes does not pay
+SERIAL_LIMIT = 8  # images for which starting processes does not pay
 GPU_WORKERS = 4  # enough to keep a GPU busy; each takes some 0.5 GB of its memory
-KILLED = 9  # signal.SIGKILL, which Windows does not have
-PATIENCE = 1.0  # s that files in progress may take to finish after Ctrl-C
+SIGKILL = 9  # which the module signal lacks on Windows
+SHUTDOWN_S = 1.0  # in which files in progress may finish after Ctrl-C
 
 
 def run(
@@ -52,7 +52,7 @@ def run(
         on_step: see `convert`.
     Raises: WeightsError, DeviceError, UsageError or DiskFull if every other file would fail too.
     """
-    few = len(jobs) == 1 or (len(jobs) <= FEW and not any(job.is_shard for job in jobs))
+    few = len(jobs) == 1 or (len(jobs) <= SERIAL_LIMIT and not any(job.is_shard for job in jobs))
     if workers == 1 or len(jobs) == 1 or (workers is None and (few or cores() == 1)):
         yield from _run_here(jobs, settings, on_step)
         return
@@ -61,7 +61,7 @@ def run(
         yield from pool.run()
     except _NoWorkers as exc:
         logger.debug("cannot start worker processes, so this process does the work: %s", exc)
-        yield from pool.give_up_suspects()
+        yield from pool.fail_retries()
         yield from _run_here(pool.rest, settings, on_step)
     finally:
         pool.close()
@@ -74,7 +74,7 @@ def _run_here(
 
     converter = Converter(settings, on_step)
     rest = iter(jobs)
-    while window := list(islice(rest, max(AHEAD, converter.window))):
+    while window := list(islice(rest, max(PREFETCH, converter.window))):
         for _, results in converter.run(window):
             yield results
 
@@ -87,7 +87,7 @@ class _NoWorkers(Exception):
 class _Worker:
     process: Process
     listener: threading.Thread | None = None
-    hello: Hello | None = None
+    ready: WorkerReady | None = None
     pending: dict[Job, None] = field(default_factory=dict)  # sent and not answered, in order
 
     def send(self, message: Any) -> None:
@@ -124,8 +124,8 @@ class _Pool:
         self.rest: Iterator[Job] = iter(jobs)
         self.n_jobs = self.n_left = len(jobs)
         self.settings, self.count = settings, count
-        self.suspects: deque[Job] = deque()  # a worker died on them: they are retried alone
-        self.deaths: dict[Job, str] = {}
+        self.retries: deque[Job] = deque()  # a worker died on them: they are retried alone
+        self.crash_causes: dict[Job, str] = {}
         self.workers: list[_Worker] = []
         self.factory = Factory(needs_torch=needs_torch(settings))
         self.inbox: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
@@ -133,13 +133,13 @@ class _Pool:
     def run(self) -> Iterator[list[Result]]:
         """Yield the results of each job; raises _NoWorkers if no worker can be started."""
         self._start_up_to(self.count or min(GPU_WORKERS, cores()))
-        while any(each.pending or not each.hello for each in self.workers):
+        while any(each.pending or not each.ready for each in self.workers):
             yield from self._handle(*self.inbox.get())
 
-    def give_up_suspects(self) -> Iterator[list[Result]]:
+    def fail_retries(self) -> Iterator[list[Result]]:
         """Fail the jobs that a worker died on, as no other process can try them."""
-        for job in self.suspects:
-            yield _given_up(job, f"a worker process died on it, {self.deaths[job]}")
+        for job in self.retries:
+            yield _given_up(job, f"a worker process died on it, {self.crash_causes[job]}")
 
     def _handle(self, sender: _Worker, message: Any) -> Iterator[list[Result]]:
         """Handle a message from a worker (None if it has ended), and send it more jobs."""
@@ -148,32 +148,32 @@ class _Pool:
             return
         if isinstance(message, DynencError):
             raise message
-        if isinstance(message, Hello):
-            self._on_hello(sender, message)
+        if isinstance(message, WorkerReady):
+            self._on_ready(sender, message)
         else:
             job, results = message
             del sender.pending[job]
             yield results
         self._feed(sender)
 
-    def _on_hello(self, sender: _Worker, hello: Hello) -> None:
-        if hello.note and not any(each.hello for each in self.workers):  # once
-            logger.debug(hello.note)
-        sender.hello = hello
+    def _on_ready(self, sender: _Worker, ready: WorkerReady) -> None:
+        if ready.note and not any(each.ready for each in self.workers):  # once
+            logger.debug(ready.note)
+        sender.ready = ready
         if self.count is None:  # it depends on the device, which is known only now
-            self.count = cores() if hello.device == "cpu" else min(GPU_WORKERS, cores())
+            self.count = cores() if ready.device == "cpu" else min(GPU_WORKERS, cores())
             self._start_up_to(self.count)
 
     def _feed(self, to: _Worker) -> None:
         """Send a worker jobs to queue; fewer when few are left, so that all end together."""
-        assert to.hello
-        alone = any(job in self.deaths for job in to.pending)
-        share = max(1, min(2 * to.hello.window, self.n_left // (2 * (self.count or 1))))
+        assert to.ready
+        alone = any(job in self.crash_causes for job in to.pending)
+        share = max(1, min(2 * to.ready.window, self.n_left // (2 * (self.count or 1))))
         while not alone and len(to.pending) < share:
-            if self.suspects:
+            if self.retries:
                 if to.pending:
                     return  # until it is idle
-                job, alone = self.suspects.popleft(), True
+                job, alone = self.retries.popleft(), True
             elif (following := next(self.rest, None)) is not None:
                 job = following
                 self.n_left -= 1
@@ -186,19 +186,19 @@ class _Pool:
         """Replace a worker that died; its files are retried once, each alone."""
         self.workers.remove(dead)
         how = _cause(dead.join())
-        if not dead.hello:
+        if not dead.ready:
             logger.debug("a worker process died while starting, %s", how)
             if not self.workers:
                 raise _NoWorkers(f"it died while starting, {how}")
             return
         _sweep([dead])
         for number, job in enumerate(dead.pending):
-            if job in self.deaths:
+            if job in self.crash_causes:
                 yield _given_up(job, f"two worker processes died on it, {how}")
-            elif number < dead.hello.window:
+            elif number < dead.ready.window:
                 job = replace(job, overwrite=True)  # it may have been written before the answer
-                self.deaths[job] = how
-                self.suspects.append(job)
+                self.crash_causes[job] = how
+                self.retries.append(job)
             else:
                 self.rest = chain([job], self.rest)
                 self.n_left += 1
@@ -233,8 +233,8 @@ class _Pool:
             self.inbox.put((to, None))
 
     def close(self) -> None:
-        """Stop all workers; files in progress are finished within PATIENCE or removed."""
-        deadline = time.monotonic() + PATIENCE
+        """Stop all workers; files in progress are finished within SHUTDOWN_S or removed."""
+        deadline = time.monotonic() + SHUTDOWN_S
         for each in self.workers:
             each.stop()
         for each in self.workers:
@@ -259,7 +259,7 @@ def _sweep(workers: Sequence[_Worker]) -> None:
 
 
 def _cause(exitcode: int) -> str:
-    if exitcode == -KILLED:
+    if exitcode == -SIGKILL:
         return "killed, perhaps for lack of memory"
     if exitcode < 0:
         return f"by signal {-exitcode}"

@@ -22,7 +22,7 @@ from dynenc.batch.results import Result
 from dynenc.batch.settings import ConversionSettings
 from dynenc.errors import DynencError, EngineError, first_line
 
-BLOCK = 64  # jobs handed out at a time: at most these are lost with a node
+BLOCK = 64  # most jobs handed out at a time; a lost node loses at most one block
 CPUS = 1  # per actor
 CONNECT = 5.0  # s
 

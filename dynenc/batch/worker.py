@@ -6,7 +6,7 @@ can start workers too. Messages are pickles on standard input and output:
 
     parent -> worker   ConversionSettings, then Jobs; at the end of the stream, the worker finishes
                        its current job and ends
-    worker -> parent   Hello, then (Job, list of Results) for each; a DynencError ends the run
+    worker -> parent   WorkerReady, then (Job, list of Results) for each; a DynencError ends the run
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dynenc.errors import DynencError
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PACKAGE = Path(__file__).absolute().parents[1] / "__init__.py"
-AHEAD = 8  # files sent to a worker at once, so that it can write while it converts
+PREFETCH = 8  # files sent to a worker at once, so that it can write while it converts
 
 # The program of a worker. Isolated mode (-I) drops the script's folder, the current folder and
 # PYTHONPATH. The parent's sys.path is appended, except the current folder, where a stray torch.py
@@ -56,7 +56,7 @@ worker.enter(entry)
 
 
 @dataclass(frozen=True, slots=True)
-class Hello:
+class WorkerReady:
     """The first message of a worker, once its networks can be loaded."""
 
     device: str  # type of a torch device
@@ -140,8 +140,8 @@ def _convert(
     from dynenc.batch.converter import Converter
 
     converter = Converter(settings)
-    window = max(AHEAD, converter.window)
-    send(answers, Hello(converter.device, window, converter.note))
+    window = max(PREFETCH, converter.window)
+    send(answers, WorkerReady(converter.device, window, converter.note))
     while (job := inbox.get()) is not None:
         jobs = [job]
         while len(jobs) < window and not inbox.empty():
