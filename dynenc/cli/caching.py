@@ -111,21 +111,12 @@ def cache(
     and WebDataset.
     """
     with console.session(quiet=quiet):
-        from rich.console import Console
-        from rich.progress import Progress
-
         from dynenc.batch.cache import make_cache
+        from dynenc.cli.terminal import progress_bar
 
-        screen = Console(stderr=True)
-        hidden = quiet or not screen.is_terminal
-        with Progress(console=screen, disable=hidden, transient=True) as bar:
-            task = bar.add_task("images", total=None)
+        with progress_bar("images", quiet=quiet) as on_progress:
             summary = make_cache(
-                images,
-                output,
-                **vars(caching),
-                device=device,
-                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+                images, output, **vars(caching), device=device, on_progress=on_progress
             )
         for path, note in summary.notes if not quiet else ():
             console.print_message(f"dynenc: {path}: {note}")

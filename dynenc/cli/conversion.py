@@ -252,10 +252,8 @@ def run_task(
         from dynenc.cli.report import Reporter
         from dynenc.cli.report_file import ReportFile
 
-        if show and _shows_colours():
-            arguments["preview"] = shutil.get_terminal_size().columns
-        elif show:
-            console.print_message("dynenc: no preview: --show needs a terminal with colours")
+        if show:
+            arguments["preview"] = _preview_columns()
         report = None
         if placement.report and not placement.dry_run:
             report = ReportFile(placement.report, task, overwrite=placement.force)
@@ -283,10 +281,14 @@ def run_task(
             raise typer.Exit(DynencError.exit_code)
 
 
-def _shows_colours() -> bool:
+def _preview_columns() -> int:
+    """The width of previews; 0, with a message, if the terminal cannot show them."""
     from dynenc.cli import terminal  # imports rich
 
-    return terminal.shows_colours()
+    if terminal.shows_colours():
+        return shutil.get_terminal_size().columns
+    console.print_message("dynenc: no preview: --show needs a terminal with colours")
+    return 0
 
 
 def _refuse_terminals(task: TaskName, inputs: list[str], placement: Placement) -> None:

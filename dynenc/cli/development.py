@@ -1,9 +1,11 @@
 """Commands for training networks, quantising decoders and importing checkpoints."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +21,62 @@ Images = Annotated[
 Weights = Annotated[
     Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write.")
 ]
+CacheFolder = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for cached data.")]
+Steps = Annotated[int, typer.Option(metavar="N", min=1, help="Steps of training.")]
+THUMBNAIL_ENCODERS, PERCEPTUAL_ENCODERS = ("nano", "light", "base"), ("light", "base")
+
+
+def encoders_option(default: tuple[str, ...]) -> Any:
+    """The repeatable option --encoder, with its help."""
+    return typer.Option(
+        "--encoder",
+        metavar="NAME|FILE",
+        help=f"Encoder for the images; repeatable. [default: {', '.join(default)}]",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFiles:
+    """What a training reads and writes: the arguments of `TrainPaths`."""
+
+    data: Images
+    teacher: Annotated[
+        Path, typer.Option(metavar="PATH", help="VAE of the latent space, in diffusers form.")
+    ]
+    run: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder for checkpoints, log and cached data.")
+    ]
+    export: Weights
+    lpips: options.LpipsWeights = None
+    vgg: options.VggWeights = None
+    fonts: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="TrueType fonts for the text in drawn crops."),
+    ] = None
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights to start from: of the same network, also for another latent space.",
+        ),
+    ] = None
+    embedded: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Embedded decoder to train the encoder through."),
+    ] = None
+    encoders: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--encoder",
+            metavar="FILE",
+            help="Encoder whose latents the decoder is trained on; trained, too, with joint=1. "
+            "Repeatable.",
+        ),
+    ] = None
+    test: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of images to measure on at the end."),
+    ] = None
 
 
 @SECTION.command(
@@ -36,43 +94,7 @@ def train(
             "as light-sdxl, base-flux1, full-sd3.",
         ),
     ],
-    data: Images,
-    teacher: Annotated[
-        Path, typer.Option(metavar="PATH", help="VAE of the latent space, in diffusers form.")
-    ],
-    run: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Folder for checkpoints, log and cached data.")
-    ],
-    output: Weights,
-    lpips: options.LpipsWeights = None,
-    vgg: options.VggWeights = None,
-    fonts: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="TrueType fonts for the text in drawn crops."),
-    ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Weights to start from: of the same network, also for another latent space.",
-        ),
-    ] = None,
-    embedded: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Embedded decoder to train the encoder through."),
-    ] = None,
-    encoder: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Encoder whose latents the decoder is trained on; trained, too, with joint=1. "
-            "Repeatable.",
-        ),
-    ] = None,
-    test: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Folder of images to measure on at the end."),
-    ] = None,
+    files: TrainFiles,
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,12 +109,14 @@ def train(
 ) -> None:
     """Train a network, or fit an entropy coder.
 
-    The same command, run again, continues from its last checkpoint.
+    The same command, run again, continues from its last checkpoint. An existing output is
+    overwritten.
     """
     with console.session(quiet=quiet):
+        from dynenc.cli.terminal import progress_bar
         from dynenc.networks.compat import pick_device
         from dynenc.training.config import CODERS, PRESETS, TrainPaths, configure
-        from dynenc.training.run import train_with_progress
+        from dynenc.training.run import train_with_log
 
         presets = [*PRESETS, *CODERS]
         if preset not in presets:
@@ -100,21 +124,11 @@ def train(
         if preset in CODERS and device not in ("auto", "cpu"):
             raise UsageError(f"{preset} is fitted on the CPU", hint="omit --device")
         config = configure(preset, setting or [])
-        paths = TrainPaths(
-            data=tuple(data),
-            teacher=teacher,
-            lpips=lpips,
-            vgg=vgg,
-            fonts=fonts,
-            run=run,
-            export=output,
-            start=start,
-            embedded=embedded,
-            encoders=tuple(encoder or []),
-            test=test,
-        )
-        figures = train_with_progress(config, paths, pick_device(device), quiet=quiet)
-        console.print_result(json.dumps({"path": str(output), **figures}))
+        repeatable = {"data": tuple(files.data), "encoders": tuple(files.encoders or ())}
+        paths = TrainPaths(**vars(files) | repeatable)
+        with progress_bar(preset, quiet=quiet) as on_progress:
+            figures = train_with_log(config, paths, pick_device(device), on_progress)
+        console.print_result(json.dumps({"path": str(files.export), **figures}))
 
 
 @SECTION.command(
@@ -126,7 +140,7 @@ def quantize_decoder(
         Path, typer.Argument(metavar="FILE", help="Float weights written by `dynenc train`.")
     ],
     data: Images,
-    run: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for cached data.")],
+    run: CacheFolder,
     output: Weights,
     encoder: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="Encoder for the images.")
@@ -135,7 +149,7 @@ def quantize_decoder(
     """Quantise a trained embedded decoder to the integers that dynenc decodes with.
 
     The ranges of the activations are calibrated on a few of the images. The same arguments give
-    the same integers.
+    the same integers. An existing output is overwritten.
     """
     with console.session():
         from dynenc.training.integers import convert
@@ -150,27 +164,23 @@ def quantize_decoder(
 )
 def train_thumbnail(
     data: Images,
-    run: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for cached data.")],
+    run: CacheFolder,
     output: Weights,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="Encoder for the images; repeatable. [default: nano, light and base]",
-        ),
-    ] = None,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of training.")] = 4000,
+    encoder: Annotated[list[str] | None, encoders_option(THUMBNAIL_ENCODERS)] = None,
+    steps: Steps = 4000,
 ) -> None:
     """Train and quantise the decoder of images at 1/4 and 1/8 of the size.
 
-    It takes some minutes of one core. The same arguments give the same integers on one machine.
+    It takes some minutes of one core. The same arguments give the same integers on one machine. An
+    existing output is overwritten.
     """
     with console.session():
         from dynenc.training.small_run import SmallRun
         from dynenc.training.thumbnail import make
 
-        names, report = tuple(encoder or ("nano", "light", "base")), _progress("thumbnail", steps)
-        size = make(SmallRun(tuple(data), run, output, names, steps, report))
+        names = tuple(encoder or THUMBNAIL_ENCODERS)
+        with _stepwise_bar("thumbnail", steps) as report:
+            size = make(SmallRun(tuple(data), run, output, names, steps, report))
         console.print_result(json.dumps({"path": str(output), "bytes": size}))
 
 
@@ -183,27 +193,22 @@ def train_perceptual(
     vgg: Annotated[
         Path, typer.Option(metavar="FILE", help="Weights of LPIPS on VGG-16, as for `eval`.")
     ],
-    run: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for cached data.")],
+    run: CacheFolder,
     output: Weights,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            help="Encoder for the images; repeatable. [default: light and base]",
-        ),
-    ] = None,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of training.")] = 1800,
+    encoder: Annotated[list[str] | None, encoders_option(PERCEPTUAL_ENCODERS)] = None,
+    steps: Steps = 1800,
 ) -> None:
     """Train the network whose features --effort compares: a small imitation of VGG-16.
 
-    The same arguments give the same weights on one machine.
+    The same arguments give the same weights on one machine. An existing output is overwritten.
     """
     with console.session():
         from dynenc.training.perceptual import make
         from dynenc.training.small_run import SmallRun
 
-        names, report = tuple(encoder or ("light", "base")), _progress("perceptual", steps)
-        size = make(SmallRun(tuple(data), run, output, names, steps, report), vgg)
+        names = tuple(encoder or PERCEPTUAL_ENCODERS)
+        with _stepwise_bar("perceptual", steps) as report:
+            size = make(SmallRun(tuple(data), run, output, names, steps, report), vgg)
         console.print_result(json.dumps({"path": str(output), "bytes": size}))
 
 
@@ -235,10 +240,10 @@ def import_checkpoint(
         )
 
 
-def _progress(name: str, steps: int) -> Callable[[int], object]:
-    """A progress bar on stderr that each call advances by one step."""
-    from rich.console import Console
-    from rich.progress import track
+@contextmanager
+def _stepwise_bar(title: str, steps: int) -> Iterator[Callable[[int], object]]:
+    """A progress bar on stderr; yields a function to call with the number of steps done."""
+    from dynenc.cli.terminal import progress_bar
 
-    done = iter(track(range(steps), name, console=Console(stderr=True)))
-    return lambda _: next(done, None)
+    with progress_bar(title) as on_progress:
+        yield lambda done: on_progress(done, steps)

@@ -1,4 +1,7 @@
-"""Examine this machine: versions, device, kernel, networks, caches, formats, extras."""
+"""Examine this machine: versions, device, kernel, networks, caches, formats, extras.
+
+Imports torch, unlike the other modules of the command; imported by `dynenc doctor` alone.
+"""
 
 import os
 import platform

@@ -1,9 +1,12 @@
 """Commands that inspect and measure: info, verify, compare, eval, doctor."""
 
+from __future__ import annotations
+
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -13,7 +16,11 @@ from dynenc.cli.commands import Section
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.errors import Corrupt, DynencError, UsageError
 
+if TYPE_CHECKING:
+    from dynenc.batch.verify import Inspected
+
 SECTION = Section("Inspect")
+Value = TypeVar("Value")
 
 
 @SECTION.command("info", "dynenc info photo.lat", "dynenc info photo.lat --json | jq .bpp")
@@ -30,39 +37,50 @@ def info(
     """
     with console.session():
         from dynenc.batch import verify
-        from dynenc.coding import bitstream, quantize
-        from dynenc.imaging import detail
 
-        file, layer, n_bytes = verify.info_file(lat, max_pixels=max_pixels)
-        header, coder = file.header, registry.coder(file.header.coder_id, file.model.space)
-        fields: dict[str, Any] = {
-            "version": bitstream.VERSION,
-            "width": header.width,
-            "height": header.height,
-            "encoder": file.model.name,
-            "space": file.model.space.name,
-            "coder": coder.name if coder else "",
-            "lattice": "trellis" if header.has_trellis else "plain",
-            "quality": detail.file_quality(file),
-            "step": header.step_q / quantize.STEP_UNIT,
-            "n_bytes": n_bytes,
-            "bpp": bitstream.bpp(n_bytes, *header.size),
-            "chunks": {tag: len(data) for tag, data in file.chunks},
-            "detail": None if layer is None else layer.summary(),
-        }
-        if as_json:
-            console.print_result(json.dumps(fields))
-            return
-        sizes = ", ".join(f"{tag} {size} bytes" for tag, size in fields.pop("chunks").items())
-        fields |= {"chunks": sizes} if sizes else {}
-        if found := fields.pop("detail"):
-            share, n_bytes = 100 * found["share"], found["n_bytes"]
-            fields["detail"] = (
-                f"{found['tiles']} tiles, {share:.0f} %; {n_bytes} bytes, {found['form']}"
-            )
-        for name, value in fields.items():
-            text = f"{value:.4g}" if isinstance(value, float) else str(value)
-            console.print_result(f"{name:8} {text}")
+        fields = _description(verify.info_file(lat, max_pixels=max_pixels))
+        console.print_result(*([json.dumps(fields)] if as_json else _lines(fields)))
+
+
+def _description(inspected: Inspected) -> dict[str, Any]:
+    """What `info` prints of a file, by name."""
+    from dynenc.coding import bitstream, quantize
+    from dynenc.imaging import detail
+
+    file, layer, n_bytes = inspected
+    header, coder = file.header, registry.coder(file.header.coder_id, file.model.space)
+    return {
+        "version": bitstream.VERSION,
+        "width": header.width,
+        "height": header.height,
+        "encoder": file.model.name,
+        "space": file.model.space.name,
+        "coder": coder.name if coder else "",
+        "lattice": "trellis" if header.has_trellis else "plain",
+        "quality": detail.file_quality(file),
+        "step": header.step_q / quantize.STEP_UNIT,
+        "n_bytes": n_bytes,
+        "bpp": bitstream.bpp(n_bytes, *header.size),
+        "chunks": {tag: len(data) for tag, data in file.chunks},
+        "detail": None if layer is None else layer.summary(),
+    }
+
+
+def _lines(description: dict[str, Any]) -> list[str]:
+    """A description as text, one line per field that the file has."""
+    fields = dict(description)
+    fields["chunks"] = ", ".join(f"{tag} {size} bytes" for tag, size in fields["chunks"].items())
+    if layer := fields["detail"]:
+        share, n_bytes = 100 * layer["share"], layer["n_bytes"]
+        fields["detail"] = (
+            f"{layer['tiles']} tiles, {share:.0f} %; {n_bytes} bytes, {layer['form']}"
+        )
+    optional = {name for name in ("chunks", "detail") if not fields[name]}
+    return [
+        f"{name:8} {value:.4g}" if isinstance(value, float) else f"{name:8} {value}"
+        for name, value in fields.items()
+        if name not in optional
+    ]
 
 
 @SECTION.command(
@@ -259,21 +277,21 @@ def evaluate(
     codec: the difference in bits at equal quality, in percent.
     """
     with console.session(quiet=quiet):
-        from dynenc.cli.terminal import bar
+        from dynenc.cli.terminal import progress_bar
         from dynenc.evaluation import benchmark, curves
         from dynenc.evaluation.measure import Measure, load_distances
         from dynenc.io.writing import refuse_existing
         from dynenc.networks.compat import pick_device
 
-        encoders, decoders = (
-            dict.fromkeys(encoder or [registry.DEFAULT_ENCODER]),
-            dict.fromkeys(decoder or ["embedded"]),
-        )
-        efforts = dict.fromkeys(effort or [0])
-        qualities = list(dict.fromkeys(quality or benchmark.QUALITIES))
+        qualities = _unique(quality or benchmark.QUALITIES)
         measure = Measure(load_distances(lpips, vgg), pick_device(device))
         candidates = benchmark.dynenc_candidates(
-            list(encoders), list(decoders), list(efforts), qualities, device, detail
+            _unique(encoder or [registry.DEFAULT_ENCODER]),
+            _unique(decoder or ["embedded"]),
+            _unique(effort or [0]),
+            qualities,
+            device,
+            detail,
         )
         if latents_of:
             candidates.append(
@@ -282,18 +300,21 @@ def evaluate(
         if plot:
             refuse_existing(str(plot), force)
         draw = curves.plotter(plot) if plot else None
-        result = benchmark.run(
-            folder,
-            candidates,
-            benchmark.pillow_candidates() if others else [],
-            measure=measure,
-            progress=lambda total: bar("images", total, quiet=quiet),
-        )
+        anchors = benchmark.pillow_candidates() if others else []
+        with progress_bar("images", quiet=quiet) as on_progress:
+            result = benchmark.run(
+                folder, candidates, anchors, measure=measure, on_progress=on_progress
+            )
         console.print_result(*(result.as_json() if as_json else result.as_tables()).splitlines())
         if draw:
             draw(result)
         if result.left_out:
             raise typer.Exit(DynencError.exit_code)
+
+
+def _unique(values: Sequence[Value]) -> list[Value]:
+    """The values in order, each once."""
+    return list(dict.fromkeys(values))
 
 
 @SECTION.command("doctor", "dynenc doctor", "dynenc doctor --json > report.json")

@@ -23,15 +23,18 @@ def bars() -> Progress:
 
 
 @contextmanager
-def bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr, if that is a terminal; yields a function that advances it."""
+def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[float, float], None]]:
+    """A progress bar on stderr, if that is a terminal.
+
+    Yields: a function to call with what is done and the total.
+    """
     if quiet or not (sys.stderr and sys.stderr.isatty()):
-        yield lambda: None
+        yield lambda done, total: None
         return
     console = Console(stderr=True)
     with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def shows_colours() -> bool:

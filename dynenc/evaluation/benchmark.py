@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 
 import torch
@@ -126,20 +125,20 @@ def run(
     anchors: Sequence[Candidate] = (),
     *,
     measure: Measure,
-    progress: Callable[[int], AbstractContextManager[Callable[[], None]]],
+    on_progress: Callable[[int, int], object],
 ) -> Evaluation:
     """Measure codecs on the images in a folder.
 
     Args:
         anchors: codecs that are also measured, as references of the BD-rates.
-        progress: called with the number of encodings; returns a context manager that yields a
-            function to call after each of them.
+        on_progress: called after each encoding with how many are done, and the total.
     Raises: ImageError if the folder does not exist or has no image that can be measured.
     """
     images, left_out = images_of(folder)
     everyone = [*candidates, *anchors]
-    with progress(len(images) * sum(len(one.qualities) for one in everyone)) as advance:
-        curves = curves_of(everyone, images, measure, advance)
+    total = len(images) * sum(len(candidate.qualities) for candidate in everyone)
+    done = count(1)
+    curves = curves_of(everyone, images, measure, lambda: on_progress(next(done), total))
     return Evaluation(curves[: len(candidates)], curves[len(candidates) :], left_out)
 
 
@@ -175,7 +174,7 @@ def curves_of(
     candidates: Sequence[Candidate],
     images: Sequence[Path],
     measure: Measure,
-    advance: Callable[[], None],
+    advance: Callable[[], object],
 ) -> list[Curve]:
     """A curve for each candidate: means over the images, each of which is read once."""
     with notes.collected():

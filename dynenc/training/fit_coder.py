@@ -23,7 +23,7 @@ from dynenc.training.samples import FitConfig, Sample, places_of
 def fit(
     latents: Iterable[npt.NDArray[np.floating]],
     config: FitConfig,
-    report: Callable[[int], None] | None = None,
+    report: Callable[[int], object] | None = None,
 ) -> dict[str, npt.NDArray[np.generic]]:
     """Fit an entropy coder; the same input gives the same output on one machine.
 
@@ -57,7 +57,7 @@ def _fit_lattice(
     stages: list[Stage],
     common: dict[str, npt.NDArray[np.generic]],
     config: FitConfig,
-    report: Callable[[int], None],
+    report: Callable[[int], object],
     *,
     has_trellis: bool,
 ) -> dict[str, npt.NDArray[np.generic]]:

@@ -1,4 +1,4 @@
-"""Running a training: resuming, checkpoints, log, progress."""
+"""Running a training: resuming, checkpoints, log."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from safetensors.numpy import save
 from torch import nn
 
@@ -78,7 +76,7 @@ def _own_state(device: torch.device) -> Iterator[None]:
 
 
 def train_coder(
-    config: FitConfig, paths: TrainPaths, report: Callable[[int], None]
+    config: FitConfig, paths: TrainPaths, report: Callable[[int], object]
 ) -> dict[str, float]:
     """Fit the entropy coder to latents of the teacher and of the encoders in turn, and export it.
 
@@ -137,20 +135,23 @@ def _figures(tests: list[_TestImage], coder: EntropyCoder) -> dict[str, float]:
     return {"images": len(rates), "bpp": sum(rates) / len(rates)} if rates else {}
 
 
-def train_with_progress(
-    config: TrainConfig | FitConfig, paths: TrainPaths, device: torch.device, *, quiet: bool
+def train_with_log(
+    config: TrainConfig | FitConfig,
+    paths: TrainPaths,
+    device: torch.device,
+    on_progress: Callable[[float, float], object] = lambda done, total: None,
 ) -> dict[str, float]:
-    """Train with a progress bar on stderr and a line every 50 steps in the run's log."""
+    """Train a network, with a line every 50 steps in the run's log, or fit an entropy coder.
+
+    Args:
+        on_progress: called with what is done, and the total.
+    """
     paths.run.mkdir(parents=True, exist_ok=True)
-    columns = Progress.get_default_columns()
-    bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
     if isinstance(config, FitConfig):
-        with bar:
-            coder_task = bar.add_task(config.preset, total=n_parts(config))
-            return train_coder(config, paths, lambda done: bar.update(coder_task, completed=done))
+        total = n_parts(config)
+        return train_coder(config, paths, lambda done: on_progress(done, total))
     sums: dict[str, list[float]] = {}
-    with (paths.run / f"{config.preset}.log").open("a") as log, bar:
-        task = bar.add_task("preparing", total=None)
+    with (paths.run / f"{config.preset}.log").open("a") as log:
 
         def report(step: int, progress: float, terms: dict[str, float]) -> None:
             for name, value in terms.items():
@@ -160,6 +161,6 @@ def train_with_progress(
                 log.write(json.dumps({"step": step, **means}) + "\n")
                 log.flush()
                 sums.clear()
-            bar.update(task, description=config.preset, total=1, completed=progress)
+            on_progress(progress, 1)
 
         return train(config, paths, device, report)

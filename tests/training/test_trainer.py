@@ -27,7 +27,7 @@ from dynenc.training.config import PRESETS, TrainConfig, TrainPaths, configure
 from dynenc.training.crops import Crops, build_cache, open_crops
 from dynenc.training.losses import ReconstructionLoss
 from dynenc.training.prior import Prior
-from dynenc.training.run import train, train_with_progress
+from dynenc.training.run import train, train_with_log
 from dynenc.training.synthetic import Synthetic
 
 CPU = torch.device("cpu")
@@ -388,7 +388,7 @@ def test_coder_is_fitted_to_teacher_and_encoders(folder, tmp_path):
         "vgg": None,
     }
     where = paths(folder, tmp_path, **changes, data=(large_images(tmp_path / "large"),))
-    figures = train_with_progress(config, where, CPU, quiet=True)
+    figures = train_with_log(config, where, CPU)
     assert figures["images"] == 4
     assert 0 < figures["bpp"] < 10
     model = EntropyCoder.load(where.export.read_bytes(), has_trellis=False)
@@ -403,13 +403,11 @@ def test_what_a_coder_cannot_be_measured_on_or_written_to_is_found_before_the_fi
     changes = {"lpips": None, "vgg": None, "data": (large_images(tmp_path / "large"),)}
     where = paths(folder, tmp_path, **changes)
     with pytest.raises(ImageError, match="neither a folder nor a tar"):
-        train_with_progress(
-            configure("fast", []), replace(where, test=tmp_path / "none"), CPU, quiet=True
-        )
+        train_with_log(configure("fast", []), replace(where, test=tmp_path / "none"), CPU)
     (tmp_path / "file").touch()
     where = replace(where, export=tmp_path / "file" / "out.safetensors")
     with pytest.raises(OutputError, match="cannot be created"):
-        train_with_progress(configure("fast", []), where, CPU, quiet=True)
+        train_with_log(configure("fast", []), where, CPU)
 
 
 def large_images(folder):
@@ -481,7 +479,7 @@ def test_paths_without_effect_are_refused(folder, tmp_path, preset, option):
     none = dict.fromkeys(("lpips", "vgg"))
     where = paths(folder, tmp_path, **none | {option: (given,) if option == "encoders" else given})
     with pytest.raises(UsageError) as error:
-        train_with_progress(configure(preset, []), where, CPU, quiet=True)
+        train_with_log(configure(preset, []), where, CPU)
     assert error.value.hint == f"omit --{'encoder' if option == 'encoders' else option}"
 
 
