@@ -23,9 +23,10 @@ from dynenc.coding.encode_options import DetailMode, EncodeOptions
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import OnStep
 from dynenc.encoding import Encoded, Encoding
-from dynenc.imaging import arrays, extras, layering, notes, pixels
+from dynenc.imaging import arrays, extras, notes, pixels
 from dynenc.imaging import detail as detail_layer
 from dynenc.imaging.arrays import Checked, ImageLike
+from dynenc.imaging.detail_plan import plan_detail
 from dynenc.imaging.read import open_image
 from dynenc.native import encoder as native
 from dynenc.native.kernel import Floats
@@ -252,12 +253,12 @@ class Codec:
             for image in images
         ]
         checked = [arrays.unpacked(arrays.checked(image)) for image in images]
-        layers = [layering.of(image, options.detail) for image in checked]
-        latents = self.latents([layer.beneath for layer in layers])
+        layers = [plan_detail(image, options.detail) for image in checked]
+        latents = self.latents([layer.base_image for layer in layers])
         todo = [
             Encoding(
                 self,
-                latents=layer.without_hidden(of_image),
+                latents=layer.zero_covered_latents(of_image),
                 layer=layer,
                 chunks=chunks_of_image,
                 options=options,
@@ -304,7 +305,7 @@ class Codec:
         view = View.of(region, scale)
         parsed = LatFile.load(file, max_pixels=max_pixels)
         view.within(parsed.size)
-        kept = extras.from_chunks(parsed.chunks, *parsed.size)
+        kept = extras.from_chunks(parsed.chunks, parsed.size)
         # the decoded image is not bound to a name, so that `restore` can free it
         return extras.restore(self.decode_latents([parsed], view)[0], kept, view)
 
@@ -318,8 +319,10 @@ class Codec:
             return [Image.new("RGB", size) for size in sizes]
         model = files[0].model
         if self._decodes_in_integers(model):
+            regions = [detail_layer.visible_region(file) for file in files]
             return [
-                integer_decoder.decode(file, view, detail_layer.visible(file)) for file in files
+                integer_decoder.decode(file, view, region)
+                for file, region in zip(files, regions, strict=True)
             ]
         return self.backend.images(files, self.decoder_of(model), view)
 
@@ -337,6 +340,6 @@ class Codec:
 
     def decode_rgb(self, file: LatFile) -> Image.Image:
         """Decode a file with its detail layer: RGB."""
-        layer = detail_layer.of_chunks(file.chunks, *file.size)
+        layer = detail_layer.from_chunks(file.chunks, file.size)
         [image] = self.decode_latents([file])
-        return layer.over(image) if layer else image
+        return layer.composite_over(image) if layer else image

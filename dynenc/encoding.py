@@ -17,7 +17,7 @@ from dynenc.coding.rate_control import OnStep
 from dynenc.imaging import arrays, notes
 from dynenc.imaging import detail as detail_layer
 from dynenc.imaging.arrays import Checked
-from dynenc.imaging.layering import Layering
+from dynenc.imaging.detail_plan import DetailPlan
 from dynenc.native.kernel import Floats
 from dynenc.registry import Model
 
@@ -74,7 +74,7 @@ class Encoding:
 
     codec: CodecParts
     latents: Floats  # [C, h, w], of the image beneath the detail layer
-    layer: Layering
+    layer: DetailPlan
     chunks: list[Chunk]  # without that of the layer
     options: EncodeOptions
     on_step: OnStep | None
@@ -119,12 +119,12 @@ class Encoding:
         step_q, reached = rate_control.search(measure, goal.value, at_most=True)
         if reached > goal.value and self.layer.mask is not None:  # the layer alone is too large
             [latents] = self.codec.latents([self.layer.image])
-            return replace(self, latents=latents, layer=self.layer.dropped())._for_size()
+            return replace(self, latents=latents, layer=self.layer.without_layer())._for_size()
         is_close = reached >= (1 - rate_control.TOLERANCE) * goal.value
-        if self.layer.may_be_held and not is_close:  # the layer's quality has coarse steps
+        if self.layer.can_fix_quality and not is_close:  # the layer's quality has coarse steps
             has_trellis = self.codec.model.has_trellis
             quality = quantize.step_to_quality(step_q, has_trellis=has_trellis)
-            held = replace(self, layer=replace(self.layer, held=quality))
+            held = replace(self, layer=replace(self.layer, fixed_quality=quality))
             return held._for_size()
         refined = self._refined(self._file(step_q), max_bytes)
         miss = rate_control.LAYER_MISS if self.layer.is_whole else rate_control.MISS
@@ -164,7 +164,7 @@ class Encoding:
         image, decoder = self.layer.image, self.codec.decoder_of(file.model)
         if self.layer.mask is not None:
             [decoded] = self.codec.backend.images([file], decoder)
-            image = self.layer.with_hidden(decoded)
+            image = self.layer.with_covered_pixels(decoded)
         return self.codec.backend.refined(
             file, self.latents, image, decoder, self.options.effort, self.on_step, max_bytes
         )

@@ -43,7 +43,7 @@ def resident_bytes(name: str) -> int:
 
 def read(blob: bytes) -> None:
     file = LatFile.parse(blob)
-    extras.from_chunks(file.chunks, *file.size)
+    extras.from_chunks(file.chunks, file.size)
 
 
 def refuse(blob: bytes) -> None:

@@ -87,12 +87,12 @@ def test_a_layer_in_a_smaller_image_is_the_mean_of_what_it_covers(codec):
     """Where the image beneath is flat, it makes no difference when the layer is laid over it."""
     mask = np.zeros((17, 21), bool)
     mask[2:5, 3:9] = mask[16, 20] = True
-    layer = detail.of_chunks([detail.to_chunk(page(SIZE), mask, 50)], 321, 258)
-    whole = np.asarray(layer.over(Image.new("RGB", (321, 258), (90, 10, 200))), int)
+    layer = detail.from_chunks([detail.to_chunk(page(SIZE), mask, 50)], (321, 258))
+    whole = np.asarray(layer.composite_over(Image.new("RGB", (321, 258), (90, 10, 200))), int)
     for divisor in DIVISORS:
         view = View(divisor=divisor)
         small = Image.new("RGB", view.scaled((321, 258))[2:], (90, 10, 200))
-        found = np.asarray(layer.over(small, view), int)
+        found = np.asarray(layer.composite_over(small, view), int)
         expected = np.asarray(Image.fromarray(whole.astype(np.uint8)).reduce(divisor), int)
         assert abs(found - expected).max() <= 1
         assert found.std() > 3

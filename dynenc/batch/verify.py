@@ -34,7 +34,7 @@ def info_file(source: str, *, max_pixels: int) -> Inspected:
 
 def _inspect(blob: bytes, max_pixels: int) -> Inspected:
     file = LatFile.parse(blob, max_pixels=max_pixels)
-    found = extras.from_chunks(file.chunks, *file.size)
+    found = extras.from_chunks(file.chunks, file.size)
     cache_chunk.from_chunks(file.chunks)
     return Inspected(file, found.detail, len(blob))
 

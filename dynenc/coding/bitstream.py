@@ -63,6 +63,14 @@ IN_ORDER = attrgetter(*(f.name for f in fields(Header)))
 FIXED = PREFIX.size + HEADER.size  # bytes before the payload; with the CRC 18
 
 
+def find_chunk(chunks: Sequence[Chunk], tag: str) -> bytes | None:
+    """The data of the chunk with a tag, if there is one; raises Corrupt if there are several."""
+    found = [data for other, data in chunks if other == tag]
+    if len(found) > 1:
+        raise Corrupt(f"chunk {tag} occurs twice in the file")
+    return found[0] if found else None
+
+
 class Parts(NamedTuple):
     """A .lat file, split."""
 

@@ -10,7 +10,7 @@ from dynenc.coding import rate_control
 from dynenc.coding.rate_control import Goal
 from dynenc.errors import UsageError
 
-DetailMode = Literal["auto", "on", "off"]  # how text and graphics are kept: imaging.layering
+DetailMode = Literal["auto", "on", "off"]  # how text and graphics are kept: imaging.detail_plan
 DETAIL_MODES: tuple[DetailMode, ...] = get_args(DetailMode)
 MAX_EFFORT = 9  # see refine.py
 

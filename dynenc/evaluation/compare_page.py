@@ -177,8 +177,8 @@ def _decoded(name: str, blob: bytes, codec: Codec) -> CodedImage:
     """A decoded .lat file, with its detail layer highlighted."""
     file = LatFile.parse(blob)
     image = pixels.to_rgb(codec.decode(file))
-    layer = detail.of_chunks(file.chunks, *image.size)
-    return CodedImage(name, blob, image, layer.shown(image) if layer else None)
+    layer = detail.from_chunks(file.chunks, image.size)
+    return CodedImage(name, blob, image, layer.highlighted(image) if layer else None)
 
 
 def _encode_with_references(

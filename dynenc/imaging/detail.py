@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image, features
 
 from dynenc.coding import rate_control
-from dynenc.coding.bitstream import DETAIL, Chunk
+from dynenc.coding.bitstream import DETAIL, Chunk, find_chunk
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import Corrupt, MissingFormat, UnknownModel
@@ -37,12 +37,13 @@ from dynenc.registry import Model
 from dynenc.view import WHOLE, Region, View
 
 FORMS = {1: "AVIF", 2: "WEBP"}  # by their numbers in files, which never change
-HEAD = struct.Struct("<BBI")
+CHUNK_HEAD = struct.Struct("<BBI")
 FEATHER = 4  # px at the mask's edges over which the layer fades in
-KEPT = 8  # px at the mask's edges that stay in the image beneath, for the decoder
-STRIP = 4 * TILE  # rows of px that are laid over at once, which bounds the memory
+KEPT_EDGE = 8  # px at the mask's edges that stay in the image beneath, for the decoder
+STRIP_ROWS = 4 * TILE  # rows of px that are laid over at once, which bounds the memory
 BLEND = FEATHER + 1  # weight of the layer farther inside
-MAX_SIDE, MAX_AREA = 32_768, 2**28  # px, of the image: limits of libavif
+MAX_AVIF_SIDE, MAX_AVIF_AREA = 32_768, 2**28  # px, of the image: limits of libavif
+MAX_WEBP_SIDE = 16_383  # px
 AVIF_OPTIONS = {  # tune: as legible at an eighth fewer bytes; 4:4:4: coloured type
     "speed": 6,
     "autotiling": False,
@@ -50,7 +51,7 @@ AVIF_OPTIONS = {  # tune: as legible at an eighth fewer bytes; 4:4:4: coloured t
     "advanced": {"tune": "ssim"},
 }
 WEBP_OPTIONS = {"method": 4}
-COARSEST, RANGE = 2.8, 25.0  # the layer's quality at quality 0, and how many times that at 100
+QUALITY_AT_0, QUALITY_RATIO = 2.8, 25.0  # the layer's at quality 0, and its ratio at 100 to that
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,19 +85,19 @@ class Detail:
             "quality": self.quality,
         }
 
-    def shown(self, decoded: Image.Image) -> Image.Image:
+    def highlighted(self, decoded: Image.Image) -> Image.Image:
         """The decoded image, darkened outside the layer."""
         inside = weights(self.mask, decoded.size, 0) > 0
         return Image.composite(decoded, decoded.point(lambda v: v // 4), Image.fromarray(inside))
 
-    def over(self, decoded: Image.Image, view: View = WHOLE) -> Image.Image:
+    def composite_over(self, decoded: Image.Image, view: View = WHOLE) -> Image.Image:
         """Composite the layer over the decoded RGB image, in place, and return it."""
         box, seen = box_of(self.mask, self.size), view.covered(self.size).box
         left, right = max(box[0], seen[0]), min(box[2], seen[2])
         top, bottom = max(box[1], seen[1]), min(box[3], seen[3])
         divisor, corner = view.divisor, view.scaled(self.size)
-        for y in range(top, bottom, STRIP) if left < right else ():
-            part = Region(left, y, right - left, min(STRIP, bottom - y))
+        for y in range(top, bottom, STRIP_ROWS) if left < right else ():
+            part = Region(left, y, right - left, min(STRIP_ROWS, bottom - y))
             weight = weights(self.mask, self.size, region=part)
             if not weight.any():
                 continue
@@ -165,61 +166,66 @@ def box_of(mask: Mask, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return int(columns[0]) * TILE, int(rows[0]) * TILE, min(right, size[0]), min(bottom, size[1])
 
 
-def beneath(image: Image.Image, mask: Mask) -> Image.Image:
-    """The image to take latents of: it goes on smoothly beneath the mask, which costs few bits."""
-    outside = weights(mask, image.size, KEPT) <= KEPT
+def base_image(image: Image.Image, mask: Mask) -> Image.Image:
+    """The image to take latents of: a smooth fill replaces pixels well inside the mask.
+
+    Args:
+        image: RGB.
+        mask: [rows, columns] of tiles.
+    Returns: RGB of equal size; pixels more than KEPT_EDGE px inside the mask are filled.
+    """
+    outside = weights(mask, image.size, KEPT_EDGE) <= KEPT_EDGE
     if not outside.any():
         return Image.new("RGB", image.size, (128, 128, 128))
     return filled(image, Image.fromarray(outside))
 
 
-def hidden(mask: Mask, size: tuple[int, int]) -> Mask:
-    """The latents of `beneath` that no visible pixel needs, [h, w]."""
-    covered = weights(mask, size, KEPT) > KEPT
+def hidden_latents(mask: Mask, size: tuple[int, int]) -> Mask:
+    """The latents of `base_image` that no visible pixel needs, [h, w]."""
+    covered = weights(mask, size, KEPT_EDGE) > KEPT_EDGE
     missing = [(0, -side % PATCH) for side in covered.shape]
     covered = np.pad(covered, missing, mode="edge")
     height, width = covered.shape[0] // PATCH, covered.shape[1] // PATCH
     return np.asarray(covered.reshape(height, PATCH, width, PATCH).all((1, 3)), np.bool_)
 
 
-def visible(file: LatFile) -> Region:
+def visible_region(file: LatFile) -> Region:
     """The part of a file's decoded image outside of which the layer hides it; raises Corrupt."""
-    size = file.size
-    found = [data for tag, data in file.chunks if tag == DETAIL]
-    if not found:
+    size, data = file.size, find_chunk(file.chunks, DETAIL)
+    if data is None:
         return Region(0, 0, *size)
-    mask = _split(found[0], *size).mask
+    mask = _split(data, size).mask
     if mask.all():
         return Region(0, 0, 0, 0)
     left, top, right, bottom = box_of(dilated(~mask), size)  # wider than the feather
     return Region(left, top, right - left, bottom - top)
 
 
-def writable(mask: Mask, size: tuple[int, int]) -> str:
-    """The image format in which a layer can be written here, or ""."""
+def layer_format(mask: Mask, size: tuple[int, int]) -> str:
+    """The image format in which a layer can be written here: "AVIF", "WEBP" or ""."""
     left, top, right, bottom = box_of(mask, size)
     width, height = right - left, bottom - top
-    if max(width, height) > MAX_SIDE or width * height > MAX_AREA:
+    if max(width, height) > MAX_AVIF_SIDE or width * height > MAX_AVIF_AREA:
         return ""
     if features.check("avif"):
         return "AVIF"
-    return "WEBP" if features.check("webp") and max(width, height) <= 16_383 else ""
+    return "WEBP" if features.check("webp") and max(width, height) <= MAX_WEBP_SIDE else ""
 
 
 def layer_quality(quality: float) -> int:
     """The quality of the layer, as AVIF has it, for that of a file, which may be below 0."""
     exponent = min(quality, 100.0) / 100
-    return round(COARSEST * math.pow(RANGE, exponent))
+    return round(QUALITY_AT_0 * math.pow(QUALITY_RATIO, exponent))
 
 
 def to_chunk(image: Image.Image, mask: Mask, quality: float) -> Chunk:
     """The chunk that holds the layer of an RGB image.
 
     Args:
-        mask: for which `writable` gives a form.
+        mask: for which `layer_format` gives a form.
         quality: of the file, 0..100.
     """
-    form = writable(mask, image.size)
+    form = layer_format(mask, image.size)
     box = box_of(mask, image.size)
     inside = weights(mask, image.size, 0)[box[1] : box[3], box[0] : box[2]] > 0
     part = image.crop(box)
@@ -230,46 +236,43 @@ def to_chunk(image: Image.Image, mask: Mask, quality: float) -> Chunk:
     packed = pack(np.packbits(mask).tobytes())
     [number] = [number for number, name in FORMS.items() if name == form]
     return with_quality(
-        (DETAIL, HEAD.pack(number, 0, len(packed)) + packed + file.getvalue()), quality
+        (DETAIL, CHUNK_HEAD.pack(number, 0, len(packed)) + packed + file.getvalue()), quality
     )
 
 
 def with_quality(chunk: Chunk, quality: float) -> Chunk:
     """The same layer in a file of another quality that asks for the same one of the layer."""
     tag, data = chunk
-    number, _, length = HEAD.unpack_from(data)
-    head = HEAD.pack(number, round(min(max(quality, 0), 100)), length)
-    return tag, head + data[HEAD.size :]
+    number, _, length = CHUNK_HEAD.unpack_from(data)
+    head = CHUNK_HEAD.pack(number, round(min(max(quality, 0), 100)), length)
+    return tag, head + data[CHUNK_HEAD.size :]
 
 
-def of_chunks(chunks: Sequence[Chunk], width: int, height: int) -> Detail | None:
-    """The layer of a file of width x height px, if it has one.
+def from_chunks(chunks: Sequence[Chunk], size: tuple[int, int]) -> Detail | None:
+    """The layer of a file of an image of this size in px, if it has one.
 
     Raises: Corrupt if the chunk is damaged, stands twice, or is not as `to_chunk` writes it;
         UnknownModel if its image has a form of a later dynenc; MissingFormat if Pillow lacks it.
     """
-    found = [data for tag, data in chunks if tag == DETAIL]
-    if not found:
+    data = find_chunk(chunks, DETAIL)
+    if data is None:
         return None
-    if len(found) > 1:
-        raise Corrupt(f"chunk {DETAIL} occurs twice in the file")
-    [data] = found
-    number, quality, mask, coded = _split(data, width, height)
+    number, quality, mask, coded = _split(data, size)
     if number not in FORMS:
         raise UnknownModel(f"the detail layer has form {number}, unknown here: update dynenc")
     if quality > 100:
         raise Corrupt(f"chunk {DETAIL} has quality {quality}, which is not within 0..100")
-    left, top, right, bottom = box_of(mask, (width, height))
+    left, top, right, bottom = box_of(mask, size)
     image = _image(coded, FORMS[number], (right - left, bottom - top))
-    return Detail((width, height), mask, image, FORMS[number], quality, len(data))
+    return Detail(size, mask, image, FORMS[number], quality, len(data))
 
 
 def file_quality(file: LatFile) -> float:
     """The quality of a file: from its step, or from the layer if that covers the whole image."""
     if file.header.step_q == rate_control.COARSEST:
-        for tag, data in file.chunks:
-            if tag == DETAIL and len(data) >= HEAD.size:
-                return float(HEAD.unpack_from(data)[1])
+        data = find_chunk(file.chunks, DETAIL)
+        if data is not None and len(data) >= CHUNK_HEAD.size:
+            return float(CHUNK_HEAD.unpack_from(data)[1])
     return file.quality
 
 
@@ -287,8 +290,8 @@ def has_layer(file: LatFile) -> bool:
 
 def is_whole(file: LatFile) -> bool:
     """Whether a file's layer covers the whole image; raises Corrupt."""
-    found = [data for tag, data in file.chunks if tag == DETAIL]
-    return bool(found) and bool(_split(found[0], *file.size).mask.all())
+    data = find_chunk(file.chunks, DETAIL)
+    return data is not None and bool(_split(data, file.size).mask.all())
 
 
 class _Parts(NamedTuple):
@@ -300,15 +303,15 @@ class _Parts(NamedTuple):
     coded: bytes  # the image of the layer
 
 
-def _split(data: bytes, width: int, height: int) -> _Parts:
-    """The parts of a chunk of an image of width x height px; raises Corrupt."""
-    if len(data) < HEAD.size:
+def _split(data: bytes, size: tuple[int, int]) -> _Parts:
+    """The parts of a chunk of an image of this size in px; raises Corrupt."""
+    if len(data) < CHUNK_HEAD.size:
         raise Corrupt(f"chunk {DETAIL} is cut short")
-    number, quality, length = HEAD.unpack_from(data)
-    rest = data[HEAD.size :]
+    number, quality, length = CHUNK_HEAD.unpack_from(data)
+    rest = data[CHUNK_HEAD.size :]
     if length > len(rest):
         raise Corrupt(f"chunk {DETAIL} is cut short")
-    shape = -(-height // TILE), -(-width // TILE)
+    shape = -(-size[1] // TILE), -(-size[0] // TILE)
     n_tiles = shape[0] * shape[1]
     bits = unpack(DETAIL, rest[:length], -(-n_tiles // 8))
     if len(bits) < -(-n_tiles // 8):

@@ -60,14 +60,13 @@ def of(image: Image.Image, *, keep_metadata: bool) -> Extras:
 def restore(image: Image.Image, extras: Extras, view: View = WHOLE) -> Image.Image:
     """The decoded RGB image with its extras: L, LA, RGB or RGBA, metadata in `info`.
 
-    The detail layer is laid over the decoded image. Of a part or a smaller image, `view` tells
-    which it is.
+    The detail layer is laid over the decoded image. `view` says which part and scale `image` is.
 
     As in Pillow, `info` has `exif`, `xmp`, texts by keyword, `comment`, `dpi`, `photoshop` (IPTC)
     and the `icc_profile` of the returned pixels, which have its mode.
     """
     if extras.detail:
-        image = extras.detail.over(image, view)
+        image = extras.detail.composite_over(image, view)
     if extras.is_grey:
         image = image.convert("L")
     info = metadata.to_info(extras.metadata)
@@ -98,11 +97,11 @@ def to_chunks(extras: Extras) -> list[Chunk]:
     return chunks
 
 
-def from_chunks(chunks: Sequence[Chunk], width: int, height: int) -> Extras:
-    """Undo `to_chunks` for an image of width x height px; unknown chunks are skipped.
+def from_chunks(chunks: Sequence[Chunk], size: tuple[int, int]) -> Extras:
+    """Undo `to_chunks` for an image of this size in px; unknown chunks are skipped.
 
     Raises: Corrupt if a chunk is damaged, stands twice, or unpacks to another size than it may;
-        what `detail.of_chunks` raises.
+        what `detail.from_chunks` raises.
     """
     found: dict[str, bytes] = {}
     for tag, data in chunks:
@@ -124,11 +123,12 @@ def from_chunks(chunks: Sequence[Chunk], width: int, height: int) -> Extras:
             raise Corrupt(f"chunk {RESOLUTION} holds a zero")
     alpha = None
     if ALPHA in found:
-        opacity = unpack(ALPHA, found[ALPHA], width * height)
-        if len(opacity) < width * height:
+        n_pixels = size[0] * size[1]
+        opacity = unpack(ALPHA, found[ALPHA], n_pixels)
+        if len(opacity) < n_pixels:
             raise Corrupt(f"chunk {ALPHA} holds fewer pixels than the image")
-        alpha = Image.frombytes("L", (width, height), opacity)
-    layer = detail.of_chunks(chunks, width, height)
+        alpha = Image.frombytes("L", size, opacity)
+    layer = detail.from_chunks(chunks, size)
     return Extras(GREY in found, alpha, Metadata(**kept), layer)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from dynenc.coding.bitstream import Chunk
+from dynenc.coding.bitstream import Chunk, find_chunk
 from dynenc.errors import Corrupt
 from dynenc.imaging import extras
 from dynenc.imaging.packing import pack, unpack
@@ -69,12 +69,10 @@ def to_chunk(contents: CacheContents) -> Chunk:
 
 def from_chunks(chunks: Sequence[Chunk]) -> CacheContents | None:
     """Undo `to_chunk`; None if there is no such chunk. Raises Corrupt."""
-    found = [data for tag, data in chunks if tag == TAG]
-    if not found:
+    data = find_chunk(chunks, TAG)
+    if data is None:
         return None
-    if len(found) > 1:
-        raise Corrupt(f"chunk {TAG} occurs twice in the file")
-    content = unpack(TAG, found[0], MAX_BYTES)
+    content = unpack(TAG, data, MAX_BYTES)
     try:
         return _parsed(content)
     except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError, struct.error) as exc:

@@ -18,12 +18,12 @@ def full_image_latents(file: LatFile) -> Floats:
     wrote the file; all others are those of the file.
     Raises: BitstreamError, WeightsError.
     """
-    layer = detail.of_chunks(file.chunks, *file.size)
+    layer = detail.from_chunks(file.chunks, file.size)
     if layer is None:
         return file.latents
     codec = _codec(file.model.name)
     [decoded] = codec.decode_latents([file])
-    [found] = codec.latents([layer.over(decoded)])
+    [found] = codec.latents([layer.composite_over(decoded)])
     side = TILE // PATCH
     height, width = file.latents.shape[-2:]
     beneath = layer.mask.repeat(side, 0).repeat(side, 1)[:height, :width]

@@ -95,7 +95,7 @@ def metadata() -> Callable[[bytes], None]:
             body = packing.pack(body)
         with contextlib.suppress(BitstreamError):
             chunks = [("grey", b""), (tag, body)][not data[1] & 2 :]
-            beside = extras.from_chunks(chunks, side, side)
+            beside = extras.from_chunks(chunks, (side, side))
             image = extras.restore(Image.new("RGB", (side, side), "teal"), beside)
             for form in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF"):
                 try:

@@ -13,8 +13,9 @@ from dynenc.coding.bitstream import DETAIL, MAX_PIXELS
 from dynenc.coding.encode_options import EncodeOptions
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import Corrupt, ImageWarning, MissingFormat, UnknownModel, UsageError
-from dynenc.imaging import detail, layering
-from dynenc.imaging.detail import FEATHER, HEAD
+from dynenc.imaging import detail, detail_plan
+from dynenc.imaging.detail import CHUNK_HEAD, FEATHER
+from dynenc.imaging.detail_plan import plan_detail
 from dynenc.imaging.packing import pack
 from dynenc.interop import whole_latents
 from dynenc.networks import integer_decoder
@@ -39,7 +40,7 @@ def codec():
 
 def test_mask_and_image_come_back():
     image, chunk = coded()
-    layer = detail.of_chunks([("skip", b""), chunk], *SIZE)
+    layer = detail.from_chunks([("skip", b""), chunk], SIZE)
     assert np.array_equal(layer.mask, MASK)
     assert (layer.form, layer.quality, layer.n_bytes) == ("AVIF", 50, len(chunk[1]))
     assert detail.box_of(MASK, SIZE) == (0, 16, 112, 96)
@@ -51,10 +52,10 @@ def test_mask_and_image_come_back():
 
 def test_pixels_outside_the_mask_stay_and_those_far_inside_are_the_layers():
     _, chunk = coded()
-    layer, below = detail.of_chunks([chunk], *SIZE), Image.new("RGB", SIZE, (90, 10, 200))
+    layer, below = detail.from_chunks([chunk], SIZE), Image.new("RGB", SIZE, (90, 10, 200))
     above = Image.new("RGB", SIZE)
     above.paste(layer.image, (0, 16))
-    result = np.asarray(layer.over(below.copy()))
+    result = np.asarray(layer.composite_over(below.copy()))
     weight = detail.weights(MASK, SIZE)
     assert np.array_equal(result[weight == 0], np.asarray(below)[weight == 0])
     whole = weight == FEATHER + 1
@@ -152,7 +153,7 @@ def test_a_target_psnr_is_that_of_the_whole_image(codec):
 def test_the_smaller_of_a_part_and_the_whole_as_layer_is_written(codec, monkeypatch):
     image = page()
     [chosen] = codec.encode_batch([image], EncodeOptions())
-    monkeypatch.setattr(layering, "WHOLE_LAYER_SHARE", 2)
+    monkeypatch.setattr(detail_plan, "WHOLE_LAYER_SHARE", 2)
     [part] = codec.encode_batch([image], EncodeOptions())
     assert not detail.is_whole(part.file)
     assert len(chosen.blob) <= len(part.blob)
@@ -161,26 +162,26 @@ def test_the_smaller_of_a_part_and_the_whole_as_layer_is_written(codec, monkeypa
 
 def test_of_a_photograph_a_layer_has_the_quality_that_it_needs_and_type_no_more():
     image = page()
-    found = layering.of(image, "auto")
-    paper = layering.of(screen((320, 256)), "auto")
+    found = plan_detail(image, "auto")
+    paper = plan_detail(screen((320, 256)), "auto")
     assert found.has_photograph
     assert not paper.has_photograph
-    less = detail.to_chunk(image, found.mask, 50 - layering.PHOTO_QUALITY_CUT)
+    less = detail.to_chunk(image, found.mask, 50 - detail_plan.PHOTO_QUALITY_CUT)
     assert found.chunk(50) == detail.with_quality(less, 50)
     whole = found.whole()
-    better = detail.to_chunk(image, whole.mask, 50 + layering.WHOLE_QUALITY_GAIN)
+    better = detail.to_chunk(image, whole.mask, 50 + detail_plan.WHOLE_QUALITY_GAIN)
     assert whole.chunk(50) == detail.with_quality(better, 50)
 
 
 def test_hidden_latents_are_zeros_and_do_not_reach_visible_pixels(codec):
     image = page()
     file = codec.encode_batch([image], EncodeOptions())[0].file
-    layer = detail.of_chunks(file.chunks, *image.size)
+    layer = detail.from_chunks(file.chunks, image.size)
     covered = layer.mask.repeat(2, 0).repeat(2, 1)
-    hidden = detail.hidden(layer.mask, image.size)
+    hidden = detail.hidden_latents(layer.mask, image.size)
     assert (hidden <= covered).all()
     assert hidden.sum() > covered.sum() / 2
-    plain = layering.of(image, "auto").without_hidden(np.ones((4, 32, 40), np.float32))
+    plain = plan_detail(image, "auto").zero_covered_latents(np.ones((4, 32, 40), np.float32))
     assert np.array_equal(plain[0] == 0, hidden)
 
 
@@ -188,12 +189,12 @@ def test_hidden_latents_are_zeros_and_do_not_reach_visible_pixels(codec):
 def test_what_is_hidden_is_not_decoded_and_no_pixel_changes(codec, view):
     file = codec.encode_batch([page()], EncodeOptions())[0].file
     size = file.size
-    layer = detail.of_chunks(file.chunks, *size)
-    part = detail.visible(file)
+    layer = detail.from_chunks(file.chunks, size)
+    part = detail.visible_region(file)
     assert part.width * part.height < size[0] * size[1]
     [decoded] = codec.decode_latents([file], view)
     whole = integer_decoder.decode(file, view)
-    assert np.array_equal(layer.over(decoded, view), layer.over(whole, view))
+    assert np.array_equal(layer.composite_over(decoded, view), layer.composite_over(whole, view))
     corner = View(Region(0, 0, 8, 8))
     assert not np.any(integer_decoder.decode(file, corner, Region(16, 16, 8, 8)))
 
@@ -223,7 +224,7 @@ def test_without_avif_the_layer_is_webp_and_avif_is_refused_by_name(codec, monke
     [(_, fault)] = verify([str(path)], max_pixels=MAX_PIXELS)
     assert "pip install" in fault.hint  # not from a backup
     blob = codec.encode(screen())
-    assert detail.of_chunks(LatFile.parse(blob).chunks, *screen().size).form == "WEBP"
+    assert detail.from_chunks(LatFile.parse(blob).chunks, screen().size).form == "WEBP"
     monkeypatch.setattr(features, "check", lambda name: False)
     with pytest.warns(ImageWarning, match="install a Pillow that writes AVIF"):
         codec.encode(screen())
@@ -238,15 +239,15 @@ def image_bytes(image, form="AVIF", **options):
 def changed(chunk, image=None, mask=None, head=None):
     """The chunk with other parts."""
     _, data = chunk
-    number, quality, length = HEAD.unpack_from(data)
-    bits = data[HEAD.size : HEAD.size + length] if mask is None else mask
-    body = data[HEAD.size + length :] if image is None else image
-    return DETAIL, HEAD.pack(*(head or (number, quality, len(bits)))) + bits + body
+    number, quality, length = CHUNK_HEAD.unpack_from(data)
+    bits = data[CHUNK_HEAD.size : CHUNK_HEAD.size + length] if mask is None else mask
+    body = data[CHUNK_HEAD.size + length :] if image is None else image
+    return DETAIL, CHUNK_HEAD.pack(*(head or (number, quality, len(bits)))) + bits + body
 
 
 def test_other_images_are_refused():
     image, chunk = coded()
-    sound = chunk[1][HEAD.size + HEAD.unpack_from(chunk[1])[2] :]
+    sound = chunk[1][CHUNK_HEAD.size + CHUNK_HEAD.unpack_from(chunk[1])[2] :]
     part = image.crop(detail.box_of(MASK, SIZE))
     clear = part.copy()
     clear.putalpha(100)
@@ -272,21 +273,21 @@ def test_other_images_are_refused():
         image_bytes(part, "WEBP"),
     ):
         with pytest.raises(Corrupt, match=DETAIL):
-            detail.of_chunks([changed(chunk, other)], *SIZE)
+            detail.from_chunks([changed(chunk, other)], SIZE)
     for other in (
         image_bytes(image, "WEBP"),
         image_bytes(clear, "WEBP"),
         image_bytes(part, "WEBP", **frames),
         sound,
     ):
-        mask_length = HEAD.unpack_from(chunk[1])[2]
+        mask_length = CHUNK_HEAD.unpack_from(chunk[1])[2]
         with pytest.raises(Corrupt, match=DETAIL):
-            detail.of_chunks([changed(chunk, other, head=(2, 50, mask_length))], *SIZE)
+            detail.from_chunks([changed(chunk, other, head=(2, 50, mask_length))], SIZE)
 
 
 def test_other_masks_forms_and_lengths_are_refused():
     _, chunk = coded()
-    length = HEAD.unpack_from(chunk[1])[2]
+    length = CHUNK_HEAD.unpack_from(chunk[1])[2]
     empty, full = bytes(8), b"\xff" * 8
     for bad in (
         changed(chunk, mask=pack(empty)),
@@ -300,24 +301,24 @@ def test_other_masks_forms_and_lengths_are_refused():
         (DETAIL, chunk[1][:5]),
     ):
         with pytest.raises(Corrupt, match=DETAIL):
-            detail.of_chunks([bad], *SIZE)
+            detail.from_chunks([bad], SIZE)
     with pytest.raises(Corrupt, match="twice"):
-        detail.of_chunks([chunk, chunk], *SIZE)
+        detail.from_chunks([chunk, chunk], SIZE)
     with pytest.raises(UnknownModel, match="form 3"):
-        detail.of_chunks([changed(chunk, head=(3, 50, length))], *SIZE)
+        detail.from_chunks([changed(chunk, head=(3, 50, length))], SIZE)
 
 
 def test_the_layer_of_other_sizes_of_image_is_refused():
     _, chunk = coded()
     for size in ((SIZE[0], SIZE[1] + 16), (8, 8), (1000, 1000)):
         with pytest.raises(Corrupt, match=DETAIL):
-            detail.of_chunks([chunk], *size)
+            detail.from_chunks([chunk], size)
 
 
 def test_layers_too_large_for_the_formats_are_not_made():
     mask = np.ones((1, 40_000 // 16), bool)
-    assert detail.writable(mask, (40_000, 16)) == ""
-    assert detail.writable(mask[:, :2000], (40_000, 16)) == "AVIF"
+    assert detail.layer_format(mask, (40_000, 16)) == ""
+    assert detail.layer_format(mask[:, :2000], (40_000, 16)) == "AVIF"
 
 
 def test_levels_of_quality_rise_with_the_quality():

@@ -126,7 +126,7 @@ def test_a_mask_costs_little(photo):
     noise = Image.effect_noise((300, 200), 90)
     [(_, data)] = extras.to_chunks(Extras(alpha=noise))
     assert len(data) < 1.01 * 300 * 200
-    assert extras.from_chunks([(tag, data)], 300, 200).alpha.tobytes() == noise.tobytes()
+    assert extras.from_chunks([(tag, data)], (300, 200)).alpha.tobytes() == noise.tobytes()
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
@@ -287,7 +287,7 @@ def test_texts_with_the_names_of_other_things_are_no_such_things(nano, photo, ke
         assert decoded.info.get("Title") == "a cat"
         assert keyword not in decoded.info
     chunks = extras.to_chunks(Extras(metadata=Metadata(text={keyword: "72"})))
-    restored = extras.restore(photo.copy(), extras.from_chunks(chunks, *photo.size))
+    restored = extras.restore(photo.copy(), extras.from_chunks(chunks, photo.size))
     assert keyword not in restored.info
 
 
@@ -335,7 +335,7 @@ def test_grey_pixels_with_an_rgb_profile_come_back_as_rgb(nano, photo, mode, for
     found = [nano.decode(blob), opened]
     if mode == "RGB":
         [plain] = nano.decode_latents([LatFile.parse(blob)])
-        beside = extras.from_chunks(LatFile.parse(blob).chunks, *grey.size)
+        beside = extras.from_chunks(LatFile.parse(blob).chunks, grey.size)
         file = save.image_bytes(plain, beside, f"x.{form.lower()}", "embedded")
         found.append(Image.open(io.BytesIO(file)))
     for image in found:
@@ -422,15 +422,15 @@ def test_bad_chunks_are_refused(name):
     blob = hostile.with_chunks(payload, *hostile.BAD_CHUNKS[name])
     assert read_latents(blob)[0].width == 8  # the latents can be saved
     with pytest.raises((Corrupt, UnknownModel), match=r"chunk|detail layer"):
-        extras.from_chunks(bitstream.read(blob).chunks, 8, 8)
+        extras.from_chunks(bitstream.read(blob).chunks, (8, 8))
 
 
 def test_chunks_may_fill_their_limit():
     most = extras.to_chunks(Extras(metadata=Metadata(xmp=bytes(MAX_METADATA))))
-    assert extras.from_chunks(most, 1, 1).metadata.xmp == bytes(MAX_METADATA)
+    assert extras.from_chunks(most, (1, 1)).metadata.xmp == bytes(MAX_METADATA)
     with pytest.raises(Corrupt, match="more than"):
         extras.from_chunks(
-            extras.to_chunks(Extras(metadata=Metadata(xmp=bytes(MAX_METADATA + 1)))), 1, 1
+            extras.to_chunks(Extras(metadata=Metadata(xmp=bytes(MAX_METADATA + 1)))), (1, 1)
         )
 
 

@@ -31,7 +31,7 @@ def load_lat(item: Item, settings: ConversionSettings) -> LoadedItem[ParsedLat]:
     file = LatFile.parse(blob, max_pixels=settings.input.max_pixels)
     height, width = file.symbols.shape[-2:]
     shape = PATCH * height, PATCH * width, file.header.model_id
-    found = extras.from_chunks(file.chunks, *file.size)
+    found = extras.from_chunks(file.chunks, file.size)
     return LoadedItem(ParsedLat(file, found), len(blob), shape)
 
 

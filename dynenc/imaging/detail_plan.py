@@ -1,4 +1,4 @@
-"""Text and graphics in an image to encode: a detail layer, or a warning."""
+"""Plan the detail layer of an image to encode: which tiles, in which quality, or a warning."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ TOO_LARGE = "it is too large for AVIF, use another format"
 
 
 @dataclass(frozen=True, eq=False)
-class Layering:
+class DetailPlan:
     """The detail layer of one image, if it has one."""
 
     image: Checked
     mask: Mask | None = None  # None: no layer
     warning: str = ""  # that text will not be legible
     chunks: dict[int, Chunk] = field(default_factory=dict)  # made before, by the layer's quality
-    gain: float = 0.0  # quality that the layer has more than the file
-    held: float | None = None  # the file's quality that the layer is made for, whatever that is
+    quality_offset: float = 0.0  # added to the file's quality for the layer
+    fixed_quality: float | None = None  # of the file, for the layer; None: the file's own
 
     @property
     def is_whole(self) -> bool:
@@ -42,9 +42,9 @@ class Layering:
         return self.mask is not None and bool(self.mask.all())
 
     @property
-    def may_be_held(self) -> bool:
+    def can_fix_quality(self) -> bool:
         """Whether the file's size can be changed by the latents alone."""
-        return self.mask is not None and not self.is_whole and self.held is None
+        return self.mask is not None and not self.is_whole and self.fixed_quality is None
 
     @property
     def may_be_whole(self) -> bool:
@@ -57,9 +57,9 @@ class Layering:
         return _rgb(self.image)
 
     @cached_property
-    def beneath(self) -> Checked:
+    def base_image(self) -> Checked:
         """The image to encode to latents."""
-        return self.image if self.mask is None else detail.beneath(self.rgb, self.mask)
+        return self.image if self.mask is None else detail.base_image(self.rgb, self.mask)
 
     @property
     def has_photograph(self) -> bool:
@@ -71,28 +71,28 @@ class Layering:
         outside = contrast[~self.mask[:rows, :columns]]
         return bool(outside.size) and float((outside > CONTRAST).mean()) >= PHOTOGRAPHIC
 
-    def without_hidden(self, latents: Floats) -> Floats:
-        """Latents [C, h, w] of `beneath`, 0 where the layer hides them, which costs fewest bits."""
+    def zero_covered_latents(self, latents: Floats) -> Floats:
+        """Latents [C, h, w] of `base_image`, 0 where the layer hides them to cost few bits."""
         if self.mask is None:
             return latents
-        return np.where(detail.hidden(self.mask, self.rgb.size), np.float32(0), latents)
+        return np.where(detail.hidden_latents(self.mask, self.rgb.size), np.float32(0), latents)
 
-    def with_hidden(self, decoded: Image.Image) -> Image.Image:
-        """`beneath`, with hidden pixels taken from `decoded`: refinement need not match them."""
+    def with_covered_pixels(self, decoded: Image.Image) -> Image.Image:
+        """`base_image`, with hidden pixels taken from `decoded`: refinement need not match them."""
         assert self.mask is not None
-        outside = detail.weights(self.mask, self.rgb.size, detail.KEPT) <= detail.KEPT
-        assert isinstance(self.beneath, Image.Image)
-        return Image.composite(self.beneath, decoded, Image.fromarray(outside))
+        outside = detail.weights(self.mask, self.rgb.size, detail.KEPT_EDGE) <= detail.KEPT_EDGE
+        assert isinstance(self.base_image, Image.Image)
+        return Image.composite(self.base_image, decoded, Image.fromarray(outside))
 
-    def whole(self) -> Layering:
+    def whole(self) -> DetailPlan:
         """A copy whose layer covers the whole image, at a higher quality if it has a photograph."""
         mask = np.ones(graphics.shape_of(self.rgb), np.bool_)
-        if not detail.writable(mask, self.rgb.size):
+        if not detail.layer_format(mask, self.rgb.size):
             return self
-        gain = WHOLE_QUALITY_GAIN if self.has_photograph else 0.0
-        return replace(self, mask=mask, chunks={}, gain=gain)
+        quality_offset = WHOLE_QUALITY_GAIN if self.has_photograph else 0.0
+        return replace(self, mask=mask, chunks={}, quality_offset=quality_offset)
 
-    def dropped(self) -> Layering:
+    def without_layer(self) -> DetailPlan:
         """A copy without a layer, with a warning that text will be illegible."""
         warning = "" if self.mask is None else _warning(self.mask, "use a larger target")
         return replace(self, mask=None, warning=warning, chunks={})
@@ -100,14 +100,15 @@ class Layering:
     def chunk(self, quality: float) -> Chunk:
         """The chunk of the layer for a quality of the file; there must be a layer."""
         assert self.mask is not None
-        wanted = (quality if self.held is None else self.held) + self.gain
+        of_file = quality if self.fixed_quality is None else self.fixed_quality
+        wanted = of_file + self.quality_offset
         level = detail.layer_quality(wanted)
         if level not in self.chunks:
             self.chunks[level] = detail.to_chunk(self.rgb, self.mask, wanted)
         return detail.with_quality(self.chunks[level], quality)
 
 
-def of(image: Checked, mode: DetailMode) -> Layering:
+def plan_detail(image: Checked, mode: DetailMode) -> DetailPlan:
     """The layer for an image from `arrays.checked`.
 
     Args:
@@ -117,15 +118,15 @@ def of(image: Checked, mode: DetailMode) -> Layering:
     seen = image if isinstance(image, Image.Image | np.ndarray) else _rgb(image)
     mask = graphics.find(seen, eager=mode == "on")
     if not mask.any():
-        return Layering(image)
+        return DetailPlan(image)
     if mode == "off":
-        return Layering(image, warning=_warning(mask, "use --detail auto, or another format"))
+        return DetailPlan(image, warning=_warning(mask, "use --detail auto, or another format"))
     height, width = arrays.height_width(image)
-    if not detail.writable(mask, (width, height)):
+    if not detail.layer_format(mask, (width, height)):
         advice = TOO_LARGE if features.check("avif") else NO_FORM
-        return Layering(image, warning=_warning(mask, advice))
-    layering = Layering(image, mask)
-    return replace(layering, gain=-PHOTO_QUALITY_CUT) if layering.has_photograph else layering
+        return DetailPlan(image, warning=_warning(mask, advice))
+    plan = DetailPlan(image, mask)
+    return replace(plan, quality_offset=-PHOTO_QUALITY_CUT) if plan.has_photograph else plan
 
 
 def _rgb(image: Checked) -> Image.Image:
