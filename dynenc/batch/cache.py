@@ -1,4 +1,4 @@
-"""Making a cache of latents for training: images -> buckets -> .lat files in indexed shards."""
+"""Make a cache of latents for training: images -> buckets -> .lat files in indexed shards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dynenc import registry, runtime
 from dynenc.arguments import checked_callback, checked_integer, checked_name
-from dynenc.batch.cache_maker import Maker, Member, Source
+from dynenc.batch.cache_encoder import CacheEncoder, Member, Source, cache_settings
 from dynenc.batch.find import Listing, find
 from dynenc.batch.inputs import read_image
 from dynenc.batch.settings import SHARD_SIZE, InputOptions
@@ -74,11 +74,11 @@ def make_cache(
         space: of the latents: 'sd1', 'sdxl', 'flux1' or 'sd3'.
         encoder: of dynenc, if it has one for the space.
         vae: folder or file of an autoencoder of the space, to encode with instead.
-        resolution: images have at most the pixels of a square of this side, 64 or more; None: 512
-            for sd1, 1024 for the other spaces.
+        resolution: side in px of a square, 64 or more; images are resized to at most that many
+            pixels. None: 512 for sd1, 1024 for the other spaces.
         flips: add the latents of the mirrored images.
         prune: remove images from the cache that are not given.
-        force: make all of it again, of the given images alone; other settings need that.
+        force: encode everything again and drop all other images; required if settings change.
         on_progress: called with the images done and to do.
     Raises: UsageError; WeightsError; ImageError if an input does not exist, if a shard of the
         cache, or with `prune` a sub-folder, cannot be read; OutputError, also if another run is at
@@ -89,7 +89,7 @@ def make_cache(
         raise UsageError(f"{cache} is not a local folder: make it on this disk, then copy it")
     checked_integer("shard_size", shard_size, 1)
     tell = checked_callback("on_progress", on_progress) or (lambda _done, _all: None)
-    maker = Maker.of(space_named(space), encoder, vae, resolution, quality, flips, device)
+    settings = cache_settings(space_named(space), encoder, vae, resolution, quality, flips)
     listed = isinstance(images, Sequence) and not isinstance(images, str | bytes)
     given = [checked_name("an image or folder", p) for p in (images if listed else [images])]
     prune = prune or force
@@ -104,8 +104,10 @@ def make_cache(
         latent_cache.remove_unfinished_shards(cache)
         shards = latent_cache.shards(cache)
         if not force:
-            _check_settings(shards, maker.settings)
-        _Run(cache, maker, shards, summary, shard_size, tell).update(sources, not force, prune)
+            _check_settings(shards, settings)
+        image_encoder = CacheEncoder(settings, vae, device)
+        run = _Run(cache, image_encoder, shards, summary, shard_size, tell)
+        run.update(sources, force=force, prune=prune)
     return summary
 
 
@@ -158,28 +160,50 @@ def _keyed(files: list[tuple[str, str]], flips: bool) -> list[Source]:
 
 
 @dataclass(frozen=True, eq=False)
+class _Update:
+    """What a run changes in a cache."""
+
+    todo: list[Source]  # to encode
+    force: bool  # encode all
+    touched: list[Shard]  # to be replaced
+    usable: Container[str]  # keys of the entries that can be copied
+    gone: set[str]  # keys of the entries that are not copied
+
+
+@dataclass(frozen=True, eq=False)
 class _Run:
     """One run of `make_cache`."""
 
     cache: str
-    maker: Maker
+    encoder: CacheEncoder
     shards: list[Shard]
     summary: CacheSummary
     shard_size: int
     on_progress: Callable[[int, int], None]
 
-    def update(self, sources: list[Source], keep: bool, prune: bool) -> None:
-        """Write what is new or changed, copy what lies beside it, and remove what is replaced.
+    def update(self, sources: list[Source], *, force: bool, prune: bool) -> None:
+        """Write new and changed images, and remove the shards that are replaced.
 
         Args:
-            keep: do not make again what is current.
-            prune: remove what is of none of the sources.
+            force: encode all sources again.
+            prune: remove images that are not among the sources.
         """
         self.summary.notes += [
             (tar, UNINDEXED_NOTE) for tar in latent_cache.unindexed_tars(self.cache)
         ]
+        update = self._plan(sources, force=force, prune=prune)
+        written = self._write(self._members(update))
+        for shard in update.touched:
+            shard.remove()
+        for shard in [shard for shard in self.shards if shard not in update.touched] + written:
+            self.summary.buckets.update(entry.size for entry in shard.entries)
+            with suppress(OSError):  # the tar is gone, and nothing could be made again
+                self.summary.n_bytes += Path(shard.tar).stat().st_size
+
+    def _plan(self, sources: list[Source], *, force: bool, prune: bool) -> _Update:
+        """What to encode and what to replace; counts what stays or is removed."""
         usable = self._usable()
-        todo = [s for s in sources if not (keep and self._is_current(s, usable.get(s.key)))]
+        todo = [s for s in sources if force or not self._is_current(s, usable.get(s.key))]
         self.summary.kept = len(sources) - len(todo)
         gone = self._orphans({source.key for source in sources}, usable, prune)
         outdated = gone | {source.key for source in todo}
@@ -189,37 +213,35 @@ class _Run:
             if any(e.key in outdated or self.shard_of[e.key] is not shard for e in shard.entries)
             or not shard.is_whole()
         ]
+        return _Update(todo, force, touched, usable, gone)
 
-        def members() -> Iterator[Member]:
-            for member in self._made(todo):
-                gone.add(member.entry.key)
-                yield member
-            if not (keep or self.summary.made):
-                touched.clear()  # every image failed: what they are to replace stays
-                self.summary.removed = 0
-            for shard in touched:  # also what could not be made again
-                staying = {
-                    entry.key
-                    for entry in shard.entries
-                    if self.shard_of[entry.key] is shard and entry.key in usable
-                } - gone
-                for entry, blobs in shard.members():
-                    if entry.key in staying:
-                        staying.remove(entry.key)
-                        yield Member(entry, blobs)
-                if staying:  # they could be read a moment ago
-                    raise ImageError(
-                        f"{shard.tar} cannot be read any more, and holds {len(staying)} images "
-                        "that are to be kept: run the command again"
-                    )
+    def _members(self, update: _Update) -> Iterator[Member]:
+        """The images that are encoded, then those copied from the shards to be replaced."""
+        for member in self._encoded(update.todo):
+            update.gone.add(member.entry.key)
+            yield member
+        if update.force and not self.summary.made:
+            update.touched.clear()  # every image failed: what they are to replace stays
+            self.summary.removed = 0
+        for shard in update.touched:
+            yield from self._copied(shard, update)
 
-        written = self._write(members())
-        for shard in touched:
-            shard.remove()
-        for shard in [shard for shard in self.shards if shard not in touched] + written:
-            self.summary.buckets.update(entry.size for entry in shard.entries)
-            with suppress(OSError):  # the tar is gone, and nothing could be made again
-                self.summary.n_bytes += Path(shard.tar).stat().st_size
+    def _copied(self, shard: Shard, update: _Update) -> Iterator[Member]:
+        """The images of a shard that stay, also those that could not be encoded again."""
+        staying = {
+            entry.key
+            for entry in shard.entries
+            if self.shard_of[entry.key] is shard and entry.key in update.usable
+        } - update.gone
+        for entry, blobs in shard.members():
+            if entry.key in staying:
+                staying.remove(entry.key)
+                yield Member(entry, blobs)
+        if staying:  # they could be read a moment ago
+            raise ImageError(
+                f"{shard.tar} cannot be read any more, and holds {len(staying)} images that are to "
+                "be kept: run the command again"
+            )
 
     @cached_property
     def shard_of(self) -> dict[str, Shard]:
@@ -231,7 +253,7 @@ class _Run:
         return {
             entry.key: entry
             for shard in self.shards
-            if shard.settings == self.maker.settings
+            if shard.settings == self.encoder.settings
             for entry, _ in shard.members()
             if self.shard_of[entry.key] is shard
         }
@@ -258,10 +280,10 @@ class _Run:
         except ImageError:
             return False
 
-    def _made(self, todo: list[Source]) -> Iterator[Member]:
+    def _encoded(self, todo: list[Source]) -> Iterator[Member]:
         for start in range(0, len(todo), AT_ONCE):
             part = todo[start : start + AT_ONCE]
-            results = runtime.in_threads(self.maker.member, part, self.maker.threads)
+            results = runtime.in_threads(self.encoder.encode, part, self.encoder.threads)
             for source, result in zip(part, results, strict=True):
                 if isinstance(result, DynencError):
                     self.summary.failures.append((source.path, result))
@@ -284,7 +306,7 @@ class _Run:
                     entries.append(_added(writer, first))
                     first = next(members, None)
                 writer.close()
-                shard = Shard(tar, self.maker.settings, tuple(entries))
+                shard = Shard(tar, self.encoder.settings, tuple(entries))
                 shard.write_index()
             written.append(shard)
         return written

@@ -1,4 +1,4 @@
-"""What makes the members of a cache: an image -> its bucket -> the .lat files of its latents."""
+"""Encode one image for a latent cache: image -> bucket -> .lat files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dynenc.imaging.read import open_image
 from dynenc.interop.latent_cache import CacheSettings, Entry
 from dynenc.io import names
 from dynenc.io.shards import is_archive
-from dynenc.latent_space import SD1, LatentSpace
+from dynenc.latent_space import SD1, SPACES, LatentSpace
 from dynenc.native.kernel import Floats
 from dynenc.networks.vae_files import weights_of
 
@@ -47,48 +47,44 @@ class Member(NamedTuple):
     notes: Sequence[str] = ()  # on what is lost of the image
 
 
+def cache_settings(
+    space: LatentSpace,
+    encoder: str,
+    vae: str | None,
+    resolution: int | None,
+    quality: float,
+    flips: bool,
+) -> CacheSettings:
+    """The settings that arguments of `make_cache` stand for. Raises: UsageError, WeightsError."""
+    encoder = checked_name("an encoder", encoder)
+    quality = checked_number("quality", quality)
+    quality_to_step(quality, has_trellis=True)  # refuses what is out of range
+    if resolution is None:
+        resolution = 512 if space is SD1 else 1024
+    resolution = checked_integer("resolution", resolution, LEAST_RESOLUTION)
+    if vae is None:
+        model = registry.for_space(encoder, "encoder", space)
+        encoder, weights = model.name, model.sha256
+    else:
+        encoder = names.basename(checked_name("a VAE", vae).rstrip("/"))
+        weights = weights_of(vae)
+    return CacheSettings(space.name, encoder, weights, resolution, quality, bool(flips))
+
+
 @dataclass(frozen=True)
-class Maker:
-    """Makes the .lat files of images."""
+class CacheEncoder:
+    """Encodes images with dynenc's encoder, or with a VAE of the space."""
 
     settings: CacheSettings
-    space: LatentSpace
-    vae: str | None
+    vae: str | None  # folder or file
     device: str
-
-    @classmethod
-    def of(
-        cls,
-        space: LatentSpace,
-        encoder: str,
-        vae: str | None,
-        resolution: int | None,
-        quality: float,
-        flips: bool,
-        device: str,
-    ) -> Maker:
-        """Check the arguments of `make_cache`; raises UsageError or WeightsError."""
-        encoder = checked_name("an encoder", encoder)
-        quality = checked_number("quality", quality)
-        quality_to_step(quality, has_trellis=True)  # refuses what is out of range
-        if resolution is None:
-            resolution = 512 if space is SD1 else 1024
-        resolution = checked_integer("resolution", resolution, LEAST_RESOLUTION)
-        if vae is None:
-            model = registry.for_space(encoder, "encoder", space)
-            encoder, weights = model.name, model.sha256
-        else:
-            encoder = names.basename(checked_name("a VAE", vae).rstrip("/"))
-            weights = weights_of(vae)
-        made_with = CacheSettings(space.name, encoder, weights, resolution, quality, bool(flips))
-        return cls(made_with, space, vae, device)
 
     @cached_property
     def model(self) -> registry.Model:
         """The model that the files name."""
         if self.vae is None:
             return registry.MODELS[self.settings.encoder]
-        return registry.FOREIGN[self.space.name]
+        return registry.FOREIGN[self.settings.space]
 
     @cached_property
     def codec(self) -> Codec:
@@ -96,20 +92,20 @@ class Maker:
         return Codec(self.settings.encoder, device=self.device)
 
     @cached_property
-    def teacher(self) -> Any:
+    def vae_encoder(self) -> Any:
         """The VAE's encoder: image -> scaled latents."""
         from dynenc.networks.compat import pick_device
         from dynenc.networks.decoders import load_autoencoder
 
-        encoder, _ = load_autoencoder(str(self.vae), self.space)
+        encoder, _ = load_autoencoder(str(self.vae), SPACES[self.settings.space])
         return encoder.to(pick_device(self.device))
 
     @property
     def threads(self) -> int | None:
-        """In how many threads images are made; None: in as many as the process may use."""
+        """How many threads encode images; None: as many as the process may use."""
         return None if self.vae is None and self.codec.native_encoder else 1
 
-    def member(self, source: Source) -> Member | DynencError:
+    def encode(self, source: Source) -> Member | DynencError:
         """Encode an image; an error of the image is returned."""
         if is_archive(source.path):
             return ImageError(f"{source.path} is an archive: unpack it to cache its images")
@@ -120,33 +116,35 @@ class Maker:
             size = buckets.bucket(*image.size, self.settings.resolution)
             if not all(size):
                 raise ImageError(f"{source.path} is smaller than 8 px, the side of a latent")
-            return self._member(source.key, data, image, size)._replace(notes=lost)
+            return self._encode(source.key, data, image, size)._replace(notes=lost)
         except ImageError as exc:
             return with_name(exc, source.path)
 
-    def _member(self, key: str, data: bytes, image: Image, size: tuple[int, int]) -> Member:
+    def _encode(self, key: str, data: bytes, image: Image, size: tuple[int, int]) -> Member:
         fitted = buckets.fit(to_rgb(image), size)
-        shown = [fitted.image]
+        images = [fitted.image]
         if self.settings.flips:
-            shown.append(ImageOps.mirror(fitted.image))
+            images.append(ImageOps.mirror(fitted.image))
         step_q = quality_to_step(self.settings.quality, has_trellis=self.model.has_trellis)
-        files = [encode_latents(self.latents(each), size, step_q, self.model) for each in shown]
+        files = [encode_latents(self.latents(one), size, step_q, self.model) for one in images]
         digest, none = hashlib.sha256(data).hexdigest(), (0, 0)
         entry = Entry(key, digest, image.size, size, (fitted.left, fitted.top), none)
         return Member(entry, [file.to_bytes() for file in files])
 
     def latents(self, image: Image) -> Floats:
         """The latents [C, h, w] of an image whose sides are multiples of the patch."""
+        latents: Floats
         if self.vae is None:
-            latents: Floats = self.codec.latents([image])[0]
+            latents = self.codec.latents([image])[0]
             return latents
         import torch
 
         from dynenc.imaging.tensors import to_tensor
 
-        device = next(self.teacher.parameters()).device
+        device = next(self.vae_encoder.parameters()).device
         with torch.inference_mode():
-            found: Floats = self.teacher(to_tensor(image).to(device))[0].float().cpu().numpy()
-        if not np.isfinite(found).all():
+            encoded = self.vae_encoder(to_tensor(image).to(device))[0]
+        latents = encoded.float().cpu().numpy()
+        if not np.isfinite(latents).all():
             raise ImageError(f"{self.vae} encodes it to NaN or infinite latents: try another VAE")
-        return found
+        return latents
