@@ -51,7 +51,7 @@ class Backend:
         """Image [B, 3, H, W] in [-1, 1] -> latents [B, C, H/8, W/8], scaled."""
         logger.debug("encoder: %s on %s", self.encoder_name, self.device)
         space = registry.encoder_model(self.encoder_name).space
-        return loading.load_encoder(self.encoder_name, None if space.is_own else space).to(
+        return loading.load_encoder(self.encoder_name, None if space.is_dynenc_only else space).to(
             self.device
         )
 

@@ -1,6 +1,6 @@
 """Latent spaces: channels, and the scale and shift of the VAE's output.
 
-dynenc codes latents of all of `SPACES`, and those of `OWN_SPACES`.
+dynenc codes latents of all of `SPACES`, and those of `DYNENC_SPACES`.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class LatentSpace:
     channels: int  # C
     scale: float  # `scaling_factor` of the VAE's config
     shift: float = 0.0  # `shift_factor` of the VAE's config
-    mark: str = "(?!)"  # pattern of names of models and files that are of this space
+    name_pattern: str = "(?!)"  # of names of models and files that are of this space
 
     def __reduce__(self) -> tuple[Callable[[str], LatentSpace], tuple[str]]:
         """Spaces are compared by identity, which pickling and copying preserve."""
         return _known, (self.name,)
 
     @property
-    def is_own(self) -> bool:
-        """Whether it is one of `OWN_SPACES`."""
-        return self.name in OWN_SPACES
+    def is_dynenc_only(self) -> bool:
+        """Whether it is one of `DYNENC_SPACES`."""
+        return self.name in DYNENC_SPACES
 
     def is_named_in(self, text: str) -> bool:
         """Whether a name of a model or file says that it is of this space."""
-        return re.search(self.mark, text, re.IGNORECASE) is not None
+        return re.search(self.name_pattern, text, re.IGNORECASE) is not None
 
     def scaled(self, raw: Tensor) -> Tensor:
         """Latents from a VAE's encoder -> latents for the diffusion model."""
@@ -54,17 +54,17 @@ class LatentSpace:
 
 # scaling_factor and shift_factor from the published vae/config.json of each model
 SD1 = LatentSpace("sd1", "SD 1.x", channels=4, scale=0.18215)
-SDXL = LatentSpace("sdxl", "SDXL", 4, 0.13025, mark="sd[-_]?xl|diffusion-xl")
-FLUX1 = LatentSpace("flux1", "FLUX.1", 16, 0.3611, 0.1159, mark="flux(?![-_. ]?2)|taef1")
-SD3 = LatentSpace("sd3", "SD 3", 16, 1.5305, 0.0609, mark="sd[-_]?3|diffusion-3")
+SDXL = LatentSpace("sdxl", "SDXL", 4, 0.13025, name_pattern="sd[-_]?xl|diffusion-xl")
+FLUX1 = LatentSpace("flux1", "FLUX.1", 16, 0.3611, 0.1159, name_pattern="flux(?![-_. ]?2)|taef1")
+SD3 = LatentSpace("sd3", "SD 3", 16, 1.5305, 0.0609, name_pattern="sd[-_]?3|diffusion-3")
 AUTOENCODER = LatentSpace("autoencoder", "the autoencoder", channels=4, scale=1.0)
 SPACES = {space.name: space for space in (SD1, SDXL, FLUX1, SD3)}  # of diffusion models
-OWN_SPACES = {space.name: space for space in (AUTOENCODER,)}  # of dynenc's models of that kind only
+DYNENC_SPACES = {space.name: space for space in (AUTOENCODER,)}  # with encoders of dynenc alone
 
 
 def _known(name: str) -> LatentSpace:
-    """The space of that name, one of `OWN_SPACES` or `SPACES`."""
-    return OWN_SPACES[name] if name in OWN_SPACES else SPACES[name]
+    """The space of that name, one of `DYNENC_SPACES` or `SPACES`."""
+    return DYNENC_SPACES[name] if name in DYNENC_SPACES else SPACES[name]
 
 
 def latent_size(height: int, width: int) -> tuple[int, int]:
@@ -75,5 +75,5 @@ def latent_size(height: int, width: int) -> tuple[int, int]:
 def named(name: str) -> LatentSpace:
     """The space of that name; raises UsageError."""
     if not isinstance(name, str) or name not in SPACES:
-        raise UsageError(f"there is no space {name!r}: choose one of {', '.join(SPACES)}")
+        raise UsageError(f"unknown latent space {name!r}: choose one of {', '.join(SPACES)}")
     return SPACES[name]

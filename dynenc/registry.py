@@ -17,9 +17,9 @@ from dynenc.errors import UsageError, WeightsError
 from dynenc.latent_space import AUTOENCODER, FLUX1, SD1, SD3, SDXL, LatentSpace
 
 Network = Literal["encoder", "decoder"]  # an autoencoder's file holds both
-Kind = Literal["encoder", "decoder", "autoencoder", "coder", "foreign", "thumbnail", "perceptual"]
-# foreign: imported; thumbnail: a decoder to images at 1/4 of the size; perceptual: features that
-# refinement compares
+Kind = Literal["encoder", "decoder", "autoencoder", "coder", "imported", "thumbnail", "perceptual"]
+# imported: latents of other encoders; thumbnail: a decoder to images at 1/4 of the size;
+# perceptual: features that refinement compares
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,19 +218,19 @@ MODELS = {
 }
 
 DEFAULT_ENCODER = "light"
-IMPORTED = Model("imported", "foreign", number=4)  # latents of any other encoder of SD 1.x
-FOREIGN = {  # latents of other encoders, by the name of their space
+IMPORTED = Model("imported", "imported", number=4)  # latents of any other encoder of SD 1.x
+IMPORTED_MODELS = {  # latents of other encoders, by the name of their space
     model.space.name: model
     for model in (
         IMPORTED,
-        Model("imported-sdxl", "foreign", number=6, space=SDXL, coder="full-sdxl"),
-        Model("imported-flux1", "foreign", number=7, space=FLUX1, coder="full-flux1"),
-        Model("imported-sd3", "foreign", number=8, space=SD3, coder="full-sd3"),
+        Model("imported-sdxl", "imported", number=6, space=SDXL, coder="full-sdxl"),
+        Model("imported-flux1", "imported", number=7, space=FLUX1, coder="full-flux1"),
+        Model("imported-sd3", "imported", number=8, space=SD3, coder="full-sd3"),
     )
 }
 LATENT_MODELS = (  # models that a file can name for its latents; their numbers are unique
     *(m for m in MODELS.values() if m.kind in ("encoder", "autoencoder")),
-    *FOREIGN.values(),
+    *IMPORTED_MODELS.values(),
 )
 
 
@@ -253,26 +253,28 @@ def encoders(space: LatentSpace) -> list[str]:
     return [m.name for m in MODELS.values() if m.kind == "encoder" and m.space is space]
 
 
-def stem(model: Model) -> str:
+def base_name(model: Model) -> str:
     """A model's name without that of its space: light-sdxl is light in another space."""
     return model.name.removesuffix(f"-{model.space.name}")
 
 
-def are_alike(one: str, other: str) -> bool:
+def is_same_network(one: str, other: str) -> bool:
     """Whether names are those of the same network, perhaps for different spaces."""
     models = [MODELS[name] for name in (one, other) if name in MODELS]
-    return len(models) == 2 and stem(models[0]) == stem(models[1])
+    return len(models) == 2 and base_name(models[0]) == base_name(models[1])
 
 
-def in_space(name: str, space: LatentSpace) -> Model | None:
+def counterpart(name: str, space: LatentSpace) -> Model | None:
     """The model that is in a space what the named one is in its own, or None."""
-    return next((m for m in MODELS.values() if m.space is space and are_alike(name, m.name)), None)
+    return next(
+        (m for m in MODELS.values() if m.space is space and is_same_network(name, m.name)), None
+    )
 
 
 def small_decoder(space: LatentSpace) -> Model | None:
     """The small decoder of a space's latents, that of its autoencoder if it has one; or None."""
     autoencoders = (m for m in MODELS.values() if m.kind == "autoencoder" and m.space is space)
-    return next(autoencoders, None) or in_space("embedded", space)
+    return next(autoencoders, None) or counterpart("embedded", space)
 
 
 def coders(space: LatentSpace) -> list[Model]:
@@ -292,7 +294,7 @@ def coder(number: int, space: LatentSpace) -> Model | None:
     return next((m for m in coders(space) if m.number == number), None)
 
 
-def for_space(name: str, kind: Network, space: LatentSpace) -> Model:
+def required_counterpart(name: str, kind: Network, space: LatentSpace) -> Model:
     """The model that is in a space what the named one is in SD 1.x.
 
     Raises: WeightsError if there is none; UsageError if the named one is of a third space.
@@ -300,7 +302,7 @@ def for_space(name: str, kind: Network, space: LatentSpace) -> Model:
     given = named(name, kind)
     if given.space not in (SD1, space):
         raise UsageError(f"{name} is for the latents of {given.space.title}, not of {space.title}")
-    model = in_space(given.name, space)
+    model = counterpart(given.name, space)
     if model is None:
         raise WeightsError(
             f"dynenc has no {kind} {name} for {space.title}",
@@ -310,7 +312,7 @@ def for_space(name: str, kind: Network, space: LatentSpace) -> Model:
 
 
 def encoder_model(encoder: str) -> Model:
-    """The model named in files that an encoder makes: one of `FOREIGN` for a weight file.
+    """The model named in files that an encoder makes: one of `IMPORTED_MODELS` for a weight file.
 
     Raises: WeightsError if it is neither a known name nor a .safetensors file; UsageError if it is
     not a string.
@@ -318,7 +320,7 @@ def encoder_model(encoder: str) -> Model:
     encoder = checked_name("an encoder", encoder)
     if not is_weight_file(encoder):
         return named(encoder, "encoder")
-    return FOREIGN.get(_space_of(encoder).name, IMPORTED)
+    return IMPORTED_MODELS.get(_space_of(encoder).name, IMPORTED)
 
 
 def _space_of(file: str) -> LatentSpace:

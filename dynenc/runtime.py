@@ -1,8 +1,8 @@
 """Process-wide settings, changed only in processes that dynenc owns.
 
-The command and its workers enter `own_process`. Library calls never change these settings: in a
+The command and its workers enter `tuned_process`. Library calls never change these settings: in a
 host program, threads and allocator are the host's choice. A program that only runs dynenc may enter
-`own_process` too.
+`tuned_process` too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KEPT_BLOCK = 2**25 - 2**16  # bytes; just below the largest freed block that gli
 
 
 class _Owner:
-    """How many times `own_process` was entered, and what has been prepared since."""
+    """How often `tuned_process` was entered, and which one-time set-up has run since."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -41,7 +41,7 @@ _owner = _Owner()
 
 
 @contextmanager
-def own_process(threads: int | None = None) -> Iterator[None]:
+def tuned_process(threads: int | None = None) -> Iterator[None]:
     """Tune this process for dynenc; at the end, restore what can be restored.
 
     - glibc keeps freed blocks of up to 32 MB for the next image, instead of returning them to the
@@ -93,7 +93,7 @@ def in_threads(
 
 @contextmanager
 def threads_for(pixels: int) -> Iterator[None]:
-    """A context in which torch has the threads of `own_process`, or one for a small image.
+    """A context in which torch has the threads of `tuned_process`, or one for a small image.
 
     Changes nothing in a host program.
 
@@ -122,7 +122,7 @@ def threads_for(pixels: int) -> Iterator[None]:
 
 
 def native_threads(pixels: int) -> int:
-    """How many threads the native kernel uses for an image: those of `own_process` if set.
+    """How many threads the native kernel uses for an image: those of `tuned_process` if set.
 
     Otherwise the number set for torch or OpenMP, or the number of processors available.
     """

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from dynenc import Codec, registry
-from dynenc.latent_space import OWN_SPACES, SPACES, LatentSpace, latent_size
+from dynenc.latent_space import DYNENC_SPACES, SPACES, LatentSpace, latent_size
 
 
 @pytest.mark.parametrize("space", SPACES.values())
@@ -21,7 +21,7 @@ def test_images_are_padded_to_whole_patches():
     assert latent_size(512, 768) == (64, 96)
 
 
-@pytest.mark.parametrize("space", [*SPACES.values(), *OWN_SPACES.values()])
+@pytest.mark.parametrize("space", [*SPACES.values(), *DYNENC_SPACES.values()])
 def test_a_copy_is_the_space_itself(space):
     assert pickle.loads(pickle.dumps(space)) is space
     assert copy.deepcopy(space) is space
@@ -30,7 +30,7 @@ def test_a_copy_is_the_space_itself(space):
 def test_a_space_of_own_networks_is_added_in_one_place(monkeypatch):
     toy = LatentSpace("toy", "toys", channels=4, scale=1.0)
     model = replace(registry.MODELS["autoencoder"], name="toy", number=200, space=toy)
-    monkeypatch.setitem(OWN_SPACES, "toy", toy)
+    monkeypatch.setitem(DYNENC_SPACES, "toy", toy)
     monkeypatch.setitem(registry.MODELS, "toy", model)
     monkeypatch.setattr(registry, "LATENT_MODELS", (*registry.LATENT_MODELS, model))
     assert pickle.loads(pickle.dumps(toy)) is toy

@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 from dynenc import Codec
 from dynenc.coding.entropy import load_coder
 from dynenc.errors import DynencError
-from dynenc.runtime import ONE_THREAD_PIXELS, own_process, threads_for
+from dynenc.runtime import ONE_THREAD_PIXELS, threads_for, tuned_process
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def blas_threads():
 
 
 def test_small_images_take_one_thread_in_a_process_of_our_own(two_threads):
-    with own_process():
+    with tuned_process():
         for pixels, expected in ((1, 1), (ONE_THREAD_PIXELS, 1), (ONE_THREAD_PIXELS + 1, 2)):
             with threads_for(pixels):
                 assert torch.get_num_threads() == expected
@@ -49,7 +49,7 @@ def test_small_images_take_one_thread_in_a_process_of_our_own(two_threads):
 
 def test_a_worker_keeps_to_its_threads(two_threads):
     before = AvifImagePlugin.DEFAULT_MAX_THREADS
-    with own_process(threads=1), threads_for(ONE_THREAD_PIXELS + 1):
+    with tuned_process(threads=1), threads_for(ONE_THREAD_PIXELS + 1):
         assert (torch.get_num_threads(), AvifImagePlugin.DEFAULT_MAX_THREADS) == (1, 1)
     assert (torch.get_num_threads(), AvifImagePlugin.DEFAULT_MAX_THREADS) == (2, before)
 

@@ -118,5 +118,5 @@ def test_what_is_not_shipped_is_refused_by_name():
         dynenc.convert("encode", "x.png", encoder="base-flux1", space="sdxl")
     with pytest.raises(WeightsError, match="there is no decoder embeded: use auto, embedded"):
         dynenc.load_decoder("embeded")
-    with pytest.raises(UsageError, match="there is no space 'sd2'"):
+    with pytest.raises(UsageError, match="unknown latent space 'sd2'"):
         dynenc.vae("light", space="sd2")

@@ -63,7 +63,7 @@ def cache_settings(
         resolution = 512 if space is SD1 else 1024
     resolution = checked_integer("resolution", resolution, LEAST_RESOLUTION)
     if vae is None:
-        model = registry.for_space(encoder, "encoder", space)
+        model = registry.required_counterpart(encoder, "encoder", space)
         encoder, weights = model.name, model.sha256
     else:
         encoder = names.basename(checked_name("a VAE", vae).rstrip("/"))
@@ -84,7 +84,7 @@ class CacheEncoder:
         """The model that the files name."""
         if self.vae is None:
             return registry.MODELS[self.settings.encoder]
-        return registry.FOREIGN[self.settings.space]
+        return registry.IMPORTED_MODELS[self.settings.space]
 
     @cached_property
     def codec(self) -> Codec:

@@ -226,9 +226,9 @@ def _encoder(task: TaskName, name: str, space: str | None) -> str:
     model = registry.encoder_model(name)
     if model.space is wanted:
         return name
-    if model.kind == "foreign":
+    if model.kind == "imported":
         raise UsageError(f"{name} makes {model.space.title} latents, not {wanted.title}")
-    return registry.for_space(name, "encoder", wanted).name
+    return registry.required_counterpart(name, "encoder", wanted).name
 
 
 def _check_settings(settings: ConversionSettings) -> None:

@@ -39,7 +39,7 @@ class Actor:
 
         self.converter: Converter | None = None
         self.error: DynencError | None = None
-        runtime.own_process(settings.run.threads).__enter__()  # until the actor ends
+        runtime.tuned_process(settings.run.threads).__enter__()  # until the actor ends
         try:
             self.converter = Converter(settings)
         except DynencError as exc:

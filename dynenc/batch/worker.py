@@ -111,7 +111,7 @@ def serve() -> None:
 
     threading.Thread(target=receive, daemon=True).start()
     try:
-        with runtime.own_process(settings.run.threads):
+        with runtime.tuned_process(settings.run.threads):
             _convert(settings, inbox, stopped, answers)
     except DynencError as exc:
         send(answers, exc)

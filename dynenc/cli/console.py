@@ -103,7 +103,7 @@ def session(*, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     try:
         if quiet and verbose:
             raise UsageError("--quiet and --verbose cannot be combined", hint="choose one")
-        with runtime.own_process():
+        with runtime.tuned_process():
             yield
     except DynencError as exc:
         print_message(f"dynenc: {exc.sentence}")

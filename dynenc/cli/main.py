@@ -9,7 +9,7 @@ from dynenc import __version__, registry
 from dynenc.cli import caching, conversion, development, inspection
 from dynenc.cli.commands import Program, examples
 from dynenc.coding.bitstream import VERSION
-from dynenc.latent_space import OWN_SPACES, SPACES
+from dynenc.latent_space import DYNENC_SPACES, SPACES
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -35,7 +35,7 @@ def print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"dynenc {__version__}")
         typer.echo(f"format   reads {VERSION}, writes {VERSION}")
-        for space in (*SPACES.values(), *OWN_SPACES.values()):
+        for space in (*SPACES.values(), *DYNENC_SPACES.values()):
             models = sorted(
                 (m for m in registry.LATENT_MODELS if m.space is space), key=lambda m: m.number
             )

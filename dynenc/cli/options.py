@@ -23,7 +23,7 @@ INPUT, OUTPUT, QUALITY, DECODER = "Input", "Output", "Quality", "Decoder"  # sec
 EXECUTION = "Execution"
 SOURCES = "folders, tar shards, patterns or URLs; '-' reads standard input."
 ENCODERS = registry.names("encoder")
-CACHED = [name for name in ENCODERS if not registry.MODELS[name].space.is_own]
+CACHED = [name for name in ENCODERS if not registry.MODELS[name].space.is_dynenc_only]
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DECODERS = ("auto", "embedded", "fine", "sd-vae", *registry.names("autoencoder"))
 SCALES = tuple(str(Fraction(1, divisor)) for divisor in DIVISORS)
@@ -48,7 +48,7 @@ def encoder_option(names: Sequence[str], text: str) -> Any:
             return name
         raise _bad_choice(name, (*names, "a .safetensors file"))
 
-    stems = dict.fromkeys(registry.stem(registry.MODELS[name]) for name in names)
+    stems = dict.fromkeys(registry.base_name(registry.MODELS[name]) for name in names)
     return typer.Option(
         "--encoder",
         "--model",

@@ -76,7 +76,7 @@ class _TeacherCodec(Codec):
         super().__init__(decoder=str(path), device=device)
         teacher, decoder = load_autoencoder(path)
         self.teacher, self.decoder = teacher.to(self.device), decoder.to(self.device)
-        self.model = registry.FOREIGN[decoder.space.name]
+        self.model = registry.IMPORTED_MODELS[decoder.space.name]
 
     @torch.inference_mode()
     def latents(self, images: Sequence[Checked]) -> Floats:

@@ -144,7 +144,7 @@ def read(
         scaling.to_space(latents, chosen),
         width,
         height,
-        registry.FOREIGN[chosen.name],
+        registry.IMPORTED_MODELS[chosen.name],
         layout=known.layout,
         scaling=scaling,
         key=key,

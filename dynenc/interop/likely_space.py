@@ -27,7 +27,7 @@ def better_fitting_space(latents: Floats, space: LatentSpace) -> LatentSpace | N
     n_bytes = {}
     for other in SPACES.values():
         if other.channels == space.channels:
-            coder = load_coder(registry.FOREIGN[other.name].coder, has_trellis=False)
+            coder = load_coder(registry.IMPORTED_MODELS[other.name].coder, has_trellis=False)
             n_bytes[other.name] = len(coder.encode(symbols, rate_control.START))
     best = min(n_bytes, key=lambda name: n_bytes[name])
     return SPACES[best] if n_bytes[best] < MAX_SIZE_RATIO * n_bytes[space.name] else None

@@ -69,7 +69,7 @@ def choose_decoder(
         )
     if embedded and name == "auto":
         return _shipped(embedded, f"dynenc's decoder for {title}", device)
-    if named or name == "sd-vae" or space.is_own:
+    if named or name == "sd-vae" or space.is_dynenc_only:
         raise OtherLatents(
             f"the latents are those of {title}, which decoder {name} cannot read",
             hint="leave out --decoder",
@@ -79,7 +79,7 @@ def choose_decoder(
 
 def _shipped(model: registry.Model, note: str, device: object) -> DecoderChoice:
     """A decoder that is part of dynenc."""
-    is_embedded = model is registry.in_space("embedded", model.space)
+    is_embedded = model is registry.counterpart("embedded", model.space)
     in_integers = is_embedded and runtime.uses_cpu(device)
     return DecoderChoice(model.name, model.space, note, in_integers=in_integers)
 

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def embedded(space: LatentSpace = SD1) -> PixelDecoder:
     """The embedded decoder of a space's latents; raises WeightsError."""
-    return load(registry.for_space("embedded", "decoder", space).name)
+    return load(registry.required_counterpart("embedded", "decoder", space).name)
 
 
 def thumbnail() -> PixelDecoder:

@@ -73,9 +73,9 @@ def load_encoder(
     H and W must be multiples of 8. Raises: WeightsError, UsageError.
     """
     name = checked_name("an encoder", name)
-    if registry.encoder_model(name).kind != "foreign":
+    if registry.encoder_model(name).kind != "imported":
         return load_named(
-            registry.for_space(name, "encoder", space).name if space else name, "encoder"
+            registry.required_counterpart(name, "encoder", space).name if space else name, "encoder"
         )
     network = load_path(Path(name), space)
     if not isinstance(network, Encoder | published.PublishedEncoder):

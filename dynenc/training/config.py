@@ -62,11 +62,11 @@ PRESETS = {
     ),
 }
 PRESETS |= {  # networks of other latent spaces are trained as those of SD 1.x are
-    model.name: replace(PRESETS[registry.stem(model)], preset=model.name)
+    model.name: replace(PRESETS[registry.base_name(model)], preset=model.name)
     for model in registry.MODELS.values()
     if model.kind in ("encoder", "decoder")
     and model.name not in PRESETS
-    and registry.stem(model) in PRESETS
+    and registry.base_name(model) in PRESETS
 }
 FOUR_CHANNELS: dict[str, Any] = {
     "hidden": 48,

@@ -96,7 +96,7 @@ class Initializer:
         given, name = loading.load_path(path).requires_grad_(True), loading.model_name(path)
         if name == model.name:
             return given
-        if not registry.are_alike(name, model.name):
+        if not registry.is_same_network(name, model.name):
             raise WeightsError(
                 f"{path} has the weights of {name}, from which {model.name} cannot start"
             )

@@ -64,7 +64,7 @@ class Trainer:
         self.is_updating = False  # whether a step has changed some weights and will change others
         self.reconstruction_loss: nn.Module = self._frozen(ReconstructionLoss(config, paths))
         model = registry.MODELS[config.preset]
-        self.space = SD1 if model.space.is_own else model.space
+        self.space = SD1 if model.space.is_dynenc_only else model.space
         teacher_encoder, teacher_decoder = load_autoencoder(paths.teacher, self.space)
         self.crops = open_crops(paths.data, paths.run, config.crop)
         self.synthetic = Synthetic(config.crop, paths.fonts)
@@ -115,7 +115,7 @@ class Trainer:
     def _of_space(self, path: Path) -> registry.Model:
         """The model in this run's space for the weights in a file; raises UsageError."""
         name = loading.model_name(path)
-        if (model := registry.in_space(name, self.space)) is None:
+        if (model := registry.counterpart(name, self.space)) is None:
             raise UsageError(
                 f"{path} holds weights of {name}, unknown for {self.space.title} latents"
             )

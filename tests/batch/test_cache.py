@@ -244,7 +244,7 @@ def test_caches_and_other_sources_do_not_mix(images, cache, tmp_path):
 def test_refused(images, cache, tmp_path):
     with pytest.raises(WeightsError, match="no encoder light for SD 3"):
         make_cache(str(images), cache, space="sd3")
-    with pytest.raises(UsageError, match="there is no space"):
+    with pytest.raises(UsageError, match="unknown latent space"):
         make_cache(str(images), cache, space="sd2")
     with pytest.raises(UsageError, match="not a local folder"):
         make_cache(str(images), "memory://cache")

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=float, nargs="+", default=STEPS)
     arguments = parser.parse_args()
     space = named(arguments.space)
-    model = registry.FOREIGN[space.name]
+    model = registry.IMPORTED_MODELS[space.name]
     encode, decode = load_autoencoder(arguments.teacher, space)
     found: dict[float, list[tuple[float, ...]]] = {step: [] for step in arguments.steps}
     for number, (_, image) in enumerate(iter_images(arguments.images)):

@@ -201,7 +201,7 @@ def space_cases() -> dict[str, Case]:
     """Every golden file of the latent spaces besides that of SD 1.x, by name."""
     found: dict[str, Case] = {}
     lattices = (("plain", False), ("trellis", True))
-    models = {space.name: registry.FOREIGN[space.name] for space in (SDXL, FLUX1, SD3)}
+    models = {space.name: registry.IMPORTED_MODELS[space.name] for space in (SDXL, FLUX1, SD3)}
     models["light-flux1"] = registry.MODELS["light-flux1"]  # its coder is another
     for (name, model), (lattice, trellis) in product(models.items(), lattices):
         found[f"v1_{name}_{lattice}_crops"] = (
@@ -253,7 +253,9 @@ def pixels_sha256(file: LatFile, threads: int = 1, kind: registry.Kind = "decode
 def has_integers(file: LatFile, kind: registry.Kind) -> bool:
     """Whether a decoder of that kind decodes the latents of a file in integers."""
     space = file.model.space
-    return space is SD1 if kind == "thumbnail" else registry.in_space("embedded", space) is not None
+    return (
+        space is SD1 if kind == "thumbnail" else registry.counterpart("embedded", space) is not None
+    )
 
 
 def sums(folder: Path, kind: registry.Kind, threads: int = 1) -> str:

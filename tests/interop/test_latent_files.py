@@ -117,7 +117,7 @@ def test_kohya_reads_what_is_written(read, version):
 @pytest.mark.parametrize("space", [FLUX1, SD3], ids=lambda space: space.name)
 def test_kohya_reads_what_is_written_for_models_of_16_channels(space):
     latents = np.random.default_rng(0).normal(size=(16, 5, 5)).astype(np.float32)
-    file = encode_latents(latents, (33, 40), 300, registry.FOREIGN[space.name])
+    file = encode_latents(latents, (33, 40), 300, registry.IMPORTED_MODELS[space.name])
     data = written("npz", file, file.latents)
     loaded, original_size, _ = kohya_loads(data, (40, 40), "FLUX and SD3")
     np.testing.assert_allclose(
@@ -266,7 +266,7 @@ SDXL_FILES = {
 def test_files_that_say_that_they_are_of_sdxl(latents, make):
     name = "cat_0064x0048_sdxl.npz" if make is SDXL_FILES["name"] else "a"
     found = latent_files.read(make(latents), name)
-    assert found.model is registry.FOREIGN["sdxl"]
+    assert found.model is registry.IMPORTED_MODELS["sdxl"]
     np.testing.assert_allclose(found.latents, latents, rtol=1e-5)
     with pytest.raises(LatentsError, match=r"of SDXL, but SD 1\.x was given"):
         latent_files.read(make(latents), name, space=SD1)

@@ -21,7 +21,7 @@ from dynenc.networks import integer_tensors
 from dynenc.networks.integer_tensors import Sizes
 
 GOLDEN = Path(make.__file__).parent
-HERE = [space for space in SPACES.values() if registry.in_space("embedded", space)]
+HERE = [space for space in SPACES.values() if registry.counterpart("embedded", space)]
 SMALL = 2**13  # px; larger files take minutes where a processor is emulated
 PROCESSORS = {"portable": "max", "neon": "cortex-a53", "neondot": "max"}  # for each path
 
@@ -55,7 +55,7 @@ def program(tmp_path_factory):
 def decoder(tmp_path_factory, space):
     """Files of the tensors of a space's embedded decoder."""
     folder = tmp_path_factory.mktemp("decoder")
-    model = registry.for_space("embedded", "decoder", space)
+    model = registry.required_counterpart("embedded", "decoder", space)
     packed = integer_tensors.packed(integer_tensors.read(model), Sizes.of(model))
     (folder / "numbers").write_bytes(packed.numbers.tobytes())
     (folder / "weights").write_bytes(packed.weights.tobytes())

@@ -16,7 +16,7 @@ LIMITS = {  # bytes
     "embedded": 4_000_000,
     "autoencoder": 1_100_000,
 }
-NETWORKS = [model for model in registry.MODELS.values() if registry.stem(model) in LIMITS]
+NETWORKS = [model for model in registry.MODELS.values() if registry.base_name(model) in LIMITS]
 
 
 @pytest.mark.parametrize("model", registry.MODELS.values(), ids=lambda m: m.name)
@@ -27,7 +27,7 @@ def test_weight_files_are_the_pinned_ones(model):
 
 @pytest.mark.parametrize("model", NETWORKS, ids=lambda m: m.name)
 def test_weight_files_are_small(model):
-    limit = LIMITS[registry.stem(model)]
+    limit = LIMITS[registry.base_name(model)]
     assert (registry.folder() / model.file).stat().st_size <= limit
 
 

@@ -147,7 +147,7 @@ class ImportTask(Task[ImportedLatents]):
             return False
         if whole and options.scale is not None and not _has_scale(lat.parse(), options.scale):
             return False
-        has_kept_step = options.keep_step and model not in registry.FOREIGN.values()
+        has_kept_step = options.keep_step and model not in registry.IMPORTED_MODELS.values()
         return has_kept_step or lat.meets(settings.encode.goal)
 
 
