@@ -90,10 +90,8 @@ def make_cache(
     checked_integer("shard_size", shard_size, 1)
     tell = checked_callback("on_progress", on_progress) or (lambda _done, _all: None)
     settings = cache_settings(space_named(space), encoder, vae, resolution, quality, flips)
-    listed = isinstance(images, Sequence) and not isinstance(images, str | bytes)
-    given = [checked_name("an image or folder", p) for p in (images if listed else [images])]
     prune = prune or force
-    found = _found(given, cache, prune)
+    found = _found(images, cache, prune)
     sources = _keyed([(file.relative, file.path) for file in found.files], flips)
     make_folder(cache)
     summary = CacheSummary()
@@ -111,11 +109,14 @@ def make_cache(
     return summary
 
 
-def _found(given: list[str], cache: str, prune: bool) -> Listing:
+def _found(images: str | Sequence[str], cache: str, prune: bool) -> Listing:
     """The images to cache; shards of the cache, if it is in a folder of images, are none.
 
-    Raises: ImageError for what does not exist, or would be pruned because it cannot be read.
+    Raises: UsageError; ImageError for what does not exist, or would be pruned because it cannot be
+        read.
     """
+    listed = isinstance(images, Sequence) and not isinstance(images, str | bytes)
+    given = [checked_name("an image or folder", one) for one in (images if listed else [images])]
     if STREAM in given:
         raise UsageError("'-' has no name to find its latents by: name a file or folder")
     found = find("encode", given, cache, InputOptions(recursive=True))
