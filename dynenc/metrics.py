@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli, Bovik 2003
-MS_SSIM_SIDE = 161  # px; below this the smallest of the five scales is not wider than its window
-WINDOW, SIGMA = 11, 1.5
+MS_SSIM_SIDE = 161  # px; below this the coarsest of the five scales is smaller than the window
+WINDOW, SIGMA = 11, 1.5  # px, of the Gaussian window (Wang, Bovik, Sheikh, Simoncelli 2004)
 
 
 def psnr_db(image: Tensor, reference: Tensor) -> float:

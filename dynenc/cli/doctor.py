@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
 
 import torch
 from PIL import features
@@ -32,8 +33,15 @@ EXTRAS = {  # packages, by which dynenc's extras are told
 }
 
 
-def examine() -> tuple[dict[str, str], list[str]]:
-    """The findings by name, and a sentence for each problem."""
+class Examination(NamedTuple):
+    """What dynenc finds on this machine."""
+
+    findings: dict[str, str]  # by name
+    problems: list[str]  # sentences
+
+
+def examine() -> Examination:
+    """Look at everything, also where something fails."""
     problems: list[str] = []
 
     def tried(look: Callable[[], str]) -> str:
@@ -64,7 +72,7 @@ def examine() -> tuple[dict[str, str], list[str]]:
             for name, packages in EXTRAS.items()
         ),
     }
-    return findings, problems
+    return Examination(findings, problems)
 
 
 def _version(package: str) -> str:

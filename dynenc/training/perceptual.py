@@ -102,7 +102,7 @@ class Components:
 
     @torch.no_grad()
     def of(self, images: Tensor) -> list[Tensor]:
-        """What the network has to say of images: see `PerceptualNetwork.forward`."""
+        """The features that the network must imitate: see `PerceptualNetwork.forward`."""
         return self._projected(weighted_features(self.lpips, images))
 
     def _projected(self, layers: list[Tensor]) -> list[Tensor]:

@@ -40,7 +40,7 @@ class FitConfig:
 
     @property
     def lattices(self) -> tuple[bool, ...]:
-        """Of the lattices to fit, whether they are the trellis."""
+        """The lattices to fit, each as whether it is the trellis."""
         return (False, True) if self.has_trellis else (False,)
 
 
@@ -65,7 +65,7 @@ class Sample:
 
     @property
     def values(self) -> npt.NDArray[np.int64]:
-        """What the context networks see of the latents, in 1/128: [C, h, w]."""
+        """The latents as the context networks see them, in 1/128: [C, h, w]."""
         values = (self.points.astype(np.int64) * self.step_q + 8) >> 4
         return values.clip(-MAX_VALUE, MAX_VALUE)
 
@@ -104,7 +104,7 @@ def inputs_of(
     places: list[npt.NDArray[np.int64]],
     neighbours: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.int16]:
-    """What a network sees at places of the samples: [F, N], in 1/128."""
+    """The inputs of a network at places of the samples: [F, N], in 1/128."""
     other, down, right = neighbours.T[:, :, None] if len(neighbours) else np.zeros((3, 0, 1), int)
     parts = []
     for sample, (y, x) in zip(samples, places, strict=True):

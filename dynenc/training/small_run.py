@@ -25,7 +25,7 @@ class AdamSettings:
 
 @dataclass(frozen=True, slots=True)
 class SmallRun:
-    """What a small network is trained on, for how long, and where its weights go."""
+    """Data, length and output of the training of a small network."""
 
     data: tuple[Path, ...]  # folders or tar shards of images
     run: Path  # folder to which they are decoded once

@@ -134,7 +134,7 @@ class Initializer:
     def _fit_decoder(self, decoder: EmbeddedDecoder, body: EmbeddedDecoder, model: Model) -> None:
         """Solve for the first layer, so that it gives what a body's gives of its own latents.
 
-        Those are made by the largest of dynenc's encoders of the body's space.
+        The largest of dynenc's encoders of the body's space makes the body's latents.
         """
         encode = loading.load_encoder(registry.encoders(model.space)[-1])
         fit, first = LeastSquares(), body.get_submodule("layers.0")
