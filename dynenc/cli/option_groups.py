@@ -105,8 +105,8 @@ class Selection:
         typer.Option(
             metavar="PATTERN",
             rich_help_panel=INPUT,
-            help="Convert only files whose name matches, such as '*.png', or whose path below the "
-            "folder does, such as 'cats/*'; repeatable.",
+            help="Convert only files whose name ('*.png') or path in the folder ('cats/*') "
+            "matches; repeatable.",
         ),
     ] = None
     exclude: Annotated[
