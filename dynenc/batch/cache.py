@@ -35,7 +35,7 @@ UNINDEXED_NOTE = "it has no index, so it is not part of the cache, and stays as 
 
 @dataclass(slots=True)
 class CacheSummary:
-    """What a run did."""
+    """What a run of `make_cache` did."""
 
     made: int = 0
     kept: int = 0
@@ -91,8 +91,8 @@ def make_cache(
     tell = checked_callback("on_progress", on_progress) or (lambda _done, _all: None)
     settings = cache_settings(space_named(space), encoder, vae, resolution, quality, flips)
     prune = prune or force
-    found = _found(images, cache, prune)
-    sources = _keyed([(file.relative, file.path) for file in found.files], flips)
+    found = _find_images(images, cache, prune)
+    sources = _with_keys([(file.relative, file.path) for file in found.files], flips)
     make_folder(cache)
     summary = CacheSummary()
     summary.failures += [(each.source, each.error) for each in found.unreadable if each.error]
@@ -109,8 +109,8 @@ def make_cache(
     return summary
 
 
-def _found(images: str | Sequence[str], cache: str, prune: bool) -> Listing:
-    """The images to cache; shards of the cache, if it is in a folder of images, are none.
+def _find_images(images: str | Sequence[str], cache: str, prune: bool) -> Listing:
+    """The images to cache, without the shards of the cache itself.
 
     Raises: UsageError; ImageError for what does not exist, or would be pruned because it cannot be
         read.
@@ -143,8 +143,8 @@ def _check_settings(shards: list[Shard], wanted: CacheSettings) -> None:
             )
 
 
-def _keyed(files: list[tuple[str, str]], flips: bool) -> list[Source]:
-    """The images by the key of each; raises UsageError if two have the same name in a tar."""
+def _with_keys(files: list[tuple[str, str]], flips: bool) -> list[Source]:
+    """The images with their keys; raises UsageError if two get the same name in a tar."""
     sources: dict[str, Source] = {}
     for relative, path in files:
         key = names.with_suffix(relative, "")
@@ -246,11 +246,11 @@ class _Run:
 
     @cached_property
     def shard_of(self) -> dict[str, Shard]:
-        """The shard that counts, by key."""
+        """The shard with the latest entry of each key."""
         return {entry.key: shard for shard, entry in latent_cache.current(self.shards)}
 
     def _usable(self) -> dict[str, Entry]:
-        """By key, what the cache has that was made with these settings and is not damaged."""
+        """The entries, by key, that were made with these settings and are not damaged."""
         return {
             entry.key: entry
             for shard in self.shards
@@ -260,7 +260,7 @@ class _Run:
         }
 
     def _orphans(self, keys: set[str], usable: Container[str], prune: bool) -> set[str]:
-        """Count what the cache has of no image given; return the keys that are to be removed."""
+        """Count the cached images that were not given; return the keys to remove."""
         orphans = [key for key in self.shard_of if key not in keys]
         if prune:
             self.summary.removed = len(orphans)
@@ -273,7 +273,7 @@ class _Run:
         return set(damaged)
 
     def _is_current(self, source: Source, entry: Entry | None) -> bool:
-        """Whether the cache has an image as it is now."""
+        """Whether the cache has the present version of an image."""
         if entry is None:
             return False
         try:
@@ -282,6 +282,7 @@ class _Run:
             return False
 
     def _encoded(self, todo: list[Source]) -> Iterator[Member]:
+        """Encode images; failures are counted, not yielded."""
         for start in range(0, len(todo), AT_ONCE):
             part = todo[start : start + AT_ONCE]
             results = runtime.in_threads(self.encoder.encode, part, self.encoder.threads)
@@ -304,7 +305,7 @@ class _Run:
             with latent_cache.publishing(tar), writing(tar, overwrite=False) as file:
                 writer = Writer(file)
                 while first is not None and len(entries) < self.shard_size:
-                    entries.append(_added(writer, first))
+                    entries.append(_add_member(writer, first))
                     first = next(members, None)
                 writer.close()
                 shard = Shard(tar, self.encoder.settings, tuple(entries))
@@ -313,8 +314,8 @@ class _Run:
         return written
 
 
-def _added(writer: Writer, member: Member) -> Entry:
-    """Add the files of an image to a shard; its entry with their places."""
+def _add_member(writer: Writer, member: Member) -> Entry:
+    """Add the files of an image to a shard; returns its entry with their places."""
     suffixes = (bitstream.SUFFIX, f".flipped{bitstream.SUFFIX}")
     places = [
         (writer.add(member.entry.key + suffix, blob, 0), len(blob))

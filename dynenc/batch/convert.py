@@ -136,7 +136,7 @@ def convert(
         OutputExists if packed shards hold other images and are to be skipped, DiskFull. Finished
         outputs are kept.
     """
-    _check(task, existing=existing, naming=naming, engine=engine)
+    _check_choices(task, existing=existing, naming=naming, engine=engine)
     encode = EncodeOptions.from_arguments(
         quality=quality,
         target_bpp=target_bpp,
@@ -207,7 +207,8 @@ def _suffix(suffix: str | None) -> str:
     return "." + bare
 
 
-def _check(task: str, **choices: str | None) -> None:
+def _check_choices(task: str, **choices: str | None) -> None:
+    """Raise UsageError for an unknown task, or a word that is not one of its choices."""
     if task not in get_args(TaskName):
         raise UsageError(f"unknown task {task!r}: choose one of {', '.join(get_args(TaskName))}")
     allowed = {"existing": (None, *get_args(Existing)), "naming": get_args(Naming)}
@@ -219,7 +220,7 @@ def _check(task: str, **choices: str | None) -> None:
 
 
 def _encoder(task: TaskName, name: str, space: str | None) -> str:
-    """The name of the encoder for a task: in the space, what the named one is in its own."""
+    """The encoder of a task: the named one, or its counterpart in the requested space."""
     name, wanted = checked_name("an encoder", name), space_named(space) if space else None
     if wanted is None or task not in ("encode", "roundtrip"):
         return name
@@ -232,6 +233,7 @@ def _encoder(task: TaskName, name: str, space: str | None) -> str:
 
 
 def _check_settings(settings: ConversionSettings) -> None:
+    """Raise UsageError if options contradict each other or are out of range."""
     if settings.task == "import" and settings.encode.goal.kind != "quality":
         raise UsageError("imported latents take a quality, not a target")
     if settings.output.form and settings.output.form not in LATENT_FORMATS:

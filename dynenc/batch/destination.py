@@ -25,7 +25,7 @@ SUFFIXES: dict[TaskName, str] = {
 
 
 def is_output_file(output: str | None, listing: Listing, settings: ConversionSettings) -> bool:
-    """Whether the output is the file to write, rather than a folder or None.
+    """Whether the output is the file to write, not a folder.
 
     It can be a file if the only input is an image or .lat file, or a tar if it is an archive.
     Raises: UsageError or OutputError if it is a file that cannot hold what is to be written.
@@ -86,7 +86,7 @@ def _same_format(task: TaskName, one: str, other: str) -> bool:
 
 
 def stale_shards(jobs: Sequence[Job]) -> list[str]:
-    """The shards beside packed ones with numbers beyond the last, as of a larger folder."""
+    """The packed shards in the output folder with numbers beyond the last one planned."""
     folder = parent(jobs[0].target) if jobs and jobs[0].members else ""
     if not storage.is_folder(folder):
         return []

@@ -116,7 +116,7 @@ def _file_state(file: BinaryIO, job: Job, settings: ConversionSettings, whole: b
 
 
 def _shard_state(file: BinaryIO, job: Job, settings: ConversionSettings, whole: bool) -> State:
-    """The state of a shard; "other_images" if it holds what was not made of the job's images."""
+    """The state of a shard; "other_images" if some members are not of the job's images."""
     made, others, matches = list[str](), list[str](), True
     for member in shards.members(file, job.target, seek=True):
         if suffix_of(member.name).lower() != settings.output.suffix.lower():

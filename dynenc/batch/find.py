@@ -68,7 +68,7 @@ def find(task: TaskName, inputs: list[str], output: str | None, options: InputOp
     listing.files, ignored = select(listing.files, suffixes, options.include, options.exclude)
     listing.n_ignored = len(ignored)
     if task in ("encode", "roundtrip"):
-        listing.ignored_images = list(_image_like(ignored))
+        listing.ignored_images = list(_unsupported_images(ignored))
     if not listing.files and not listing.unreadable:
         what = KINDS.get(task, "images")
         why = {result.note for result in listing.ignored_images}
@@ -79,8 +79,8 @@ def find(task: TaskName, inputs: list[str], output: str | None, options: InputOp
     return listing
 
 
-def _image_like(ignored: list[InputFile]) -> Iterator[Result]:
-    """Files that look like images but cannot be opened here, with the reason as a note."""
+def _unsupported_images(ignored: list[InputFile]) -> Iterator[Result]:
+    """Images in formats that cannot be opened here, with the reason as a note."""
     for file in ignored:
         if why := formats.why_ignored(names.suffix_of(file.relative)):
             yield Result(file.path, "", "ignored", note=why)

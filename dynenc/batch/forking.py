@@ -1,4 +1,4 @@
-"""Starting workers: where forking is safe, from a process that has already imported everything.
+"""Start workers; where forking is safe, from a process that has already imported everything.
 
 Importing torch takes seconds and some 150 MB. A template process imports it once, runs no network,
 and forks workers that share its memory. On macOS and Windows each worker is started separately.
@@ -28,16 +28,18 @@ RUNNING = 2**32  # in place of an exit code
 POLL = 0.01  # s
 
 
-class Forked:
+class ForkedWorker:
     """A forked worker, with the part of `subprocess.Popen` that is needed."""
 
-    def __init__(self, factory: Factory, pid: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+    def __init__(
+        self, factory: WorkerFactory, pid: int, stdin: IO[bytes], stdout: IO[bytes]
+    ) -> None:
         self.factory, self.pid, self.stdin, self.stdout = factory, pid, stdin, stdout
 
     def wait(self, timeout: float | None = None) -> int:
         """Its exit code, negative for a signal. Raises: subprocess.TimeoutExpired."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while (code := self.factory.ask(self.pid)) == RUNNING:
+        while (code := self.factory.exit_code(self.pid)) == RUNNING:
             if deadline is not None and time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired("worker", timeout or 0)
             time.sleep(POLL)
@@ -49,10 +51,10 @@ class Forked:
             os.kill(self.pid, signal.SIGKILL)
 
 
-Process = subprocess.Popen[bytes] | Forked
+Process = subprocess.Popen[bytes] | ForkedWorker
 
 
-class Factory:
+class WorkerFactory:
     """Starts workers. Not thread-safe.
 
     Args:
@@ -80,7 +82,7 @@ class Factory:
             env=worker.environment(),
         )
 
-    def _fork(self) -> Forked:
+    def _fork(self) -> ForkedWorker:
         if self.control is None:
             self._start_template()
         assert self.control
@@ -96,7 +98,7 @@ class Factory:
         finally:
             os.close(jobs)
             os.close(answers)
-        return Forked(self, pid, os.fdopen(to_worker, "wb"), os.fdopen(from_worker, "rb"))
+        return ForkedWorker(self, pid, os.fdopen(to_worker, "wb"), os.fdopen(from_worker, "rb"))
 
     def _start_template(self) -> None:
         self.control, theirs = socket.socketpair()
@@ -115,7 +117,7 @@ class Factory:
             raise OSError("the process that forks workers has ended")
         return int(NUMBER.unpack(answer)[0])
 
-    def ask(self, pid: int) -> int:
+    def exit_code(self, pid: int) -> int:
         """The exit code of a forked worker, or RUNNING."""
         assert self.control
         try:

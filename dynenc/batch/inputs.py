@@ -1,4 +1,4 @@
-"""Reading whole inputs: images and files of latents, by path, URL or from stdin.
+"""Read whole inputs: images and files of latents, by path, URL or from stdin.
 
 No more is read than the largest valid file could hold, however long the source is.
 """

@@ -20,7 +20,7 @@ from itertools import chain, islice
 from typing import Any
 
 from dynenc.batch import worker
-from dynenc.batch.forking import Factory, Process
+from dynenc.batch.forking import Process, WorkerFactory
 from dynenc.batch.plan import Job
 from dynenc.batch.results import Result
 from dynenc.batch.settings import ConversionSettings
@@ -114,7 +114,7 @@ class _Worker:
 
 
 class _Pool:
-    """The worker processes, and which of them has which job."""
+    """The worker processes and their jobs."""
 
     def __init__(
         self, jobs: Sequence[Job], settings: ConversionSettings, count: int | None
@@ -127,7 +127,7 @@ class _Pool:
         self.retries: deque[Job] = deque()  # a worker died on them: they are retried alone
         self.crash_causes: dict[Job, str] = {}
         self.workers: list[_Worker] = []
-        self.factory = Factory(needs_torch=needs_torch(settings))
+        self.factory = WorkerFactory(needs_torch=needs_torch(settings))
         self.inbox: queue.SimpleQueue[tuple[_Worker, Any]] = queue.SimpleQueue()
 
     def run(self) -> Iterator[list[Result]]:
@@ -139,7 +139,7 @@ class _Pool:
     def fail_retries(self) -> Iterator[list[Result]]:
         """Fail the jobs that a worker died on, as no other process can try them."""
         for job in self.retries:
-            yield _given_up(job, f"a worker process died on it, {self.crash_causes[job]}")
+            yield _failure(job, f"a worker process died on it, {self.crash_causes[job]}")
 
     def _handle(self, sender: _Worker, message: Any) -> Iterator[list[Result]]:
         """Handle a message from a worker (None if it has ended), and send it more jobs."""
@@ -194,7 +194,7 @@ class _Pool:
         _sweep([dead])
         for number, job in enumerate(dead.pending):
             if job in self.crash_causes:
-                yield _given_up(job, f"two worker processes died on it, {how}")
+                yield _failure(job, f"two worker processes died on it, {how}")
             elif number < dead.ready.window:
                 job = replace(job, overwrite=True)  # it may have been written before the answer
                 self.crash_causes[job] = how
@@ -247,7 +247,7 @@ class _Pool:
         _sweep(self.workers)
 
 
-def _given_up(job: Job, why: str) -> list[Result]:
+def _failure(job: Job, why: str) -> list[Result]:
     error = DynencError(f"{why}: exclude it")
     return [Result(job.name, job.target, "failed", error=error)]
 

@@ -137,7 +137,7 @@ def _check_measuring(options: OutputOptions) -> None:
 def _split_finished(
     jobs: list[Job], output: str | None, settings: ConversionSettings
 ) -> tuple[list[Job], list[Result]]:
-    """The jobs that remain, and the results of those that are finished, or refused.
+    """The jobs that remain, and the results of those that are finished or refused.
 
     Remaining outputs do not exist or may be overwritten, so an engine may safely redo a job after
     a crash.
@@ -154,6 +154,7 @@ def _split_finished(
 
 
 def _refused(jobs: list[Job]) -> tuple[list[Job], list[Result]]:
+    """The jobs whose outputs do not exist, and failures for the others."""
     todo, failed = [], []
     for job in jobs:
         try:

@@ -112,7 +112,7 @@ def serve() -> None:
     threading.Thread(target=receive, daemon=True).start()
     try:
         with runtime.tuned_process(settings.run.threads):
-            _convert(settings, inbox, stopped, answers)
+            _convert_jobs(settings, inbox, stopped, answers)
     except DynencError as exc:
         send(answers, exc)
     except BrokenPipeError:  # the parent has died
@@ -131,7 +131,7 @@ def _streams() -> tuple[IO[bytes], IO[bytes]]:
     return received, answers
 
 
-def _convert(
+def _convert_jobs(
     settings: ConversionSettings,
     inbox: queue.SimpleQueue[Job | None],
     stopped: threading.Event,

@@ -1,4 +1,4 @@
-"""Existing .lat files: whether they are what a run would write."""
+"""Check whether an existing .lat file is what a run would write."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class ExportTask(Task[ParsedLat]):
                     f"the latents are those of {file.model.space.title}: decode the file"
                 )
             data, note = latent_export.write(
-                _form(self.settings), file, whole_latents.full_image_latents(file)
+                _format_name(self.settings), file, whole_latents.full_image_latents(file)
             )
             if loaded.value.extras.alpha:
                 note = notes.joined(note, "alpha is dropped")
@@ -68,7 +68,7 @@ class ExportTask(Task[ParsedLat]):
     @staticmethod
     def matches(file: Readable, n_bytes: int, settings: ConversionSettings, *, whole: bool) -> bool:
         """See `Task`; the format is the only setting."""
-        form = _form(settings)
+        form = _format_name(settings)
         if form in ("npz", "pt"):
             if file.read(len(containers.ZIP)) != containers.ZIP:
                 raise LatentsError("no zip archive")
@@ -79,8 +79,8 @@ class ExportTask(Task[ParsedLat]):
         ) == form
 
 
-def _form(settings: ConversionSettings) -> str:
-    """The form of exported latents; raises LatentsError if their suffix stands for none."""
+def _format_name(settings: ConversionSettings) -> str:
+    """The format of exported latents; raises LatentsError if their suffix stands for none."""
     output = settings.output
     found = (form for form, suffix in LATENT_FORMATS.items() if suffix == output.suffix.lower())
     if not (form := output.form or next(found, "")):
@@ -99,8 +99,8 @@ class ImportTask(Task[ImportedLatents]):
         blob = inputs.read_latent_file(item.source) if item.data is None else item.data
         options = self.settings.imported
         space = SPACES.get(options.space)
-        foreign = latent_files.read(blob, names.display_name(item.source), options.scale, space)
-        return LoadedItem(foreign, len(blob), tuple(foreign.latents.shape[-2:]), foreign.note)
+        imported = latent_files.read(blob, names.display_name(item.source), options.scale, space)
+        return LoadedItem(imported, len(blob), tuple(imported.latents.shape[-2:]), imported.note)
 
     def make(
         self, items: Sequence[Item], group: Sequence[LoadedItem[ImportedLatents]]
@@ -108,10 +108,10 @@ class ImportTask(Task[ImportedLatents]):
         """See `Task`."""
         outputs = []
         for loaded in group:
-            foreign = loaded.value
-            size = foreign.width, foreign.height
-            file = self.file(foreign, foreign.latents, size)
-            file = replace(file, chunks=foreign.chunks(partial(self.nested, foreign)))
+            imported = loaded.value
+            size = imported.width, imported.height
+            file = self.file(imported, imported.latents, size)
+            file = replace(file, chunks=imported.chunks(partial(self.nested, imported)))
             blob = file.to_bytes()
             output = Output(
                 blob,
@@ -124,19 +124,19 @@ class ImportTask(Task[ImportedLatents]):
             outputs.append(output)
         return outputs
 
-    def file(self, foreign: ImportedLatents, latents: Floats, size: tuple[int, int]) -> LatFile:
-        """The .lat file of some of the latents of a foreign file, of an image of this size."""
-        model = foreign.model
-        if self.settings.imported.keep_step and foreign.step_q is not None:
-            return encode_quantized(latents, size, foreign.step_q, model)
+    def file(self, imported: ImportedLatents, latents: Floats, size: tuple[int, int]) -> LatFile:
+        """The .lat file for some latents of an imported file; `size`: of their image, px."""
+        model = imported.model
+        if self.settings.imported.keep_step and imported.step_q is not None:
+            return encode_quantized(latents, size, imported.step_q, model)
         quality = self.settings.encode.goal.value
         step_q = quantize.quality_to_step(quality, has_trellis=model.has_trellis)
         return encode_latents(latents, size, step_q, model)
 
-    def nested(self, foreign: ImportedLatents, latents: Floats) -> bytes:
-        """The .lat file of further latents of a foreign file."""
+    def nested(self, imported: ImportedLatents, latents: Floats) -> bytes:
+        """The .lat file for further latents of an imported file."""
         height, width = (min(PATCH * side, bitstream.MAX_SIDE) for side in latents.shape[-2:])
-        return self.file(foreign, latents, (width, height)).to_bytes()
+        return self.file(imported, latents, (width, height)).to_bytes()
 
     @staticmethod
     def matches(file: Readable, n_bytes: int, settings: ConversionSettings, *, whole: bool) -> bool:
@@ -152,6 +152,6 @@ class ImportTask(Task[ImportedLatents]):
 
 
 def _has_scale(file: LatFile, scale: float) -> bool:
-    """Whether a file says that its latents were imported from a file in that scale."""
+    """Whether a file says that its latents were imported in that scale."""
     kept = cache_chunk.from_chunks(file.chunks)
     return kept is not None and kept.scaling.scale == scale

@@ -75,7 +75,7 @@ class RoundtripTask(ImageOutputTask[Image.Image]):
         encoded: Encoded,
         seconds: tuple[float, float],
     ) -> RoundtripFigures:
-        """The measurements; `seconds`: of encoding, of decoding."""
+        """The measurements. `seconds`: of encoding and of decoding."""
         from dynenc import metrics
         from dynenc.imaging import tensors
 

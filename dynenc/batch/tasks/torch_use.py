@@ -1,4 +1,4 @@
-"""Whether a run needs torch."""
+"""Whether a run needs torch, so that workers can import it before they fork."""
 
 from dynenc import registry
 from dynenc.batch.settings import ConversionSettings
