@@ -18,7 +18,7 @@ from dynenc import metrics, registry, runtime
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import OnStep
 from dynenc.imaging import arrays, tensors
-from dynenc.imaging.arrays import Checked
+from dynenc.imaging.arrays import RgbImage
 from dynenc.native.kernel import Floats
 from dynenc.networks import loading
 from dynenc.networks.compat import pick_device
@@ -69,14 +69,14 @@ class Backend:
         return self._decoders[choice]
 
     @torch.inference_mode()
-    def latents(self, images: Sequence[Checked]) -> Floats:
+    def latents(self, images: Sequence[RgbImage]) -> Floats:
         """Scaled latents [B, C, h, w] of images of equal padded size, tile by tile.
 
         A tile is encoded with the surrounding patches that its latents depend on, so the result
         equals that of encoding the whole image.
         """
 
-        def encode(tile: arrays.Tile) -> Floats:
+        def encode(tile: arrays.EncodingTile) -> Floats:
             parts = [tensors.part_of(image, *tile.box) for image in images]
             latents: Floats = (
                 self.encoder(tensors.batch(parts).to(self.device)).float().cpu().numpy()
@@ -85,7 +85,7 @@ class Backend:
 
         size = arrays.height_width(images[0])
         with runtime.threads_for(math.prod(size)):
-            return arrays.in_tiles(size, len(images), self.encoder.reach, encode)
+            return arrays.encode_in_tiles(size, len(images), self.encoder.reach, encode)
 
     @torch.inference_mode()
     def images(
@@ -120,7 +120,7 @@ class Backend:
         """An RGB image as [1, 3, H, W] float32 in [-1, 1] on the device."""
         return tensors.to_tensor(image).to(self.device)
 
-    def psnr_db(self, decoded: Image.Image, image: Checked) -> float:
+    def psnr_db(self, decoded: Image.Image, image: RgbImage) -> float:
         """PSNR of a decoded image against the original."""
         original = tensors.to_tensor(image).cpu()
         return metrics.psnr_db(tensors.to_tensor(decoded), original)
@@ -130,7 +130,7 @@ class Backend:
         self,
         file: LatFile,
         latents: Floats,
-        image: Checked,
+        image: RgbImage,
         decoder: TiledDecoder,
         effort: int,
         on_step: OnStep | None,

@@ -25,7 +25,7 @@ from dynenc.coding.rate_control import OnStep
 from dynenc.encoding import Encoded, Encoding
 from dynenc.imaging import arrays, extras, notes, pixels
 from dynenc.imaging import detail as detail_layer
-from dynenc.imaging.arrays import Checked, ImageLike
+from dynenc.imaging.arrays import ImageLike, RgbImage
 from dynenc.imaging.detail_plan import plan_detail
 from dynenc.imaging.read import open_image
 from dynenc.native import encoder as native
@@ -204,8 +204,8 @@ class Codec:
         Raises: ImageError if the image cannot be read, has a side of 0 or above 65,535 px, or an
             unsupported shape or dtype; UsageError if an argument is out of range; OutOfMemory if
             there is too little memory for the effort.
-        Warns: ImageWarning if something cannot be kept (see `pixels.to_plain`, `metadata.of`), or
-            if text will not be legible.
+        Warns: ImageWarning if something cannot be kept (see `pixels.to_plain` and
+            `metadata.from_image`), or if text will not be legible.
         """
         options = EncodeOptions.from_arguments(
             quality=quality,
@@ -247,12 +247,12 @@ class Codec:
             return []
         images = [pixels.to_plain(p) if isinstance(p, Image.Image) else p for p in images]
         chunks = [
-            extras.to_chunks(extras.of(image, keep_metadata=options.keep_metadata))
+            extras.to_chunks(extras.from_image(image, keep_metadata=options.keep_metadata))
             if isinstance(image, Image.Image)
             else []
             for image in images
         ]
-        checked = [arrays.unpacked(arrays.checked(image)) for image in images]
+        checked = [arrays.as_array_if_small(arrays.as_rgb(image)) for image in images]
         layers = [plan_detail(image, options.detail) for image in checked]
         latents = self.latents([layer.base_image for layer in layers])
         todo = [
@@ -269,18 +269,20 @@ class Codec:
         run = map if options.needs_decoder else runtime.in_threads  # torch has its own
         return list(run(Encoding.encode, todo))
 
-    def latents(self, images: Sequence[Checked]) -> Floats:
+    def latents(self, images: Sequence[RgbImage]) -> Floats:
         """Scaled latents [B, C, h, w] of images of equal padded size."""
         pixels = [image for image in images if isinstance(image, Image.Image | np.ndarray)]
         encoder = self.native_encoder
         if encoder is None or self._is_encoder_exposed or len(pixels) < len(images):
             return self.backend.latents(images)
 
-        def encode(tile: arrays.Tile) -> Floats:
+        def encode(tile: arrays.EncodingTile) -> Floats:
             found = [encoder.latents(arrays.part_of(p, *tile.box)) for p in pixels]
             return found[0][None] if len(found) == 1 else np.stack(found)  # which takes 20 us
 
-        return arrays.in_tiles(arrays.height_width(pixels[0]), len(pixels), encoder.blocks, encode)
+        return arrays.encode_in_tiles(
+            arrays.height_width(pixels[0]), len(pixels), encoder.blocks, encode
+        )
 
     def decode(
         self,

@@ -16,7 +16,7 @@ from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import OnStep
 from dynenc.imaging import arrays, notes
 from dynenc.imaging import detail as detail_layer
-from dynenc.imaging.arrays import Checked
+from dynenc.imaging.arrays import RgbImage
 from dynenc.imaging.detail_plan import DetailPlan
 from dynenc.native.kernel import Floats
 from dynenc.registry import Model
@@ -61,7 +61,7 @@ class CodecParts(Protocol):
     def decoder_of(self, model: Model) -> TiledDecoder:
         """The decoder in torch for a model's latents."""
 
-    def latents(self, images: Sequence[Checked]) -> Floats:
+    def latents(self, images: Sequence[RgbImage]) -> Floats:
         """Scaled latents [B, C, h, w] of images of equal padded size."""
 
     def decode_rgb(self, file: LatFile) -> Image.Image:
@@ -85,7 +85,7 @@ class Encoding:
 
         Raises: TargetMissed if the goal is strict and missed; OutOfMemory during refinement.
         """
-        goal, step_q = self.options.goal, rate_control.START
+        goal, step_q = self.options.goal, rate_control.START_STEP_Q
         if goal.kind == "quality":
             has_trellis = self.codec.model.has_trellis
             step_q = quantize.quality_to_step(goal.value, has_trellis=has_trellis)

@@ -48,7 +48,7 @@ class LatImageFile(ImageFile.ImageFile):
         """Read the size; raises UnidentifiedImageError, an OSError, if the file is damaged."""
         try:
             # at most the largest valid file is read
-            blob = read_at_most(self.fp, bitstream.MAX_BYTES, self._name) if self.fp else b""
+            blob = read_at_most(self.fp, bitstream.MAX_FILE_BYTES, self._name) if self.fp else b""
             # Pillow applies its own limit to the size
             header, _, chunks = bitstream.read(blob, sys.maxsize)
         except BitstreamError as exc:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dynenc.coding import bitstream
-from dynenc.coding.bitstream import FIXED, HAS_CHUNKS, MAGIC, Header
+from dynenc.coding.bitstream import FIXED_BYTES, HAS_CHUNKS, MAGIC, Header
 
 SOUND = {"width": 8, "height": 8, "step_q": 307, "model_id": 2, "coder_id": 1}
 MANY = 3_000_000  # bytes
@@ -128,7 +128,7 @@ def files(payload: bytes) -> dict[str, bytes]:
     return {
         "empty": b"",
         "only the signature": MAGIC,
-        "only the start": sound[:FIXED],
+        "only the start": sound[:FIXED_BYTES],
         "shorter than a header, sealed": sealed(MAGIC + b"\1"),
         "another format": b"\x89PNG\r\n\x1a\n" + sound[8:],
         "version 0": sealed(MAGIC + b"\0" + sound[5:-4]),

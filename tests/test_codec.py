@@ -109,7 +109,7 @@ def test_tiles_give_the_latents_of_the_whole(photo, encoder, monkeypatch):
     for image in images:
         monkeypatch.setenv(CPU_DTYPE, "float32")
         whole = coder.latents([image])
-        monkeypatch.setattr(arrays, "TILE", 5)
+        monkeypatch.setattr(arrays, "TILE_PATCHES", 5)
         tiles = coder.latents([image])
         monkeypatch.undo()
         np.testing.assert_allclose(tiles, whole, rtol=1e-4, atol=1e-4)

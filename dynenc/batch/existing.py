@@ -177,7 +177,7 @@ def _sizes_differ(job: Job, settings: ConversionSettings) -> bool:
     try:
         with storage.reading(job.source) as file, storage.reading(job.target) as lat:
             size = sorted(formats.open_file(file, job.source).size)
-            header = bitstream.read_header(lat.read(bitstream.FIXED))
+            header = bitstream.read_header(lat.read(bitstream.FIXED_BYTES))
     except Exception:  # the conversion will report what is wrong with the image
         return True
     return size != sorted(header.size)

@@ -19,7 +19,7 @@ def read_image(source: str) -> bytes:
 
 def read_latent_file(source: str) -> bytes:
     """The bytes of another program's file of latents; raises LatentsError."""
-    return storage.read_all(source, containers.MAX_BYTES, LatentsError)
+    return storage.read_all(source, containers.MAX_CONTAINER_BYTES, LatentsError)
 
 
 def size_of(source: str) -> int:

@@ -97,7 +97,7 @@ def _members(
         for member in shards.members(file, path):
             if suffix_of(member.name).lower() == bitstream.SUFFIX:
                 is_empty = False
-                blob = member.file.read(bitstream.MAX_BYTES + 1)
+                blob = member.file.read(bitstream.MAX_FILE_BYTES + 1)
                 yield f"{path}/{member.name}", _fault(partial(_inspect, blob, max_pixels))
     except ImageError as exc:
         raise Corrupt(str(exc)) from exc

@@ -45,7 +45,7 @@ def context_gradient(coder: EntropyCoder, symbols: Symbols, step_q: int) -> Floa
 
 
 def _residuals(contexts: Contexts, symbols: Symbols) -> Ints:
-    residuals: Ints = (symbols - contexts.centre) * contexts.sign
+    residuals: Ints = (symbols - contexts.expected) * contexts.sign
     return residuals
 
 

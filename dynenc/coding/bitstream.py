@@ -27,13 +27,13 @@ HAS_CHUNKS, HAS_TRELLIS = 1, 2  # the flags of version 1
 MAX_PIXELS = 178_956_970  # default limit, that of Pillow against decompression bombs
 SUFFIX = ".lat"
 MAX_SIDE = 65_535  # px
-MAX_BYTES = 2**30  # of a file; MAX_PIXELS pixels take 67 MB at the very most
+MAX_FILE_BYTES = 2**30  # of a file; MAX_PIXELS pixels take 67 MB at the very most
 MAX_CHUNKS = 1024
 PREFIX, LENGTH, CRC = struct.Struct("<4sB"), struct.Struct("<I"), struct.Struct("<I")
 TAG = struct.Struct("<4sI")
 Chunk = tuple[str, bytes]  # tag, data
 DETAIL = "Detl"  # the detail layer, without which text is not legible: see imaging.detail
-NEEDED = (DETAIL,)  # tags of chunks that readers must know, and this one knows
+CRITICAL_TAGS = (DETAIL,)  # tags of chunks that readers must know, and this one knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Header:
 
 HEADER = struct.Struct("<" + "".join(f.metadata["fmt"] for f in fields(Header)))
 IN_ORDER = attrgetter(*(f.name for f in fields(Header)))
-FIXED = PREFIX.size + HEADER.size  # bytes before the payload; with the CRC 18
+FIXED_BYTES = PREFIX.size + HEADER.size  # bytes before the payload; with the CRC 18
 
 
 def find_chunk(chunks: Sequence[Chunk], tag: str) -> bytes | None:
@@ -102,20 +102,20 @@ def read(blob: bytes, max_pixels: int = MAX_PIXELS) -> Parts:
         max_pixels: refuse images of more pixels; checked before anything is allocated.
     Raises: BitstreamError and nothing else, whatever the bytes.
     """
-    _check_prefix(blob, FIXED + CRC.size)
+    _check_prefix(blob, FIXED_BYTES + CRC.size)
     if CRC.pack(zlib.crc32(blob[: -CRC.size])) != blob[-CRC.size :]:
         raise Corrupt("the checksum does not match: the file is damaged or cut short")
     header = _header(blob, max_pixels)
-    rest = blob[FIXED : -CRC.size]
+    rest = blob[FIXED_BYTES : -CRC.size]
     return Parts(header, *(_split(rest) if header.flags & HAS_CHUNKS else (rest, [])))
 
 
 def read_header(start: bytes) -> Header:
-    """Parse the header of a .lat file from its first FIXED bytes; the rest is not checked.
+    """Parse the header of a .lat file from its first FIXED_BYTES bytes; the rest is not checked.
 
     Raises: BitstreamError.
     """
-    _check_prefix(start, FIXED)
+    _check_prefix(start, FIXED_BYTES)
     return _header(start, MAX_SIDE**2)
 
 
@@ -159,7 +159,7 @@ def _split(rest: bytes) -> tuple[bytes, list[Chunk]]:
         tag, length = TAG.unpack_from(rest, position)
         if not tag.isalpha():
             raise Corrupt("a chunk's tag is not made of letters")
-        if tag[:1].isupper() and tag.decode() not in NEEDED:
+        if tag[:1].isupper() and tag.decode() not in CRITICAL_TAGS:
             raise UnknownModel(f"the file needs chunk {tag.decode()}, unknown here: update dynenc")
         position += TAG.size
         chunks.append((tag.decode(), rest[position : position + length]))

@@ -10,7 +10,7 @@ from dynenc.coding import quantize
 from dynenc.coding.bitstream import Chunk, Header
 from dynenc.coding.entropy import EntropyCoder, load_coder
 from dynenc.coding.lat_file import LatFile, model_of
-from dynenc.coding.rate_control import FINEST
+from dynenc.coding.rate_control import FINEST_STEP_Q
 from dynenc.native.kernel import Floats, Symbols
 
 FEW_BITS = 1.5  # a latent; below it the plain lattice may be cheaper, as constants repeat on it
@@ -56,7 +56,7 @@ def encode_latents(
     files = [file, *(encode(coder, step_q) for coder in coders[1:])]
     if not is_flat:
         return min(files, key=lambda file: _cost(file, latents))
-    finer = [step for step in _finer_steps(step_q) if step >= FINEST]
+    finer = [step for step in _finer_steps(step_q) if step >= FINEST_STEP_Q]
     files += [encode(coder, step) for step in finer for coder in coders]
     return _smallest_close(files, latents, FLAT_ERROR * step_q / quantize.STEP_UNIT)
 

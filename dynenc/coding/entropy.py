@@ -48,7 +48,7 @@ class Contexts:
     """What the coder knows about symbols [C, h, w] before it decodes them."""
 
     tables: Bytes  # [C, h, w], table of frequencies
-    centre: Ints  # [C, h, w], expected symbol
+    expected: Ints  # [C, h, w], expected symbol
     sign: Ints  # [C, h, w], 1 or -1, by which the residual is multiplied
     outputs: Ints  # [3, C, h, w] of the networks: expected latent, octaves, activity; in 2**-17
 

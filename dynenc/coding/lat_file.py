@@ -149,4 +149,4 @@ def read_bytes(source: str) -> bytes:
         start = file.read(len(bitstream.MAGIC))
         if start != bitstream.MAGIC:
             return start
-        return start + storage.read_at_most(file, bitstream.MAX_BYTES - len(start), source)
+        return start + storage.read_at_most(file, bitstream.MAX_FILE_BYTES - len(start), source)

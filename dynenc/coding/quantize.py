@@ -64,7 +64,7 @@ def to_symbols(latents: Floats, step_q: int, coder: EntropyCoder) -> Shorts:
     Args:
         latents: [C, h, w] float32, scaled as the space's diffusion model takes them.
         step_q: quantiser step in 1/1024 of a latent unit, > 0; larger means fewer bits.
-    Returns: [C, h, w] int16, saturated at +-LIMIT; NaN becomes 0.
+    Returns: [C, h, w] int16, saturated at +-MAX_SYMBOL; NaN becomes 0.
     """
     return coder.kernel.quantize(latents, step_q, LAMBDA)
 

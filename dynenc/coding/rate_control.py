@@ -9,7 +9,8 @@ from typing import Literal
 from dynenc.arguments import checked_number
 from dynenc.errors import TargetMissed, UsageError
 
-START, FINEST, COARSEST = 307, 16, 65_535  # step_q; finer ones cost bits and change no pixel
+START_STEP_Q = 307
+FINEST_STEP_Q, COARSEST_STEP_Q = 16, 65_535  # finer steps cost bits and change no pixel
 TOLERANCE = 0.005  # of the target: the search ends when it is this close
 MISS = 0.03  # of the target: a larger deviation is reported
 LAYER_MISS = 0.08  # the same where a layer is all of the image: its quality has coarser steps
@@ -106,13 +107,15 @@ def search(measure: Callable[[int], float], target: float, *, at_most: bool) -> 
     """The quantiser step whose measure is nearest to a target, on the allowed side of it.
 
     Args:
-        measure: a decreasing function of step_q, in FINEST..COARSEST: the size, or the PSNR.
+        measure: a non-increasing function of step_q, of FINEST_STEP_Q..COARSEST_STEP_Q: size in
+            bytes or bpp, or PSNR in dB.
+        target: in the unit of `measure`.
         at_most: whether the measure may not exceed the target; else it may not fall below it.
     Returns: step_q and its measure; if no step is on the allowed side, the nearest.
     """
     tried: dict[int, float] = {}
     low = high = 0  # bracket: coarsest step above the target, finest step below; 0: unknown
-    step = START
+    step = START_STEP_Q
     while step not in tried:
         tried[step] = reached = measure(step)
         gap = target - reached if at_most else reached - target
@@ -123,7 +126,7 @@ def search(measure: Callable[[int], float], target: float, *, at_most: bool) -> 
         else:
             high = step
         step = round(math.sqrt(low * high)) if low and high else 2 * low or high // 2
-        step = min(max(step, FINEST), COARSEST)
+        step = min(max(step, FINEST_STEP_Q), COARSEST_STEP_Q)
     allowed = [s for s in tried if (tried[s] <= target if at_most else tried[s] >= target)]
     step = min(allowed or tried, key=lambda s: (abs(tried[s] - target), s if at_most else -s))
     return step, tried[step]

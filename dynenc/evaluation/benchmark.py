@@ -23,7 +23,7 @@ from dynenc.evaluation.curves import Curve, Evaluation
 from dynenc.evaluation.measure import Measure, means
 from dynenc.evaluation.reference_codecs import ReferenceCodec
 from dynenc.imaging import notes, pixels, tensors
-from dynenc.imaging.arrays import Checked
+from dynenc.imaging.arrays import RgbImage
 from dynenc.imaging.sources import open_rgb
 from dynenc.native.kernel import Floats
 from dynenc.networks.decoders import load_autoencoder
@@ -79,7 +79,7 @@ class _TeacherCodec(Codec):
         self.model = registry.IMPORTED_MODELS[decoder.space.name]
 
     @torch.inference_mode()
-    def latents(self, images: Sequence[Checked]) -> Floats:
+    def latents(self, images: Sequence[RgbImage]) -> Floats:
         padded = [tensors.pad(tensors.to_tensor(image)) for image in images]
         latents: Floats = self.teacher(torch.cat(padded).to(self.device)).cpu().numpy()
         return latents

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 ImageLike: TypeAlias = "Image.Image | Pixels | Tensor"  # any mode; [H, W, 3]; [1, 3, H, W]
-Checked: TypeAlias = "Image.Image | Pixels | Tensor"  # RGB; [H, W, 3]; [1, 3, H, W]
-UNPACKED = 2**21  # px
-TILE = 176  # patches; larger tiles need more memory, and more time to map it
+RgbImage: TypeAlias = "Image.Image | Pixels | Tensor"  # RGB; [H, W, 3]; [1, 3, H, W]
+SMALL_PIXELS = 2**21
+TILE_PATCHES = 176  # patches; larger tiles need more memory, and more time to map it
 
 
-def checked(image: ImageLike) -> Checked:
+def as_rgb(image: ImageLike) -> RgbImage:
     """The colours alone as Pillow RGB, uint8 [H, W, 3] or [1, 3, H, W] of any dtype, not copied.
 
     Args:
@@ -45,24 +45,24 @@ def checked(image: ImageLike) -> Checked:
     else:
         from dynenc.imaging import tensors
 
-        image = tensors.checked(image)
+        image = tensors.as_rgb(image)
     height, width = height_width(image)
     if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
         raise ImageError(f"the image is {width}x{height} px; its sides must be 1 to {MAX_SIDE}")
     return image
 
 
-def unpacked(image: Checked) -> Checked:
-    """A Pillow image of up to UNPACKED px as an array, as Pillow copies its pixels at each access.
+def as_array_if_small(image: RgbImage) -> RgbImage:
+    """A Pillow image of up to SMALL_PIXELS px as an array; any other image unchanged.
 
-    Larger ones are copied in parts, which takes less memory.
+    Pillow copies the pixels at each access. Large images are copied in parts, to save memory.
     """
-    is_small = isinstance(image, Image.Image) and image.width * image.height <= UNPACKED
+    is_small = isinstance(image, Image.Image) and image.width * image.height <= SMALL_PIXELS
     return np.asarray(image) if is_small else image
 
 
-def height_width(image: Checked) -> tuple[int, int]:
-    """Height and width of an image from `checked`, in px."""
+def height_width(image: RgbImage) -> tuple[int, int]:
+    """Height and width of an image from `as_rgb`, in px."""
     if isinstance(image, Image.Image):
         return image.height, image.width
     if isinstance(image, np.ndarray):
@@ -71,7 +71,10 @@ def height_width(image: Checked) -> tuple[int, int]:
 
 
 def part_of(image: Image.Image | Pixels, left: int, top: int, right: int, bottom: int) -> Pixels:
-    """A part of an image, in px: [h, w, 3], clipped to the image."""
+    """A part of an image: uint8 [h, w, 3], a view where possible.
+
+    The box is in px; right and bottom may exceed the image.
+    """
     if isinstance(image, np.ndarray):
         return image[top:bottom, left:right]
     box = left, top, min(right, image.width), min(bottom, image.height)
@@ -81,7 +84,7 @@ def part_of(image: Image.Image | Pixels, left: int, top: int, right: int, bottom
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
+class EncodingTile:
     """A part of an image that is encoded separately."""
 
     box: tuple[int, int, int, int]  # left, top, right and bottom, px; may exceed the image
@@ -89,7 +92,7 @@ class Tile:
     inner: tuple[slice, slice]  # the same within the latents of the tile
 
 
-def tiles(height: int, width: int, reach: int) -> Iterator[Tile]:
+def tiles(height: int, width: int, reach: int) -> Iterator[EncodingTile]:
     """The tiles of an image, row by row.
 
     Args:
@@ -97,18 +100,19 @@ def tiles(height: int, width: int, reach: int) -> Iterator[Tile]:
         reach: patches to each side that a latent depends on.
     """
     rows, columns = latent_size(height, width)
-    for top, left in product(range(0, rows, TILE), range(0, columns, TILE)):
+    side = TILE_PATCHES
+    for top, left in product(range(0, rows, side), range(0, columns, side)):
         first, start = max(0, top - reach), max(0, left - reach)
-        right, bottom = left + TILE + reach, top + TILE + reach
-        yield Tile(
+        right, bottom = left + side + reach, top + side + reach
+        yield EncodingTile(
             (PATCH * start, PATCH * first, PATCH * right, PATCH * bottom),
-            (slice(top, min(top + TILE, rows)), slice(left, min(left + TILE, columns))),
-            (slice(top - first, top - first + TILE), slice(left - start, left - start + TILE)),
+            (slice(top, min(top + side, rows)), slice(left, min(left + side, columns))),
+            (slice(top - first, top - first + side), slice(left - start, left - start + side)),
         )
 
 
-def in_tiles(
-    size: tuple[int, int], count: int, reach: int, encode: Callable[[Tile], Floats]
+def encode_in_tiles(
+    size: tuple[int, int], count: int, reach: int, encode: Callable[[EncodingTile], Floats]
 ) -> Floats:
     """Latents [count, C, h, w] of images of equal size, encoded tile by tile.
 

@@ -17,7 +17,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     Grey pixels may have an RGB profile. Pixels are unchanged if the profile is equivalent to sRGB.
     Raises: ValueError if the profile is damaged, or not for these pixels.
     """
-    mode, transform = _way_to_srgb(profile)
+    mode, transform = _srgb_transform(profile)
     if image.mode == "L" and mode == "RGB":
         image = image.convert("RGB")
     if image.mode != mode:
@@ -27,12 +27,12 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 def is_srgb(profile: bytes) -> bool:
     """Whether a profile that `to_srgb` accepts is equivalent to sRGB."""
-    mode, transform = _way_to_srgb(profile)
+    mode, transform = _srgb_transform(profile)
     return mode == "RGB" and transform is None
 
 
 @lru_cache(maxsize=8)  # images of one camera share theirs
-def _way_to_srgb(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+def _srgb_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
     """The mode of a profile's pixels and their conversion; None if they are already in sRGB."""
     opened, mode = _open(profile)
     transform = _transform(opened, SRGB, mode, "RGB")

@@ -269,7 +269,7 @@ def from_chunks(chunks: Sequence[Chunk], size: tuple[int, int]) -> Detail | None
 
 def file_quality(file: LatFile) -> float:
     """The quality of a file: from its step, or from the layer if that covers the whole image."""
-    if file.header.step_q == rate_control.COARSEST:
+    if file.header.step_q == rate_control.COARSEST_STEP_Q:
         data = find_chunk(file.chunks, DETAIL)
         if data is not None and len(data) >= CHUNK_HEAD.size:
             return float(CHUNK_HEAD.unpack_from(data)[1])
@@ -280,7 +280,7 @@ def without_latents(size: tuple[int, int], model: Model, chunks: Sequence[Chunk]
     """A file whose layer is all of its image: the latents are zeros, with the coarsest step."""
     symbols = np.zeros((model.space.channels, *latent_size(size[1], size[0])), np.int16)
     coder = load_coder(model.coder, has_trellis=False)
-    return LatFile.from_symbols(symbols, coder, size, rate_control.COARSEST, model, chunks)
+    return LatFile.from_symbols(symbols, coder, size, rate_control.COARSEST_STEP_Q, model, chunks)
 
 
 def has_layer(file: LatFile) -> bool:

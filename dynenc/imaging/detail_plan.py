@@ -11,7 +11,7 @@ from PIL import Image, features
 from dynenc.coding.bitstream import Chunk
 from dynenc.coding.encode_options import DetailMode
 from dynenc.imaging import arrays, detail, graphics
-from dynenc.imaging.arrays import Checked
+from dynenc.imaging.arrays import RgbImage
 from dynenc.imaging.graphics import Mask
 from dynenc.imaging.notes import ILLEGIBLE
 from dynenc.native.kernel import TILE, Floats
@@ -29,7 +29,7 @@ TOO_LARGE = "it is too large for AVIF, use another format"
 class DetailPlan:
     """The detail layer of one image, if it has one."""
 
-    image: Checked
+    image: RgbImage
     mask: Mask | None = None  # None: no layer
     warning: str = ""  # that text will not be legible
     chunks: dict[int, Chunk] = field(default_factory=dict)  # made before, by the layer's quality
@@ -57,7 +57,7 @@ class DetailPlan:
         return _rgb(self.image)
 
     @cached_property
-    def base_image(self) -> Checked:
+    def base_image(self) -> RgbImage:
         """The image to encode to latents."""
         return self.image if self.mask is None else detail.base_image(self.rgb, self.mask)
 
@@ -108,8 +108,8 @@ class DetailPlan:
         return detail.with_quality(self.chunks[level], quality)
 
 
-def plan_detail(image: Checked, mode: DetailMode) -> DetailPlan:
-    """The layer for an image from `arrays.checked`.
+def plan_detail(image: RgbImage, mode: DetailMode) -> DetailPlan:
+    """The layer for an image from `arrays.as_rgb`.
 
     Args:
         mode: 'auto' looks for text and graphics; 'on' also accepts less certain tiles; 'off' makes
@@ -129,7 +129,7 @@ def plan_detail(image: Checked, mode: DetailMode) -> DetailPlan:
     return replace(plan, quality_offset=-PHOTO_QUALITY_CUT) if plan.has_photograph else plan
 
 
-def _rgb(image: Checked) -> Image.Image:
+def _rgb(image: RgbImage) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, np.ndarray):

@@ -22,7 +22,7 @@ THUMBNAIL_OFFSET, THUMBNAIL_LENGTH = 0x0201, 0x0202
 XMP, IPTC, ICC_PROFILE = 0x02BC, 0x83BB, 0x8773  # in TIFF files
 # Tags of the first directory that describe the storage of the pixels in the original file and their
 # conversion to colours. All other tags are kept.
-GONE = {
+DROPPED_TAGS = {
     *(0x00FE, 0x00FF, 0x0100, 0x0101, 0x0102, 0x0103, 0x0106, 0x0107, 0x0108, 0x0109, 0x010A),
     *(0x0111, 0x0115, 0x0116, 0x0117, 0x0118, 0x0119, 0x011C, 0x0120, 0x0121, 0x0122, 0x0123),
     *(0x0124, 0x0125, 0x012D, 0x013D, 0x013E, 0x013F, 0x0140, 0x0141, 0x0142, 0x0143, 0x0144),
@@ -49,7 +49,7 @@ def orientation(block: bytes) -> int | None:
 def cleaned(block: bytes, width: int, height: int, *, is_upright: bool) -> tuple[bytes, list[int]]:
     """EXIF for width x height pixels, independent of their original file.
 
-    The thumbnail, the tags in `GONE` and, if the pixels are upright, the orientation are removed
+    The thumbnail, the `DROPPED_TAGS` and, if the pixels are upright, the orientation are removed
     and their values zeroed; width and height are set to those of the pixels, and if these have been
     turned sideways, the resolutions are exchanged. Everything else keeps its bytes and offsets.
 
@@ -58,8 +58,8 @@ def cleaned(block: bytes, width: int, height: int, *, is_upright: bool) -> tuple
     Raises: ValueError if it is not EXIF.
     """
     data = bytearray(block.removeprefix(PREFIX))
-    gone = GONE | {ORIENTATION} if is_upright else GONE
-    return _Cleaner(data, gone).run(width, height)
+    dropped_tags = DROPPED_TAGS | {ORIENTATION} if is_upright else DROPPED_TAGS
+    return _Cleaner(data, dropped_tags).run(width, height)
 
 
 class _Cleaner:
@@ -73,7 +73,7 @@ class _Cleaner:
         if self.structure.is_big:
             raise ValueError("it is damaged")
         self.kept: list[tuple[int, int]] = [(0, 8)]  # spans: start and stop
-        self.gone: list[tuple[int, int]] = []
+        self.erased: list[tuple[int, int]] = []
         self.damaged: list[int] = []
         self.tables: list[tuple[int, int]] = []  # spans of directories, and of the header
         self.unreadable: set[int] = set()  # positions of entries that do not point to a directory
@@ -88,12 +88,12 @@ class _Cleaner:
             return b"", self.damaged
         data = np.frombuffer(self.data, np.uint8)
         kept = _marked(self.kept, len(data))
-        data[_marked(self.gone, len(data)) & ~kept] = 0
+        data[_marked(self.erased, len(data)) & ~kept] = 0
         end = int(np.flatnonzero(kept | (data != 0))[-1]) + 1
         return data[:end].tobytes(), self.damaged
 
     def _thumbnail(self) -> None:
-        """Mark the directory of the thumbnail and its data as gone."""
+        """Mark the directory of the thumbnail and its data as erased."""
         read_at = _reader(self.data)
         following = self.structure.directory(read_at, self.structure.first)[2]
         try:
@@ -101,11 +101,11 @@ class _Cleaner:
         except ValueError:
             return
         numbers = {e.tag: self.structure.integers(read_at, e, 1) for e in entries}
-        self.gone += [(e.position, e.position + 12) for e in entries]
-        self.gone += [e.span for e in entries]
+        self.erased += [(e.position, e.position + 12) for e in entries]
+        self.erased += [e.span for e in entries]
         start, length = (numbers.get(t) for t in (THUMBNAIL_OFFSET, THUMBNAIL_LENGTH))
         if start and length:
-            self.gone.append((start[0], start[0] + length[0]))
+            self.erased.append((start[0], start[0] + length[0]))
 
     def _survey(self, start: int, depth: int) -> None:
         """Find this directory and those below it; raises ValueError if they overlap."""
@@ -144,7 +144,7 @@ class _Cleaner:
         kept: list[Entry] = []
         for entry in entries:
             if depth == 0 and entry.tag in self.unwanted:
-                self.gone.append(entry.span)
+                self.erased.append(entry.span)
                 continue
             if self._is_damaged(entry):
                 self.damaged.append(entry.tag)
@@ -209,7 +209,7 @@ def of_tiff(
 ) -> tuple[bytes, list[int]]:
     """The EXIF of a directory of a TIFF file as a block, and the tags that were dropped."""
     reader = ifd.Reader(structure, read_at, most_bytes)
-    nodes = reader.tree(start, GONE)
+    nodes = reader.tree(start, DROPPED_TAGS)
     order = structure.order
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
     return head + ifd.written(nodes, 8, order), reader.dropped

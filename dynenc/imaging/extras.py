@@ -48,12 +48,12 @@ class Extras:
     detail: Detail | None = None  # layer of text and graphics; ignored by `to_chunks`
 
 
-def of(image: Image.Image, *, keep_metadata: bool) -> Extras:
+def from_image(image: Image.Image, *, keep_metadata: bool) -> Extras:
     """The extras of an image from `pixels.to_plain`; metadata only with `keep_metadata`."""
     return Extras(
         is_grey=image.mode in ("L", "LA"),
         alpha=image.getchannel("A") if image.mode in ("LA", "RGBA") else None,
-        metadata=metadata.of(image) if keep_metadata else Metadata(),
+        metadata=metadata.from_image(image) if keep_metadata else Metadata(),
     )
 
 

@@ -12,7 +12,8 @@ from dynenc.imaging import colour, exif
 from dynenc.imaging.notes import note
 
 MAX_METADATA = 2**20  # bytes of each kind, unpacked
-SOURCE_PROFILE = "source_icc_profile"  # of Image.info: `icc_profile` would be that of the pixels
+# in Image.info: the profile before conversion; `icc_profile` would claim to describe the pixels
+SOURCE_PROFILE = "source_icc_profile"
 IPTC = 0x0404  # the Photoshop resource that holds it
 INCH = 0.0254  # m
 UNKNOWN_DPI = (1, 1)  # what Pillow says of a TIFF file without a resolution
@@ -51,7 +52,7 @@ class Metadata:
         return [each.name for each in fields(self) if getattr(self, each.name)]
 
 
-def of(image: Image.Image, *, is_upright: bool = False) -> Metadata:
+def from_image(image: Image.Image, *, is_upright: bool = False) -> Metadata:
     """The metadata to keep from the `info` of an image in sRGB; notes what cannot be kept and why.
 
     Args:

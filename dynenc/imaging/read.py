@@ -64,14 +64,14 @@ def open_image(
     keep_metadata: bool = False,
     truncated: bool = False,
 ) -> Image.Image:
-    """Read an image file, upright, in the form of `to_plain`: all images are read here.
+    """Read an image file, upright, as `to_plain` returns it. The only place that reads images.
 
     Args:
         source: path, content, or seekable file.
         name: of the file, for messages; without it the path.
         max_pixels: refuse images that declare more pixels.
         truncated: accept a truncated file: use the pixels that are present, with a note.
-        keep_metadata: keep in `info` only what `metadata.of` can keep.
+        keep_metadata: keep in `info` only what `metadata.from_image` can keep.
     Raises: ImageError if the file is missing, not of a supported format, damaged, or too large.
     """
     if isinstance(source, str | Path):
@@ -150,7 +150,9 @@ def _decoded(file: BinaryIO, name: str, options: _Options, profile: bytes = b"")
         plain.info.pop(SOURCE_PROFILE, None)
     for keyword, text in texts.items():
         plain.info.setdefault(keyword, text)
-    kept = metadata.of(plain, is_upright=True) if options.keep_metadata else metadata.Metadata()
+    kept = metadata.Metadata()
+    if options.keep_metadata:
+        kept = metadata.from_image(plain, is_upright=True)
     plain.info = metadata.to_info(kept)
     return plain
 

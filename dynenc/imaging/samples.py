@@ -48,7 +48,7 @@ def reduced(
     Raises: ImageError.
     """
     if not isinstance(top, float | int):
-        top = top_of(samples, top or ())
+        top = white_level(samples, top or ())
         told = "0 to 1" if top == 1 else f"0 to {top:.0f}"
         note(f"samples are scaled to 8 bits from a range of {told}, as their values suggest")
     else:
@@ -60,14 +60,14 @@ def reduced(
     return grey
 
 
-def top_of(samples: Samples, tops: Sequence[float] = ()) -> float:
+def white_level(samples: Samples, candidates: Sequence[float] = ()) -> float:
     """The smallest usual value of white that samples do not exceed; raises ImageError."""
     is_float = samples.dtype.kind == "f"
     if is_float and not np.isfinite(samples).all():
         raise ImageError("the samples are not finite: NaN and infinite values are not colours")
     low, high = float(samples.min()), float(samples.max())
     slack = OVERSHOOT if is_float else 0
-    for top in tops or (FLOAT_TOPS if is_float else INTEGER_TOPS):
+    for top in candidates or (FLOAT_TOPS if is_float else INTEGER_TOPS):
         if high <= top * (1 + slack):
             if low < -top * slack:
                 break

@@ -19,12 +19,10 @@ from dynenc.io.names import STREAM
 from dynenc.view import WHOLE, View
 
 SOFTWARE = exif.SOFTWARE  # names the decoder of an image
-LOSSY, LOSSY_QUALITY = (
-    ("JPEG", "WEBP", "AVIF", "HEIF", "JXL"),
-    95,
-)  # Pillow's defaults lose too much
+LOSSY = ("JPEG", "WEBP", "AVIF", "HEIF", "JXL")
+LOSSY_QUALITY = 95  # Pillow's defaults lose too much
 WEB = ("exif", "xmp", "profile")
-HOLDS = {  # format -> fields of Metadata that it can store
+STORABLE_METADATA = {  # format -> fields of Metadata that it can store
     "JPEG": (*WEB, "iptc", "comment", "resolution"),
     "PNG": (*WEB, "comment", "text", "resolution"),
     "TIFF": (*WEB, "iptc", "resolution"),
@@ -69,7 +67,8 @@ def image_bytes(
     Notes what the format cannot store. Raises: OutputError if it cannot be written.
     """
     form = image_format(name)
-    unsupported = [kind for kind in extras.metadata.kinds if kind not in HOLDS.get(form, ())]
+    storable = STORABLE_METADATA.get(form, ())
+    unsupported = [kind for kind in extras.metadata.kinds if kind not in storable]
     if unsupported:
         kinds = ", ".join(NAMES[kind] for kind in unsupported)
         note(f"{form} cannot store this metadata, which is dropped: {kinds}")
@@ -102,7 +101,7 @@ def save(image: Image.Image, form: str, made_by: str) -> bytes:
 
     Notes metadata that does not fit. Raises: OSError or ValueError if it cannot be written.
     """
-    kept = {kind: data for kind in HOLDS.get(form, ()) if (data := _data(image, kind))}
+    kept = {kind: data for kind in STORABLE_METADATA.get(form, ()) if (data := _data(image, kind))}
     for kind, most in MOST_BYTES.get(form, {}).items():
         if len(kept.get(kind, b"")) > most:
             note(f"the {NAMES[kind]} is dropped: {form} cannot store {len(kept[kind])} bytes")
@@ -140,7 +139,7 @@ def _save(image: Image.Image, form: str, made_by: str, kept: dict[str, Any]) -> 
         options["dpi"] = kept["resolution"]
     if form == "TIFF":
         return _tiff(image, options, kept, made_by)
-    if "exif" in HOLDS.get(form, ()):
+    if "exif" in STORABLE_METADATA.get(form, ()):
         options["exif"] = exif.PREFIX + exif.with_software(kept.get("exif", b""), made_by)
     if form == "PNG":
         options["pnginfo"] = _png_texts(kept)

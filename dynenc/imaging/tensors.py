@@ -9,14 +9,14 @@ from torch import Tensor
 
 from dynenc.errors import ImageError
 from dynenc.imaging import arrays
-from dynenc.imaging.arrays import Checked, Pixels
+from dynenc.imaging.arrays import Pixels, RgbImage
 from dynenc.latent_space import PATCH
 from dynenc.networks.encoder import to_floats
 
 MAX_FLOAT = 2.0  # of tensors; decoders overshoot [-1, 1] by less
 
 
-def to_tensor(image: Checked) -> Tensor:
+def to_tensor(image: RgbImage) -> Tensor:
     """RGB Pillow image, or uint8 [H, W, 3] or tensor -> [1, 3, H, W] float32 in [-1, 1].
 
     Floats are unchanged. From a Pillow image or array, the tensor has channels last in memory.
@@ -31,8 +31,8 @@ def _of_pixels(pixels: Pixels) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
-def checked(image: object) -> Tensor:
-    """A tensor as [1, 3, H, W], uint8 or float32; see `arrays.checked`.
+def as_rgb(image: object) -> Tensor:
+    """A tensor as [1, 3, H, W], uint8 or float32; see `arrays.as_rgb`.
 
     Raises: ImageError if it is not a tensor, has another shape or type, or NaN or infinite values.
     """
@@ -67,8 +67,8 @@ def _checked_floats(image: Tensor) -> Tensor:
     return image
 
 
-def part_of(image: Checked, left: int, top: int, right: int, bottom: int) -> Tensor:
-    """A part of an image from `arrays.checked`, in px: [1, 3, h, w] uint8 or float32.
+def part_of(image: RgbImage, left: int, top: int, right: int, bottom: int) -> Tensor:
+    """A part of an image from `arrays.as_rgb`, in px: [1, 3, h, w] uint8 or float32.
 
     It is clipped to the image, whose edges are repeated up to whole patches. Channels are last in
     memory, except for a user's tensor that has them elsewhere.

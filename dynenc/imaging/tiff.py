@@ -150,7 +150,7 @@ def to_grey(image: TiffImageFile) -> Image.Image:
     elif form == SIGNED and bits == 16:
         top = (255, 32_767)
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-        top = samples.top_of(data, top) if isinstance(top, tuple) else top
+        top = samples.white_level(data, top) if isinstance(top, tuple) else top
         data = top - data.astype(np.float64)
     grey = samples.reduced(data, top)
     grey.info = dict(image.info)

@@ -25,10 +25,10 @@ from dynenc.interop.containers import DTYPES, METADATA
 from dynenc.interop.scaling import Scaling
 
 TAG = extras.CACHE
-MAX_BYTES = 2**28  # of the chunk, unpacked
+MAX_CHUNK_BYTES = 2**28  # of the chunk, unpacked
 MAX_DIMENSIONS, MAX_NAME = 32, 2**15  # of a tensor; bytes
 LEAST_SCALE = 1e-3  # of latents; the inverse is the largest
-LENGTH = struct.Struct("<I")
+INDEX_LENGTH = struct.Struct("<I")
 TensorKind = Literal["payload", "lat", "data"]
 TENSOR_KINDS: tuple[TensorKind, ...] = get_args(TensorKind)
 
@@ -64,7 +64,7 @@ def to_chunk(contents: CacheContents) -> Chunk:
     }
     text = json.dumps(index, separators=(",", ":")).encode()
     data = b"".join(tensor.data for tensor in contents.tensors)
-    return TAG, pack(LENGTH.pack(len(text)) + text + data)
+    return TAG, pack(INDEX_LENGTH.pack(len(text)) + text + data)
 
 
 def from_chunks(chunks: Sequence[Chunk]) -> CacheContents | None:
@@ -72,7 +72,7 @@ def from_chunks(chunks: Sequence[Chunk]) -> CacheContents | None:
     data = find_chunk(chunks, TAG)
     if data is None:
         return None
-    content = unpack(TAG, data, MAX_BYTES)
+    content = unpack(TAG, data, MAX_CHUNK_BYTES)
     try:
         return _parsed(content)
     except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError, struct.error) as exc:
@@ -80,9 +80,9 @@ def from_chunks(chunks: Sequence[Chunk]) -> CacheContents | None:
 
 
 def _parsed(content: bytes) -> CacheContents:
-    (length,) = LENGTH.unpack_from(content)
-    at = LENGTH.size + length
-    index = json.loads(content[LENGTH.size : at].decode())
+    (length,) = INDEX_LENGTH.unpack_from(content)
+    at = INDEX_LENGTH.size + length
+    index = json.loads(content[INDEX_LENGTH.size : at].decode())
     tensors = []
     for key, dtype, shape, kind, size in index["tensors"]:
         data = content[at : at + size]
@@ -114,7 +114,7 @@ def _shape(sides: Sequence[int]) -> tuple[int, ...]:
     """A shape that an array of numpy can have."""
     shape = tuple(map(operator.index, sides))
     extent = math.prod(side for side in shape if side)  # of an empty one, numpy checks it too
-    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0 or extent > MAX_BYTES:
+    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0 or extent > MAX_CHUNK_BYTES:
         raise ValueError(f"{len(shape)} sides are not those of a tensor")
     return shape
 

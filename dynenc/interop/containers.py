@@ -26,8 +26,8 @@ from dynenc.native.kernel import Floats
 
 Array = npt.NDArray[Any]
 
-MAX_BYTES = 2**28  # of a file, unpacked; the latents of the largest image take 180 MB
-LENGTH = 8  # bytes, of the length of a safetensors file's header
+MAX_CONTAINER_BYTES = 2**28  # of a file, unpacked; the latents of the largest image take 180 MB
+HEADER_LENGTH_BYTES = 8  # bytes, of the length of a safetensors file's header
 ZIP, GZIP, PICKLE = b"PK\x03\x04", b"\x1f\x8b", b"\x80"
 DTYPES = {  # safetensors' names of them; numpy has no bfloat16
     "F16": "<f2",
@@ -100,8 +100,8 @@ def read(data: bytes, name: str) -> Container:
 
     Args:
         name: of the file, for messages.
-    Raises: LatentsError if it is no such file, is damaged, unpacks to more than MAX_BYTES, or holds
-        anything but tensors and plain values.
+    Raises: LatentsError if it is no such file, is damaged, unpacks to more than
+        MAX_CONTAINER_BYTES, or holds anything but tensors and plain values.
     """
     if not data:
         raise LatentsError(f"{name} is empty")
@@ -122,8 +122,8 @@ def read(data: bytes, name: str) -> Container:
 def _read(data: bytes, name: str) -> Container:
     if data.startswith(GZIP):  # SimpleTuner's, if so configured
         with gzip.open(io.BytesIO(data)) as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
+            data = file.read(MAX_CONTAINER_BYTES + 1)
+        if len(data) > MAX_CONTAINER_BYTES:
             raise _too_large(name)
     if not data.startswith(ZIP):
         if data[8:9] != b"{":
@@ -140,7 +140,7 @@ def _read(data: bytes, name: str) -> Container:
         return _read_safetensors(data, name)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
-        if sum(member.file_size for member in members) > MAX_BYTES:
+        if sum(member.file_size for member in members) > MAX_CONTAINER_BYTES:
             raise _too_large(name)
         if any(member.filename.endswith("/data.pkl") for member in members):
             return _read_pt(data, name)
@@ -154,7 +154,7 @@ def _read(data: bytes, name: str) -> Container:
 
 
 def _too_large(name: str) -> LatentsError:
-    return LatentsError(f"{name} unpacks to more than the limit of {MAX_BYTES} bytes")
+    return LatentsError(f"{name} unpacks to more than the limit of {MAX_CONTAINER_BYTES} bytes")
 
 
 def _read_safetensors(data: bytes, name: str) -> Container:
@@ -171,8 +171,8 @@ def outline(file: Readable) -> Container:
 
     Raises: any exception if it is no such file.
     """
-    length = int.from_bytes(file.read(LENGTH), "little")
-    header = json.loads(file.read(min(length, MAX_BYTES)))
+    length = int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")
+    header = json.loads(file.read(min(length, MAX_CONTAINER_BYTES)))
     metadata = header.pop(METADATA, None) or {}
     tensors = {
         key: RawTensor(tensor["dtype"], tuple(tensor["shape"]), b"")
@@ -233,7 +233,7 @@ class _Budget:
     """What may still be unpacked of a file whose values can refer to one another."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.left = name, MAX_BYTES
+        self.name, self.left = name, MAX_CONTAINER_BYTES
 
     def spend(self, n_bytes: int) -> None:
         """Raise LatentsError if that is too much."""

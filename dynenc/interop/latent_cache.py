@@ -34,7 +34,7 @@ FILE = re.compile(r"latents-(\d{5,9})\.(json|tar|unfinished)")
 UNFINISHED = ".unfinished"
 LAST = 10**9 - 1  # number of a shard
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
-MAX_BYTES = 2**30  # of an index
+MAX_INDEX_BYTES = 2**30  # of an index
 MAX_NUMBER = 2**53  # in an index: what JSON can hold everywhere
 
 
@@ -150,7 +150,7 @@ def _lat(file: BinaryIO, place: tuple[int, int], size: tuple[int, int]) -> bytes
     """A .lat file in a tar; raises BitstreamError if it is damaged, or not of that size."""
     start, n_bytes = place
     file.seek(start)
-    blob = file.read(min(n_bytes, bitstream.MAX_BYTES))
+    blob = file.read(min(n_bytes, bitstream.MAX_FILE_BYTES))
     header = bitstream.read(blob, sys.maxsize).header
     if header.size != size:
         raise Corrupt(f"the file is of {header.width}x{header.height} px")
@@ -232,7 +232,7 @@ def current(found: list[Shard]) -> Iterator[tuple[Shard, Entry]]:
 def _read(path: str) -> Shard:
     try:
         with storage.reading(path) as file:
-            content = json.loads(storage.read_at_most(file, MAX_BYTES, path, ImageError))
+            content = json.loads(storage.read_at_most(file, MAX_INDEX_BYTES, path, ImageError))
         if type(content["version"]) is int and content["version"] > VERSION:
             raise UsageError(f"{path} is of a newer dynenc: update this one")
         entries = tuple(_entry(fields) for fields in content["images"])

@@ -39,7 +39,7 @@ class Place:
     key: str  # of its sample
     file: str  # itself, or the tar it is in
     start: int = 0  # offset in the file
-    n_bytes: int = bitstream.MAX_BYTES  # at most
+    n_bytes: int = bitstream.MAX_FILE_BYTES  # at most
     entry: Entry | None = None  # of the index of a cache
 
 
@@ -124,7 +124,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if place.entry:
             return place.entry.size
         with _reading(place) as stream:
-            header = bitstream.read_header(stream.read(bitstream.FIXED))
+            header = bitstream.read_header(stream.read(bitstream.FIXED_BYTES))
             return header.size
 
     def _of_folder(self, name: str) -> list[Place]:
@@ -135,7 +135,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
         shards = latent_cache.shards(name) if storage.is_folder(name) else []
         for shard in shards:
             if shard.settings.space != self.space.name:
-                raise UsageError(_other(shard.tar, space_named(shard.settings.space), self.space))
+                raise UsageError(
+                    _wrong_space_message(shard.tar, space_named(shard.settings.space), self.space)
+                )
             if differences := shard.settings.differences(shards[-1].settings):
                 raise UsageError(
                     f"{name} has latents of several settings, as after an interruption: make it "
@@ -150,13 +152,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise UsageError(f"{index!r} is not the index of a sample")
         place = self.places[index]
         with _reading(place) as stream:
-            start = stream.read(min(bitstream.FIXED, place.n_bytes))
+            start = stream.read(min(bitstream.FIXED_BYTES, place.n_bytes))
             bitstream.read_header(start)  # of a file of anything else no more is read
-            most = min(place.n_bytes, bitstream.MAX_BYTES) - len(start)
+            most = min(place.n_bytes, bitstream.MAX_FILE_BYTES) - len(start)
             rest = stream.read(most) if place.start else read_at_most(stream, most, place.file)
             parsed = LatFile.parse(start + rest, max_pixels=self.max_pixels)
             if parsed.model.space is not self.space:
-                raise OtherLatents(_other("the file", parsed.model.space, self.space))
+                raise OtherLatents(_wrong_space_message("the file", parsed.model.space, self.space))
         header, latents = (
             parsed.header,
             torch.from_numpy(whole_latents.full_image_latents(parsed))[None],
@@ -258,7 +260,7 @@ def _reading(place: Place) -> Iterator[BinaryIO]:
             raise with_name(exc, f"{place.key} of {place.file}") from exc
 
 
-def _other(name: str, space: LatentSpace, wanted: LatentSpace) -> str:
+def _wrong_space_message(name: str, space: LatentSpace, wanted: LatentSpace) -> str:
     return (
         f"{name} has {space.title} latents, not those of {wanted.title}: give space={space.name!r}"
     )

@@ -1,4 +1,4 @@
-"""Latents of whole images: those that a file holds beneath a detail layer are not usable."""
+"""Latents of the whole image: those beneath a detail layer are encoded again."""
 
 from functools import cache
 

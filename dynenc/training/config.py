@@ -7,7 +7,7 @@ from typing import Any
 
 from dynenc import registry
 from dynenc.coding.quantize import STEP_UNIT
-from dynenc.coding.rate_control import COARSEST
+from dynenc.coding.rate_control import COARSEST_STEP_Q
 from dynenc.errors import UsageError
 from dynenc.latent_space import PATCH
 from dynenc.training.samples import FitConfig
@@ -142,7 +142,7 @@ MOST = {  # maximum of settings; those of coders are the kernel's
     **dict.fromkeys(SHARES, 1),
     **dict.fromkeys(("hidden", "middle", "neighbours"), 128),
     "radius": 127,
-    "largest_step": COARSEST / STEP_UNIT,
+    "largest_step": COARSEST_STEP_Q / STEP_UNIT,
 }
 
 

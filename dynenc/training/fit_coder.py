@@ -119,7 +119,7 @@ def _counts(
     seen = np.zeros(SCALES * VARIANTS * columns)
     for sample in samples:
         contexts = coder.contexts(sample.symbols, sample.step_q)
-        entries = (sample.symbols - contexts.centre) * contexts.sign + radius
+        entries = (sample.symbols - contexts.expected) * contexts.sign + radius
         entries[(entries < 0) | (entries > 2 * radius)] = columns - 1
         found = contexts.tables * np.int64(columns) + entries
         seen += np.bincount(found.ravel(), minlength=len(seen))

@@ -6,7 +6,7 @@ from PIL import Image
 from dynenc import metrics
 from dynenc.codec import Codec
 from dynenc.coding import bitstream, rate_control
-from dynenc.coding.rate_control import COARSEST, FINEST, Goal, parse_size, search
+from dynenc.coding.rate_control import COARSEST_STEP_Q, FINEST_STEP_Q, Goal, parse_size, search
 from dynenc.errors import UsageError
 from dynenc.imaging.tensors import to_tensor
 
@@ -87,8 +87,8 @@ def test_search_ends_on_the_right_side(target, at_most):
 
 def test_search_of_what_cannot_be_reached():
     for at_most in (True, False):
-        assert search(lambda step_q: 1 / step_q, 1e9, at_most=at_most)[0] == FINEST
-        assert search(lambda step_q: 1 / step_q, 1e-9, at_most=at_most)[0] == COARSEST
+        assert search(lambda step_q: 1 / step_q, 1e9, at_most=at_most)[0] == FINEST_STEP_Q
+        assert search(lambda step_q: 1 / step_q, 1e-9, at_most=at_most)[0] == COARSEST_STEP_Q
 
 
 def test_search_of_a_measure_in_jumps():

@@ -260,7 +260,7 @@ def caches() -> Callable[[bytes], None]:
         text, rest = data[1:], b""
         if data[:1] < b"\xc0":
             text, rest = index(atheris.FuzzedDataProvider(data[1:]))
-        chunk = cache_chunk.TAG, pack(cache_chunk.LENGTH.pack(len(text)) + text + rest)
+        chunk = cache_chunk.TAG, pack(cache_chunk.INDEX_LENGTH.pack(len(text)) + text + rest)
         with contextlib.suppress(BitstreamError, LatentsError):
             kept = cache_chunk.from_chunks([chunk])
             written, _ = latent_export.write(

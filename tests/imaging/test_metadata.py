@@ -202,7 +202,7 @@ def test_what_a_format_has_no_place_for_is_named(nano, photo):
     texts.add_text("parameters", PARAMETERS)
     photo.save(file := io.BytesIO(), "PNG", pnginfo=texts, dpi=(300, 300))
     opened = open_image(file.getvalue(), keep_metadata=True)
-    found = extras.of(opened, keep_metadata=True)
+    found = extras.from_image(opened, keep_metadata=True)
     with pytest.warns(ImageWarning, match="WEBP cannot store .*: text, resolution"):
         save.image_bytes(photo, found, "a.webp", "a test")
 
@@ -314,7 +314,7 @@ def test_kept_profiles_are_those_of_the_pixels(mode, photo):
     image = photo.convert(mode)
     profile = of_gamma(1.8) if mode == "RGB" else of_gamma(1.8, space=b"GRAY")
     srgb = open_image(with_metadata(image, "PNG", icc_profile=profile), keep_metadata=True)
-    beside = extras.of(srgb, keep_metadata=True)
+    beside = extras.from_image(srgb, keep_metadata=True)
     assert beside.metadata.profile == profile
     back = extras.restore(srgb.convert("RGB"), beside)
     assert back.info["icc_profile"] == profile
@@ -342,7 +342,7 @@ def test_grey_pixels_with_an_rgb_profile_come_back_as_rgb(nano, photo, mode, for
         assert (image.mode, image.info["icc_profile"]) == (mode, profile)
         assert abs(np.asarray(image, int) - np.asarray(grey)).mean() < 12
         if form != "JPEG":
-            assert extras.of(pixels.to_plain(image), keep_metadata=False).is_grey
+            assert extras.from_image(pixels.to_plain(image), keep_metadata=False).is_grey
 
 
 LIES = {

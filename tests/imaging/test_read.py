@@ -248,7 +248,7 @@ def test_tensor_round_trip_is_exact(photo):
 )
 def test_tensors_that_are_no_images(tensor, message):
     with pytest.raises(ImageError, match=message):
-        arrays.checked(tensor)
+        arrays.as_rgb(tensor)
 
 
 def test_to_image_clamps():
@@ -269,7 +269,7 @@ def test_pad_repeats_the_edge(height, width):
 def test_pixels_stay_beside_each_other_in_memory(photo):
     """The encoder is several times as fast on them."""
     height, width = 300, 451
-    parts = [tensors.part_of(arrays.checked(photo), 0, 0, 500, 500) for _ in range(2)]
+    parts = [tensors.part_of(arrays.as_rgb(photo), 0, 0, 500, 500) for _ in range(2)]
     for made in (*parts, tensors.batch(parts), tensors.batch(parts[:1])):
         assert made.permute(0, 2, 3, 1).is_contiguous()
         assert torch.equal(

@@ -314,7 +314,7 @@ HOSTILE |= {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_indices_are_corrupt(text):
-    chunk = cache_chunk.TAG, pack(cache_chunk.LENGTH.pack(len(text)) + text.encode())
+    chunk = cache_chunk.TAG, pack(cache_chunk.INDEX_LENGTH.pack(len(text)) + text.encode())
     with pytest.raises(Corrupt, match="does not hold a cache"):
         cache_chunk.from_chunks([chunk])
 

@@ -350,10 +350,10 @@ def test_npz_that_claims_to_be_large():
 
 
 def test_npz_that_unpacks_to_a_lot(monkeypatch):
-    monkeypatch.setattr(containers, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(containers, "MAX_CONTAINER_BYTES", 2**20)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("latents.npy", bytes(containers.MAX_BYTES + 1))
+        archive.writestr("latents.npy", bytes(containers.MAX_CONTAINER_BYTES + 1))
     with pytest.raises(LatentsError, match="unpacks to more"):
         latent_files.read(file.getvalue(), "a.npz", 1)
 

@@ -73,7 +73,7 @@ def _add_gradient(
 
 
 def _residuals(contexts: Contexts, symbols: Ints) -> Ints:
-    residuals: Ints = (symbols - contexts.centre) * contexts.sign
+    residuals: Ints = (symbols - contexts.expected) * contexts.sign
     return residuals
 
 

@@ -50,7 +50,7 @@ class Contexts:
 
     places: Index  # [N], index in the flat array of `Planes`
     tables: Ints  # [N], table of frequencies
-    centre: Ints  # [N], expected symbol
+    expected: Ints  # [N], expected symbol
     sign: Ints  # [N], 1 or -1, by which the residual is multiplied
 
     def sorted_by_table(self) -> tuple[Index, list[tuple[int, slice]]]:
@@ -225,7 +225,7 @@ class EntropyCoder:
 
     def _write(self, writer: Any, contexts: Contexts, symbols: Ints) -> None:
         """Append the symbols of a plane: by table, and then those that escape."""
-        entries = (symbols - contexts.centre) * contexts.sign + self.radius
+        entries = (symbols - contexts.expected) * contexts.sign + self.radius
         escapes = (entries < 0) | (entries > 2 * self.radius)
         entries[escapes] = 2 * self.radius + 1
         order, parts = contexts.sorted_by_table()
@@ -242,7 +242,7 @@ class EntropyCoder:
         for table, part in parts:
             n = part.stop - part.start
             entries[order[part]] = reader.decode(self.models[table], n)
-        symbols: Ints = (entries - self.radius) * contexts.sign + contexts.centre
+        symbols: Ints = (entries - self.radius) * contexts.sign + contexts.expected
         escapes = np.flatnonzero(entries > 2 * self.radius)
         if len(escapes):
             symbols[escapes] = reader.decode(ESCAPE, len(escapes)) - LIMIT

@@ -111,7 +111,7 @@ def test_damaged_payloads_end_in_one_error(reader, tmp_path):
     for lat in sorted(GOLDEN.glob("v1_f*.lat")):
         body = bytearray(lat.read_bytes()[: -bitstream.CRC.size])
         for index in range(10):
-            for at in random.integers(bitstream.FIXED, len(body), 1 + index):
+            for at in random.integers(bitstream.FIXED_BYTES, len(body), 1 + index):
                 body[at] = random.integers(256)
             blobs[f"{lat.stem} {index}"] = hostile.sealed(bytes(body))
     paths = written(tmp_path, blobs)

@@ -29,7 +29,7 @@ class ExistingLat:
     @classmethod
     def open(cls, file: Readable, n_bytes: int, *, whole: bool) -> ExistingLat:
         """Read the header, and with `whole` check the rest. Raises: BitstreamError."""
-        most = bitstream.MAX_BYTES if whole else bitstream.FIXED
+        most = bitstream.MAX_FILE_BYTES if whole else bitstream.FIXED_BYTES
         start = storage.read_at_most(file, most, "the output") if whole else file.read(most)
         header = (
             bitstream.read(start, sys.maxsize).header if whole else bitstream.read_header(start)
@@ -37,7 +37,9 @@ class ExistingLat:
 
         @cache
         def parse() -> LatFile:
-            rest = b"" if whole else storage.read_at_most(file, bitstream.MAX_BYTES, "the output")
+            rest = (
+                b"" if whole else storage.read_at_most(file, bitstream.MAX_FILE_BYTES, "the output")
+            )
             return LatFile.parse(start + rest, max_pixels=sys.maxsize)
 
         return cls(header, n_bytes, parse)
@@ -45,7 +47,7 @@ class ExistingLat:
     def meets(self, goal: Goal) -> bool:
         """Whether it meets the goal, as far as can be told: PSNR would need decoding."""
         header, n_bytes = self.header, self.n_bytes
-        if goal.kind == "quality" and header.step_q == rate_control.COARSEST:
+        if goal.kind == "quality" and header.step_q == rate_control.COARSEST_STEP_Q:
             return detail.file_quality(self.parse()) == round(goal.value)
         if goal.kind == "quality":
             return was_encoded_at(header, goal.value, self.parse)
@@ -60,7 +62,7 @@ class ExistingLat:
 
     @property
     def _is_all_layer(self) -> bool:
-        return self.header.step_q == rate_control.COARSEST and detail.is_whole(self.parse())
+        return self.header.step_q == rate_control.COARSEST_STEP_Q and detail.is_whole(self.parse())
 
     def _is_nearest(self, goal: Goal, reached: float) -> bool:
         """Whether no other step comes nearer to a target of size, which none may exceed."""
@@ -68,7 +70,7 @@ class ExistingLat:
             is_close = goal.value - reached < entropy.WORD * reached / self.n_bytes
             if self._is_all_layer:
                 return is_close or detail.file_quality(self.parse()) == 100
-            return is_close or self.header.step_q == rate_control.FINEST
+            return is_close or self.header.step_q == rate_control.FINEST_STEP_Q
         file = self.parse()
         return not file.symbols.any() and not detail.has_layer(file)
 
