@@ -22,7 +22,7 @@ from dynenc.coding.encode_latents import default_coder
 from dynenc.coding.encode_options import DetailMode, EncodeOptions
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.rate_control import OnStep
-from dynenc.encoding import Encoded, Encoding
+from dynenc.encoding import Encoded, EncodingJob
 from dynenc.imaging import arrays, extras, notes, pixels
 from dynenc.imaging import detail as detail_layer
 from dynenc.imaging.arrays import ImageLike, RgbImage
@@ -256,7 +256,7 @@ class Codec:
         layers = [plan_detail(image, options.detail) for image in checked]
         latents = self.latents([layer.base_image for layer in layers])
         todo = [
-            Encoding(
+            EncodingJob(
                 self,
                 latents=layer.zero_covered_latents(of_image),
                 layer=layer,
@@ -267,7 +267,7 @@ class Codec:
             for of_image, layer, chunks_of_image in zip(latents, layers, chunks, strict=True)
         ]
         run = map if options.needs_decoder else runtime.in_threads  # torch has its own
-        return list(run(Encoding.encode, todo))
+        return list(run(EncodingJob.encode, todo))
 
     def latents(self, images: Sequence[RgbImage]) -> Floats:
         """Scaled latents [B, C, h, w] of images of equal padded size."""

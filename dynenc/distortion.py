@@ -75,7 +75,7 @@ class Distortion:
 
     @cached_property
     def targets(self) -> list[Target]:
-        """Those of the windows; together they take far more memory than the image."""
+        """The targets of all windows. They take far more memory than the image."""
         with torch.no_grad():
             return [self._target(window) for window in self.windows]
 
@@ -99,7 +99,7 @@ class Distortion:
         for window, target in zip(self.windows, self.targets, strict=True):
             with torch.set_grad_enabled(latents.requires_grad):
                 decoded = self._decoded(latents, window)
-                distances = distortion(decoded, target, self.perceptual)
+                distances = patch_distortion(decoded, target, self.perceptual)
             if latents.requires_grad:
                 distances.sum().backward()
             found[window.patches] = distances.detach().cpu().numpy()
@@ -112,7 +112,7 @@ class Distortion:
         return self.of(leaf), leaf.grad
 
 
-def distortion(decoded: Tensor, target: Target, perceptual: PerceptualNetwork) -> Tensor:
+def patch_distortion(decoded: Tensor, target: Target, perceptual: PerceptualNetwork) -> Tensor:
     """The distortion of an image, [1, 3, H, W], summed over the pixels of each patch: [H/8, W/8].
 
     The sum of the squared error of pixels, that of features, and the loss of contrast and structure

@@ -69,7 +69,7 @@ class CodecParts(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Encoding:
+class EncodingJob:
     """An image being encoded: latents that can be quantised with any step."""
 
     codec: CodecParts
@@ -89,9 +89,9 @@ class Encoding:
         if goal.kind == "quality":
             has_trellis = self.codec.model.has_trellis
             step_q = quantize.quality_to_step(goal.value, has_trellis=has_trellis)
-        chosen = self._cheaper(step_q)
+        chosen = self._smaller_variant(step_q)
         if goal.kind == "quality":
-            encoded = Encoded(chosen._refined(chosen._file(step_q)), warning=self.layer.warning)
+            encoded = Encoded(chosen._refined(chosen._file_at(step_q)), warning=self.layer.warning)
         elif goal.kind == "dB":
             encoded = chosen._for_psnr()
         else:
@@ -100,12 +100,12 @@ class Encoding:
             return encoded
         return replace(encoded, note=notes.joined(encoded.note, ALL_LAYER))
 
-    def _cheaper(self, step_q: int) -> Encoding:
+    def _smaller_variant(self, step_q: int) -> EncodingJob:
         """This file, or one whose layer covers the whole image if that is smaller."""
         if not self.layer.may_be_whole:
             return self
         other = replace(self, layer=self.layer.whole())
-        return min(self, other, key=lambda each: len(each._file(step_q).to_bytes()))
+        return min(self, other, key=lambda each: len(each._file_at(step_q).to_bytes()))
 
     def _for_size(self) -> Encoded:
         goal = self.options.goal
@@ -113,7 +113,7 @@ class Encoding:
         max_bytes = goal.value * (height * width / 8 if goal.kind == "bpp" else 1)
 
         def measure(step_q: int) -> float:
-            n_bytes = len(self._file(step_q).to_bytes())
+            n_bytes = len(self._file_at(step_q).to_bytes())
             return bitstream.bpp(n_bytes, width, height) if goal.kind == "bpp" else n_bytes
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=True)
@@ -126,7 +126,7 @@ class Encoding:
             quality = quantize.step_to_quality(step_q, has_trellis=has_trellis)
             held = replace(self, layer=replace(self.layer, fixed_quality=quality))
             return held._for_size()
-        refined = self._refined(self._file(step_q), max_bytes)
+        refined = self._refined(self._file_at(step_q), max_bytes)
         miss = rate_control.LAYER_MISS if self.layer.is_whole else rate_control.MISS
         return Encoded(refined, goal.note(reached, miss), self.layer.warning)
 
@@ -135,19 +135,19 @@ class Encoding:
         files: dict[int, LatFile] = {}
 
         def measure(step_q: int) -> float:
-            files[step_q] = self._refined(self._file(step_q))
+            files[step_q] = self._refined(self._file_at(step_q))
             decoded = self.codec.decode_rgb(files[step_q])
             return self.codec.backend.psnr_db(decoded, self.layer.image)
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=False)
         return Encoded(files[step_q], goal.note(reached), self.layer.warning)
 
-    def _file(self, step_q: int) -> LatFile:
+    def _file_at(self, step_q: int) -> LatFile:
         if step_q not in self.files:
-            self.files[step_q] = self._made(step_q)
+            self.files[step_q] = self._build_file(step_q)
         return self.files[step_q]
 
-    def _made(self, step_q: int) -> LatFile:
+    def _build_file(self, step_q: int) -> LatFile:
         height, width = arrays.height_width(self.layer.image)
         size, model, chunks = (width, height), self.codec.model, self.chunks
         if self.layer.mask is not None:

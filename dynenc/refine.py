@@ -48,8 +48,8 @@ from dynenc.networks.perceptual_network import PerceptualNetwork
 if TYPE_CHECKING:
     from dynenc.networks.tiling import TiledDecoder
 
-STAGES = (3, 4, 6, 9, 13, 20, 30, 45, 70)  # steps of descent that each effort adds ...
-ROUNDS = (2, 2, 3, 5, 7, 10, 15, 23, 35)  # ... and rounds of search
+DESCENT_STEPS = (3, 4, 6, 9, 13, 20, 30, 45, 70)  # steps of descent that each effort adds ...
+SEARCH_ROUNDS = (2, 2, 3, 5, 7, 10, 15, 23, 35)  # ... and rounds of search
 LEARNING_RATE = 0.3  # symbols; of Adam, at the start of a stage; falls to 0 along a cosine
 MEAN_DECAY, SQUARE_DECAY, TINY = 0.9, 0.99, 1e-8  # of Adam
 SOFTEST, HARDEST = 1.0, 13.0  # sharpness of the rounding at the start and end of a stage
@@ -74,7 +74,7 @@ class Refiner:
 
     perceptual: PerceptualNetwork  # its features measure similarity; see distortion.py
     decoder: TiledDecoder  # its output is compared with the image
-    effort: int  # number of STAGES and ROUNDS to run
+    effort: int  # number of DESCENT_STEPS and SEARCH_ROUNDS to run
     on_step: OnStep | None = None  # called after each step and round
 
     @torch.inference_mode(False)
@@ -117,7 +117,7 @@ class Refiner:
     def _best(self, search: _Search, least: float) -> tuple[Symbols | None, float]:
         """The best symbols of all stages and their distortion; None if not below `least`."""
         best: Symbols | None = None
-        total, done = sum(STAGES[: self.effort]) + sum(ROUNDS[: self.effort]), 0
+        total, done = sum(DESCENT_STEPS[: self.effort]) + sum(SEARCH_ROUNDS[: self.effort]), 0
 
         def advance(steps: int = 1) -> None:
             nonlocal done
@@ -125,7 +125,7 @@ class Refiner:
             if self.on_step:
                 self.on_step(done, total)
 
-        for steps, rounds in zip(STAGES[: self.effort], ROUNDS, strict=False):
+        for steps, rounds in zip(DESCENT_STEPS[: self.effort], SEARCH_ROUNDS, strict=False):
             for number in range(steps):
                 search.descend(number / steps)
                 advance()
@@ -182,7 +182,7 @@ class _Search:
         order = np.argsort(price, axis=None, kind="stable")[: int((saved > 0).sum())]
         total = np.cumsum(saved.ravel()[order])
         for share in EXCESS:
-            chosen = order[: n_enough(total, share * excess)]
+            chosen = order[: prefix_reaching(total, share * excess)]
             fitting = symbols.copy()
             fitting.ravel()[chosen] += change.ravel()[chosen]
             if self.n_bytes(fitting) <= self.max_bytes:
@@ -306,7 +306,7 @@ def _sum_near(errors: Floats) -> Floats:
     return found
 
 
-def n_enough(total: Floats, wanted: float) -> int:
+def prefix_reaching(total: Floats, wanted: float) -> int:
     """How many savings, given by their cumulative sums, reach what is wanted; all if none do."""
     return min(int(np.searchsorted(total, wanted)) + 1, len(total)) if wanted > 0 else 0
 

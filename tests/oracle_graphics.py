@@ -80,7 +80,7 @@ def statistics(pixels: npt.NDArray[np.uint8]) -> Counts:
 
 
 def graphics(given: Counts, search: Search) -> tuple[Mask, int]:
-    """What `kernel.graphics` finds by statistics [7, rows, columns]."""
+    """What `kernel.find_graphics_tiles` finds by statistics [7, rows, columns]."""
     tiles = _Tiles(*given.astype(int))
     least = {Search.TEXT: LEAST, Search.EAGER: 1, Search.HALVED: NOISY_LEAST}[search]
     found = _found(tiles, least, eager=search is Search.EAGER)

@@ -27,8 +27,8 @@ def nano():
 
 @pytest.fixture(autouse=True)
 def short_stages(monkeypatch):
-    monkeypatch.setattr(refine, "STAGES", (3, 5, 8, 1, 1, 1, 1, 1, 1))
-    monkeypatch.setattr(refine, "ROUNDS", (1, 2, 3, 1, 1, 1, 1, 1, 1))
+    monkeypatch.setattr(refine, "DESCENT_STEPS", (3, 5, 8, 1, 1, 1, 1, 1, 1))
+    monkeypatch.setattr(refine, "SEARCH_ROUNDS", (1, 2, 3, 1, 1, 1, 1, 1, 1))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_every_effort_is_better_and_no_larger(nano, photo):
 def test_the_search_finds_better_symbols(nano, photo, monkeypatch):
     found = []
     for rounds in (0, 8):
-        monkeypatch.setattr(refine, "ROUNDS", (rounds,) * 9)
+        monkeypatch.setattr(refine, "SEARCH_ROUNDS", (rounds,) * 9)
         found.append(refined(nano, photo, 2))
     (_, without, most), (_, distance, n_bytes) = found
     assert distance < 0.97 * without
@@ -153,7 +153,7 @@ def test_effort_out_of_range(nano, photo, effort):
 def test_savings_reach_what_is_wanted():
     total = np.array([2, 4, 7], np.float32)
     wanted = [-1, 0, 1, 2, 2.5, 4, 4.5, 7, 8]
-    assert [refine.n_enough(total, each) for each in wanted] == [0, 0, 1, 1, 2, 2, 3, 3, 3]
+    assert [refine.prefix_reaching(total, each) for each in wanted] == [0, 0, 1, 1, 2, 2, 3, 3, 3]
 
 
 def test_steps_are_told(nano, photo):
@@ -217,7 +217,7 @@ def test_windows_give_the_whole_image_s_gradient(nano, photo, monkeypatch):
     """In windows, the same descent as at once, but for blocks and features at their edges."""
     monkeypatch.setattr(distortion, "STRUCTURE_WEIGHT", 0)
     monkeypatch.setattr(distortion, "FEATURE_WEIGHTS", (0, 0))
-    monkeypatch.setattr(refine, "STAGES", (1,))
+    monkeypatch.setattr(refine, "DESCENT_STEPS", (1,))
     monkeypatch.setattr(distortion, "MARGIN", 40)
     whole = refined(nano, photo, 1)[0]
     monkeypatch.setattr(distortion, "window_side", lambda _: 5)

@@ -62,9 +62,9 @@ def examine() -> Examination:
         "dtype": tried(_dtypes),
         "weights": tried(_weights),
         "decoder": tried(_decoder),
-        kernel.VARIABLE: os.environ.get(kernel.VARIABLE, "not set"),
+        kernel.SIMD_VARIABLE: os.environ.get(kernel.SIMD_VARIABLE, "not set"),
         compat.CPU_DTYPE: os.environ.get(compat.CPU_DTYPE, "not set"),
-        decoder_choice.VARIABLE: os.environ.get(decoder_choice.VARIABLE, "not set"),
+        decoder_choice.SD_VAE_VARIABLE: os.environ.get(decoder_choice.SD_VAE_VARIABLE, "not set"),
         "hub cache": tried(_hub_cache),
         "formats": _formats(),
         "extras": ", ".join(
@@ -91,7 +91,11 @@ def _device() -> str:
 
 def _kernel() -> str:
     kernel.library()
-    [name] = [name for name, number in kernel.PATHS.items() if number == kernel.chosen_path()]
+    [name] = [
+        name
+        for name, number in kernel.INSTRUCTION_SETS.items()
+        if number == kernel.selected_instruction_set()
+    ]
     return f"native, with {name}"
 
 

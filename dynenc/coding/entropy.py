@@ -140,7 +140,7 @@ def packed(tensors: Tensors, *, has_trellis: bool) -> Ints:
     ]
     counts = _integers(tensors, f"{lattice}.counts", 2)
     thresholds = _integers(tensors, "thresholds", 1)
-    return kernel.packed(channels, networks, counts, thresholds)
+    return kernel.pack_tensors(channels, networks, counts, thresholds)
 
 
 def _integers(tensors: Tensors, name: str, dimensions: int) -> npt.NDArray[Any]:

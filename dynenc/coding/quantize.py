@@ -88,7 +88,7 @@ def is_flat(latents: Floats, step_q: int = 0) -> bool:
 
 def from_symbols(symbols: Symbols, step_q: int, coder: EntropyCoder) -> Floats:
     """Undo `to_symbols`: [C, h, w] int16 -> [C, h, w] float32."""
-    points = kernel.points(symbols, has_trellis=coder.has_trellis)
+    points = kernel.reconstruction_points(symbols, has_trellis=coder.has_trellis)
     unit = np.float32(step_q / (2 * STEP_UNIT))
     return np.multiply(points, unit, dtype=np.float32, casting="unsafe")
 

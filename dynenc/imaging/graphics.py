@@ -26,10 +26,12 @@ def find(image: Image.Image | Pixels, *, eager: bool = False) -> Mask:
     Returns: [rows, columns] of tiles of 16x16 px, those at the right and lower edge cut off.
     """
     search = Search.EAGER if eager else Search.TEXT
-    found, n_noisy = kernel.graphics(_measured(image), search)
+    found, n_noisy = kernel.find_graphics_tiles(_measured(image), search)
     if n_noisy < NOISY_TILES or n_noisy < NOISY_SHARE * np.count_nonzero(found):
         return found
-    halved, _ = kernel.graphics(_measured(image, 2), Search.HALVED)  # with half the noise
+    halved, _ = kernel.find_graphics_tiles(
+        _measured(image, 2), Search.HALVED
+    )  # with half the noise
     rows, columns = found.shape
     return found | halved.repeat(2, 0).repeat(2, 1)[:rows, :columns]
 
@@ -47,7 +49,7 @@ def _measured(image: Image.Image | Pixels, divisor: int = 1) -> Counts:
     for top in range(0, height, high):
         below = min(top + high, height)
         strip = arrays.part_of(image, 0, top, width, min(below + divisor, height))
-        found.append(kernel.tiles(strip, -(-(below - top) // side), divisor))
+        found.append(kernel.tile_statistics(strip, -(-(below - top) // side), divisor))
     return found[0] if len(found) == 1 else np.concatenate(found, 1)
 
 

@@ -14,9 +14,9 @@ from dynenc.native.kernel import (
     Bytes,
     Memory,
     checked,
-    chosen_path,
     library,
     pointer,
+    selected_instruction_set,
     workspace,
 )
 from dynenc.view import Region
@@ -32,7 +32,7 @@ FAULTS = {  # what an error code of the decoder's functions means: dynenc.h
 }
 
 Latents = npt.NDArray[np.int16]
-Take = Callable[[Bytes, int, int], None]  # pixels [rows, columns, 3], and their left and top
+OnStrip = Callable[[Bytes, int, int], None]  # pixels [rows, columns, 3], and their left and top
 
 
 class Call(ctypes.Structure):
@@ -103,27 +103,30 @@ class PixelDecoder:
         checked(init(self._memory.address, size, *tensors), FAULTS)
 
     def decode(self, latents: Latents, region: Region, threads: int = 1) -> Bytes:
-        """The pixels of a region: latents [C, h, w] in 1/2048 -> uint8 [height, width, 3].
-
-        They are those of the whole image, and the same with any number of threads.
+        """The pixels of a region: those of the whole image, with any number of threads.
 
         Args:
-            region: of the image whose sides are h and w times those for a latent.
+            latents: [C, h, w] int16, in 1/2048 latent unit.
+            region: of the image, whose sides are h and w times `side`.
+        Returns: [height, width, 3] uint8.
+        Raises: ValueError for another number of channels.
         """
         pixels = np.empty((region.height, region.width, 3), np.uint8)
 
-        def take(strip: Bytes, left: int, top: int) -> None:
+        def paste(strip: Bytes, left: int, top: int) -> None:
             rows, columns, _ = strip.shape
             pixels[top : top + rows, left : left + columns] = strip
 
-        self.decode_strips(latents, region, take, threads)
+        self.decode_strips(latents, region, paste, threads)
         return pixels
 
-    def decode_strips(self, latents: Latents, region: Region, take: Take, threads: int = 1) -> None:
+    def decode_strips(
+        self, latents: Latents, region: Region, on_strip: OnStrip, threads: int = 1
+    ) -> None:
         """As `decode`, but pass the pixels on in strips, which bounds the memory.
 
         Args:
-            take: called with each strip, which changes after it returns, and its corner in the
+            on_strip: called with each strip, which changes after it returns, and its corner in the
                 region, a multiple of `side`. The calls come from all threads, and must not call
                 the kernel.
         """
@@ -137,18 +140,19 @@ class PixelDecoder:
         ]
 
         def run(part: Region) -> None:
-            place = region.top + part.top, region.left + part.left, part.height, part.width
+            place = part._replace(left=region.left + part.left, top=region.top + part.top)
             for strip, done in self._strips(latents, place):
-                take(strip, part.left, part.top + done)
+                on_strip(strip, part.left, part.top + done)
 
         runtime.in_threads(run, parts, threads)
 
-    def _strips(self, latents: Latents, place: tuple[int, ...]) -> Iterator[tuple[Bytes, int]]:
-        """The strips of a part (top, left, height and width), each with the rows above it."""
-        height, width = place[2:]
+    def _strips(self, latents: Latents, place: Region) -> Iterator[tuple[Bytes, int]]:
+        """The strips of a part of the image, each with the number of rows above it."""
+        height, width = place.height, place.width
         room = min(height, max(2, STRIP // width // self.side) * self.side)
         strip = np.empty((room, width, 3), np.uint8)
-        call = Call(self._memory.address, chosen_path(), *latents.shape[1:], *place)
+        call = Call(self._memory.address, selected_instruction_set(), *latents.shape[1:])
+        call.top, call.left, call.rows, call.columns = place.top, place.left, height, width
         call.stride, call.latents = strip.strides[0], latents.ctypes.data
         call.workspace_size = checked(library().dynenc_pixels_workspace(ctypes.byref(call)), FAULTS)
         memory = workspace(call.workspace_size)

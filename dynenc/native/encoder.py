@@ -86,7 +86,7 @@ class Encoder:
 
         Its edge is repeated up to whole patches.
         """
-        pixels = kernel.in_rows(pixels)
+        pixels = kernel.with_contiguous_rows(pixels)
         height, width, _ = pixels.shape
         latents = np.empty((self.channels, *latent_size(height, width)), np.float32)
         encoder = self._memory.address

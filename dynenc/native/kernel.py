@@ -26,11 +26,11 @@ Index = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.uint16]
 
-PATHS = {  # the fastest first
+INSTRUCTION_SETS = {  # the fastest first
     **{"avx512": 3, "avx2": 2, "sse2": 1},
     **{"neondot": 5, "neon": 4, "portable": 0},
 }
-VARIABLE = "DYNENC_SIMD"
+SIMD_VARIABLE = "DYNENC_SIMD"
 ALIGNMENT = 64
 MAX_SYMBOL = 32_767  # largest magnitude of a symbol
 TILE = 16  # px, side of the tiles whose statistics are taken
@@ -104,7 +104,7 @@ class InputImage(ctypes.Structure):
 
 
 class Search(IntEnum):
-    """`dynenc_search` of dynenc.h: what `graphics` looks for."""
+    """`dynenc_search` of dynenc.h: what `find_graphics_tiles` looks for."""
 
     TEXT = 0
     EAGER = 1  # single tiles that resemble text by themselves, too
@@ -132,18 +132,23 @@ def library() -> ctypes.CDLL:
     return found
 
 
+def available_instruction_sets() -> list[str]:
+    """The instruction sets that this processor and library have, the fastest first."""
+    return [name for name, number in INSTRUCTION_SETS.items() if library().dynenc_has_path(number)]
+
+
 @cache
-def path_of(name: str) -> int:
+def instruction_set(name: str) -> int:
     """The number of an instruction set, or of the fastest one for ""; raises DynencError."""
-    here = [each for each, path in PATHS.items() if library().dynenc_has_path(path)]
+    here = available_instruction_sets()
     if name and name not in here:
-        raise DynencError(f"{VARIABLE} is {name!r}", hint=f"here it may be {', '.join(here)}")
-    return PATHS[name or here[0]]
+        raise DynencError(f"{SIMD_VARIABLE} is {name!r}", hint=f"here it may be {', '.join(here)}")
+    return INSTRUCTION_SETS[name or here[0]]
 
 
-def chosen_path() -> int:
+def selected_instruction_set() -> int:
     """The number of the instruction set that DYNENC_SIMD names, else of the fastest."""
-    return path_of(os.environ.get(VARIABLE, ""))
+    return instruction_set(os.environ.get(SIMD_VARIABLE, ""))
 
 
 class Memory:
@@ -163,7 +168,7 @@ class Memory:
 
 
 def workspace(size: int) -> Memory:
-    """Scratch memory for one call, reused by later calls of the same thread."""
+    """Scratch memory of a size in bytes, not zeroed; valid until the same thread calls again."""
     memory: Memory | None = getattr(_kept, "memory", None)
     if memory is None or memory.size < size:
         memory = Memory(size)
@@ -194,7 +199,7 @@ def pointer(array: npt.NDArray[np.generic]) -> int:
     return array.ctypes.data
 
 
-def packed(
+def pack_tensors(
     channels: int,
     networks: Sequence[Sequence[npt.NDArray[np.integer]]],
     counts: npt.NDArray[np.integer],
@@ -222,7 +227,7 @@ class Coder:
     """The tables of an entropy coder on one lattice, checked and packed; shared by all threads.
 
     Args:
-        tensors: as `packed` returns them.
+        tensors: as `pack_tensors` returns them.
     Raises: WeightsError if they do not make an entropy coder.
     """
 
@@ -237,7 +242,7 @@ class Coder:
         """The payload of symbols [C, h, w]; ValueError if one exceeds 32767."""
         payload = np.empty(6 * symbols.size + 8, np.uint8)
         call = self._call(symbols.shape, step_q)
-        length = call.run("encode", _shorts(symbols), payload, len(payload))
+        length = call.run("encode", _as_int16(symbols), payload, len(payload))
         return payload[:length].tobytes()
 
     def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Shorts:
@@ -247,7 +252,14 @@ class Coder:
         return symbols
 
     def quantize(self, latents: Floats, step_q: int, bit: float) -> Shorts:
-        """Quantise latents [C, h, w] to symbols; see `quantize`."""
+        """Quantise latents to the symbols of least error and bits.
+
+        Args:
+            latents: [C, h, w] float32, scaled.
+            step_q: quantiser step, 1/1024 latent unit.
+            bit: squared error, in squared steps, that one bit is worth; 0: the nearest points.
+        Returns: [C, h, w] int16.
+        """
         return _quantize(self._call(latents.shape, step_q), latents, bit)
 
     def contexts(self, symbols: Symbols, step_q: int) -> tuple[Bytes, Ints, Ints, Ints]:
@@ -259,15 +271,20 @@ class Coder:
         expected, signs = np.empty((2, *symbols.shape), np.int32)
         outputs = np.empty((3, *symbols.shape), np.int32)
         call = self._call(symbols.shape, step_q)
-        call.run("contexts", _shorts(symbols), tables, expected, signs, outputs)
+        call.run("contexts", _as_int16(symbols), tables, expected, signs, outputs)
         return tables, expected, signs, outputs
 
     def gradient(self, symbols: Symbols, by_output: Floats, step_q: int) -> Floats:
-        """Backpropagate [3, C, h, w] from the networks' outputs to context values [C, h, w]."""
+        """Backpropagate from the networks' outputs to context values.
+
+        Args:
+            by_output: [3, C, h, w], derivatives of the total bits.
+        Returns: [C, h, w], derivatives by context value, 1/128 latent unit.
+        """
         by_value = np.empty(symbols.shape, np.float32)
         call = self._call(symbols.shape, step_q)
         call.run(
-            "gradient", _shorts(symbols), np.ascontiguousarray(by_output, np.float32), by_value
+            "gradient", _as_int16(symbols), np.ascontiguousarray(by_output, np.float32), by_value
         )
         return by_value
 
@@ -289,11 +306,11 @@ def roughness(latents: Floats) -> float:
     return found
 
 
-def points(symbols: Symbols, *, has_trellis: bool) -> Ints:
+def reconstruction_points(symbols: Symbols, *, has_trellis: bool) -> Ints:
     """Reconstruction points of symbols [C, h, w] of a lattice, in half steps: [C, h, w]."""
     found = np.empty(symbols.shape, np.int32)
     call = _Run(symbols.shape, 1, None, has_trellis=has_trellis)
-    call.run("points", _shorts(symbols), found)
+    call.run("points", _as_int16(symbols), found)
     return found
 
 
@@ -301,34 +318,34 @@ def integer_latents(symbols: Symbols, step_q: int, *, has_trellis: bool) -> Shor
     """Latents of symbols [C, h, w] of a lattice in 1/2048, saturated at 32767: [C, h, w]."""
     found = np.empty(symbols.shape, np.int16)
     call = _Run(symbols.shape, step_q, None, has_trellis=has_trellis)
-    call.run("integer_latents", _shorts(symbols), found)
+    call.run("integer_latents", _as_int16(symbols), found)
     return found
 
 
-def _shorts(symbols: Symbols) -> Shorts:
+def _as_int16(symbols: Symbols) -> Shorts:
     """Symbols as the kernel takes them; raises ValueError if one exceeds 16 bits."""
     if symbols.dtype != np.int16 and symbols.size and np.abs(symbols).max() > MAX_SYMBOL:
         raise ValueError(f"the native kernel refuses symbols beyond {MAX_SYMBOL}")
     return np.ascontiguousarray(symbols, np.int16)
 
 
-def tiles(pixels: Bytes, rows: int, divisor: int = 1) -> Counts:
+def tile_statistics(pixels: Bytes, rows: int, divisor: int = 1) -> Counts:
     """Statistics of 16x16 tiles of an RGB image [H, W, 3]: [7, rows, ceil(W / 16)].
 
     Args:
-        rows: of tiles that are wanted; the pixels below them are looked at, too.
+        rows: tile rows to return; pixels below them may also be read.
         divisor: 2 for the tiles of the image of half the sides.
     See `dynenc_tiles` in dynenc.h.
     """
     found = np.empty((7, rows, -(-pixels.shape[1] // (divisor * TILE))), np.uint16)
-    given = in_rows(pixels)
+    given = with_contiguous_rows(pixels)
     call = library().dynenc_tiles
     checked(call(ctypes.byref(input_image(given)), rows, divisor, pointer(found)))
     return found
 
 
-def graphics(statistics: Counts, search: Search) -> tuple[npt.NDArray[np.bool_], int]:
-    """The tiles that hold text or graphics, [rows, columns], by the statistics of `tiles`.
+def find_graphics_tiles(statistics: Counts, search: Search) -> tuple[npt.NDArray[np.bool_], int]:
+    """The tiles that hold text or graphics, [rows, columns], by `tile_statistics`.
 
     Returns: them, and how many others could be text in noise.
     """
@@ -339,7 +356,7 @@ def graphics(statistics: Counts, search: Search) -> tuple[npt.NDArray[np.bool_],
     return found, checked(missed)
 
 
-def in_rows(pixels: Bytes) -> Bytes:
+def with_contiguous_rows(pixels: Bytes) -> Bytes:
     """Pixels [H, W, 3] with contiguous rows that do not overlap: the array itself, or a copy."""
     if pixels.strides[1:] != (3, 1) or pixels.strides[0] < 3 * pixels.shape[1]:
         return pixels.copy()
@@ -347,12 +364,12 @@ def in_rows(pixels: Bytes) -> Bytes:
 
 
 def input_image(pixels: Bytes, encoder: int = 0, scratch: Memory | None = None) -> InputImage:
-    """The kernel's structure for pixels of `in_rows`, which must outlive it, as must the memory."""
+    """The kernel's structure for pixels with contiguous rows; pixels and memory must outlive it."""
     height, width, _ = pixels.shape
     place = pointer(pixels) if pixels.flags.c_contiguous else pixels.ctypes.data
     size = height, width, place, pixels.strides[0]
     memory = (scratch.address, scratch.size) if scratch else (None, 0)
-    return InputImage(encoder, chosen_path(), *size, *memory)
+    return InputImage(encoder, selected_instruction_set(), *size, *memory)
 
 
 def _quantize(call: "_Run", latents: Floats, bit: float) -> Shorts:
@@ -370,9 +387,8 @@ class _Run:
     ) -> None:
         size = checked(library().dynenc_workspace_size(*shape))
         self.memory, self.coder = workspace(size), coder
-        address = coder and coder.address
-        place = self.memory.address
-        self.call = Call(address, chosen_path(), has_trellis, *shape, step_q, place, size)
+        simd, memory = selected_instruction_set(), self.memory.address
+        self.call = Call(coder and coder.address, simd, has_trellis, *shape, step_q, memory, size)
 
     def run(self, name: str, *arguments: object) -> int:
         """Call a function of the library; raises as `checked` does."""

@@ -61,7 +61,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.float16 if device.type in ("cuda", "mps") else cpu_dtype()
 
 
-def in_bfloat16(inputs: Tensor) -> AbstractContextManager[Any]:
+def maybe_bfloat16(inputs: Tensor) -> AbstractContextManager[Any]:
     """A context with products in bfloat16 if `inputs` are on the CPU and `cpu_dtype` says so.
 
     It applies only to float32 inputs without gradient, and not while torch exports a program. Sums

@@ -21,7 +21,7 @@ from dynenc.errors import OtherLatents, WeightsError
 from dynenc.latent_space import SD1, LatentSpace
 from dynenc.networks.vae_files import from_hub, on_disk
 
-VARIABLE = "DYNENC_SD_VAE"  # environment: path or hub id of the SD VAE to use
+SD_VAE_VARIABLE = "DYNENC_SD_VAE"  # environment: path or hub id of the SD VAE to use
 SD_VAES = (  # all are looked up in the hub cache; only the first is downloaded
     "stabilityai/sd-vae-ft-mse",
     "stabilityai/sd-vae-ft-ema",
@@ -88,17 +88,17 @@ def _choose_for_sd1(name: str, device: object) -> DecoderChoice:
     """A decoder of SD 1.x latents: by "auto", "sd-vae", or the name of an external one."""
     if name not in ("auto", "sd-vae"):
         return DecoderChoice(name, SD1, "as requested", on_disk(name))
-    if chosen := os.environ.get(VARIABLE):
+    if chosen := os.environ.get(SD_VAE_VARIABLE):
         try:
             path = on_disk(chosen)
         except WeightsError as exc:
-            raise WeightsError(f"{VARIABLE} is set, but {exc}") from exc
+            raise WeightsError(f"{SD_VAE_VARIABLE} is set, but {exc}") from exc
         if path is None and name == "auto":
             raise WeightsError(
-                f"{chosen}, set by {VARIABLE}, is not on this disk",
-                hint=f"download it once with --decoder {chosen}, or unset {VARIABLE}",
+                f"{chosen}, set by {SD_VAE_VARIABLE}, is not on this disk",
+                hint=f"download it once with --decoder {chosen}, or unset {SD_VAE_VARIABLE}",
             )
-        note = f"set by {VARIABLE}; the embedded decoder is faster"
+        note = f"set by {SD_VAE_VARIABLE}; the embedded decoder is faster"
         return DecoderChoice(chosen, SD1, note, path)
     for repository in SD_VAES:
         if path := from_hub(repository, download=False):

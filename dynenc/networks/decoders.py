@@ -52,7 +52,7 @@ def load_decoder(
     """Load the decoder that a name selects: see `decoder_choice`.
 
     `fine` and external decoders run in float16 on an accelerator, in bfloat16 on a CPU made for it,
-    else in float32; the embedded one keeps float32 weights, and computes as `compat.in_bfloat16`
+    else in float32; the embedded one keeps float32 weights, and computes as `compat.maybe_bfloat16`
     says.
 
     Args:

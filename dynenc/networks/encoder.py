@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from dynenc.latent_space import PATCH, SD1, latent_size
 from dynenc.native import encoder as native
 from dynenc.networks.checks import check_batch
-from dynenc.networks.compat import in_bfloat16
+from dynenc.networks.compat import maybe_bfloat16
 from dynenc.networks.layers import (
-    ByteRows,
     DynamicBlock,
     DynamicConv,
     GatedConv,
-    by_position,
-    in_bytes,
-    joined,
+    Int8Rows,
+    concatenated,
+    fake_quantized,
+    patch_ordered,
     patches,
 )
 
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
     def _rows_and_linear(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs of the head [B, H/8, W/8, width], and the linear map [B, H/8, W/8, channels]."""
         stem, linear = self._products(image)
-        with in_bfloat16(stem) if self.head.in_channels >= WIDE else nullcontext():
+        with maybe_bfloat16(stem) if self.head.in_channels >= WIDE else nullcontext():
             rows = self.context(stem.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return rows, linear
 
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
         learns = torch.is_grad_enabled() and weight.requires_grad
         in_integers = image.dtype == torch.uint8 and not learns
         if in_integers:
-            byte_rows = ByteRows(by_position(weight, (PATCH, PATCH)), bias)
+            byte_rows = Int8Rows(patch_ordered(weight, (PATCH, PATCH)), bias)
         else:
             kernels = _kernels(weight)
         features, linear = [], []
@@ -133,7 +133,8 @@ class Encoder(nn.Module):
             features.append(self.stem.gated(stem))
             linear.append(rest)
         size = [image.shape[-2] // PATCH, image.shape[-1] // PATCH]
-        return joined(features, 1).unflatten(1, size), joined(linear, 1).unflatten(1, size)
+        stem = concatenated(features, 1)
+        return stem.unflatten(1, size), concatenated(linear, 1).unflatten(1, size)
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         """Rows [R, 192] and biases [R] of the stem and the linear map."""
@@ -153,5 +154,5 @@ def _strips(image: Tensor) -> Sequence[Tensor]:
 
 def _kernels(weight: Tensor) -> Tensor:
     """Rows [R, 192], rounded to 8 bits, as kernels [R, 3, 8, 8] of a convolution of floats."""
-    kernels: Tensor = in_bytes(weight).unflatten(1, (-1, PATCH, PATCH))
+    kernels: Tensor = fake_quantized(weight).unflatten(1, (-1, PATCH, PATCH))
     return kernels.contiguous(memory_format=torch.channels_last)

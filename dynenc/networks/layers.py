@@ -190,7 +190,7 @@ class DynamicConv(nn.Module):
                 image, kernels, bias, self.stride, self.padding, self.dilation, self.groups
             )
         # several times as fast on a CPU
-        rows = by_position(rows, size).expand(len(image), -1, -1)
+        rows = patch_ordered(rows, size).expand(len(image), -1, -1)
         products = torch.baddbmm(bias[:, None], rows, patches(image, size).transpose(1, 2))
         by_place: Tensor = products.unflatten(2, (image.shape[2] // size[0], -1))
         return by_place
@@ -240,19 +240,19 @@ def patches(image: Tensor, size: tuple[int, ...]) -> Tensor:
     return flat.view(image.dtype) if in_words else flat
 
 
-def joined(parts: list[Tensor], dim: int) -> Tensor:
+def concatenated(parts: list[Tensor], dim: int) -> Tensor:
     """Like `torch.cat`, but a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-class ByteRows:
+class Int8Rows:
     """Rows of weights rounded to 8 bits, for 8-bit pixels: the sums of products are exact.
 
     They are identical on all machines, and several times as fast as in float32 on many CPUs.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        """Round rows [R, K], K < 1000, like `in_bytes`; biases [R]."""
+        """Round rows [R, K], K < 1000, like `fake_quantized`; biases [R]."""
         wide = torch.promote_types(weight.dtype, torch.float32)  # sums are too large for float16
         rows, step = _bytes_and_step(weight.to(wide))
         self.dtype, self.rows, self.scale = weight.dtype, rows.to(torch.int8), step[:, 0] / 127.5
@@ -266,8 +266,8 @@ class ByteRows:
         return products.view(*pixels.shape[:2], len(self.rows)).to(self.dtype)
 
 
-def in_bytes(weight: Tensor) -> Tensor:
-    """Rows [R, K] of weights rounded to 8 bits, each with its own step.
+def fake_quantized(weight: Tensor) -> Tensor:
+    """Fake quantisation: rows [R, K] of weights rounded to 8 bits, each with its own step.
 
     The gradient ignores the rounding.
     """
@@ -280,7 +280,7 @@ def _bytes_and_step(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / step).round_(), step
 
 
-def by_position(weight: Tensor, size: tuple[int, ...]) -> Tensor:
+def patch_ordered(weight: Tensor, size: tuple[int, ...]) -> Tensor:
     """Rows [R, C * size] of weights, reordered from a convolution's order to that of `patches`."""
     rows: Tensor = weight.unflatten(1, (-1, size[0] * size[1])).transpose(1, 2).flatten(1)
     return rows
@@ -307,7 +307,7 @@ class DynamicBlock(nn.Module):
         rows = self.spatial(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         flat = rows.flatten(0, 2)
         size = max(1, IN_CACHE // features.shape[1]) if rows.is_cpu else len(flat)
-        mixed = joined([self._mixed(part) for part in flat.split(size)], 0)
+        mixed = concatenated([self._mixed(part) for part in flat.split(size)], 0)
         return features + mixed.view(rows.shape).permute(0, 3, 1, 2)
 
     def _mixed(self, rows: Tensor) -> Tensor:

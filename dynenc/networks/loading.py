@@ -57,7 +57,7 @@ def load_named(name: str, kind: registry.Kind) -> nn.Module:
     Raises: WeightsError if the model is unknown, or its file is missing or altered.
     """
     model = registry.named(name, kind)
-    network = _filled(build(model), registry.read_file(model), model.file)
+    network = _with_weights(build(model), registry.read_file(model), model.file)
     return network.get_submodule(kind) if isinstance(network, Autoencoder) else network
 
 
@@ -105,7 +105,7 @@ def load_path(path: Path, space: LatentSpace | None = None) -> nn.Module:
         return published.load_imported(data, metadata, str(path))
     if model is None or model.kind == "coder":
         raise WeightsError(f"{path} does not name a model of this dynenc: train it again")
-    return _filled(build(model), data, str(path))
+    return _with_weights(build(model), data, str(path))
 
 
 def model_name(path: Path) -> str:
@@ -121,7 +121,7 @@ def _metadata(path: Path) -> dict[str, str]:
         raise WeightsError(f"{path} cannot be read as safetensors: {exc}") from exc
 
 
-def _filled(module: N, data: bytes, name: str) -> N:
+def _with_weights(module: N, data: bytes, name: str) -> N:
     try:
         state = load(data)
         if isinstance(module, EmbeddedDecoder) and integer_tensors.are_integers(state):

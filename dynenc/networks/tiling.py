@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dynenc.latent_space import PATCH, SD1, LatentSpace
 from dynenc.networks.checks import check_batch
-from dynenc.networks.compat import in_bfloat16
+from dynenc.networks.compat import maybe_bfloat16
 from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder
 from dynenc.view import Region
 
@@ -131,7 +131,7 @@ class TiledDecoder(nn.Module):
         inputs = inputs.to(like.dtype, memory_format=torch.channels_last)
         image: Tensor
         if isinstance(network, EmbeddedDecoder):
-            with nullcontext() if precise else in_bfloat16(inputs):
+            with nullcontext() if precise else maybe_bfloat16(inputs):
                 image = network(inputs, cut).float()
         else:
             image = F.pad(network(inputs).float(), [-PATCH * count for count in cut])

@@ -61,7 +61,7 @@ class Sample:
             symbols = kernel.quantize(latents, step_q, has_trellis=has_trellis)
         else:
             symbols = to_symbols(latents, step_q, coder)
-        return cls(symbols, kernel.points(symbols, has_trellis=has_trellis), step_q)
+        return cls(symbols, kernel.reconstruction_points(symbols, has_trellis=has_trellis), step_q)
 
     @property
     def values(self) -> npt.NDArray[np.int64]:

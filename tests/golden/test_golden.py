@@ -22,7 +22,9 @@ FOLDER = Path(__file__).parent
 LEAST_DB = 50.0  # as docs/guarantees.md promises
 CASES = {name: case for name, case in make.cases().items() if name in ("v1_nano_q0", "v1_chunks")}
 
-HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
+HERE = [
+    name for name, path in kernel.INSTRUCTION_SETS.items() if kernel.library().dynenc_has_path(path)
+]
 SPACES = [pytest.param(path, id=path.stem) for path in sorted(FOLDER.glob("spaces/*.lat"))]
 GOLDENS = [pytest.param(path, id=path.stem) for path in sorted(FOLDER.glob("*.lat"))]
 every_golden = pytest.mark.parametrize("lat", GOLDENS)
@@ -112,7 +114,7 @@ def test_pixels(lat, embedded):
 @pytest.mark.parametrize("path", HERE)
 @pytest.mark.parametrize("folder", [FOLDER, FOLDER / "spaces"], ids=lambda f: f.name)
 def test_pixels_are_the_same_with_every_instruction_set(folder, path, threads, monkeypatch):
-    monkeypatch.setenv(kernel.VARIABLE, path)
+    monkeypatch.setenv(kernel.SIMD_VARIABLE, path)
     for kind, table in make.SUMS.items():
         if found := make.sums(folder, kind, threads):
             assert found == (folder / table).read_text(encoding="utf-8")

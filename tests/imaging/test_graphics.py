@@ -12,7 +12,9 @@ from dynenc.native import kernel
 
 PHOTO = Path(__file__).parents[1] / "images" / "chelsea.png"
 SIZE = 320, 208
-HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
+HERE = [
+    name for name, path in kernel.INSTRUCTION_SETS.items() if kernel.library().dynenc_has_path(path)
+]
 
 
 def screen(size=SIZE, ink="black", paper="white"):
@@ -39,7 +41,7 @@ def page(size=(320, 256)):
 @pytest.mark.parametrize("shape", [(1, 1), (16, 48), (61, 32), (40, 275), (33, 513), (70, 1031)])
 @pytest.mark.parametrize("most", [2, 60, 256])
 def test_statistics_are_those_counted_slowly(path, shape, most, monkeypatch):
-    monkeypatch.setenv(kernel.VARIABLE, path)
+    monkeypatch.setenv(kernel.SIMD_VARIABLE, path)
     pixels = np.random.default_rng(most).integers(0, most, (*shape, 3), np.uint8)
     pixels[:, ::3] = pixels[:, :1]
     strided = np.zeros((shape[0], shape[1] + 5, 3), np.uint8)[:, :-5]
@@ -47,8 +49,8 @@ def test_statistics_are_those_counted_slowly(path, shape, most, monkeypatch):
     for divisor in (1, 2):  # Pillow's halves are means, too
         given = np.asarray(Image.fromarray(pixels).reduce(divisor))
         found = oracle_graphics.statistics(given)
-        assert np.array_equal(kernel.tiles(pixels, found.shape[1], divisor), found)
-        assert np.array_equal(kernel.tiles(strided, 1, divisor), found[:, :1])
+        assert np.array_equal(kernel.tile_statistics(pixels, found.shape[1], divisor), found)
+        assert np.array_equal(kernel.tile_statistics(strided, 1, divisor), found[:, :1])
 
 
 @pytest.mark.parametrize("search", kernel.Search)
@@ -69,7 +71,7 @@ def test_tiles_of_any_statistics_are_those_found_slowly(search, seed):
     rows, columns = np.divmod(patches[: sides[0], : sides[1]], sides[1])
     alike = random.random(sides) < random.random()
     given = np.where(alike, np.array(tiles)[:, rows, columns], tiles).astype(np.uint16)
-    found, missed = kernel.graphics(given, search)
+    found, missed = kernel.find_graphics_tiles(given, search)
     expected, also_missed = oracle_graphics.graphics(given, search)
     assert np.array_equal(found, expected)
     assert missed == also_missed

@@ -65,7 +65,14 @@ def decoder(tmp_path_factory, space):
 def decoded(program, path, coder, decoder, files):
     """The sha256 of the pixels of files, by name; `coder` is a file of tensors and the lattice."""
     fields = [(h.width, h.height, h.step_q, len(payload)) for _, h, payload in files]
-    call = ["qemu-aarch64", "-cpu", PROCESSORS[path], program, str(kernel.PATHS[path]), *coder]
+    call = [
+        "qemu-aarch64",
+        "-cpu",
+        PROCESSORS[path],
+        program,
+        str(kernel.INSTRUCTION_SETS[path]),
+        *coder,
+    ]
     pixels = subprocess.run(
         [*call, decoder / "numbers", decoder / "weights"],
         input=b"".join(

@@ -11,7 +11,9 @@ from dynenc.networks import integer_tensors
 from dynenc.networks.integer_tensors import Sizes
 from dynenc.view import Region
 
-HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
+HERE = [
+    name for name, path in kernel.INSTRUCTION_SETS.items() if kernel.library().dynenc_has_path(path)
+]
 SIZES = [
     Sizes((32, 32, 32), (1, 1, 1)),
     Sizes((128, 64, 32), (1, 0, 2)),
@@ -65,7 +67,7 @@ def whole(latents, side=8):
 
 @pytest.fixture(params=HERE)
 def path(request, monkeypatch):
-    monkeypatch.setenv(kernel.VARIABLE, request.param)
+    monkeypatch.setenv(kernel.SIMD_VARIABLE, request.param)
 
 
 @pytest.mark.usefixtures("path")

@@ -19,7 +19,9 @@ from dynenc.native import encoder as native
 from dynenc.networks.encoder import Encoder
 from dynenc.networks.loading import load_encoder
 
-HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
+HERE = [
+    name for name, path in kernel.INSTRUCTION_SETS.items() if kernel.library().dynenc_has_path(path)
+]
 ONE = np.float32(1)
 
 
@@ -131,7 +133,7 @@ def image(height, width, seed=0):
 @pytest.mark.parametrize("sizes", [(16, 1), (64, 3), (48, 2), (32, 0), (64, 1, 16), (16, 1, 13)])
 @pytest.mark.parametrize("size", [(1, 1), (8, 9), (60, 137), (17, 300)], ids=str)
 def test_latents_are_those_of_plain_numpy(monkeypatch, path, sizes, size):
-    monkeypatch.setenv(kernel.VARIABLE, path)
+    monkeypatch.setenv(kernel.SIMD_VARIABLE, path)
     width, blocks = sizes[:2]
     _, tensors = made(*sizes)
     encoder = native.Encoder(native.flattened(tensors, blocks), *sizes)
@@ -149,7 +151,7 @@ def test_every_instruction_set_gives_the_same_latents(monkeypatch, name):
     for size in ((1, 1), (9, 140), (130, 257)):
         pixels, found = image(*size), []
         for path in HERE:
-            monkeypatch.setenv(kernel.VARIABLE, path)
+            monkeypatch.setenv(kernel.SIMD_VARIABLE, path)
             found.append(encoder.latents(pixels).tobytes())
         assert len(set(found)) == 1
 
@@ -201,7 +203,7 @@ def test_extreme_pixels_and_weights_stay_exact(monkeypatch, value):
     pixels, found = np.full((24, 24, 3), value, np.uint8), []
     encoder = native.Encoder(native.flattened(tensors, 1), 16, 1)
     for path in HERE:
-        monkeypatch.setenv(kernel.VARIABLE, path)
+        monkeypatch.setenv(kernel.SIMD_VARIABLE, path)
         found.append(encoder.latents(pixels))
         assert np.isfinite(found[-1]).all()
         assert np.array_equal(found[-1], found[0])

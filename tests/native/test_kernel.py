@@ -20,14 +20,16 @@ from dynenc.native import compile, decoder, kernel
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.lat"))
 KINDS = [("fast", False), ("full", False), ("full", True)]
-HERE = [name for name, path in kernel.PATHS.items() if kernel.library().dynenc_has_path(path)]
+HERE = [
+    name for name, path in kernel.INSTRUCTION_SETS.items() if kernel.library().dynenc_has_path(path)
+]
 SHAPES = [(1, 1), (1, 9), (7, 1), (5, 6), (33, 17), (40, 70)]
 STEPS = [1, 2, 3, 77, 307, 1229, 5000, 65_535]
 
 
 @pytest.fixture(params=HERE)
 def path(request, monkeypatch):
-    monkeypatch.setenv(kernel.VARIABLE, request.param)
+    monkeypatch.setenv(kernel.SIMD_VARIABLE, request.param)
 
 
 @pytest.fixture(params=KINDS, ids=str)
@@ -107,7 +109,7 @@ def test_a_payload_of_a_real_file_cut_anywhere_is_corrupt():
 
 
 def test_an_unknown_instruction_set_is_named(monkeypatch):
-    monkeypatch.setenv(kernel.VARIABLE, "mmx")
+    monkeypatch.setenv(kernel.SIMD_VARIABLE, "mmx")
     with pytest.raises(DynencError, match="DYNENC_SIMD is 'mmx'") as caught:
         kernel.quantize(smooth(2, 2), 300, has_trellis=False)
     assert "portable" in caught.value.hint
@@ -118,7 +120,7 @@ def test_symbols_out_of_range_are_refused(coders):
     with pytest.raises(ValueError, match="native kernel"):
         coders[0].encode(symbols, 300)
     with pytest.raises(ValueError, match="native kernel"):
-        kernel.points(symbols, has_trellis=True)
+        kernel.reconstruction_points(symbols, has_trellis=True)
 
 
 @pytest.mark.parametrize("shape", [(17, 2, 2), (4, 0, 2), (4, 2, 8193)], ids=str)

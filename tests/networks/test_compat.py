@@ -6,7 +6,7 @@ import torch
 from dynenc import Codec
 from dynenc.errors import UsageError
 from dynenc.networks import compat
-from dynenc.networks.compat import CPU_DTYPE, cpu_dtype, fast_dtype, in_bfloat16
+from dynenc.networks.compat import CPU_DTYPE, cpu_dtype, fast_dtype, maybe_bfloat16
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -32,9 +32,9 @@ def test_the_setting_forces_the_dtype(monkeypatch, setting, units):
     assert cpu_dtype() == fast_dtype(torch.device("cpu")) == expected
     assert fast_dtype(torch.device("cuda")) == fast_dtype(torch.device("mps")) == torch.float16
     weight = torch.ones(2, 2)
-    with torch.no_grad(), in_bfloat16(weight):
+    with torch.no_grad(), maybe_bfloat16(weight):
         assert (weight @ weight).dtype == expected
-    with in_bfloat16(weight):  # a gradient may be wanted
+    with maybe_bfloat16(weight):  # a gradient may be wanted
         assert (weight @ weight).dtype == FP32
 
 

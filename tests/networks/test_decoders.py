@@ -20,7 +20,7 @@ from dynenc.latent_space import AUTOENCODER, FLUX1, SD1, SD3, SDXL, SPACES
 from dynenc.networks import decoders as module
 from dynenc.networks import loading, tiling
 from dynenc.networks.compat import CPU_DTYPE
-from dynenc.networks.decoder_choice import SD_VAES, VARIABLE, DecoderChoice, choose_decoder
+from dynenc.networks.decoder_choice import SD_VAE_VARIABLE, SD_VAES, DecoderChoice, choose_decoder
 from dynenc.networks.decoders import load_decoder
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.tiling import TiledDecoder, Tiles
@@ -38,7 +38,7 @@ def nothing_on_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(SD_VAE_VARIABLE, raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -191,9 +191,9 @@ def test_a_cached_vae_is_found_without_network(vae, folder, tmp_path, name, repo
 
 @pytest.mark.parametrize("name", ["auto", "sd-vae"])
 def test_the_environment_names_the_vae(vae, folder, monkeypatch, name):
-    monkeypatch.setenv(VARIABLE, str(folder))
+    monkeypatch.setenv(SD_VAE_VARIABLE, str(folder))
     decoder = load_decoder(name)
-    assert (decoder.name, VARIABLE in choose_decoder(name).note) == (str(folder), True)
+    assert (decoder.name, SD_VAE_VARIABLE in choose_decoder(name).note) == (str(folder), True)
     torch.testing.assert_close(decoder(LATENTS), decoded(vae), rtol=1e-4, atol=1e-5)
 
 
@@ -452,9 +452,9 @@ def test_missing_paths_are_refused(folder, tmp_path):
 
 
 def test_a_wrong_environment_is_named(monkeypatch):
-    monkeypatch.setenv(VARIABLE, "nosuch")
-    assert refused("auto").startswith(f"{VARIABLE} is set, but there is no decoder nosuch")
-    monkeypatch.setenv(VARIABLE, "some/vae")
+    monkeypatch.setenv(SD_VAE_VARIABLE, "nosuch")
+    assert refused("auto").startswith(f"{SD_VAE_VARIABLE} is set, but there is no decoder nosuch")
+    monkeypatch.setenv(SD_VAE_VARIABLE, "some/vae")
     assert "some/vae, set by" in refused("auto")
 
 

@@ -6,7 +6,7 @@ import torch
 
 from dynenc import runtime
 from dynenc.errors import WeightsError
-from dynenc.networks.decoder_choice import VARIABLE, choose_decoder
+from dynenc.networks.decoder_choice import SD_VAE_VARIABLE, choose_decoder
 from dynenc.networks.decoders import load_decoder
 from dynenc.networks.fine_decoder import FineDecoder
 
@@ -52,7 +52,7 @@ def test_it_is_the_default_on_a_gpu(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(SD_VAE_VARIABLE, raising=False)
     chosen = {device: choose_decoder("auto", device=device).name for device in ("cpu", "cuda:1")}
     assert chosen == {"cpu": "embedded", "cuda:1": "fine"}
     for has_gpu, name in ((True, "fine"), (False, "embedded")):

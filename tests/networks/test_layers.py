@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dynenc import DynamicConv, HybridDense
 from dynenc.errors import UsageError
 from dynenc.networks import compat
-from dynenc.networks.layers import ByteRows, DynamicBlock, GatedConv, patches
+from dynenc.networks.layers import DynamicBlock, GatedConv, Int8Rows, patches
 
 PAIR = st.integers(1, 3) | st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -275,7 +275,7 @@ def test_products_of_bytes_are_exact(integers, n_patches, n_rows, seed):
     weight = torch.randn(n_rows, 192, generator=generator)
     bias = torch.randn(n_rows, generator=generator)
     pixels = torch.randint(0, 256, (1, n_patches, 192), dtype=torch.uint8, generator=generator)
-    rows = ByteRows(weight, bias)
+    rows = Int8Rows(weight, bias)
     with pytest.MonkeyPatch.context() as patch:
         if not integers:
             patch.setattr(compat, "has_exact_int_mm", lambda: False)
@@ -288,5 +288,5 @@ def test_products_of_bytes_are_exact(integers, n_patches, n_rows, seed):
 
 
 def test_rows_of_zeros_stay_finite():
-    rows = ByteRows(torch.zeros(2, 192), torch.ones(2))
+    rows = Int8Rows(torch.zeros(2, 192), torch.ones(2))
     assert rows(torch.full((1, 3, 192), 255, dtype=torch.uint8)).equal(torch.ones(1, 3, 2))
