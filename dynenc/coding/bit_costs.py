@@ -13,7 +13,11 @@ from dynenc.native.kernel import Floats, Ints, Symbols
 def bit_costs(coder: EntropyCoder, symbols: Symbols, step_q: int) -> Floats:
     """Bits of every symbol, if it alone is decremented, unchanged or incremented: [3, C, h, w].
 
-    In its own context, which is that of the unchanged neighbours.
+    The contexts are those of the unchanged neighbours.
+
+    Args:
+        symbols: [C, h, w].
+        step_q: quantiser step, 1/1024 latent unit.
     """
     contexts, bits = coder.contexts(symbols, step_q), _table_bits(coder)
     changed = (_residuals(contexts, symbols + np.int32(change)) for change in (-1, 0, 1))
@@ -23,7 +27,8 @@ def bit_costs(coder: EntropyCoder, symbols: Symbols, step_q: int) -> Floats:
 def context_gradient(coder: EntropyCoder, symbols: Symbols, step_q: int) -> Floats:
     """The change in bits of all other symbols if a symbol is incremented: [C, h, w].
 
-    To first order, as the symbol is part of their contexts. With `bit_costs`, the cost of a change.
+    First-order estimate, as the symbol is part of their contexts. `bit_costs` plus this is the cost
+    of a change. Arguments as for `bit_costs`.
     """
     contexts, bits = coder.contexts(symbols, step_q), _table_bits(coder)
     tables, residuals = contexts.tables.astype(np.int32), _residuals(contexts, symbols)

@@ -114,7 +114,10 @@ class EntropyCoder:
         return PRECISION - math.log2(self.counts.max())
 
     def contexts(self, symbols: Symbols, step_q: int) -> Contexts:
-        """The contexts of known symbols [C, h, w]."""
+        """The contexts that the coder would use for symbols [C, h, w]; see `quantize` for step_q.
+
+        Raises: ValueError if a symbol exceeds MAX_SYMBOL.
+        """
         return Contexts(*self.kernel.contexts(symbols, step_q))
 
 

@@ -7,6 +7,8 @@ searches all paths, the error is 1 dB lower than that of rounding with the same 
 Fischer, "Trellis Coded Quantization", 1990; in video coding Schwarz et al., "Hybrid Video Coding
 with Trellis-Coded Quantization", 2019). The state machine is Ungerboeck's 8-state code with the
 parity-check polynomials 13 and 4 (octal; "Channel Coding with Multilevel/Phase Signals", 1982).
+
+Everywhere, `step_q` is the quantiser step in 1/1024 of a latent unit, 1..65535.
 """
 
 import math
@@ -63,7 +65,8 @@ def to_symbols(latents: Floats, step_q: int, coder: EntropyCoder) -> Shorts:
 
     Args:
         latents: [C, h, w] float32, scaled as the space's diffusion model takes them.
-        step_q: quantiser step in 1/1024 of a latent unit, > 0; larger means fewer bits.
+        step_q: quantiser step, 1/1024 latent unit; larger means fewer bits.
+        coder: gives the lattice and the costs in bits.
     Returns: [C, h, w] int16, saturated at +-MAX_SYMBOL; NaN becomes 0.
     """
     return coder.kernel.quantize(latents, step_q, LAMBDA)
@@ -75,7 +78,7 @@ def to_nearest(latents: Floats, step_q: int, coder: EntropyCoder) -> Shorts:
 
 
 def is_flat(latents: Floats, step_q: int = 0) -> bool:
-    """Whether latents [C, h, w] are those of an image of one colour, a gradient or faint noise.
+    """Whether latents [C, h, w] belong to a flat image: one colour, a gradient, faint noise.
 
     The error of a constant is a constant: what is noise elsewhere is a colour cast there.
 
@@ -87,7 +90,12 @@ def is_flat(latents: Floats, step_q: int = 0) -> bool:
 
 
 def from_symbols(symbols: Symbols, step_q: int, coder: EntropyCoder) -> Floats:
-    """Undo `to_symbols`: [C, h, w] int16 -> [C, h, w] float32."""
+    """Undo `to_symbols`: [C, h, w] int16 -> scaled latents [C, h, w] float32.
+
+    Args:
+        step_q: quantiser step, 1/1024 latent unit.
+        coder: gives the lattice.
+    """
     points = kernel.reconstruction_points(symbols, has_trellis=coder.has_trellis)
     unit = np.float32(step_q / (2 * STEP_UNIT))
     return np.multiply(points, unit, dtype=np.float32, casting="unsafe")

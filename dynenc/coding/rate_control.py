@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from dynenc.arguments import checked_number
 from dynenc.errors import TargetMissed, UsageError
@@ -42,7 +42,7 @@ class Goal:
         """
         if not self.is_missed(reached, miss):
             return ""
-        message = f"asked for {self.value:.5g} {self.kind}, the nearest reachable is {reached:.5g}"
+        message = f"target {self.value:.5g} {self.kind} not reached, closest is {reached:.5g}"
         if self.strict:
             raise TargetMissed(message, hint="leave out --strict to write that file")
         return message
@@ -63,7 +63,7 @@ def goal(
         target_bpp: bits per pixel, of the whole file.
         target_size: bytes of the whole file, or a text such as "5KB"; see `parse_size`.
         target_psnr: dB, of the decoded image.
-        strict: a target that is missed by more than 3 % is an error.
+        strict: raise TargetMissed if the target is missed by more than MISS.
     Raises: UsageError if several are given, quality is not within 0..100, a target is not
         positive and finite, or strict comes without a target.
     """
@@ -76,17 +76,19 @@ def goal(
     given = [one for one in goals if one is not None]
     if len(given) > 1:
         raise UsageError(
-            "a quality and targets of bpp, size or PSNR exclude each other",
-            hint="choose one of --quality, --target-bpp, --target-size and --target-psnr",
+            "quality and the targets of bpp, size and PSNR cannot be combined",
+            hint="give one of --quality, --target-bpp, --target-size and --target-psnr",
         )
     chosen = given[0] if given else Goal()
     if chosen.kind == "quality" and not 0 <= chosen.value <= 100:
         raise UsageError(f"quality {chosen.value:g} is not within 0..100")
     if chosen.kind != "quality" and not 0 < chosen.value < math.inf:
-        raise UsageError(f"a target of {chosen.value:g} {chosen.kind} is not possible")
+        raise UsageError(
+            f"target {chosen.value:g} {chosen.kind} is not a positive and finite number"
+        )
     if strict and chosen.kind == "quality":
         raise UsageError(
-            "without a target there is none to miss, so strict has no effect",
+            "strict has no effect without a target",
             hint="add --target-size, --target-bpp or --target-psnr, or leave out --strict",
         )
     return replace(chosen, strict=strict)
@@ -103,7 +105,14 @@ def parse_size(text: int | str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def search(measure: Callable[[int], float], target: float, *, at_most: bool) -> tuple[int, float]:
+class Found(NamedTuple):
+    """A quantiser step and its measure."""
+
+    step_q: int
+    reached: float
+
+
+def search(measure: Callable[[int], float], target: float, *, at_most: bool) -> Found:
     """The quantiser step whose measure is nearest to a target, on the allowed side of it.
 
     Args:
@@ -111,7 +120,7 @@ def search(measure: Callable[[int], float], target: float, *, at_most: bool) -> 
             bytes or bpp, or PSNR in dB.
         target: in the unit of `measure`.
         at_most: whether the measure may not exceed the target; else it may not fall below it.
-    Returns: step_q and its measure; if no step is on the allowed side, the nearest.
+    Returns: if no step is on the allowed side, the nearest.
     """
     tried: dict[int, float] = {}
     low = high = 0  # bracket: coarsest step above the target, finest step below; 0: unknown
@@ -120,7 +129,7 @@ def search(measure: Callable[[int], float], target: float, *, at_most: bool) -> 
         tried[step] = reached = measure(step)
         gap = target - reached if at_most else reached - target
         if 0 <= gap <= TOLERANCE * target:
-            return step, reached
+            return Found(step, reached)
         if reached > target:
             low = step
         else:
@@ -129,4 +138,4 @@ def search(measure: Callable[[int], float], target: float, *, at_most: bool) -> 
         step = min(max(step, FINEST_STEP_Q), COARSEST_STEP_Q)
     allowed = [s for s in tried if (tried[s] <= target if at_most else tried[s] >= target)]
     step = min(allowed or tried, key=lambda s: (abs(tried[s] - target), s if at_most else -s))
-    return step, tried[step]
+    return Found(step, tried[step])

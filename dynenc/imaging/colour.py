@@ -15,6 +15,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Convert an L, RGB or CMYK image from the space of an ICC profile to an RGB one in sRGB.
 
     Grey pixels may have an RGB profile. Pixels are unchanged if the profile is equivalent to sRGB.
+    The rendering intent is perceptual.
     Raises: ValueError if the profile is damaged, or not for these pixels.
     """
     mode, transform = _srgb_transform(profile)

@@ -110,7 +110,7 @@ class _Reader(pickle.Unpickler):
         try:
             return self.known[module, name]
         except KeyError:
-            raise WeightsError(f"it asks for {module}.{name}, which no network needs") from None
+            raise WeightsError(f"it references {module}.{name}, which is not allowed") from None
 
     def persistent_load(self, identity: Any) -> Tensor:
         _, dtype, key, _, count = identity
@@ -227,7 +227,7 @@ def _parts(conv: StandIn) -> dict[str, list[Tensor]]:
 
 
 def import_checkpoint(source: Path, target: Path, *, overwrite: bool = False) -> Published:
-    """Convert a checkpoint to safetensors that `weights.load_path` reads; returns the network.
+    """Convert a checkpoint to a file for `networks.loading.load_path`; returns the network.
 
     Raises: WeightsError as `read_checkpoint` and `convert`, OutputExists, OutputError.
     """

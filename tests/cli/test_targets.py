@@ -43,14 +43,14 @@ def test_roundtrip_to_a_psnr(image):
 def test_a_missed_target_is_told_and_no_failure(image):
     result = run("encode", image, "-e", "nano", "--target-size", "3")
     assert result.exit_code == 0
-    assert result.stderr == "dynenc: asked for 3 bytes, the nearest reachable is 22\n"
+    assert result.stderr == "dynenc: target 3 bytes not reached, closest is 22\n"
     assert run("encode", image, "-e", "nano", "-f", "-q", "--target-size", "3").stderr == ""
 
 
 def test_a_missed_target_is_a_failure_if_it_is_strict(image):
     result = run("encode", image, "-e", "nano", "--target-size", "3", "--strict")
     assert result.exit_code == 12
-    assert "the nearest reachable is 22" in result.stderr
+    assert "not reached, closest is 22" in result.stderr
     assert not image.with_suffix(".lat").exists()
     met = run("encode", image, "-e", "nano", "--target-size", "400B", "--strict")
     assert (met.exit_code, met.stderr) == (0, "")
@@ -59,11 +59,11 @@ def test_a_missed_target_is_a_failure_if_it_is_strict(image):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--quality", "50", "--target-bpp", "0.1"], "exclude each other"),
-        (["--target-psnr", "25", "--target-size", "5KB"], "exclude each other"),
+        (["--quality", "50", "--target-bpp", "0.1"], "cannot be combined"),
+        (["--target-psnr", "25", "--target-size", "5KB"], "cannot be combined"),
         (["--target-size", "big"], "is not a size"),
-        (["--target-bpp", "0"], "is not possible"),
-        (["--target-psnr", "nan"], "is not possible"),
+        (["--target-bpp", "0"], "is not a positive"),
+        (["--target-psnr", "nan"], "is not a positive"),
     ],
 )
 def test_targets_that_make_no_sense(image, options, words):
@@ -85,8 +85,8 @@ def test_folders_meet_targets_too(image):
     assert "0 done" in run(*arguments, 0.2).stderr
     assert "3 done" in run(*arguments, 0.1).stderr
     missed = run(*arguments, 1e-4)
-    assert missed.stderr.count("the nearest reachable") == 3
-    assert "a.png: asked for" in missed.stderr
+    assert missed.stderr.count("not reached, closest") == 3
+    assert "a.png: target" in missed.stderr
 
 
 def test_an_effort_gives_another_file_that_is_no_larger(image):

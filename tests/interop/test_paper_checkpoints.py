@@ -193,7 +193,7 @@ def test_nothing_of_a_hostile_pickle_runs(saved, tmp_path, where):
         module.c1.predictors[0][4]._parameters["bias"] = hostile
     path = saved(hostile if where == "top" else module)
     assert not trap.exists()
-    with pytest.raises(WeightsError, match=r"asks for .*_ran|asks for pathlib"):
+    with pytest.raises(WeightsError, match=r"references .*_ran|references pathlib"):
         paper_checkpoints.import_checkpoint(path, target)
     assert not trap.exists()
     assert not target.exists()
@@ -216,7 +216,7 @@ def test_nothing_of_a_hostile_pickle_runs(saved, tmp_path, where):
 )
 def test_names_that_no_network_needs_are_refused(tmp_path, module, name):
     path = packed(tmp_path, f"c{module}\n{name}\n.".encode())
-    with pytest.raises(WeightsError, match=f"asks for {module}.{name}"):
+    with pytest.raises(WeightsError, match=f"references {module}.{name}"):
         paper_checkpoints.read_checkpoint(path)
 
 
