@@ -30,8 +30,8 @@ def to_grey(image: Image.Image) -> Image.Image:
 
 def values(image: Image.Image) -> Samples:
     """The samples [height, width] of an image of one of the `MODES`."""
-    if image.mode == "I;16N":  # not supported by numpy
-        image = image.convert("I")
+    if image.mode == "I;16N":  # not supported by numpy; Pillow 11 and 12 convert it to 8 bits
+        return np.frombuffer(image.tobytes(), np.uint16).reshape(image.height, image.width)
     return np.asarray(image)
 
 
