@@ -85,7 +85,8 @@ def basename(name: str) -> str:
 
 def suffix_of(name: str) -> str:
     """The last suffix of a name with its dot, or ""."""
-    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    last = name.replace(os.sep, "/").rpartition("/")[2]
+    stem, dot, suffix = last.rpartition(".")
     return dot + suffix if stem else ""
 
 

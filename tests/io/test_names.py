@@ -29,3 +29,12 @@ def test_parts_of_urls():
     assert names.basename(chained) == "a.png"
     assert names.parent(chained) == "zip://x::s3://b/y.zip"
     assert names.join(names.parent(chained), "c/b.png") == "zip://x/c/b.png::s3://b/y.zip"
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"), [(r"C:\v1.2\photo", ""), (r"..\a.b.png", ".png"), (r"..\photo", "")]
+)
+def test_suffixes_of_paths_with_backslashes(monkeypatch, name, suffix):
+    monkeypatch.setattr(names.os, "sep", "\\")
+    assert names.suffix_of(name) == suffix
+    assert names.with_suffix(name, ".lat") == name.removesuffix(suffix) + ".lat"
