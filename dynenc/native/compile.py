@@ -1,8 +1,9 @@
 """Compile the C of this folder to the shared library that `kernel.py` loads.
 
 `python -m dynenc.native.compile` does so in a checkout; the build hook, for a wheel. The compiler
-is `$CC`, or else `cc`, `gcc` or `clang`, or else the one in the PyPI package ziglang. This file
-imports nothing but the standard library, as the build hook runs it before dynenc is installed.
+is `$CC` if that is set, else `cc`, `gcc` or `clang`, or else the one in the PyPI package ziglang.
+This file imports nothing but the standard library, as the build hook runs it before dynenc is
+installed.
 """
 
 import importlib.util
@@ -46,6 +47,8 @@ def build(library: Path = LIBRARY) -> None:
     """Compile the library, and replace it atomically; raises NoCompiler."""
     compiler = find_compiler()
     if compiler is None:
+        if chosen := os.environ.get("CC"):
+            raise NoCompiler(f"CC is {chosen!r}, which cannot compile here: correct or unset it")
         raise NoCompiler(
             "dynenc contains C code and no C compiler works here: install gcc or clang, "
             f"or run `pip install '{FALLBACK}'`, and try again"
@@ -72,7 +75,7 @@ def find_compiler() -> list[str] | None:
 def candidates() -> Iterator[list[str]]:
     """Candidate C compiler commands, in order of preference."""
     if chosen := os.environ.get("CC"):
-        yield shlex.split(chosen)
+        yield [chosen] if shutil.which(chosen) else shlex.split(chosen)
         return
     for name in ("cc", "gcc", "clang"):
         if shutil.which(name):

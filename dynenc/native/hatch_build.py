@@ -39,9 +39,10 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[misc]  # hatchling is
     PLUGIN_NAME = "custom"
 
     def dependencies(self) -> list[str]:
-        """The compiler from PyPI, where no other one works."""
+        """The compiler from PyPI, where no other one works and none is chosen."""
         compile_kernel = _load_compile()
-        return [] if compile_kernel.find_compiler() else [compile_kernel.FALLBACK]
+        is_found = os.environ.get("CC") or compile_kernel.find_compiler()
+        return [] if is_found else [compile_kernel.FALLBACK]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build the library; `version` is "standard", or "editable" to be used from the sources."""

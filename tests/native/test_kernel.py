@@ -115,6 +115,20 @@ def test_an_unknown_instruction_set_is_named(monkeypatch):
     assert "portable" in caught.value.hint
 
 
+def test_a_chosen_compiler_that_does_not_work_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "false -m64")
+    with pytest.raises(compile.NoCompiler, match=r"CC is 'false -m64'.* unset it"):
+        compile.build(tmp_path / "kernel.so")
+
+
+def test_the_path_of_a_chosen_compiler_may_have_spaces(monkeypatch, tmp_path):
+    compiler = tmp_path / "my cc"
+    compiler.write_text("")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert list(compile.candidates()) == [[str(compiler)]]
+
+
 def test_symbols_out_of_range_are_refused(coders):
     symbols = np.full((4, 2, 2), LIMIT + 1, np.int32)
     with pytest.raises(ValueError, match="native kernel"):
