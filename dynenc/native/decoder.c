@@ -195,7 +195,9 @@ int64_t dynenc_decoder_init(void *memory, int64_t size, const int32_t *numbers, 
     const int64_t needed = dynenc_decoder_size(numbers, length, weights, n_weights);
     if (needed < 0)
         return needed;
-    if (!memory || (uintptr_t)memory % ALIGNMENT || size < needed)
+    if (!memory || (uintptr_t)memory % ALIGNMENT)
+        return DYNENC_BAD_ARGUMENT;
+    if (size < needed)
         return DYNENC_TOO_SMALL;
     const int64_t done = read_into(memory, 1, numbers, length, weights, n_weights);
     return done < 0 ? done : 0;

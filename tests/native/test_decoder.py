@@ -180,6 +180,18 @@ def test_tensors_of_other_shapes_or_sizes_are_refused(name, change, reason):
         integer_tensors.load(tensors, SIZES[0])
 
 
+def test_memory_that_is_not_aligned_is_a_bad_argument():
+    packed = integer_decoder.packed(made_up(SMALLER[2]), *SMALLER[2])
+    numbers, weights = packed.numbers, packed.weights
+    tensors = kernel.pointer(numbers), len(numbers), kernel.pointer(weights), len(weights)
+    size = kernel.library().dynenc_decoder_size(*tensors)
+    memory, init = kernel.Memory(size + 8), kernel.library().dynenc_decoder_init
+    assert init(memory.address, size, *tensors) == 0
+    assert init(memory.address, size - 1, *tensors) == -2
+    assert init(memory.address + 8, size, *tensors) == -1
+    assert init(None, size, *tensors) == -1
+
+
 def test_other_widths_are_refused():
     for sizes in (Sizes((48, 32, 32), (1, 1, 1)), Sizes((32, 32, 32), (60, 1, 1))):
         with pytest.raises(WeightsError, match="do not fit"):
