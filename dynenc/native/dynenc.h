@@ -7,12 +7,20 @@
  * and a workspace for each call. All are aligned to 64 bytes. Lengths and indices that arrive from
  * outside are checked before they are used; a negative return value is one of `enum dynenc_error`.
  *
- * Latents and symbols are arrays [channels, height, width] in C order.
+ * Latents and symbols are arrays [channels, height, width] in C order. Latents are scaled as
+ * diffusion models take them. Payloads and step_q go into files as docs/format.md says.
+ *
+ * To build, compile every .c file of this folder with -std=c11 -O3 -ffp-contract=off -fno-math-errno,
+ * and link with -lm. Where multiplications and additions are fused, encoders give other latents.
  */
 #ifndef DYNENC_H
 #define DYNENC_H
 
 #include <stdint.h>
+
+#if defined(__cplusplus)
+extern "C" {
+#endif
 
 #if defined(_WIN32)
 #define DYNENC_API __declspec(dllexport)
@@ -82,7 +90,7 @@ typedef struct {
 DYNENC_API int64_t dynenc_workspace_size(int32_t channels, int32_t height, int32_t width);
 
 /* Write the payload of symbols, each in -32767..32767, to payload[0..capacity). Returns the payload's
- * length, a multiple of 4. */
+ * length, a multiple of 4. A capacity of 6 bytes for each symbol and 8 more always suffices. */
 DYNENC_API int64_t dynenc_encode(const dynenc_call *call, const int16_t *symbols, uint8_t *payload,
                                  int64_t capacity);
 
@@ -227,5 +235,9 @@ enum dynenc_search {
  * be text in noise. */
 DYNENC_API int64_t dynenc_graphics(const uint16_t *statistics, int32_t rows, int32_t columns,
                                    int32_t search, void *workspace, uint8_t *found);
+
+#if defined(__cplusplus)
+}
+#endif
 
 #endif

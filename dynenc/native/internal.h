@@ -8,6 +8,10 @@
 
 #include "dynenc.h"
 
+#if defined(__FAST_MATH__)
+#error "compile without -ffast-math, with which latents differ from those of other machines"
+#endif
+
 enum {
     ALIGNMENT = 64,     /* of memory and its parts, in bytes */
     MAX_CHANNELS = 16,  /* of latents */

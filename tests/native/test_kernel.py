@@ -2,6 +2,8 @@
 
 import ctypes
 import re
+import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -175,6 +177,25 @@ def test_functions_and_structures_are_those_of_the_header():
     assert found == declared
     assert found.keys() >= kernel.FUNCTIONS.keys()
     assert not structures
+
+
+def test_the_header_is_one_of_cpp(tmp_path):
+    compiler = shutil.which("c++") or pytest.skip("needs c++")
+    source = tmp_path / "a.cpp"
+    source.write_text('#include "dynenc.h"\nint main() { return dynenc_has_path(-1); }\n')
+    command = [compiler, f"-I{compile.FOLDER}", source, compile.LIBRARY, "-o", tmp_path / "a"]
+    subprocess.run(command, check=True)
+
+
+def test_flags_that_change_latents_are_refused_or_named(tmp_path, monkeypatch):
+    header = (compile.FOLDER / "dynenc.h").read_text(encoding="utf-8")
+    assert set(compile.FLAGS) - set(header.replace(",", " ").split()) <= {
+        "-fvisibility=hidden",
+        "-shared",
+    }
+    monkeypatch.setattr(compile, "FLAGS", [*compile.FLAGS, "-ffast-math"])
+    with pytest.raises(compile.NoCompiler, match="compile without -ffast-math"):
+        compile.build(tmp_path / "kernel.so")
 
 
 def test_threads_share_a_coder():
