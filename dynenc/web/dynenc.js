@@ -73,9 +73,11 @@ class Reader {
    *   4 channels each pixel has an opacity of 255 after red, green and blue, as ImageData wants it
    * @returns {{width: number, height: number, data: Uint8ClampedArray, chunks: Map<string,
    *   Uint8Array>}} the colours, row by row, and the chunks of the file, which are not applied
-   * @throws {LatError} whatever the bytes; RangeError if the engine has no memory for the pixels
+   * @throws {LatError} whatever the bytes; RangeError if the engine has no memory for the pixels,
+   *   TypeError if the channels are others
    */
   decode(file, { maxPixels = MAX_PIXELS, channels = 3 } = {}) {
+    if (channels !== 3 && channels !== 4) throw new TypeError(`channels is ${channels}, not 3 or 4`);
     const { header, payload, chunks } = container(bytesOf(file), maxPixels);
     if (!this.#models.includes(header.model))
       fail(`the latents are of model ${header.model}, which this reader has no decoder for`);
