@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from dynenc import registry
 from dynenc.coding import entropy
-from dynenc.errors import DynencError
+from dynenc.errors import DynencError, OutputError
 from dynenc.latent_space import SD1
 from dynenc.native import compile
 from dynenc.networks import integer_tensors
@@ -38,10 +38,13 @@ FLAGS = [
 
 def build(folder: Path) -> None:
     """Write the three files to a folder, creating it; raises DynencError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    compile_program(folder / PROGRAM)
-    (folder / TABLES).write_bytes(tables())
-    shutil.copyfile(HERE / SCRIPT, folder / SCRIPT)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        compile_program(folder / PROGRAM)
+        (folder / TABLES).write_bytes(tables())
+        shutil.copyfile(HERE / SCRIPT, folder / SCRIPT)
+    except OSError as exc:
+        raise OutputError(f"{folder} cannot be written: {exc.strerror or exc}") from exc
 
 
 def compiler() -> list[str]:

@@ -16,6 +16,7 @@ from PIL import Image
 from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.coding.lat_file import LatFile
+from dynenc.errors import OutputError
 from dynenc.web import build
 
 GOLDEN = Path(make.__file__).parent
@@ -96,6 +97,15 @@ def test_pixels_with_opacity_and_the_limit(reader, tmp_path):
     assert found["sha256"] == hashlib.sha256(pixels).hexdigest()
     [found] = decoded(reader, [path], maxPixels=179)
     assert found["message"] == "the file declares 20x9 pixels, the limit is 179"
+    [found] = decoded(reader, [path], channels="4")
+    assert found == {"error": "TypeError", "message": "channels is 4, not 3 or 4"}
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_dynenc(tmp_path):
+    taken = tmp_path / "file"
+    taken.touch()
+    with pytest.raises(OutputError, match="file cannot be written: File exists"):
+        build.build(taken)
 
 
 def test_hostile_files_end_in_one_error(reader, tmp_path):
