@@ -181,7 +181,7 @@ def test_tensors_of_other_shapes_or_sizes_are_refused(name, change, reason):
 
 
 def test_memory_that_is_not_aligned_is_a_bad_argument():
-    packed = integer_decoder.packed(made_up(SMALLER[2]), *SMALLER[2])
+    packed = integer_tensors.packed(made_up(SMALLER[2]), SMALLER[2])
     numbers, weights = packed.numbers, packed.weights
     tensors = kernel.pointer(numbers), len(numbers), kernel.pointer(weights), len(weights)
     size = kernel.library().dynenc_decoder_size(*tensors)
