@@ -109,7 +109,7 @@ class Backend:
                 top += band.shape[2]
         return [view.reduced(image) for image in images]
 
-    @torch.no_grad()  # not inference_mode: the caller may compute with it what has gradients
+    @torch.no_grad()  # not inference_mode: callers may use the result in autograd
     def decode_tensor(self, file: LatFile, decoder: TiledDecoder) -> Tensor:
         """Decode a file: [1, 3, H, W] float32 in [-1, 1] on the device."""
         latents = torch.from_numpy(file.latents)[None]
@@ -121,7 +121,7 @@ class Backend:
         return tensors.to_tensor(image).to(self.device)
 
     def psnr_db(self, decoded: Image.Image, image: RgbImage) -> float:
-        """PSNR of a decoded image against the original."""
+        """PSNR in dB of a decoded RGB image against the original of equal size."""
         original = tensors.to_tensor(image).cpu()
         return metrics.psnr_db(tensors.to_tensor(decoded), original)
 
@@ -136,7 +136,14 @@ class Backend:
         on_step: OnStep | None,
         max_bytes: float,
     ) -> LatFile:
-        """The file of latents [C, h, w] after refinement; see `Refiner.refine`."""
+        """Refine the latents of a file; see `Refiner.refine`.
+
+        Args:
+            file: made from `latents`, at any step.
+            latents: [C, h, w] float32, not quantised.
+            effort: 1..9.
+            max_bytes: limit of the whole file; at least its present size is allowed.
+        """
         refiner = Refiner(self.perceptual, decoder, effort, on_step)
         original = tensors.to_tensor(image).to(self.device)
         start = torch.from_numpy(latents)[None].to(self.device)

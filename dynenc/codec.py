@@ -203,7 +203,8 @@ class Codec:
         closest file is made and the miss is logged, unless `strict` is set.
         Raises: ImageError if the image cannot be read, has a side of 0 or above 65,535 px, or an
             unsupported shape or dtype; UsageError if an argument is out of range; OutOfMemory if
-            there is too little memory for the effort.
+            there is too little memory for the effort; TargetMissed (only with `strict`);
+            WeightsError and DeviceError, as networks are loaded on first use.
         Warns: ImageWarning if something cannot be kept (see `pixels.to_plain` and
             `metadata.from_image`), or if text will not be legible.
         """
@@ -270,7 +271,14 @@ class Codec:
         return list(run(EncodingJob.encode, todo))
 
     def latents(self, images: Sequence[RgbImage]) -> Floats:
-        """Scaled latents [B, C, h, w] of images of equal padded size."""
+        """Encode images of equal padded size.
+
+        Args:
+            images: RGB: Pillow images, arrays [H, W, 3] uint8, or tensors [1, 3, H, W], uint8 or
+                float in [-1, 1].
+        Returns: [B, C, ceil(H / 8), ceil(W / 8)] float32, scaled as the diffusion model takes them.
+        Raises: WeightsError, DeviceError.
+        """
         pixels = [image for image in images if isinstance(image, Image.Image | np.ndarray)]
         encoder = self.native_encoder
         if encoder is None or self._is_encoder_exposed or len(pixels) < len(images):
@@ -302,7 +310,9 @@ class Codec:
             region: left, top, width and height in px of the full-size image; None: all of it.
             scale: 1, 1/2, 1/4 or 1/8; sides are rounded up, and partly covered pixels included.
             max_pixels: refuse files that declare more pixels.
-        Raises: BitstreamError, WeightsError; UsageError if the region is not within the image.
+        Raises: BitstreamError, of which `OtherLatents` if the decoder cannot read the latents;
+            WeightsError; UsageError if the region is not within the image.
+        Warns: ImageWarning if a kept colour profile cannot be applied.
         """
         view = View.of(region, scale)
         parsed = LatFile.load(file, max_pixels=max_pixels)
@@ -341,7 +351,7 @@ class Codec:
         return self.backend.decode_tensor(parsed, self.decoder_of(parsed.model))
 
     def decode_rgb(self, file: LatFile) -> Image.Image:
-        """Decode a file with its detail layer: RGB."""
+        """Decode a file with its detail layer: RGB, without alpha and metadata."""
         layer = detail_layer.from_chunks(file.chunks, file.size)
         [image] = self.decode_latents([file])
         return layer.composite_over(image) if layer else image

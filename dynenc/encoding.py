@@ -32,7 +32,7 @@ ALL_LAYER = "the detail layer covers the whole image, which takes fewer bytes"
 
 @dataclass(frozen=True)
 class Encoded:
-    """An encoded image."""
+    """An encoded image; `note` and `warning` are sentences without a full stop."""
 
     file: LatFile
     note: str = ""  # for the user: a missed target, or what the detail layer covers
@@ -45,7 +45,7 @@ class Encoded:
 
     @property
     def quality(self) -> float:
-        """The quality of the file; with a target it may lie outside 0..100."""
+        """The quality of the file on the scale 0..100; with a target it may lie outside."""
         return detail_layer.file_quality(self.file)
 
 

@@ -82,9 +82,11 @@ class Encoder:
         kernel.checked(init(place, size, *sizes, values, len(tensors)))
 
     def latents(self, pixels: Bytes) -> Floats:
-        """Encode an RGB image [H, W, 3], sides of any length: [C, ceil(H / 8), ceil(W / 8)].
+        """Encode an RGB image; its edge is repeated up to whole patches.
 
-        Its edge is repeated up to whole patches.
+        Args:
+            pixels: [H, W, 3] uint8, sides of any length.
+        Returns: [C, ceil(H / 8), ceil(W / 8)] float32, scaled.
         """
         pixels = kernel.with_contiguous_rows(pixels)
         height, width, _ = pixels.shape

@@ -132,7 +132,7 @@ def _decoder(name: str, vae: Any, space: LatentSpace) -> TiledDecoder:
 
 @torch.inference_mode()
 def _check_latents(decoder: TiledDecoder) -> None:
-    """Raise WeightsError if a foreign decoder makes no RGB, or is evidently of another space.
+    """Raise WeightsError if an external decoder makes no RGB, or is evidently of another space.
 
     A file without a config does not say its space, and the VAEs of SD 1.x and SDXL have the same
     architecture. So a small image of four colours is encoded for both: either TAESD decodes the

@@ -75,7 +75,7 @@ class Encoder(nn.Module):
         return latents.permute(0, 3, 1, 2)
 
     def head_inputs(self, image: Tensor) -> Tensor:
-        """What `head` maps to latents: images like those of `forward` -> [B, width, H/8, W/8]."""
+        """The features that `head` maps: images as for `forward` -> [B, width, H/8, W/8]."""
         return self._rows_and_linear(image)[0].permute(0, 3, 1, 2)
 
     def _rows_and_linear(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The larger decoder of SD latents that ships with dynenc, for GPUs and for patient readers."""
+"""The larger decoder that is part of dynenc: for GPUs, or where time does not matter."""
 
 import torch
 import torch.nn.functional as F

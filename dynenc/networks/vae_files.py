@@ -126,8 +126,13 @@ def _hub_file(repository: str, name: str, download: bool) -> Path | None:
 
 
 def load_vae(path: Path, name: str, parts: tuple[str, ...], space: LatentSpace) -> Any:
-    """Load some parts of a diffusers autoencoder from a folder or a file; the rest has no data.
+    """Load some parts of a diffusers autoencoder from a folder or a file.
 
+    Args:
+        name: for messages.
+        parts: prefixes of PARTS to fill; the other tensors stay on the meta device.
+        space: that the latents must be of.
+    Returns: a diffusers AutoencoderKL or AutoencoderTiny in float32.
     Raises: WeightsError, also if it is for latents of another space.
     """
     diffusers = import_diffusers(name)
@@ -161,6 +166,7 @@ def load_vae(path: Path, name: str, parts: tuple[str, ...], space: LatentSpace) 
 
 
 def import_diffusers(name: str) -> Any:
+    """The module diffusers; raises WeightsError that says what needs it, by name."""
     try:
         import diffusers
     except ImportError as exc:
