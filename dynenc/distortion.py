@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynenc.imaging.tensors import pad
-from dynenc.latent_space import PATCH, latent_size
+from dynenc.latent_space import PATCH, ceil_div, latent_size
 from dynenc.native.kernel import Floats
 from dynenc.networks.perceptual_network import PerceptualNetwork
 
@@ -166,8 +166,8 @@ def windows(height: int, width: int, side: int) -> Iterator[Window]:
 
 def _windows_1d(pixels: int, side: int) -> Iterator[tuple[slice, slice, slice, slice]]:
     """The slices of `Window` in one dimension."""
-    length = -(-pixels // PATCH)
-    count = -(-length // side)
+    length = ceil_div(pixels, PATCH)
+    count = ceil_div(length, side)
     for first, last in pairwise(i * length // count for i in range(count + 1)):
         begin, end = max(0, first - MARGIN), min(length, last + MARGIN)
         start, stop = first * PATCH, min(last * PATCH, pixels)

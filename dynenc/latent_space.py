@@ -67,9 +67,14 @@ def _known(name: str) -> LatentSpace:
     return DYNENC_SPACES[name] if name in DYNENC_SPACES else SPACES[name]
 
 
+def ceil_div(dividend: int, divisor: int) -> int:
+    """The quotient, rounded up."""
+    return -(-dividend // divisor)
+
+
 def latent_size(height: int, width: int) -> tuple[int, int]:
     """h and w of the latents of a height x width px image, padded to whole patches."""
-    return -(-height // PATCH), -(-width // PATCH)
+    return ceil_div(height, PATCH), ceil_div(width, PATCH)
 
 
 def named(name: str) -> LatentSpace:

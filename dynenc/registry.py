@@ -326,11 +326,19 @@ def encoder_model(encoder: str) -> Model:
 def _space_of(file: str) -> LatentSpace:
     """The latent space of the weights in a file; SD 1.x unless it says another."""
     try:
-        with safe_open(file, "np") as tensors:
-            model = MODELS.get((tensors.metadata() or {}).get("model", ""))
-    except (OSError, SafetensorError):  # reported when the weights are read
+        model = MODELS.get(metadata_of(file).get("model", ""))
+    except WeightsError:  # reported when the weights are read
         model = None
     return model.space if model else SD1
+
+
+def metadata_of(file: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without reading its tensors. Raises: WeightsError."""
+    try:
+        with safe_open(file, "np") as tensors:
+            return dict(tensors.metadata() or {})
+    except (OSError, SafetensorError) as exc:
+        raise WeightsError(f"{file} cannot be read as safetensors: {exc}") from exc
 
 
 def is_weight_file(name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynenc.arguments import checked_integer
 from dynenc.errors import UsageError
+from dynenc.latent_space import ceil_div
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,7 +89,7 @@ class View:
         """
         left, top, right, bottom = self.within(size).box
         left, top = left // self.divisor, top // self.divisor
-        right, bottom = -(-right // self.divisor), -(-bottom // self.divisor)
+        right, bottom = ceil_div(right, self.divisor), ceil_div(bottom, self.divisor)
         return Region(left, top, right - left, bottom - top)
 
     def covered(self, size: tuple[int, int]) -> Region:

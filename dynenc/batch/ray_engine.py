@@ -21,6 +21,7 @@ from dynenc.batch.plan import Job
 from dynenc.batch.results import Result
 from dynenc.batch.settings import ConversionSettings
 from dynenc.errors import DynencError, EngineError, first_line
+from dynenc.latent_space import ceil_div
 
 BLOCK = 64  # most jobs handed out at a time; a lost node loses at most one block
 CPUS = 1  # per actor
@@ -141,7 +142,8 @@ def _run(
     logger.info("ray: up to %d actors, one per %s", most, "GPU" if gpu else "CPU")
     window = max(1, min(BLOCK, len(jobs) // (4 * most)))
     rows = data.from_items(
-        [{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=-(-len(jobs) // window)
+        [{"job": pickle.dumps(job)} for job in jobs],
+        override_num_blocks=ceil_div(len(jobs), window),
     )
     answers = rows.map_batches(
         Actor,

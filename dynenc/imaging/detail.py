@@ -31,7 +31,7 @@ from dynenc.imaging import avif, formats
 from dynenc.imaging.fill import filled
 from dynenc.imaging.graphics import Mask, dilated
 from dynenc.imaging.packing import pack, unpack
-from dynenc.latent_space import PATCH, latent_size
+from dynenc.latent_space import PATCH, ceil_div, latent_size
 from dynenc.native.kernel import TILE, Bytes
 from dynenc.registry import Model
 from dynenc.view import WHOLE, Region, View
@@ -143,7 +143,7 @@ def weights(
     region = region or Region(0, 0, *size)
     left, top, right, bottom = region.box
     rows, columns = max(0, top // TILE - 1), max(0, left // TILE - 1)  # one more on each side
-    inside = mask[rows : -(-bottom // TILE) + 1, columns : -(-right // TILE) + 1]
+    inside = mask[rows : ceil_div(bottom, TILE) + 1, columns : ceil_div(right, TILE) + 1]
     inside = inside.repeat(TILE, 0).repeat(TILE, 1)
     inside = inside[: size[1] - TILE * rows, : size[0] - TILE * columns]
     weight = inside.astype(np.uint8)
@@ -311,10 +311,10 @@ def _split(data: bytes, size: tuple[int, int]) -> _Parts:
     rest = data[CHUNK_HEAD.size :]
     if length > len(rest):
         raise Corrupt(f"chunk {DETAIL} is cut short")
-    shape = -(-size[1] // TILE), -(-size[0] // TILE)
+    shape = ceil_div(size[1], TILE), ceil_div(size[0], TILE)
     n_tiles = shape[0] * shape[1]
-    bits = unpack(DETAIL, rest[:length], -(-n_tiles // 8))
-    if len(bits) < -(-n_tiles // 8):
+    bits = unpack(DETAIL, rest[:length], ceil_div(n_tiles, 8))
+    if len(bits) < ceil_div(n_tiles, 8):
         raise Corrupt(f"the mask of chunk {DETAIL} has too few tiles")
     flags: npt.NDArray[np.uint8] = np.unpackbits(np.frombuffer(bits, np.uint8))
     if flags[n_tiles:].any() or not flags.any():

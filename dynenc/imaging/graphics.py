@@ -9,6 +9,7 @@ from PIL import Image
 
 from dynenc.imaging import arrays
 from dynenc.imaging.arrays import Pixels
+from dynenc.latent_space import ceil_div
 from dynenc.native import kernel
 from dynenc.native.kernel import TILE, Counts, Search
 
@@ -49,13 +50,13 @@ def _measured(image: Image.Image | Pixels, divisor: int = 1) -> Counts:
     for top in range(0, height, high):
         below = min(top + high, height)
         strip = arrays.part_of(image, 0, top, width, min(below + divisor, height))
-        found.append(kernel.tile_statistics(strip, -(-(below - top) // side), divisor))
+        found.append(kernel.tile_statistics(strip, ceil_div(below - top, side), divisor))
     return found[0] if len(found) == 1 else np.concatenate(found, 1)
 
 
 def shape_of(image: Image.Image) -> tuple[int, int]:
     """The number of rows and columns of tiles."""
-    return -(-image.height // TILE), -(-image.width // TILE)
+    return ceil_div(image.height, TILE), ceil_div(image.width, TILE)
 
 
 def dilated(mask: Mask) -> Mask:

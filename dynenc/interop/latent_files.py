@@ -24,7 +24,7 @@ from dynenc.interop.containers import FLOATS, Container, RawTensor
 from dynenc.interop.latent_export import NEW_CONTAINERS, default_scaling, new_container
 from dynenc.interop.recognition import Layout, RecognisedFile
 from dynenc.interop.scaling import RAW, Scaling
-from dynenc.latent_space import PATCH, SD1, SPACES, LatentSpace, latent_size
+from dynenc.latent_space import PATCH, SD1, SPACES, LatentSpace, ceil_div, latent_size
 from dynenc.native.kernel import Floats
 
 USUAL_RMS = {"sd1": (0.4, 2.3), "sdxl": (0.3, 2.3), "flux1": (0.3, 2.5), "sd3": (0.5, 2.5)}
@@ -205,7 +205,7 @@ def _checked(tensor: RawTensor, space: LatentSpace, name: str) -> Floats:
             f"{name} holds latents of {shape[0]} channels: those of {space.title} have "
             f"{space.channels}"
         )
-    if len(shape) != 3 or not 0 < min(shape) <= max(shape) <= -(-MAX_SIDE // PATCH):
+    if len(shape) != 3 or not 0 < min(shape) <= max(shape) <= ceil_div(MAX_SIDE, PATCH):
         raise LatentsError(f"{name} holds a tensor {shape}, not latents [{space.channels}, h, w]")
     if tensor.dtype not in FLOATS:
         kind = tensor.array.dtype

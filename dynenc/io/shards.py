@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Literal, cast
 from dynenc.errors import ImageError, OutputError
 from dynenc.io.names import basename
 from dynenc.io.storage import Readable
+from dynenc.latent_space import ceil_div
 
 TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2?|txz)$", re.IGNORECASE)
 ZIP = re.compile(r"\.zip$", re.IGNORECASE)
@@ -181,7 +182,7 @@ class Writer:
         Raises: OutputError if the name is taken or cannot be stored in a tar.
         """
         self.copy(Member(name, len(data), mtime, io.BytesIO(data)))
-        whole = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        whole = ceil_div(len(data), tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         return self.tar.offset - whole
 
     def copy(self, member: Member) -> None:

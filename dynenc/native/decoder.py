@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from dynenc import runtime
 from dynenc.errors import WeightsError
-from dynenc.latent_space import PATCH
+from dynenc.latent_space import PATCH, ceil_div
 from dynenc.native.kernel import (
     Bytes,
     Memory,
@@ -136,7 +136,7 @@ class PixelDecoder:
         parts = [
             Region(left, top, right - left, bottom - top)
             for top, bottom in _split(region.height, min(threads, region.height // FEWEST_ROWS))
-            for left, right in _split(region.width, -(-region.width // LARGEST_WIDTH))
+            for left, right in _split(region.width, ceil_div(region.width, LARGEST_WIDTH))
         ]
 
         def run(part: Region) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dynenc.errors import Corrupt, DynencError, WeightsError
+from dynenc.latent_space import ceil_div
 from dynenc.native import compile
 
 Ints = npt.NDArray[np.int32]
@@ -337,7 +338,7 @@ def tile_statistics(pixels: Bytes, rows: int, divisor: int = 1) -> Counts:
         divisor: 2 for the tiles of the image of half the sides.
     See `dynenc_tiles` in dynenc.h.
     """
-    found = np.empty((7, rows, -(-pixels.shape[1] // (divisor * TILE))), np.uint16)
+    found = np.empty((7, rows, ceil_div(pixels.shape[1], divisor * TILE)), np.uint16)
     given = with_contiguous_rows(pixels)
     call = library().dynenc_tiles
     checked(call(ctypes.byref(input_image(given)), rows, divisor, pointer(found)))

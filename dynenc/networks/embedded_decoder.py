@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynenc.latent_space import SD1
+from dynenc.latent_space import SD1, ceil_div
 from dynenc.networks.integer_tensors import BOUND, GATE_BOUND, Sizes
 
 Cut = tuple[int, int, int, int]  # latents to cut off at the left, right, top and bottom
@@ -73,7 +73,7 @@ class EmbeddedDecoder(nn.Module):
         self.reaches = [0]  # after each PixelShuffle: positions around a pixel that it depends on
         for count in reversed(blocks[1:]):
             last = len(self.reaches) == 1
-            self.reaches.insert(0, -(-self.reaches[0] // 2) + count + int(last))
+            self.reaches.insert(0, ceil_div(self.reaches[0], 2) + count + int(last))
 
     def forward(self, latents: Tensor, cut: Cut = (0, 0, 0, 0)) -> Tensor:
         """Decode: [B, channels, h, w] -> [B, 3, 8h, 8w], about [-1, 1].

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -91,7 +91,7 @@ def load_path(path: Path, space: LatentSpace | None = None) -> nn.Module:
     Raises: WeightsError.
     """
     try:
-        metadata, data = _metadata(path), path.read_bytes()
+        metadata, data = registry.metadata_of(path), path.read_bytes()
     except OSError as exc:
         raise WeightsError(f"{path} cannot be read: {exc}") from exc
     name = metadata.get("model", "")
@@ -110,15 +110,7 @@ def load_path(path: Path, space: LatentSpace | None = None) -> nn.Module:
 
 def model_name(path: Path) -> str:
     """The name of the model whose weights a file of `save_weights` holds. Raises: WeightsError."""
-    return _metadata(path).get("model", "")
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as exc:
-        raise WeightsError(f"{path} cannot be read as safetensors: {exc}") from exc
+    return registry.metadata_of(path).get("model", "")
 
 
 def _with_weights(module: N, data: bytes, name: str) -> N:

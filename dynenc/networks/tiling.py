@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynenc.latent_space import PATCH, SD1, LatentSpace
+from dynenc.latent_space import PATCH, SD1, LatentSpace, ceil_div
 from dynenc.networks.checks import check_batch
 from dynenc.networks.compat import maybe_bfloat16
 from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder
@@ -174,8 +174,8 @@ def spans(length: int, tiles: Tiles) -> list[Span]:
     The weight of a tile is its own ramp minus that of the next tile.
     """
     tile, margin, overlap = tiles
-    count = max(1, -(-(length - overlap) // (tile - overlap)))
-    size = -(-(length + (count - 1) * overlap) // count)
+    count = max(1, ceil_div(length - overlap, tile - overlap))
+    size = ceil_div(length + (count - 1) * overlap, count)
     starts = [i * (length - size) // max(1, count - 1) for i in range(count)]
     pixel = torch.arange(length * PATCH, dtype=torch.float32, device="cpu") + 0.5
     ramp = (overlap - 2 * margin) * PATCH

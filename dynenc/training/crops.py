@@ -14,15 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dynenc.errors import ImageError
 from dynenc.imaging import formats
+from dynenc.imaging.arrays import Pixels
 from dynenc.imaging.sources import iter_images
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)

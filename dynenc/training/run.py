@@ -20,6 +20,7 @@ from dynenc.coding.quantize import STEP_UNIT, to_symbols
 from dynenc.imaging.sources import iter_images
 from dynenc.imaging.tensors import pad, to_tensor
 from dynenc.io.writing import make_folder, writing
+from dynenc.latent_space import ceil_div
 from dynenc.networks import loading
 from dynenc.networks.decoders import load_autoencoder
 from dynenc.networks.encoder import to_floats
@@ -96,7 +97,7 @@ def train_coder(
     @torch.inference_mode()
     def latents() -> Iterator[npt.NDArray[np.float32]]:
         whole = crops.whole()
-        every = -(-len(whole) // config.images) if config.images else 1
+        every = ceil_div(len(whole), config.images) if config.images else 1
         for number, pixels in enumerate(whole[::every]):
             image = to_floats(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
             yield encoders[number % len(encoders)](pad(image))[0].numpy()

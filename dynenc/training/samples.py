@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from dynenc.coding.entropy import MAX_VALUE, STAGES, EntropyCoder
 from dynenc.coding.quantize import STEP_UNIT, to_symbols
+from dynenc.latent_space import ceil_div
 from dynenc.native import kernel
 from dynenc.native.kernel import Floats, Ints, Symbols
 
@@ -87,7 +88,7 @@ def places_of(
     samples: list[Sample], stage: int, random: np.random.Generator, config: FitConfig
 ) -> list[npt.NDArray[np.int64]]:
     """Rows and columns [2, N] of symbols of a stage in each sample, drawn at random."""
-    each = -(-config.samples // len(samples))
+    each = ceil_div(config.samples, len(samples))
     drawn = []
     for sample in samples:
         _, height, width = sample.symbols.shape

@@ -14,7 +14,7 @@ from dynenc.imaging import extras, notes
 from dynenc.imaging.extras import Extras
 from dynenc.imaging.read import open_image
 from dynenc.io import names, storage
-from dynenc.latent_space import PATCH
+from dynenc.latent_space import PATCH, ceil_div
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,6 @@ def load_image(item: Item, settings: ConversionSettings) -> LoadedItem[Image.Ima
             keep_metadata=settings.encode.keep_metadata,
             truncated=settings.input.truncated,
         )
-    width, height = (-(-side // PATCH) * PATCH for side in image.size)
+    width, height = (ceil_div(side, PATCH) * PATCH for side in image.size)
     n_bytes = inputs.size_of(item.source) if blob is None else len(blob)
     return LoadedItem(image, n_bytes, (height, width), note=notes.joined(*lost))
