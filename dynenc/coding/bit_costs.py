@@ -1,4 +1,4 @@
-"""What symbols cost, and how the cost changes with them: for the encoder's search (refine.py)."""
+"""The cost of symbols in bits, and how it changes with them: for the search in refine.py."""
 
 import math
 from typing import Any

@@ -295,7 +295,7 @@ def is_whole(file: LatFile) -> bool:
 
 
 class _Parts(NamedTuple):
-    """What a chunk holds."""
+    """The parts of a chunk."""
 
     form: int  # one of FORMS, if this dynenc knows it
     quality: int  # of the file

@@ -230,7 +230,7 @@ def _read_pt(data: bytes, name: str) -> Container:
 
 
 class _Budget:
-    """What may still be unpacked of a file whose values can refer to one another."""
+    """The bytes that may still be unpacked of a file whose values can refer to one another."""
 
     def __init__(self, name: str) -> None:
         self.name, self.left = name, MAX_CONTAINER_BYTES

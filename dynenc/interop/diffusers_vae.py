@@ -41,7 +41,7 @@ class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not ty
         encoder_name: 'nano', 'light', 'base' or a .safetensors file.
         decoder_name: see `load_decoder`.
         space: of the latents, of `latent_space.SPACES`.
-    The rest describes the VAE of the space, as far as pipelines ask for it; see `vae`.
+    The other arguments only describe the VAE for pipelines; see `vae`.
     """
 
     _supports_gradient_checkpointing = True

@@ -40,7 +40,7 @@ MAX_NUMBER = 2**53  # in an index: what JSON can hold everywhere
 
 @dataclass(frozen=True, slots=True)
 class CacheSettings:
-    """What the latents of a cache depend on besides the images."""
+    """The settings that the latents of a cache depend on."""
 
     space: str  # of latent_space.SPACES
     encoder: str  # name of a model of dynenc, or of a VAE
@@ -50,7 +50,7 @@ class CacheSettings:
     flips: bool  # whether there are latents of the mirrored images, too
 
     def differences(self, wanted: CacheSettings) -> str:
-        """How they differ from those wanted, for messages; "" if they are equal."""
+        """The differences from the wanted settings, for messages; "" if there are none."""
         every = (each.name for each in fields(self))
         differ = {name for name in every if getattr(self, name) != getattr(wanted, name)}
         if "encoder" in differ:

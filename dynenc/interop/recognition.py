@@ -40,7 +40,7 @@ OTHER_PROGRAMS = re.compile(r"_(anima|hi)\.npz$")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a program keeps latents in a file."""
+    """The names of the tensors that a program writes to a file of latents."""
 
     format_name: str  # of LATENT_FORMATS; "": that of the container
     latents: re.Pattern[str]  # names of all tensors of latents
@@ -72,7 +72,7 @@ ONETRAINER = Layout(
 
 @dataclass(frozen=True, slots=True)
 class RecognisedFile:
-    """What is known of a file of latents."""
+    """A file of latents: its layout, space and scaling, as far as they are known."""
 
     layout: Layout
     space: LatentSpace | None = None  # None: the file does not say
