@@ -113,7 +113,7 @@ def _plan(
         into_folder=not is_file,
         shard_size=settings.output.shard_size,
         naming=settings.output.naming,
-        same_name=names.casefolded if ignores_case else str,
+        same_name=storage.real_names(folds=ignores_case),
     )
     return plan(files, rule), settings
 

@@ -108,7 +108,7 @@ class OutputRule:
         suffix: of the outputs, with the dot.
         naming: "keep" adds the suffix to the input's name instead of replacing its own.
         shard_size: pack this many images into each tar shard, named 000000.tar and so on.
-        same_name: a name as the file system compares it; see `names.casefolded`.
+        same_name: equal for all names of one file; see `storage.real_names`.
     """
 
     output: str | None
@@ -184,7 +184,8 @@ def _packed(found: Sequence[InputFile], rule: OutputRule, size: int) -> list[Job
                 f"{member.source} is already an archive, and cannot be packed into shards",
                 hint="leave out --shard-size, or --exclude it",
             )
-    _refuse_clashes(members, rule)
+    targets = ((member.source, join(rule.output, member.name)) for member in members)
+    _refuse_clashes(targets, rule)
     return [
         Job(
             "", join(rule.output, SHARD.format(start // size)), tuple(members[start : start + size])

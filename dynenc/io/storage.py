@@ -1,12 +1,13 @@
 """Listing and reading local files and fsspec URLs; for writing see `writing`."""
 
+import functools
 import glob
 import io
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -114,6 +115,26 @@ def ignores_case(folder: str) -> bool:
         if other.name != part.name:
             return other.exists() and other.samefile(part)
     return False
+
+
+def real_names(*, folds: bool) -> Callable[[str], str]:
+    """A function that maps all names of one file to the same name, but for links to the file.
+
+    Names such as `./a`, `x/../a` and an absolute path are resolved, and links to folders followed.
+    URLs stay as they are.
+
+    Args:
+        folds: names that differ only in case are those of one file; see `ignores_case`.
+    """
+    real_folder = functools.cache(os.path.realpath)
+
+    def real_name(name: str) -> str:
+        if name != STREAM and not is_url(name):
+            with suppress(OSError):  # the current folder has been removed
+                name = os.path.join(real_folder(names.parent(name)), names.basename(name))  # noqa: PTH118
+        return names.casefolded(name) if folds else name
+
+    return real_name
 
 
 class Walked(NamedTuple):

@@ -84,7 +84,7 @@ def test_packing():
     assert all(job.is_shard for job in jobs)
     with pytest.raises(UsageError, match="shards need an output folder"):
         planned(found("a.png"), None, ".lat", shard_size=2)
-    with pytest.raises(UsageError, match=r"both become a\.lat"):
+    with pytest.raises(UsageError, match=r"both become out/a\.lat"):
         planned(found("a.png", "a.jpg"), "out", ".lat", shard_size=1)
     with pytest.raises(UsageError, match="already an archive"):
         planned(found("a.tar"), "out", ".lat", shard_size=1)

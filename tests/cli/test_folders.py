@@ -389,13 +389,17 @@ def test_an_output_inside_the_input_is_no_input(photos):
 
 
 def test_an_output_that_is_its_own_input(photos):
-    assert "is an input" in sentence("roundtrip", photos, "-o", photos, "--force", code=2)
+    (photos.parent / "link").symlink_to(photos)
+    for same in (photos, f"{photos}/sub/..", os.path.relpath(photos), photos.parent / "link"):
+        assert "is an input" in sentence("roundtrip", photos, "-o", same, "--force", code=2)
 
 
 def test_two_inputs_for_one_output(photos):
     (photos / "a.jpg").write_bytes((photos / "a.png").read_bytes())
     line = sentence("encode", photos, code=2)
     assert f"{photos}/a.jpg and {photos}/a.png would both become {photos}/a.lat" in line
+    line = sentence("encode", photos / "a.png", f"{photos}/sub/../a.jpg", code=2)
+    assert f"{photos}/a.png and {photos}/sub/../a.jpg would both become" in line
 
 
 def test_a_file_where_a_folder_must_be(photos, tmp_path):
