@@ -91,7 +91,7 @@ class WorkerFactory:
         try:
             socket.send_fds(self.control, [NUMBER.pack(0)], [jobs, answers])
             pid = self._answer()
-        except OSError:
+        except BaseException:  # also Ctrl-C
             os.close(to_worker)
             os.close(from_worker)
             raise
@@ -148,7 +148,10 @@ def fork_on_request(descriptor: int, module: str) -> None:
                 return
             (pid,) = NUMBER.unpack(message)
             answer = _fork(control, *pipes) if pid == 0 else _exit_code(pid)
-            control.sendall(NUMBER.pack(answer))
+            try:
+                control.sendall(NUMBER.pack(answer))
+            except BrokenPipeError:  # the parent has closed the socket without waiting
+                return
 
 
 def _fork(control: socket.socket, jobs: int, answers: int) -> int:

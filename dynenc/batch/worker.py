@@ -97,7 +97,10 @@ def enter(entry: str) -> None:
 def serve() -> None:
     """Answer jobs until the parent closes the stream, or dies."""
     received, answers = _streams()
-    settings: ConversionSettings = pickle.load(received)
+    try:
+        settings: ConversionSettings = pickle.load(received)
+    except EOFError:  # the parent was interrupted
+        return
     inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
     stopped = threading.Event()
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import dynenc
 from dynenc.batch import forking, local_engine, worker
 
 N_IMAGES = 10
+OPEN_FILES = Path("/proc/self/fd")
 ROOT = str(Path(dynenc.__file__).parents[1])
 CONVERT = (
     "import dynenc; summary = dynenc.convert('encode', '../in', '../out', encoder='nano', jobs=2); "
@@ -130,3 +132,19 @@ def test_workers_start_by_themselves_where_forking_is_not_safe(images, tmp_path,
         for name in ("True", "False")
     ]
     assert written[0] == written[1]
+
+
+@pytest.mark.skipif(not OPEN_FILES.exists(), reason="no list of open files here")
+def test_ctrl_c_while_workers_start_leaves_neither_tracebacks_nor_open_files(
+    pictures, tmp_path, monkeypatch, capfd
+):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(forking.Factory, "_answer", interrupt)
+    before = len(list(OPEN_FILES.iterdir()))
+    with pytest.raises(KeyboardInterrupt):
+        dynenc.convert("encode", pictures, tmp_path / "out", encoder="nano", jobs=2)
+    assert len(list(OPEN_FILES.iterdir())) == before
+    time.sleep(0.5)  # the worker reports by itself, after its parent has gone on
+    assert capfd.readouterr().err == ""
