@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, features
 
+from dynenc import runtime
 from dynenc.coding import rate_control
 from dynenc.coding.bitstream import DETAIL, Chunk, find_chunk
 from dynenc.coding.entropy import load_coder
@@ -230,7 +231,7 @@ def to_chunk(image: Image.Image, mask: Mask, quality: float) -> Chunk:
     inside = weights(mask, image.size, 0)[box[1] : box[3], box[0] : box[2]] > 0
     part = image.crop(box)
     part = part if inside.all() else filled(part, Image.fromarray(inside))
-    options = AVIF_OPTIONS if form == "AVIF" else WEBP_OPTIONS
+    options = AVIF_OPTIONS | {"max_threads": _threads()} if form == "AVIF" else WEBP_OPTIONS
     file = io.BytesIO()
     part.save(file, form, quality=layer_quality(quality), **options)
     packed = pack(np.packbits(mask).tobytes())
@@ -238,6 +239,13 @@ def to_chunk(image: Image.Image, mask: Mask, quality: float) -> Chunk:
     return with_quality(
         (DETAIL, CHUNK_HEAD.pack(number, 0, len(packed)) + packed + file.getvalue()), quality
     )
+
+
+def _threads() -> int:
+    """Threads of the AVIF encoder: two or more give the same bytes, but one gives others."""
+    from PIL import AvifImagePlugin
+
+    return max(2, AvifImagePlugin.DEFAULT_MAX_THREADS or runtime.cores())
 
 
 def with_quality(chunk: Chunk, quality: float) -> Chunk:

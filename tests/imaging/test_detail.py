@@ -7,7 +7,7 @@ import pytest
 from imaging.test_graphics import page, photo, screen
 from PIL import Image, features
 
-from dynenc import Codec
+from dynenc import Codec, runtime
 from dynenc.batch.verify import verify
 from dynenc.coding.bitstream import DETAIL, MAX_PIXELS
 from dynenc.coding.encode_options import EncodeOptions
@@ -117,6 +117,15 @@ def test_arrays_and_tensors_have_the_same_layer(codec):
     blobs = {codec.encode(each) for each in (Image.fromarray(pixels), pixels, tensor)}
     blobs.add(codec.encode(tensor / 127.5 - 1))
     assert len(blobs) == 1
+
+
+def test_the_number_of_threads_does_not_change_the_layer(codec):
+    pictures = [screen((200, 200)), screen((320, 208), "navy"), page()]
+    blobs = []
+    for threads in (None, 1, 2, 3):
+        with runtime.own_process(threads):
+            blobs.append([codec.encode(picture) for picture in pictures])
+    assert all(each == blobs[0] for each in blobs)
 
 
 def test_a_layer_that_is_off_is_missed(codec):
