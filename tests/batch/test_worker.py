@@ -8,6 +8,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy  # noqa: F401  # its first import adds warning filters
 import pytest
 from PIL import Image
 
