@@ -137,15 +137,15 @@ def test_workers_start_by_themselves_where_forking_is_not_safe(images, tmp_path,
 
 @pytest.mark.skipif(not OPEN_FILES.exists(), reason="no list of open files here")
 def test_ctrl_c_while_workers_start_leaves_neither_tracebacks_nor_open_files(
-    pictures, tmp_path, monkeypatch, capfd
+    images, tmp_path, monkeypatch, capfd
 ):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(forking.Factory, "_answer", interrupt)
+    monkeypatch.setattr(forking.WorkerFactory, "_answer", interrupt)
     before = len(list(OPEN_FILES.iterdir()))
     with pytest.raises(KeyboardInterrupt):
-        dynenc.convert("encode", pictures, tmp_path / "out", encoder="nano", jobs=2)
+        dynenc.convert("encode", images, tmp_path / "out", encoder="nano", jobs=2)
     assert len(list(OPEN_FILES.iterdir())) == before
     time.sleep(0.5)  # the worker reports by itself, after its parent has gone on
     assert capfd.readouterr().err == ""

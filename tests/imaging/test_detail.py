@@ -120,11 +120,11 @@ def test_arrays_and_tensors_have_the_same_layer(codec):
 
 
 def test_the_number_of_threads_does_not_change_the_layer(codec):
-    pictures = [screen((200, 200)), screen((320, 208), "navy"), page()]
+    images = [screen((200, 200)), screen((320, 208), "navy"), page()]
     blobs = []
     for threads in (None, 1, 2, 3):
-        with runtime.own_process(threads):
-            blobs.append([codec.encode(picture) for picture in pictures])
+        with runtime.tuned_process(threads):
+            blobs.append([codec.encode(image) for image in images])
     assert all(each == blobs[0] for each in blobs)
 
 
