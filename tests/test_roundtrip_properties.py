@@ -15,10 +15,11 @@ from PIL import Image
 from dynenc import registry
 from dynenc.codec import Codec
 from dynenc.coding import quantize
-from dynenc.coding.entropy import LIMIT, load_coder
+from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import read_bytes
 from dynenc.imaging import tensors
 from dynenc.io.writing import writing
+from dynenc.native.kernel import MAX_SYMBOL
 from dynenc.networks import loading
 
 NANO = Codec.from_pretrained("nano", decoder="embedded", device="cpu")
@@ -48,7 +49,7 @@ def test_padding_only_adds(image):
 
 
 @given(
-    hnp.arrays(np.int32, (4, 3, 6), elements=st.integers(3 - LIMIT, LIMIT - 3)),
+    hnp.arrays(np.int32, (4, 3, 6), elements=st.integers(3 - MAX_SYMBOL, MAX_SYMBOL - 3)),
     st.integers(1, 65_535),
     st.booleans(),
 )

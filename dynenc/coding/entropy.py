@@ -34,7 +34,6 @@ STAGES = (  # planes (row % 4, column % 4) of each stage, coarse to fine
     ((0, 1), (0, 3), (2, 1), (2, 3)),
     ((1, 0), (1, 2), (3, 0), (3, 2)),
 )
-LIMIT = kernel.MAX_SYMBOL
 FRACTIONS = 8  # the expected value is known to this fraction of a step ...
 VARIANTS = FRACTIONS // 2 + 1  # ... and has tables for these fractions, as signs are folded
 MAX_VALUE = 1023  # largest magnitude of a context value, in 1/128 of a latent unit
@@ -97,7 +96,7 @@ class EntropyCoder:
         return int(self.counts.shape[1]) // 2 - 1
 
     def encode(self, symbols: Symbols, step_q: int) -> bytes:
-        """Compress symbols [C, h, w], each in -LIMIT..LIMIT, of quantiser step step_q / 1024."""
+        """Compress symbols [C, h, w] in -MAX_SYMBOL..MAX_SYMBOL, of step step_q / 1024."""
         return self.kernel.encode(symbols, step_q)
 
     def decode(self, payload: bytes, height: int, width: int, step_q: int) -> Shorts:

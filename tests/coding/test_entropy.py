@@ -7,8 +7,9 @@ from safetensors.numpy import load
 
 from dynenc import registry
 from dynenc.coding.encode_latents import encode_latents
-from dynenc.coding.entropy import LIMIT, EntropyCoder, load_coder
+from dynenc.coding.entropy import EntropyCoder, load_coder
 from dynenc.errors import Corrupt, WeightsError
+from dynenc.native.kernel import MAX_SYMBOL
 
 TABLES = registry.read_file(registry.MODELS["fast"])
 KINDS = {"fast": ("fast", False), "plain": ("full", False), "trellis": ("full", True)}
@@ -46,17 +47,17 @@ def smooth(height, width, step_q, seed=0, channels=4):
 @pytest.mark.parametrize("step_q", [1, 77, 307, 1229, 65535])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (5, 6), (32, 48)])
 def test_symbols_survive(each_model, shape, step_q):
-    symbols = np.clip(smooth(*shape, step_q, channels=each_model.channels), -LIMIT, LIMIT)
+    symbols = np.clip(smooth(*shape, step_q, channels=each_model.channels), -MAX_SYMBOL, MAX_SYMBOL)
     payload = each_model.encode(symbols, step_q)
     decoded = each_model.decode(payload, *shape, step_q)
     assert decoded.dtype == np.int16
     assert np.array_equal(decoded, symbols)
 
 
-@pytest.mark.parametrize("value", [-LIMIT, LIMIT, 255, 0])
+@pytest.mark.parametrize("value", [-MAX_SYMBOL, MAX_SYMBOL, 255, 0])
 def test_extreme_symbols_survive(each_model, value):
     symbols = np.full((each_model.channels, 6, 7), value, np.int32)
-    symbols[-2, 3, 4] = -LIMIT
+    symbols[-2, 3, 4] = -MAX_SYMBOL
     for step_q in (1, 307, 65535):
         payload = each_model.encode(symbols, step_q)
         assert np.array_equal(each_model.decode(payload, 6, 7, step_q), symbols)
@@ -67,7 +68,7 @@ def test_extreme_symbols_survive(each_model, value):
 def test_a_program_written_from_the_specification_agrees(kind, shape, step_q):
     symbols = smooth(*shape, step_q, channels=coder_of(kind).channels)
     symbols.flat[3] = 900  # escapes
-    symbols.flat[1] = -LIMIT
+    symbols.flat[1] = -MAX_SYMBOL
     payload = coder_of(kind).encode(symbols, step_q)
     name, has_trellis = ALL_KINDS[kind]
     tensors = oracle_entropy.read_tensors(registry.read_file(registry.named(name, "coder")))

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dynenc.coding.entropy import LIMIT, load_coder
+from dynenc.coding.entropy import load_coder
 from dynenc.errors import Corrupt
+from dynenc.native.kernel import MAX_SYMBOL
 
 KINDS = (("fast", False), ("full", False), ("full", True))
 coders = st.sampled_from([load_coder(name, has_trellis=which) for name, which in KINDS])
@@ -21,7 +22,7 @@ steps = st.one_of(st.integers(77, 1229), st.integers(1, 65535))
     height=sides,
     width=sides,
     step_q=steps,
-    most=st.sampled_from([1, 9, LIMIT]),
+    most=st.sampled_from([1, 9, MAX_SYMBOL]),
 )
 def test_any_symbols_survive(data, model, height, width, step_q, most):
     elements = st.integers(-most, most)
@@ -36,7 +37,7 @@ def test_any_bytes_decode_or_are_corrupt(junk, model, height, width, step_q):
     with contextlib.suppress(Corrupt):
         symbols = model.decode(junk, height, width, step_q)
         assert symbols.shape == (4, height, width)
-        assert np.abs(symbols).max() <= LIMIT
+        assert np.abs(symbols).max() <= MAX_SYMBOL
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,4 +47,4 @@ def test_a_flipped_bit_is_corrupt_or_decodes_to_symbols(bit, model, step_q):
     damaged = bytearray(model.encode(symbols, step_q))
     damaged[bit // 8 % len(damaged)] ^= 1 << bit % 8
     with contextlib.suppress(Corrupt):
-        assert np.abs(model.decode(bytes(damaged), 6, 6, step_q)).max() <= LIMIT
+        assert np.abs(model.decode(bytes(damaged), 6, 6, step_q)).max() <= MAX_SYMBOL

@@ -4,9 +4,10 @@ import torch
 from PIL import Image
 
 from dynenc.codec import Codec
-from dynenc.coding.entropy import LIMIT, load_coder
+from dynenc.coding.entropy import load_coder
 from dynenc.coding.quantize import from_symbols, quality_to_step, to_nearest, to_symbols
 from dynenc.imaging import tensors
+from dynenc.native.kernel import MAX_SYMBOL
 
 PLAIN, TRELLIS = (load_coder("full", has_trellis=which) for which in (False, True))
 
@@ -74,14 +75,14 @@ EXTREME = torch.tensor([1e9, -1e9, float("nan"), float("inf")]).view(4, 1, 1).nu
 def test_symbols_saturate():
     symbols = to_symbols(EXTREME, 1, PLAIN)
     assert symbols.dtype == np.int16
-    assert symbols[:3, 0, 0].tolist() == [LIMIT, -LIMIT, 0]
-    assert abs(int(symbols[3, 0, 0])) <= LIMIT
+    assert symbols[:3, 0, 0].tolist() == [MAX_SYMBOL, -MAX_SYMBOL, 0]
+    assert abs(int(symbols[3, 0, 0])) <= MAX_SYMBOL
 
 
 @pytest.mark.parametrize("quantise", [to_nearest, to_symbols])
 def test_symbols_on_a_trellis_saturate(quantise):
     symbols = quantise(EXTREME, 1, TRELLIS)
     assert symbols.dtype == np.int16
-    assert np.abs(symbols[:3, 0, 0] - [LIMIT, -LIMIT, 0]).max() <= 5
-    assert np.abs(symbols).max() <= LIMIT
+    assert np.abs(symbols[:3, 0, 0] - [MAX_SYMBOL, -MAX_SYMBOL, 0]).max() <= 5
+    assert np.abs(symbols).max() <= MAX_SYMBOL
     assert np.array_equal(TRELLIS.decode(TRELLIS.encode(symbols, 1), 1, 1, 1), symbols)

@@ -15,10 +15,11 @@ import pytest
 
 from dynenc import registry
 from dynenc.coding import bit_costs, quantize
-from dynenc.coding.entropy import LIMIT, load_coder
+from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import Corrupt, DynencError
 from dynenc.native import compile, decoder, kernel
+from dynenc.native.kernel import MAX_SYMBOL
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.lat"))
 KINDS = [("fast", False), ("full", False), ("full", True)]
@@ -57,8 +58,8 @@ def test_payloads_and_symbols_are_those_of_the_numpy_coder(coders, shape):
     random = np.random.default_rng(shape)
     for step_q in (*STEPS, *random.integers(1, 65_536, 3).tolist()):
         latents = smooth(*shape)
-        symbols = np.rint(latents * (1024 / step_q)).clip(-LIMIT, LIMIT).astype(np.int32)
-        symbols.flat[random.integers(symbols.size)] = random.choice([-LIMIT, 900, LIMIT])
+        symbols = np.rint(latents * (1024 / step_q)).clip(-MAX_SYMBOL, MAX_SYMBOL).astype(np.int32)
+        symbols.flat[random.integers(symbols.size)] = random.choice([-MAX_SYMBOL, 900, MAX_SYMBOL])
         payload = slow.encode(symbols, step_q)
         assert coder.encode(symbols, step_q) == payload
         assert np.array_equal(coder.decode(payload, *shape, step_q), symbols)
@@ -132,7 +133,7 @@ def test_the_path_of_a_chosen_compiler_may_have_spaces(monkeypatch, tmp_path):
 
 
 def test_symbols_out_of_range_are_refused(coders):
-    symbols = np.full((4, 2, 2), LIMIT + 1, np.int32)
+    symbols = np.full((4, 2, 2), MAX_SYMBOL + 1, np.int32)
     with pytest.raises(ValueError, match="native kernel"):
         coders[0].encode(symbols, 300)
     with pytest.raises(ValueError, match="native kernel"):
