@@ -13,12 +13,13 @@ A name of a decoder is one of
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from dynenc import registry, runtime
 from dynenc.errors import OtherLatents, WeightsError
-from dynenc.latent_space import SD1, LatentSpace
+from dynenc.latent_space import DYNENC_SPACES, SD1, SPACES, LatentSpace
 from dynenc.networks.vae_files import from_hub, on_disk
 
 SD_VAE_VARIABLE = "DYNENC_SD_VAE"  # environment: path or hub id of the SD VAE to use
@@ -75,6 +76,18 @@ def choose_decoder(
             hint="leave out --decoder",
         )
     return DecoderChoice(name, space, "as requested", on_disk(name))
+
+
+def possible_decoders(name: str, device: object = "auto") -> set[str]:
+    """The names of the decoders that a name selects, each for latents of some space.
+
+    Raises: WeightsError like `choose_decoder`.
+    """
+    chosen = set()
+    for space in (*SPACES.values(), *DYNENC_SPACES.values()):
+        with suppress(OtherLatents):
+            chosen.add(choose_decoder(name, space, device).name)
+    return chosen
 
 
 def _shipped(model: registry.Model, note: str, device: object) -> DecoderChoice:

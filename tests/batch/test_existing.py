@@ -226,6 +226,17 @@ def test_an_output_that_appears_meanwhile_is_kept(images, tmp_path):
     assert (out / "e.lat").read_bytes() == b"another run's"
 
 
+@pytest.mark.parametrize("decoder", ["auto", "embedded"])
+def test_update_keeps_images_that_the_decoder_of_another_space_made(images, tmp_path, decoder):
+    dynenc.convert("encode", images, tmp_path / "lat", space="sdxl", jobs=1)
+    options = {"existing": "update", "decoder": decoder, "jobs": 1}
+    first, second = (
+        dynenc.convert("decode", tmp_path / "lat", tmp_path / "out", **options) for _ in range(2)
+    )
+    assert (first.done, first.skipped) == (5, 0)
+    assert (second.done, second.skipped) == (0, 5)
+
+
 def test_update_leaves_images_alone_that_dynenc_did_not_decode(images):
     originals = {path: path.read_bytes() for path in images.iterdir()}
     encode(images, None)

@@ -24,7 +24,7 @@ from dynenc.imaging.extras import Extras
 from dynenc.io import storage
 from dynenc.io.names import suffix_of
 from dynenc.io.storage import Readable
-from dynenc.networks.decoder_choice import choose_decoder
+from dynenc.networks.decoder_choice import choose_decoder, possible_decoders
 
 
 class CodecTask(Task[T]):
@@ -122,8 +122,7 @@ class ImageOutputTask(CodecTask[T]):
         made_by = formats.open_file(seekable, "the output").getexif().get(save.SOFTWARE)
         if whole and not str(made_by).startswith("dynenc"):
             raise ImageError("the output does not say that dynenc decoded it")
-        chosen = choose_decoder(settings.codec.decoder, device=settings.codec.device).name
-        allowed = [chosen, *registry.names("autoencoder")]
+        allowed = possible_decoders(settings.codec.decoder, settings.codec.device)
         return made_by in [save.software(name, settings.view) for name in allowed]
 
 
