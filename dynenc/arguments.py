@@ -8,6 +8,8 @@ from typing import Any
 
 from dynenc.errors import UsageError
 
+StrPath = str | os.PathLike[str]  # a path, or another name of a file
+
 
 def checked_integer(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
     """An integer from `least` to `most`, of Python or NumPy; not True, and not 1.0."""

@@ -6,6 +6,7 @@ torch is imported only for the networks: see `backend`.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cached_property
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dynenc import registry, runtime
-from dynenc.arguments import checked_name
+from dynenc.arguments import StrPath, checked_name
 from dynenc.coding import bitstream
 from dynenc.coding.encode_latents import default_coder
 from dynenc.coding.encode_options import DetailMode, EncodeOptions
@@ -60,8 +61,8 @@ class Codec:
 
     def __init__(
         self,
-        encoder: str | Path = registry.DEFAULT_ENCODER,
-        decoder: str | Path = "auto",
+        encoder: StrPath = registry.DEFAULT_ENCODER,
+        decoder: StrPath = "auto",
         device: str | torch.device = "auto",
     ) -> None:
         self.encoder_name = checked_name("an encoder", encoder)
@@ -77,8 +78,8 @@ class Codec:
     @classmethod
     def from_pretrained(
         cls,
-        encoder: str | Path = registry.DEFAULT_ENCODER,
-        decoder: str | Path = "embedded",
+        encoder: StrPath = registry.DEFAULT_ENCODER,
+        decoder: StrPath = "embedded",
         device: str | torch.device = "auto",
     ) -> Codec:
         """A codec with all loaded that it will use: see `load`.
@@ -171,7 +172,7 @@ class Codec:
 
     def encode(
         self,
-        image: ImageLike | str | Path,
+        image: ImageLike | StrPath,
         *,
         quality: float | None = None,
         target_bpp: float | None = None,
@@ -219,7 +220,7 @@ class Codec:
             keep_metadata=keep_metadata,
         )
         name = ""
-        if isinstance(image, str | Path):
+        if isinstance(image, str | os.PathLike):
             path = Path(checked_name("an image", image))
             name = f"{path}: "
             image = open_image(path, keep_metadata=keep_metadata)
@@ -294,7 +295,7 @@ class Codec:
 
     def decode(
         self,
-        file: bytes | str | Path | LatFile,
+        file: bytes | StrPath | LatFile,
         *,
         region: Sequence[int] | None = None,
         scale: float | Fraction = 1,
@@ -339,7 +340,7 @@ class Codec:
         return self.backend.images(files, self.decoder_of(model), view)
 
     def decode_tensor(
-        self, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
+        self, file: bytes | StrPath | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
     ) -> Tensor:
         """Decode to RGB without alpha: [1, 3, H, W] float32 in [-1, 1] on the codec's device.
 

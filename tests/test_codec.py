@@ -1,5 +1,6 @@
 import contextlib
 import io
+import os
 import threading
 from dataclasses import replace
 
@@ -186,12 +187,23 @@ def test_unknown_encoder():
         Codec("huge")
 
 
+class NamedFile(os.PathLike):
+    """A path of somebody else's type."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return str(self.path)
+
+
 def test_paths_are_read(nano, photo_path, tmp_path):
     blob = nano.encode(photo_path)
     assert nano.encode(str(photo_path)) == blob == nano.encode(Image.open(photo_path))
+    assert nano.encode(NamedFile(photo_path)) == blob
     (path := tmp_path / "a.lat").write_bytes(blob)
     expected = nano.decode(blob).tobytes()
-    for file in (path, str(path), bytearray(blob), LatFile.parse(blob)):
+    for file in (path, str(path), NamedFile(path), bytearray(blob), LatFile.parse(blob)):
         assert nano.decode(file).tobytes() == expected
     assert nano.decode_tensor(path).equal(nano.decode_tensor(blob))
 

@@ -10,6 +10,7 @@ from typing import get_args
 
 from dynenc import registry
 from dynenc.arguments import (
+    StrPath,
     checked_callback,
     checked_integer,
     checked_name,
@@ -39,13 +40,11 @@ from dynenc.io import names
 from dynenc.latent_space import named as space_named
 from dynenc.view import WHOLE, View
 
-Name = str | os.PathLike[str]
-
 
 def convert(
     task: TaskName,
-    inputs: Name | Iterable[Name],
-    output: Name | None = None,
+    inputs: StrPath | Iterable[StrPath],
+    output: StrPath | None = None,
     *,
     recursive: bool = False,
     include: Sequence[str] = (),

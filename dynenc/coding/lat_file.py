@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from dynenc import registry
-from dynenc.arguments import checked_integer, checked_name
+from dynenc.arguments import StrPath, checked_integer, checked_name
 from dynenc.coding import bitstream, quantize
 from dynenc.coding.bitstream import Chunk, Header
 from dynenc.coding.entropy import EntropyCoder, load_coder
@@ -52,13 +52,13 @@ class LatFile:
 
     @classmethod
     def load(
-        cls, file: bytes | str | Path | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
+        cls, file: bytes | StrPath | LatFile, *, max_pixels: int = bitstream.MAX_PIXELS
     ) -> LatFile:
         """Parse a file given as bytes, a path or already parsed; raises BitstreamError."""
         checked_integer("max_pixels", max_pixels)
         if isinstance(file, LatFile):
             return file
-        if isinstance(file, str | Path):
+        if isinstance(file, str | os.PathLike):
             return cls.open(checked_name("a .lat file", file), max_pixels=max_pixels)
         if not isinstance(file, bytes | bytearray | memoryview):
             kind = type(file).__name__

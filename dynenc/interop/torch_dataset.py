@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from dynenc.arguments import checked_integer, checked_name
+from dynenc.arguments import StrPath, checked_integer, checked_name
 from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.coding.bitstream import MAX_PIXELS
@@ -28,8 +28,6 @@ from dynenc.io.shards import is_tar, open_tar
 from dynenc.io.storage import read_at_most
 from dynenc.latent_space import SD1, LatentSpace, latent_size
 from dynenc.latent_space import named as space_named
-
-Name = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        sources: Name | Iterable[Name],
+        sources: StrPath | Iterable[StrPath],
         *,
         space: str = SD1.name,
         images: bool = False,

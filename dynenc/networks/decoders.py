@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynenc import registry
-from dynenc.arguments import checked_name
+from dynenc.arguments import StrPath, checked_name
 from dynenc.errors import OtherLatents, WeightsError
 from dynenc.latent_space import PATCH, SD1, SDXL, LatentSpace
 from dynenc.networks import loading
@@ -45,7 +45,7 @@ WRONG_SPACE_RATIO = (
 
 
 def load_decoder(
-    name: str | Path = "auto",
+    name: StrPath = "auto",
     device: torch.device | str = "cpu",
     space: LatentSpace | None = None,
 ) -> TiledDecoder:

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dynenc import registry
-from dynenc.arguments import checked_name
+from dynenc.arguments import StrPath, checked_name
 from dynenc.errors import WeightsError, with_name
 from dynenc.io.writing import writing
 from dynenc.latent_space import SD1, LatentSpace
@@ -62,7 +62,7 @@ def load_named(name: str, kind: registry.Kind) -> nn.Module:
 
 
 def load_encoder(
-    name: str | Path = registry.DEFAULT_ENCODER, space: LatentSpace | None = None
+    name: StrPath = registry.DEFAULT_ENCODER, space: LatentSpace | None = None
 ) -> Encoder | published.PublishedEncoder:
     """An encoder: image [B, 3, H, W] in [-1, 1] -> latents [B, C, H/8, W/8], scaled.
 
