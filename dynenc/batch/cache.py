@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dynenc import registry, runtime
-from dynenc.arguments import checked_callback, checked_integer, checked_name
+from dynenc.arguments import StrPath, checked_callback, checked_integer, checked_name
 from dynenc.batch.cache_encoder import CacheEncoder, Member, Source, cache_settings
 from dynenc.batch.find import Listing, find
 from dynenc.batch.inputs import read_image
@@ -48,12 +48,12 @@ class CacheSummary:
 
 
 def make_cache(
-    images: str | Sequence[str],
-    cache: str,
+    images: StrPath | Sequence[StrPath],
+    cache: StrPath,
     *,
     space: str = SD1.name,
     encoder: str = registry.DEFAULT_ENCODER,
-    vae: str | None = None,
+    vae: StrPath | None = None,
     resolution: int | None = None,
     quality: float = IMPORT_QUALITY,
     flips: bool = False,
@@ -89,6 +89,7 @@ def make_cache(
         raise UsageError(f"{cache} is not a local folder: make it on this disk, then copy it")
     checked_integer("shard_size", shard_size, 1)
     tell = checked_callback("on_progress", on_progress) or (lambda _done, _all: None)
+    vae = None if vae is None else checked_name("a VAE", vae)
     settings = cache_settings(space_named(space), encoder, vae, resolution, quality, flips)
     prune = prune or force
     found = _find_images(images, cache, prune)
@@ -109,14 +110,15 @@ def make_cache(
     return summary
 
 
-def _find_images(images: str | Sequence[str], cache: str, prune: bool) -> Listing:
+def _find_images(images: StrPath | Sequence[StrPath], cache: str, prune: bool) -> Listing:
     """The images to cache, without the shards of the cache itself.
 
     Raises: UsageError; ImageError for what does not exist, or would be pruned because it cannot be
         read.
     """
-    listed = isinstance(images, Sequence) and not isinstance(images, str | bytes)
-    given = [checked_name("an image or folder", one) for one in (images if listed else [images])]
+    if isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Sequence):
+        images = [images]
+    given = [checked_name("an image or folder", one) for one in images]
     if STREAM in given:
         raise UsageError("'-' has no name to find its latents by: name a file or folder")
     found = find("encode", given, cache, InputOptions(recursive=True))

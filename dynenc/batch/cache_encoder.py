@@ -66,7 +66,7 @@ def cache_settings(
         model = registry.required_counterpart(encoder, "encoder", space)
         encoder, weights = model.name, model.sha256
     else:
-        encoder = names.basename(checked_name("a VAE", vae).rstrip("/"))
+        encoder = names.basename(vae.rstrip("/"))
         weights = weights_of(vae)
     return CacheSettings(space.name, encoder, weights, resolution, quality, bool(flips))
 

@@ -420,6 +420,8 @@ def test_latents_of_a_vae_of_any_space(images, cache, tmp_path):
 
     save_vae(0)
     make_cache(str(images), cache, space="flux1", vae=str(tmp_path / "taef1"))
+    with pytest.raises(WeightsError, match="none does not exist"):
+        make_cache(images, cache, space="flux1", vae=tmp_path / "none")
     with pytest.raises(UsageError, match=r"FLUX\.1 latents, not those of SD 1\.x"):
         LatentDataset(cache)
     data = LatentDataset(cache, space="flux1")
