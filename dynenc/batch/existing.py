@@ -47,9 +47,7 @@ def split_finished(
             state = "current"  # a request for each would take too long
         else:
             state = state_of(job, settings)
-        if state == "missing" or (
-            policy == "update" and state in ("older", "other_settings", "other_images")
-        ):
+        if state == "missing" or (policy == "update" and state in UPDATED):
             # nothing is lost that is not made again; a file that appears from now on is kept
             todo.append(replace(job, overwrite=storage.exists(job.target)))
         elif state in ("other_images", "not_ours"):
