@@ -13,6 +13,7 @@ A name of a decoder is one of
 """
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,24 +71,26 @@ def choose_decoder(
         )
     if embedded and name == "auto":
         return _shipped(embedded, f"dynenc's decoder for {title}", device)
-    if named or name == "sd-vae" or space.is_dynenc_only:
+    is_external = not named and name != "sd-vae"
+    path = on_disk(name) if is_external else None  # refuses what is no decoder of any latents
+    if not is_external or space.is_dynenc_only:
         raise OtherLatents(
             f"the latents are those of {title}, which decoder {name} cannot read",
             hint="leave out --decoder",
         )
-    return DecoderChoice(name, space, "as requested", on_disk(name))
+    return DecoderChoice(name, space, "as requested", path)
 
 
-def possible_decoders(name: str, device: object = "auto") -> set[str]:
-    """The names of the decoders that a name selects, each for latents of some space.
+def possible_decoders(name: str, device: object = "auto") -> Iterator[str]:
+    """The names of the decoders that a name selects, each for latents of some space; SD 1.x first.
+
+    Each is chosen when it is asked for, as that looks for files.
 
     Raises: WeightsError like `choose_decoder`.
     """
-    chosen = set()
     for space in (*SPACES.values(), *DYNENC_SPACES.values()):
         with suppress(OtherLatents):
-            chosen.add(choose_decoder(name, space, device).name)
-    return chosen
+            yield choose_decoder(name, space, device).name
 
 
 def _shipped(model: registry.Model, note: str, device: object) -> DecoderChoice:

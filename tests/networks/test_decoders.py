@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from dynenc.errors import OtherLatents, WeightsError
 from dynenc.latent_space import AUTOENCODER, FLUX1, SD1, SD3, SDXL, SPACES
+from dynenc.networks import decoder_choice, loading, tiling
 from dynenc.networks import decoders as module
-from dynenc.networks import loading, tiling
 from dynenc.networks.compat import CPU_DTYPE
 from dynenc.networks.decoder_choice import SD_VAE_VARIABLE, SD_VAES, DecoderChoice, choose_decoder
 from dynenc.networks.decoders import load_decoder
@@ -366,6 +366,19 @@ def test_a_decoder_of_other_latents_is_refused_by_name(name, space):
         choose_decoder(name, space)
     with pytest.raises(WeightsError, match=f"which decoder {name} cannot read"):
         load_decoder(name, space=space)
+
+
+@pytest.mark.parametrize("space", [SD1, SDXL, AUTOENCODER])
+def test_what_is_no_decoder_at_all_is_unknown_for_all_latents(space):
+    with pytest.raises(WeightsError, match="there is no decoder embeded"):
+        choose_decoder("embeded", space)
+
+
+def test_possible_decoders_look_for_files_of_one_space_at_a_time(monkeypatch):
+    asked = []
+    monkeypatch.setattr(decoder_choice, "on_disk", asked.append)
+    assert next(decoder_choice.possible_decoders("some/vae")) == "some/vae"
+    assert asked == ["some/vae"]
 
 
 @pytest.mark.parametrize("name", ["auto", "embedded", "sd-vae"])

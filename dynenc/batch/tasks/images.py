@@ -123,7 +123,7 @@ class ImageOutputTask(CodecTask[T]):
         if whole and not str(made_by).startswith("dynenc"):
             raise ImageError("the output does not say that dynenc decoded it")
         allowed = possible_decoders(settings.codec.decoder, settings.codec.device)
-        return made_by in [save.software(name, settings.view) for name in allowed]
+        return any(made_by == save.software(name, settings.view) for name in allowed)
 
 
 class DecodeTask(ImageOutputTask[ParsedLat]):
