@@ -55,7 +55,7 @@ def refuse(blob: bytes) -> None:
 def test_hostile_files_are_refused_at_once(name):
     refuse(FILES[name])
     times = []
-    for _ in range(3):  # in seconds of this process: others may run beside it
+    for _ in range(3):  # in seconds of this process: others may run at the same time
         start = time.process_time()
         refuse(FILES[name])
         times.append(time.process_time() - start)

@@ -1,4 +1,4 @@
-"""What one half of the codec does, the other undoes; for the format and the coder see beside."""
+"""What one half of the codec does, the other undoes; tests/coding has those of format and coder."""
 
 import tempfile
 from pathlib import Path

@@ -69,19 +69,20 @@ def dynenc_candidates(
     return candidates
 
 
-class _TeacherCodec(Codec):
+class _AutoencoderCodec(Codec):
     """A codec with both halves of an external autoencoder; its files name no encoder of dynenc."""
 
     def __init__(self, path: Path, device: str) -> None:
         super().__init__(decoder=str(path), device=device)
-        teacher, decoder = load_autoencoder(path)
-        self.teacher, self.decoder = teacher.to(self.device), decoder.to(self.device)
+        encoder, decoder = load_autoencoder(path)
+        self.external_encoder = encoder.to(self.device)
+        self.decoder = decoder.to(self.device)
         self.model = registry.IMPORTED_MODELS[decoder.space.name]
 
     @torch.inference_mode()
     def latents(self, images: Sequence[RgbImage]) -> Floats:
         padded = [tensors.pad(tensors.to_tensor(image)) for image in images]
-        latents: Floats = self.teacher(torch.cat(padded).to(self.device)).cpu().numpy()
+        latents: Floats = self.external_encoder(torch.cat(padded).to(self.device)).cpu().numpy()
         return latents
 
 
@@ -89,7 +90,7 @@ def autoencoder_candidate(
     path: Path, qualities: Sequence[float], device: str, detail: DetailMode = "auto"
 ) -> Candidate:
     """An autoencoder with its own encoder and decoder, whose latents dynenc codes."""
-    codec, name = _TeacherCodec(path, device), f"{path.name} -> {path.name}"
+    codec, name = _AutoencoderCodec(path, device), f"{path.name} -> {path.name}"
     return _candidate(name, codec, qualities, detail=detail)
 
 

@@ -263,9 +263,9 @@ def _upload(partial: Path, target: str, overwrite: bool) -> None:
         if protocols & ATOMIC:
             fs.put_file(str(partial), path)
             return
-        beside = f"{path}.{secrets.token_hex(4)}.partial"
-        fs.put_file(str(partial), beside)
-        fs.mv(beside, path)
+        remote = f"{path}.{secrets.token_hex(4)}.partial"
+        fs.put_file(str(partial), remote)
+        fs.mv(remote, path)
 
 
 def make_folder(name: str) -> None:

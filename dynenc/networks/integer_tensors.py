@@ -112,7 +112,7 @@ def check(tensors: Tensors, sizes: Sizes) -> None:
     """Raise WeightsError unless the tensors are those of a decoder, by name, type and shape."""
     expected = shapes(sizes)
     for name in sorted(expected.keys() ^ tensors.keys()):
-        problem = "lack" if name in expected else "have besides"
+        problem = "lack" if name in expected else "unexpectedly include"
         raise WeightsError(f"the decoder's tensors {problem} {name}")
     for name, (dtype, shape) in expected.items():
         tensor = tensors[name]

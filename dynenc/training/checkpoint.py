@@ -18,9 +18,9 @@ WRONG = (RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingErro
 
 def write(path: Path, state: dict[str, Any], parts: Mapping[str, Any]) -> None:
     """Write the state of a run and of its modules and optimisers; complete or not at all."""
-    beside = path.with_suffix(".partial")
-    torch.save(state | {name: part.state_dict() for name, part in parts.items()}, beside)
-    beside.replace(path)
+    partial = path.with_suffix(".partial")
+    torch.save(state | {name: part.state_dict() for name, part in parts.items()}, partial)
+    partial.replace(path)
 
 
 def read(

@@ -107,7 +107,7 @@ class TrainPaths:
     """Where a training run reads and writes."""
 
     data: tuple[Path, ...]  # folders or tar shards of images
-    teacher: Path  # autoencoder of SD latents, in diffusers form
+    teacher: Path  # autoencoder of the latent space, in diffusers form
     lpips: Path | None  # weights of LPIPS (AlexNet); the entropy coder needs none
     run: Path  # checkpoints, log, cache of the data
     export: Path  # safetensors to write at the end

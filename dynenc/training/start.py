@@ -27,7 +27,7 @@ from dynenc.training.crops import Crops
 
 BATCHES, CROPS = 64, 16  # that the layers are fitted to
 RIDGE = 1e-4  # added to the mean square of each input, relative to it
-UNTRAINED = 0.1  # of the head's random weights, beside a linear map that is fitted
+UNTRAINED = 0.1  # of the head's random weights, next to a linear map that is fitted
 
 
 class LeastSquares:

@@ -1,4 +1,4 @@
-"""The networks of the paper's author beside those of dynenc.
+"""The networks of the paper's author compared with those of dynenc.
 
     python tests/bench paper IMAGES TEACHER LPIPS AUTHOR
 

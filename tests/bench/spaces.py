@@ -1,11 +1,11 @@
 """What latents of a space cost, and what rounding them loses.
 
-    python tests/bench spaces IMAGES TEACHER SPACE [--every N] [--steps STEP ...]
+    python tests/bench spaces IMAGES VAE SPACE [--every N] [--steps STEP ...]
 
-IMAGES is a folder or tar shard, TEACHER an autoencoder of the SPACE in diffusers form. For each
+IMAGES is a folder or tar shard, VAE an autoencoder of the SPACE in diffusers form. For each
 quantiser step: bits per pixel by the entropy of the symbols of each image and channel (zero-order),
 of whole files on the plain lattice, and on the trellis with a step 1.12 times as large; how much
-smaller the latter are than float32 latents; the PSNR of the teacher's decoded images, and what they
+smaller the latter are than float32 latents; the PSNR of the images it decodes, and what they
 lose against latents that are not rounded.
 """
 
@@ -39,14 +39,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", type=Path)
-    parser.add_argument("teacher", type=Path)
+    parser.add_argument("vae", type=Path)
     parser.add_argument("space")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--steps", type=float, nargs="+", default=STEPS)
     arguments = parser.parse_args()
     space = named(arguments.space)
     model = registry.IMPORTED_MODELS[space.name]
-    encode, decode = load_autoencoder(arguments.teacher, space)
+    encode, decode = load_autoencoder(arguments.vae, space)
     found: dict[float, list[tuple[float, ...]]] = {step: [] for step in arguments.steps}
     for number, (_, image) in enumerate(iter_images(arguments.images)):
         if number % arguments.every:

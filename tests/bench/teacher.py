@@ -1,4 +1,4 @@
-"""The latents of every encoder of a space beside those of a teacher, not quantised.
+"""The latents of every encoder of a space, compared with those of a teacher, not quantised.
 
     python tests/bench teacher IMAGES TEACHER LPIPS [--space SPACE] [--encoder FILE ...]
 

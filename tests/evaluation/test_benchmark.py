@@ -118,7 +118,7 @@ def test_folders_without_images(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
+def taesd(tmp_path_factory):
     """The folder of an untrained TAESD."""
     from diffusers import AutoencoderTiny
     from diffusers.utils import logging
@@ -127,18 +127,18 @@ def teacher(tmp_path_factory):
     torch.manual_seed(0)
     sides = {f"{part}_block_out_channels": (8, 8, 8, 8) for part in ("encoder", "decoder")}
     counts = {f"num_{part}_blocks": (1, 1, 1, 1) for part in ("encoder", "decoder")}
-    path = tmp_path_factory.mktemp("latents") / "teacher"
+    path = tmp_path_factory.mktemp("latents") / "taesd"
     AutoencoderTiny(**sides, **counts).save_pretrained(path)
     return path
 
 
-def test_latents_of_another_encoder_and_perceptual_distances(folder, teacher, lpips_path, vgg_path):
-    options = ("-e", "nano", "-Q", 50, "--no-others", "--latents-of", teacher)
+def test_latents_of_another_encoder_and_perceptual_distances(folder, taesd, lpips_path, vgg_path):
+    options = ("-e", "nano", "-Q", 50, "--no-others", "--latents-of", taesd)
     options = (folder / "images", *options, "--lpips", lpips_path, "--vgg", vgg_path)
     result = run(*options, "--json")
     assert result.exit_code == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [row["name"] for row in rows] == ["nano -> embedded", "teacher -> teacher"]
+    assert [row["name"] for row in rows] == ["nano -> embedded", "taesd -> taesd"]
     assert rows[0]["results"]["psnr-rgb"] > rows[1]["results"]["psnr-rgb"]  # untrained
     for name in ("lpips", "lpips-vgg", "dists"):
         assert 0 < rows[0]["results"][name][0] < rows[1]["results"][name][0]
@@ -147,7 +147,7 @@ def test_latents_of_another_encoder_and_perceptual_distances(folder, teacher, lp
 
 
 @pytest.mark.parametrize("detail", ["off", "on"])
-def test_files_of_another_encoder_have_layers_as_asked_for(teacher, tmp_path, monkeypatch, detail):
+def test_files_of_another_encoder_have_layers_as_asked_for(taesd, tmp_path, monkeypatch, detail):
     lines_of_text(200, 176).save(tmp_path / "a.png")
     blobs, encode = [], Codec.encode
 
@@ -156,7 +156,7 @@ def test_files_of_another_encoder_have_layers_as_asked_for(teacher, tmp_path, mo
         return blobs[-1]
 
     monkeypatch.setattr(Codec, "encode", kept)
-    options = ("-e", "nano", "-Q", 50, "--no-others", "--latents-of", teacher, "--detail", detail)
+    options = ("-e", "nano", "-Q", 50, "--no-others", "--latents-of", taesd, "--detail", detail)
     assert run(tmp_path, *options).exit_code == 0
     files = [LatFile.parse(blob) for blob in blobs[-2:]]
     assert [file.model.name for file in files] == ["nano", "imported"]

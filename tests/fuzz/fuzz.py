@@ -8,7 +8,7 @@ TARGET is one of
     payload   the same through the entropy decoder; what decodes must be coded to the same bytes
     weights   a safetensors file for a network, for the entropy coder and for a foreign decoder
     latents   a file of latents to import, and what it says about them
-    caches    what a trainer's cache holds beside the latents of a .lat file, and its export
+    caches    what a trainer's cache holds besides the latents of a .lat file, and its export
 Anything but the documented errors is a crash, and so is an input that takes over LIMIT_S.
 """
 
@@ -95,8 +95,8 @@ def metadata() -> Callable[[bytes], None]:
             body = packing.pack(body)
         with contextlib.suppress(BitstreamError):
             chunks = [("grey", b""), (tag, body)][not data[1] & 2 :]
-            beside = extras.from_chunks(chunks, (side, side))
-            image = extras.restore(Image.new("RGB", (side, side), "teal"), beside)
+            parsed = extras.from_chunks(chunks, (side, side))
+            image = extras.restore(Image.new("RGB", (side, side), "teal"), parsed)
             for form in ("JPEG", "PNG", "WEBP", "AVIF", "TIFF"):
                 try:
                     shown = pixels.to_rgb(image) if form == "JPEG" else image

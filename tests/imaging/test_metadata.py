@@ -314,9 +314,9 @@ def test_kept_profiles_are_those_of_the_pixels(mode, photo):
     image = photo.convert(mode)
     profile = of_gamma(1.8) if mode == "RGB" else of_gamma(1.8, space=b"GRAY")
     srgb = open_image(with_metadata(image, "PNG", icc_profile=profile), keep_metadata=True)
-    beside = extras.from_image(srgb, keep_metadata=True)
-    assert beside.metadata.profile == profile
-    back = extras.restore(srgb.convert("RGB"), beside)
+    kept_extras = extras.from_image(srgb, keep_metadata=True)
+    assert kept_extras.metadata.profile == profile
+    back = extras.restore(srgb.convert("RGB"), kept_extras)
     assert back.info["icc_profile"] == profile
     assert abs(np.asarray(back, int) - np.asarray(image)).mean() < 1.5
 
@@ -335,8 +335,8 @@ def test_grey_pixels_with_an_rgb_profile_come_back_as_rgb(nano, photo, mode, for
     found = [nano.decode(blob), opened]
     if mode == "RGB":
         [plain] = nano.decode_latents([LatFile.parse(blob)])
-        beside = extras.from_chunks(LatFile.parse(blob).chunks, grey.size)
-        file = save.image_bytes(plain, beside, f"x.{form.lower()}", "embedded")
+        kept_extras = extras.from_chunks(LatFile.parse(blob).chunks, grey.size)
+        file = save.image_bytes(plain, kept_extras, f"x.{form.lower()}", "embedded")
         found.append(Image.open(io.BytesIO(file)))
     for image in found:
         assert (image.mode, image.info["icc_profile"]) == (mode, profile)
@@ -434,12 +434,12 @@ def test_chunks_may_fill_their_limit():
         )
 
 
-def test_the_chunks_are_those_of_the_readme():
+def test_the_chunks_are_those_of_the_specification():
     """Unpacked as the format is described, with nothing of dynenc."""
-    beside = Extras(is_grey=True, alpha=Image.new("L", (3, 2), 9), metadata=Metadata(xmp=XMP))
+    given = Extras(is_grey=True, alpha=Image.new("L", (3, 2), 9), metadata=Metadata(xmp=XMP))
     settings = {"id": lzma.FILTER_LZMA1, "dict_size": 2**20, "lc": 0, "lp": 0, "pb": 0}
     raw = [
         (tag, lzma.decompress(data, lzma.FORMAT_RAW, filters=[settings]) if data else b"")
-        for tag, data in extras.to_chunks(beside)
+        for tag, data in extras.to_chunks(given)
     ]
     assert raw == [("grey", b""), ("alph", b"\x09" * 6), ("xmpp", XMP)]

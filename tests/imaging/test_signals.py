@@ -1,4 +1,4 @@
-"""What image files say of their pixels beside them: colours by numbers, frames, cut ends."""
+"""What image files say about their pixels: colours by numbers, frames, cut ends."""
 
 import io
 import struct

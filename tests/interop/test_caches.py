@@ -300,10 +300,10 @@ HOSTILE = {  # text of an index
 }
 REST = '"facts": {}, "scaling": [1, 0]'
 SOUND = '"form": "npz", "tensors": [["latents", "F32", [4, 1, 1], "payload", 0]]'
-BESIDE = SOUND.replace("]]", '], ["{}", "F32", {}, "data", 0]]')
+WITH_DATA = SOUND.replace("]]", '], ["{}", "F32", {}, "data", 0]]')
 HOSTILE |= {
-    "sides too large together": f"{{{BESIDE.format('m', [0, 65536, 65536])}, {REST}}}",
-    "a name that safetensors keeps": f"{{{BESIDE.format('__metadata__', [0])}, {REST}}}",
+    "sides too large together": f"{{{WITH_DATA.format('m', [0, 65536, 65536])}, {REST}}}",
+    "a name that safetensors keeps": f"{{{WITH_DATA.format('__metadata__', [0])}, {REST}}}",
     "a scale of 0": f'{{{SOUND}, "facts": {{}}, "scaling": [0, 0]}}',
     "a scale too large": f'{{{SOUND}, "facts": {{}}, "scaling": [1{"0" * 400}, 0]}}',
     "a shift of NaN": f'{{{SOUND}, "facts": {{}}, "scaling": [1, NaN]}}',

@@ -330,7 +330,7 @@ class Trap:
         lambda trap: pt({"latents": torch.zeros(4, 6, 8), "more": trap}),
         lambda trap: pickle.dumps(trap),
     ],
-    ids=["npz", "npz, beside", "pt", "pt, beside", "pickle"],
+    ids=["npz", "npz, other array", "pt", "pt, other entry", "pickle"],
 )
 def test_nothing_is_unpickled(make, tmp_path):
     data = make(Trap(tmp_path / "mark"))

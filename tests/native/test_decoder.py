@@ -165,7 +165,7 @@ def test_latents_are_rounded_and_saturated():
         ("layers.1.gate.weight", lambda w: w[:, :-1], r"layers.1.gate.weight is int8 \[64, 31"),
         ("layers.1.limit", lambda m: m.astype(np.int32), "layers.1.limit is int32"),
         ("layers.1.limit", lambda m: None, "lack layers.1.limit"),
-        ("layers.9.limit", lambda m: np.zeros(3, np.int16), "have besides layers.9.limit"),
+        ("layers.9.limit", lambda m: np.zeros(3, np.int16), "unexpectedly include layers.9.limit"),
     ],
 )
 def test_tensors_of_other_shapes_or_sizes_are_refused(name, change, reason):

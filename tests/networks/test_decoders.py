@@ -671,10 +671,10 @@ def test_gradient_flows_through_tiles():
     torch.testing.assert_close(latents.grad[:, :3], torch.full((1, 3, 70, 3), 64.0))
 
 
-# The teacher
+# Whole autoencoders
 
 
-def test_the_teacher_has_latents_in_sd_scale(vae, folder):
+def test_latents_of_an_external_autoencoder_are_in_sd_scale(vae, folder):
     encoder, decoder = module.load_autoencoder(folder)
     image = torch.rand(1, 3, 48, 40) * 2 - 1
     torch.testing.assert_close(
@@ -684,7 +684,7 @@ def test_the_teacher_has_latents_in_sd_scale(vae, folder):
     assert not any(p.requires_grad for half in (encoder, decoder) for p in half.parameters())
 
 
-def test_a_tiny_teacher(tiny, tmp_path):
+def test_both_halves_of_a_tiny_autoencoder(tiny, tmp_path):
     tiny.save_pretrained(tmp_path)
     encoder, decoder = module.load_autoencoder(tmp_path)
     image = torch.rand(1, 3, 48, 40) * 2 - 1
@@ -692,10 +692,10 @@ def test_a_tiny_teacher(tiny, tmp_path):
     torch.testing.assert_close(decoder(LATENTS), decoded(tiny), rtol=1e-4, atol=1e-5)
 
 
-def test_a_teacher_needs_its_encoder(vae, folder):
+def test_an_autoencoder_needs_its_encoder(vae, folder):
     state = {key: t for key, t in vae.state_dict().items() if not key.startswith("encoder.")}
     save_file(state, folder / WEIGHTS[0])
     with pytest.raises(WeightsError, match=r"including encoder\.conv_in\.bias"):
         module.load_autoencoder(folder)
     with pytest.raises(WeightsError, match="not on this disk"):
-        module.load_autoencoder("some/teacher")
+        module.load_autoencoder("some/autoencoder")
