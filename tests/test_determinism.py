@@ -14,7 +14,7 @@ from dynenc import metrics
 from dynenc.codec import Codec
 from dynenc.coding.lat_file import LatFile
 
-LEAST_DB, LEAST_HALF_DB = 50.0, 35.0  # in float32, as the README promises; in bfloat16
+LEAST_DB, LEAST_HALF_DB = 50.0, 35.0  # in float32, as docs/guarantees.md promises; in bfloat16
 
 SYMBOLS = """
 import hashlib, sys

@@ -31,7 +31,7 @@ def chunk(tag: bytes, data: bytes) -> bytes:
     return tag + struct.pack("<I", len(data)) + data
 
 
-def test_bytes_are_those_of_the_readme():
+def test_bytes_are_those_of_the_specification():
     blob = bitstream.write(HEADER, b"")
     assert blob[:14] == b"\x89LAT\x01" + struct.pack("<HHHBBB", 451, 300, 307, 2, 1, 0)
     assert len(blob) == 18

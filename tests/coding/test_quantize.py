@@ -17,7 +17,7 @@ def noise(height=9, width=7):
     return torch.randn(4, height, width).clamp(-3, 3).numpy()
 
 
-def test_steps_of_the_readme():
+def test_steps_of_the_documentation():
     assert [quality_to_step(q, has_trellis=False) for q in (0, 25, 50, 75, 100)] == [
         1229,
         614,

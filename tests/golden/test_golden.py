@@ -121,7 +121,7 @@ def test_pixels_are_the_same_with_every_instruction_set(folder, path, threads, m
 
 
 @every_golden
-def test_row_of_the_readme(lat):
+def test_row_of_its_readme(lat):
     check_row(lat)
 
 
