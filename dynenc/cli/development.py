@@ -81,7 +81,8 @@ class TrainFiles:
 
 @SECTION.command(
     "train",
-    "dynenc train light --data photos/ --teacher taesd/ --run runs/light -o light.safetensors",
+    "dynenc train light --data photos/ --teacher taesd/ --lpips lpips.safetensors "
+    "--vgg vgg.safetensors --run runs/light -o light.safetensors",
     "dynenc train full --data photos/ --teacher taesd/ --run runs/c -o entropy.safetensors",
 )
 def train(

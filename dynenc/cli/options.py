@@ -40,24 +40,25 @@ def _bad_choice(value: str, choices: Sequence[str]) -> typer.BadParameter:
     return typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}.")
 
 
-def encoder_option(names: Sequence[str], text: str) -> Any:
-    """The option --encoder, for one of the names or a weight file, with its help."""
+def encoder_option(names: Sequence[str], text: str, *, takes_files: bool) -> Any:
+    """The option --encoder, for one of the names or also for a weight file, with its help."""
+    others = ("a .safetensors file",) if takes_files else ()
 
     def check(name: str) -> str:
-        if name in names or registry.is_weight_file(name):
+        if name in names or (takes_files and registry.is_weight_file(name)):
             return name
-        raise _bad_choice(name, (*names, "a .safetensors file"))
+        raise _bad_choice(name, (*names, *others))
 
     stems = dict.fromkeys(registry.base_name(registry.MODELS[name]) for name in names)
     return typer.Option(
         "--encoder",
         "--model",
         "-e",
-        metavar="|".join([*stems, "FILE"]),
+        metavar="|".join([*stems, "FILE"] if takes_files else stems),
         callback=check,
         autocompletion=complete_from(*names),
         rich_help_panel=QUALITY,
-        help=f"{text} FILE is a trained or imported .safetensors file.",
+        help=text,
     )
 
 
@@ -114,8 +115,16 @@ def parse_scale(text: str) -> Fraction:
 
 
 BEST = "nano is the fastest, base gives the best images"
-Encoder = Annotated[str, encoder_option(ENCODERS, f"{BEST}; autoencoder has its own latent space.")]
-CachedEncoder = Annotated[str, encoder_option(CACHED, f"{BEST}.")]
+Encoder = Annotated[
+    str,
+    encoder_option(
+        ENCODERS,
+        f"{BEST}; autoencoder has its own latent space. FILE is a trained or imported .safetensors "
+        "file.",
+        takes_files=True,
+    ),
+]
+CachedEncoder = Annotated[str, encoder_option(CACHED, f"{BEST}.", takes_files=False)]
 Quality = Annotated[
     float | None,
     typer.Option(
@@ -308,13 +317,13 @@ Json = Annotated[
 ]
 LpipsWeights = Annotated[
     Path | None,
-    typer.Option("--lpips", metavar="FILE", help="Weights of LPIPS on AlexNet; adds this metric."),
+    typer.Option("--lpips", metavar="FILE", help="Weights of LPIPS on AlexNet, for this metric."),
 ]
 VggWeights = Annotated[
     Path | None,
     typer.Option(
         "--vgg",
         metavar="FILE",
-        help="Weights of LPIPS on VGG-16 and of DISTS, in one file; adds both metrics.",
+        help="Weights of LPIPS on VGG-16 and of DISTS, in one file, for both metrics.",
     ),
 ]

@@ -31,6 +31,8 @@ def test_command(tmp_path):
     figures = json.loads(second.stdout)
     assert (figures["made"], figures["kept"], figures["orphans"]) == (1, 1, ["a"])
     assert run(*arguments, "-Q", "50").exit_code == 2
+    assert run(*arguments, "-e", "own.safetensors").exit_code == 2
+    assert "FILE" not in run("--help").stdout.partition("--model")[2].partition("\n")[0]
     refused = run(*arguments, "--space", "sd3")
     assert refused.exit_code == 5
     assert "no encoder light for SD 3" in refused.stderr
