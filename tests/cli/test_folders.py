@@ -228,6 +228,11 @@ def test_workers_say_which_decoder_auto_is(photos, tmp_path, monkeypatch):
     assert "3 done" in result.stderr
 
 
+def test_a_roundtrip_names_the_decoder_of_the_encoders_space(photos):
+    result = run("roundtrip", photos, "-e", "light-sdxl", "-j", 2, "-v")
+    assert "decoder: embedded-sdxl, " in result.stderr
+
+
 # tar shards
 
 

@@ -24,6 +24,7 @@ from dynenc.imaging.extras import Extras
 from dynenc.io import storage
 from dynenc.io.names import suffix_of
 from dynenc.io.storage import Readable
+from dynenc.latent_space import SD1, LatentSpace
 from dynenc.networks.decoder_choice import choose_decoder, possible_decoders
 
 
@@ -105,10 +106,10 @@ class ImageOutputTask(CodecTask[T]):
             data = save.image_bytes(image, extras, name, decoder_name, view)
         return data, lost
 
-    def announce_decoder(self) -> None:
-        """Tell the user which decoder "auto" selected."""
+    def announce_decoder(self, space: LatentSpace = SD1) -> None:
+        """Tell the user which decoder "auto" selected for latents of a space."""
         if self.settings.codec.decoder == "auto":
-            choice = choose_decoder("auto", device=self.settings.codec.device)
+            choice = choose_decoder("auto", space, self.settings.codec.device)
             self.note = f"decoder: {choice.name}, {choice.note}"
 
     @staticmethod

@@ -28,8 +28,7 @@ class RoundtripTask(ImageOutputTask[Image.Image]):
         self.encoding = EncodeTask(settings, on_step)
         self.encoding.codec = self.codec  # networks are loaded once
         self.is_warm = False
-        if self.codec.model.kind != "autoencoder":  # which has its own decoder
-            self.announce_decoder()
+        self.announce_decoder(self.codec.model.space)
 
     def load(self, item: Item) -> LoadedItem[Image.Image]:
         """See `Task`."""
