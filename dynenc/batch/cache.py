@@ -76,6 +76,7 @@ def make_cache(
         vae: folder or file of an autoencoder of the space, to encode with instead.
         resolution: side in px of a square, 64 or more; images are resized to at most that many
             pixels. None: 512 for sd1, 1024 for the other spaces.
+        quality, device: see `Codec`; shard_size: the number of images in a tar shard.
         flips: add the latents of the mirrored images.
         prune: remove images from the cache that are not given.
         force: encode everything again and drop all other images; required if settings change.
@@ -95,9 +96,7 @@ def make_cache(
     found = _find_images(images, cache, prune)
     sources = _with_keys([(file.relative, file.path) for file in found.files], flips)
     make_folder(cache)
-    summary = CacheSummary()
-    summary.failures += [(each.source, each.error) for each in found.unreadable if each.error]
-    summary.notes += [(each.source, each.note) for each in found.ignored_images]
+    summary = _initial_summary(found)
     with lock_folder(cache):
         remove_stale_partials(cache)
         latent_cache.remove_unfinished_shards(cache)
@@ -133,6 +132,13 @@ def _find_images(images: StrPath | Sequence[StrPath], cache: str, prune: bool) -
     own = set(map(os.path.realpath, latent_cache.tars(cache))) if storage.is_folder(cache) else ()
     found.files = [file for file in found.files if os.path.realpath(file.path) not in own]
     return found
+
+
+def _initial_summary(found: Listing) -> CacheSummary:
+    """A summary of what the search for images reports."""
+    failures = [(each.source, each.error) for each in found.unreadable if each.error]
+    notes = [(each.source, each.note) for each in found.ignored_images]
+    return CacheSummary(failures=failures, notes=notes)
 
 
 def _check_settings(shards: list[Shard], wanted: CacheSettings) -> None:
