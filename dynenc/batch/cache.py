@@ -90,7 +90,6 @@ def make_cache(
         raise UsageError(f"{cache} is not a local folder: make it on this disk, then copy it")
     checked_integer("shard_size", shard_size, 1)
     tell = checked_callback("on_progress", on_progress) or (lambda _done, _all: None)
-    vae = None if vae is None else checked_name("a VAE", vae)
     settings = cache_settings(space_named(space), encoder, vae, resolution, quality, flips)
     prune = prune or force
     found = _find_images(images, cache, prune)

@@ -13,7 +13,7 @@ from PIL import ImageOps
 from PIL.Image import Image
 
 from dynenc import registry
-from dynenc.arguments import checked_integer, checked_name, checked_number
+from dynenc.arguments import StrPath, checked_integer, checked_name, checked_number
 from dynenc.batch.inputs import read_image
 from dynenc.codec import Codec
 from dynenc.coding.encode_latents import encode_latents
@@ -50,7 +50,7 @@ class Member(NamedTuple):
 def cache_settings(
     space: LatentSpace,
     encoder: str,
-    vae: str | None,
+    vae: StrPath | None,
     resolution: int | None,
     quality: float,
     flips: bool,
@@ -66,8 +66,8 @@ def cache_settings(
         model = registry.required_counterpart(encoder, "encoder", space)
         encoder, weights = model.name, model.sha256
     else:
-        encoder = names.basename(vae.rstrip("/"))
-        weights = weights_of(vae)
+        vae = checked_name("a VAE", vae)
+        encoder, weights = names.basename(vae.rstrip("/")), weights_of(vae)
     return CacheSettings(space.name, encoder, weights, resolution, quality, bool(flips))
 
 
@@ -76,7 +76,7 @@ class CacheEncoder:
     """Encodes images with dynenc's encoder, or with a VAE of the space."""
 
     settings: CacheSettings
-    vae: str | None  # folder or file
+    vae: StrPath | None  # folder or file
     device: str
 
     @cached_property
