@@ -146,6 +146,6 @@ def test_ctrl_c_while_workers_start_leaves_neither_tracebacks_nor_open_files(
     before = len(list(OPEN_FILES.iterdir()))
     with pytest.raises(KeyboardInterrupt):
         dynenc.convert("encode", images, tmp_path / "out", encoder="nano", jobs=2)
-    assert len(list(OPEN_FILES.iterdir())) == before
+    assert len(list(OPEN_FILES.iterdir())) <= before  # earlier tests may have left some
     time.sleep(0.5)  # the worker reports by itself, after its parent has gone on
     assert capfd.readouterr().err == ""
