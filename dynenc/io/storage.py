@@ -128,6 +128,7 @@ def real_names(*, folds: bool) -> Callable[[str], str]:
     """
     real_folder = functools.cache(os.path.realpath)
 
+    @functools.cache  # targets are asked for more than once
     def real_name(name: str) -> str:
         if name != STREAM and not is_url(name):
             with suppress(OSError):  # the current folder has been removed
