@@ -286,14 +286,12 @@ def _files(name: str) -> list[Place]:
 def _shard(name: str) -> list[Place]:
     """The locations of the .lat files in a tar; only its headers are read."""
     try:
-        with storage.reading(name) as file, open_tar(file) as tar:
+        with storage.reading_as(name, ImageError) as file, open_tar(file) as tar:
             return [
                 Place(with_suffix(info.name, ""), name, info.offset_data, info.size)
                 for info in tar
                 if info.isreg() and suffix_of(info.name).lower() == bitstream.SUFFIX
             ]
-    except OSError as exc:
-        raise ImageError(f"{name} cannot be read: {exc.strerror or exc}") from exc
     except tarfile.TarError as exc:
         raise UsageError(
             f"{name} cannot be read as an uncompressed tar ({exc}): unpack it, or restore it if it "

@@ -39,9 +39,7 @@ from dynenc.networks.vae_files import (
 logger = logging.getLogger(__name__)
 
 PROBE_COLOURS = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0))
-WRONG_SPACE_RATIO = (
-    1.5  # ratio of its errors from which a decoder is taken to be of the other space
-)
+WRONG_SPACE_RATIO = 1.5  # of a decoder's errors, from which it is taken to be of the other space
 
 
 def load_decoder(

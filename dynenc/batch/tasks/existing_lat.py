@@ -29,18 +29,21 @@ class ExistingLat:
     @classmethod
     def open(cls, file: Readable, n_bytes: int, *, whole: bool) -> ExistingLat:
         """Read the header, and with `whole` check the rest. Raises: BitstreamError."""
-        most = bitstream.MAX_FILE_BYTES if whole else bitstream.FIXED_BYTES
-        start = storage.read_at_most(file, most, "the output") if whole else file.read(most)
-        header = (
-            bitstream.read(start, sys.maxsize).header if whole else bitstream.read_header(start)
-        )
+
+        def read_rest() -> bytes:
+            return storage.read_at_most(file, bitstream.MAX_FILE_BYTES, "the output")
+
+        if whole:
+            start = read_rest()
+            header = bitstream.read(start, sys.maxsize).header
+        else:
+            start = file.read(bitstream.FIXED_BYTES)
+            header = bitstream.read_header(start)
 
         @cache
         def parse() -> LatFile:
-            rest = (
-                b"" if whole else storage.read_at_most(file, bitstream.MAX_FILE_BYTES, "the output")
-            )
-            return LatFile.parse(start + rest, max_pixels=sys.maxsize)
+            blob = start if whole else start + read_rest()
+            return LatFile.parse(blob, max_pixels=sys.maxsize)
 
         return cls(header, n_bytes, parse)
 
