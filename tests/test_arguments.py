@@ -187,7 +187,13 @@ CALLS = {  # the names of arguments: wrong values
         lambda o, **given: dynenc.SameSizeBatches(
             **{"dataset": o["dataset"], "batch_size": 1} | given
         ),
-        {"dataset": [None, 5, [], "a.lat"], "batch_size": NOT_POSITIVE, "seed": ["x", None, 1.5]},
+        {
+            "dataset": [None, 5, [], "a.lat"],
+            "batch_size": NOT_POSITIVE,
+            "seed": ["x", None, 1.5],
+            "num_replicas": NOT_POSITIVE,
+            "rank": ["x", None, 1, -1],
+        },
     ),
     "set_epoch": (
         lambda o, epoch: dynenc.SameSizeBatches(o["dataset"], 1).set_epoch(epoch),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import tarfile
@@ -12,7 +13,7 @@ from functools import cached_property
 from typing import Any, BinaryIO
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import ConcatDataset, Dataset, Sampler, Subset
 
 from dynenc.arguments import StrPath, checked_integer, checked_name
 from dynenc.codec import Codec
@@ -183,35 +184,44 @@ class LatentDataset(Dataset[dict[str, Any]]):
 class SameSizeBatches(Sampler[list[int]]):
     """Batches of samples of equal size, for the `batch_sampler` of a `DataLoader`.
 
-    In several processes, each draws the same batches, which accelerate's `prepare` shares out among
-    them; versions of it that refuse batches of varying size need `drop_last=True`.
+    In training with several processes, either accelerate's `prepare` shares the batches out (its
+    versions that refuse batches of varying size need `drop_last=True`), or `num_replicas` and
+    `rank` do, as those of torch's `DistributedSampler`. All processes get equally many batches.
 
     Args:
-        dataset: its `shapes` tell which samples fit together.
+        dataset: a `LatentDataset` or any other with `shapes`; a `Subset`, as `random_split` makes,
+            or a `ConcatDataset` of these.
         batch_size: samples in a batch; the last batch of a size may be smaller.
         shuffle: draw samples and batches in a new order each time, the same for the same seed.
-        drop_last: leave the smaller batches out.
-        seed: of the order; `set_epoch` continues a sequence of orders.
-    Raises: UsageError if `batch_size` is not positive, or the seed negative.
+        drop_last: leave out the smaller batches, and those that some processes would not get;
+            otherwise, the other processes get batches a second time.
+        seed: of the order, the same in all processes; `set_epoch` continues a sequence of orders.
+        num_replicas: number of processes that share the batches.
+        rank: number of this process, from 0.
+    Raises: UsageError if `batch_size` is not positive, the seed negative, or the rank too large.
     """
 
     def __init__(
         self,
-        dataset: LatentDataset,
+        dataset: Dataset[Any],
         batch_size: int,
         *,
         shuffle: bool = False,
         drop_last: bool = False,
         seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
-        if not hasattr(dataset, "shapes"):
-            raise UsageError(f"SameSizeBatches needs a LatentDataset, not {type(dataset).__name__}")
         checked_integer("batch_size", batch_size, 1)
         checked_integer("seed", seed)
+        checked_integer("num_replicas", num_replicas, 1)
+        if checked_integer("rank", rank) >= num_replicas:
+            raise UsageError(f"rank {rank} is not below num_replicas={num_replicas}")
         self.max_batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
         self.seed, self.epoch = seed, 0
+        self.num_replicas, self.rank = num_replicas, rank
         self.groups: dict[tuple[int, int], list[int]] = {}
-        for index, shape in enumerate(dataset.shapes):
+        for index, shape in enumerate(_shapes(dataset)):
             self.groups.setdefault(shape, []).append(index)
 
     @property
@@ -224,12 +234,26 @@ class SameSizeBatches(Sampler[list[int]]):
         self.epoch = checked_integer("epoch", epoch)
 
     def __len__(self) -> int:
-        """The number of batches."""
-        extra = 0 if self.drop_last else self.max_batch_size - 1
-        return sum((len(group) + extra) // self.max_batch_size for group in self.groups.values())
+        """The number of batches of this process."""
+        n_batches = sum(
+            self._n_parts(len(group), self.max_batch_size) for group in self.groups.values()
+        )
+        return self._n_parts(n_batches, self.num_replicas)
+
+    def _n_parts(self, n: int, size: int) -> int:
+        """The number of parts of a size; with `drop_last`, only of whole ones."""
+        return n // size if self.drop_last else -(-n // size)
 
     def __iter__(self) -> Iterator[list[int]]:
         """The indices of the samples of each batch."""
+        batches = self._batches()
+        n_shared = len(self) * self.num_replicas  # more than there are, if some are given twice
+        yield from itertools.islice(
+            itertools.cycle(batches), self.rank, n_shared, self.num_replicas
+        )
+
+    def _batches(self) -> list[list[int]]:
+        """The batches of all processes, in the order of the next epoch."""
         order = random.Random(self.seed * 1_000_003 + self.epoch)
         self.epoch += 1
         batches: list[list[int]] = []
@@ -243,7 +267,19 @@ class SameSizeBatches(Sampler[list[int]]):
                     batches.append(batch)
         if self.shuffle:
             order.shuffle(batches)
-        yield from batches
+        return batches
+
+
+def _shapes(dataset: Dataset[Any]) -> list[tuple[int, int]]:
+    """The shapes of the samples of a data set, or of a part or union of data sets."""
+    if isinstance(dataset, Subset):
+        shapes = _shapes(dataset.dataset)
+        return [shapes[index] for index in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        return [shape for part in dataset.datasets for shape in _shapes(part)]
+    if not hasattr(dataset, "shapes"):
+        raise UsageError(f"SameSizeBatches needs a LatentDataset, not {type(dataset).__name__}")
+    return list(dataset.shapes)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lat_helpers import read_latents
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from dynenc import Codec, LatentDataset, SameSizeBatches
 from dynenc.coding.lat_file import LatFile
@@ -171,6 +171,41 @@ def test_orders_of_batches(mixed):
     with pytest.raises(ValueError, match="batch_size must be an integer"):
         SameSizeBatches(mixed, 0)
     assert SameSizeBatches(LatentDataset(mixed.places[0].file, images=True), 9).groups
+
+
+def test_parts_and_unions_of_data_sets(mixed):
+    part = Subset(mixed, [0, 2, 4, 6])
+    union = ConcatDataset([part, mixed])
+    for data in (part, Subset(part, [1, 3]), union):
+        batches = list(SameSizeBatches(data, 2))
+        assert sorted(index for batch in batches for index in batch) == list(range(len(data)))
+        for batch in batches:
+            assert len({data[index]["latents"].shape for index in batch}) == 1
+    with pytest.raises(UsageError, match="needs a LatentDataset, not list"):
+        SameSizeBatches(Subset([1, 2], [0]), 2)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("num_replicas", [2, 3, 13])
+def test_processes_share_the_batches(mixed, num_replicas, drop_last):
+    settings = {"shuffle": True, "drop_last": drop_last}
+    every = list(SameSizeBatches(mixed, 1, **settings))
+    shares = [
+        SameSizeBatches(mixed, 1, **settings, num_replicas=num_replicas, rank=rank)
+        for rank in range(num_replicas)
+    ]
+    given = [list(share) for share in shares]
+    assert {len(batches) for batches in given} == {len(share) for share in shares}
+    assert len({len(share) for share in shares}) == 1
+    seen = [batch for batches in given for batch in batches]
+    if drop_last:
+        assert len(seen) == len(every) // num_replicas * num_replicas
+        assert len(set(map(tuple, seen))) == len(seen)
+    else:
+        assert set(map(tuple, seen)) == set(map(tuple, every))
+        assert len(seen) - len(every) < num_replicas
+    with pytest.raises(UsageError, match="rank 2 is not below num_replicas=2"):
+        SameSizeBatches(mixed, 1, num_replicas=2, rank=2)
 
 
 def test_no_size_is_claimed_for_batches_of_which_some_are_smaller(mixed):
