@@ -31,6 +31,7 @@ export class LatError extends Error {
  * @param {WebAssembly.Module | BufferSource} program dynenc.wasm, compiled or as bytes
  * @param {BufferSource} tables the bytes of dynenc.safetensors
  * @returns {Promise<Reader>}
+ * @throws {LatError} if they are others; WebAssembly's errors if the program cannot be compiled
  */
 export async function load(program, tables) {
   const module =
@@ -50,8 +51,9 @@ class Reader {
 
   constructor(instance, tables) {
     this.#program = instance.exports;
-    const { metadata, tensors } = safetensors(tables);
-    this.#models = metadata.models.split(" ").map(Number);
+    if (!this.#program.decoder) fail("the program is not that of dynenc.wasm");
+    const { models, tensors } = readTables(tables);
+    this.#models = models;
     for (const [name, tensor] of tensors)
       if (name.startsWith("coder.")) {
         const at = this.#put(tensor);
@@ -187,6 +189,18 @@ function crc32(bytes) {
   return ~crc >>> 0;
 }
 
+/** The tensors of dynenc.safetensors, and the numbers of the models that they decode. */
+function readTables(file) {
+  try {
+    const { metadata, tensors } = safetensors(file);
+    const models = metadata.models.split(" ").map(Number);
+    if (tensors.has("decoder.numbers") && tensors.has("decoder.weights")) return { models, tensors };
+  } catch {
+    // whatever another file makes the parser trip over
+  }
+  return fail("the tables are not those of dynenc.safetensors, or are cut short");
+}
+
 /** The tensors of a safetensors file, of int8 and int32. */
 function safetensors(file) {
   const view = new DataView(file.buffer, file.byteOffset, file.byteLength);
@@ -197,6 +211,7 @@ function safetensors(file) {
   const tensors = new Map();
   for (const [name, { dtype, data_offsets: [begin, end] }] of Object.entries(entries)) {
     const { buffer } = file.slice(start + begin, start + end);
+    if (buffer.byteLength !== end - begin) throw new RangeError(`${name} is cut short`);
     tensors.set(name, dtype === "I8" ? new Int8Array(buffer) : new Int32Array(buffer));
   }
   return { metadata, tensors };

@@ -6,16 +6,20 @@ import { pathToFileURL } from "node:url";
 
 const [folder, options] = [process.argv[2], JSON.parse(process.argv[3])];
 const { load } = await import(pathToFileURL(`${folder}/dynenc.js`));
-const reader = await load(
-  readFileSync(`${folder}/dynenc.wasm`),
-  readFileSync(`${folder}/dynenc.safetensors`),
-);
-for (const name of readFileSync(0, "utf8").trim().split("\n")) {
+function report(make) {
   try {
-    const { width, height, data, chunks } = reader.decode(readFileSync(name), options);
-    const sha256 = createHash("sha256").update(data).digest("hex");
-    console.log(JSON.stringify({ width, height, sha256, chunks: [...chunks.keys()] }));
+    console.log(JSON.stringify(make()));
   } catch (error) {
     console.log(JSON.stringify({ error: error.name, message: error.message }));
   }
 }
+const program = readFileSync(`${folder}/dynenc.wasm`);
+const loaded = load(program, readFileSync(`${folder}/dynenc.safetensors`));
+const [{ value: reader, reason }] = await Promise.allSettled([loaded]);
+for (const name of readFileSync(0, "utf8").trim().split("\n"))
+  report(() => {
+    if (reason) throw reason;
+    const { width, height, data, chunks } = reader.decode(readFileSync(name), options);
+    const sha256 = createHash("sha256").update(data).digest("hex");
+    return { width, height, sha256, chunks: [...chunks.keys()] };
+  });

@@ -101,6 +101,22 @@ def test_pixels_with_opacity_and_the_limit(reader, tmp_path):
     assert found == {"error": "TypeError", "message": "channels is 4, not 3 or 4"}
 
 
+def test_other_tables_and_programs_are_refused(reader, tmp_path):
+    other = shutil.copytree(reader, tmp_path / "reader")
+    tables, program = (reader / name for name in (build.TABLES, build.PROGRAM))
+    whole = tables.read_bytes()
+    without_decoder = whole.replace(b"decoder.", b"encoder.")
+    for blob in (b"", b"{}", whole[:100], whole[:-6], program.read_bytes(), without_decoder):
+        (other / build.TABLES).write_bytes(blob)
+        [found] = decoded(other, [GOLDEN / "v1_light_7x13.lat"])
+        assert found["error"] == "LatError"
+        assert "the tables are not those of dynenc.safetensors" in found["message"]
+    (other / build.TABLES).write_bytes(whole)
+    (other / build.PROGRAM).write_bytes(b"\0asm\1\0\0\0")
+    [found] = decoded(other, [GOLDEN / "v1_light_7x13.lat"])
+    assert found == {"error": "LatError", "message": "the program is not that of dynenc.wasm"}
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_of_dynenc(tmp_path):
     taken = tmp_path / "file"
     taken.touch()
