@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lat_helpers import read_latents
+from helpers.lat_files import read_latents
 from PIL import Image
 
 import dynenc

@@ -73,7 +73,7 @@ def crashing(monkeypatch, tmp_path):
         for name, times in deaths.items():
             (tmp_path / f"deaths-{name}").write_text(str(times))
         monkeypatch.setenv("DEATHS", str(tmp_path))
-        program = Path(__file__).parents[1] / "crashing.py"
+        program = Path(__file__).parents[1] / "helpers" / "crashing.py"
         monkeypatch.setattr(
             worker, "command", lambda entry: [sys.executable, str(program), entry, *sys.path]
         )

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from oracle_published import materialised
+from oracles.published import materialised
 from PIL import Image, ImageDraw
 from speed import SD_VAE
 from torch import Tensor, nn

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lat_helpers import zero_order_bits
+from helpers.lat_files import zero_order_bits
 
 from dynenc import metrics, registry
 from dynenc.coding.entropy import load_coder

@@ -3,9 +3,9 @@
 import csv
 import json
 
-import hostile
 import numpy as np
 import pytest
+from helpers import hostile
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 

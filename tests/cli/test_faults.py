@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 
-import hostile
 import numpy as np
 import pytest
+from helpers import hostile
 from PIL import Image
 from typer.testing import CliRunner
 

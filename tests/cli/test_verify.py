@@ -2,9 +2,9 @@ import io
 import os
 import tarfile
 
-import hostile
 import numpy as np
 import pytest
+from helpers import hostile
 from typer.testing import CliRunner
 
 from dynenc.batch.verify import info_file

@@ -1,8 +1,8 @@
 import numpy as np
-import oracle_entropy
 import pytest
 import torch
-from lat_helpers import zero_order_bits
+from helpers.lat_files import zero_order_bits
+from oracles import entropy as entropy_oracle
 from safetensors.numpy import load
 
 from dynenc import registry
@@ -71,8 +71,8 @@ def test_a_program_written_from_the_specification_agrees(kind, shape, step_q):
     symbols.flat[1] = -MAX_SYMBOL
     payload = coder_of(kind).encode(symbols, step_q)
     name, has_trellis = ALL_KINDS[kind]
-    tensors = oracle_entropy.read_tensors(registry.read_file(registry.named(name, "coder")))
-    decoded = oracle_entropy.decode(tensors, payload, *shape, step_q, has_trellis=has_trellis)
+    tensors = entropy_oracle.read_tensors(registry.read_file(registry.named(name, "coder")))
+    decoded = entropy_oracle.decode(tensors, payload, *shape, step_q, has_trellis=has_trellis)
     assert decoded == symbols.tolist()
 
 

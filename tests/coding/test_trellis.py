@@ -2,8 +2,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from numpy_coder import trellis
-from numpy_coder.trellis import NEXT_STATE, best_path
+from oracles.numpy_coder import trellis
+from oracles.numpy_coder.trellis import NEXT_STATE, best_path
 
 
 def shifts(symbols):

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-import oracle_graphics
 import pytest
+from oracles import graphics as graphics_oracle
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from dynenc.imaging import graphics
@@ -48,7 +48,7 @@ def test_statistics_are_those_counted_slowly(path, shape, most, monkeypatch):
     strided[:] = pixels
     for divisor in (1, 2):  # Pillow's halves are means, too
         given = np.asarray(Image.fromarray(pixels).reduce(divisor))
-        found = oracle_graphics.statistics(given)
+        found = graphics_oracle.statistics(given)
         assert np.array_equal(kernel.tile_statistics(pixels, found.shape[1], divisor), found)
         assert np.array_equal(kernel.tile_statistics(strided, 1, divisor), found[:, :1])
 
@@ -72,7 +72,7 @@ def test_tiles_of_any_statistics_are_those_found_slowly(search, seed):
     alike = random.random(sides) < random.random()
     given = np.where(alike, np.array(tiles)[:, rows, columns], tiles).astype(np.uint16)
     found, missed = kernel.find_graphics_tiles(given, search)
-    expected, also_missed = oracle_graphics.graphics(given, search)
+    expected, also_missed = graphics_oracle.graphics(given, search)
     assert np.array_equal(found, expected)
     assert missed == also_missed
 
@@ -82,7 +82,7 @@ def test_images_have_the_text_that_is_found_slowly():
     noisy = (np.asarray(screen((311, 420))) * 0.6 + 20 + noise).clip(0, 255).astype(np.uint8)
     images = [np.asarray(each) for each in (screen(), photo(), page())]
     for image in (*images, noisy):
-        assert np.array_equal(graphics.find(image), oracle_graphics.find(image))
+        assert np.array_equal(graphics.find(image), graphics_oracle.find(image))
 
 
 def test_strips_and_arrays_have_the_tiles_of_the_whole(monkeypatch):

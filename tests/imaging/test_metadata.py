@@ -6,10 +6,10 @@ import struct
 import warnings
 import zlib
 
-import hostile
 import numpy as np
 import pytest
-from lat_helpers import read_latents
+from helpers import hostile
+from helpers.lat_files import read_latents
 from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from lat_helpers import read_latents
-from oracle_published import materialised
+from helpers.lat_files import read_latents
+from oracles.published import materialised
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lat_helpers import read_latents
+from helpers.lat_files import read_latents
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from dynenc import Codec, LatentDataset, SameSizeBatches

@@ -1,8 +1,8 @@
 """The integer decoder of images equals the one in numpy, pixel for pixel, on every path."""
 
 import numpy as np
-import oracle_decoder
 import pytest
+from oracles import decoder as decoder_oracle
 
 from dynenc.errors import WeightsError
 from dynenc.native import kernel
@@ -78,7 +78,7 @@ def test_pixels_are_those_of_the_numpy_decoder(sizes, scale):
     decoder = integer_tensors.load(tensors, sizes)
     for shape in SHAPES:
         latents = some_latents(shape, scale, decoder.channels)
-        expected = oracle_decoder.decode(tensors, *sizes[:2], latents)
+        expected = decoder_oracle.decode(tensors, *sizes[:2], latents)
         assert np.array_equal(decoder.decode(latents, whole(latents, decoder.side)), expected)
     assert len(np.unique(expected)) > (20 if scale == 1 else 2)
 
@@ -90,7 +90,7 @@ def test_parts_strips_and_threads_give_the_pixels_of_the_whole(sizes, strip, mon
     latents = some_latents((40, 21), 1, decoder.channels)
     random = np.random.default_rng(0)
     everything = whole(latents, decoder.side)
-    expected = oracle_decoder.decode(made_up(sizes), *sizes[:2], latents)
+    expected = decoder_oracle.decode(made_up(sizes), *sizes[:2], latents)
     monkeypatch.setattr("dynenc.native.decoder.STRIP", strip)
     for threads in (1, 2, 3, 9):
         assert np.array_equal(decoder.decode(latents, everything, threads), expected)

@@ -8,9 +8,9 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import numpy_coder.bit_costs
-import numpy_coder.entropy
-import numpy_coder.quantize
+import oracles.numpy_coder.bit_costs as numpy_bit_costs
+import oracles.numpy_coder.entropy as numpy_entropy
+import oracles.numpy_coder.quantize as numpy_quantize
 import pytest
 
 from dynenc import registry
@@ -40,7 +40,7 @@ def coders(request):
     """The product's and the one in numpy."""
     name, has_trellis = request.param
     data = registry.read_file(registry.named(name, "coder"))
-    slow = numpy_coder.entropy.EntropyCoder.load(data, has_trellis=has_trellis)
+    slow = numpy_entropy.EntropyCoder.load(data, has_trellis=has_trellis)
     return load_coder(name, has_trellis=has_trellis), slow
 
 
@@ -64,9 +64,9 @@ def test_payloads_and_symbols_are_those_of_the_numpy_coder(coders, shape):
         assert coder.encode(symbols, step_q) == payload
         assert np.array_equal(coder.decode(payload, *shape, step_q), symbols)
         for product, oracle in (
-            (quantize.to_symbols, numpy_coder.quantize.to_symbols),
-            (quantize.to_nearest, numpy_coder.quantize.to_nearest),
-            (quantize.from_symbols, numpy_coder.quantize.from_symbols),
+            (quantize.to_symbols, numpy_quantize.to_symbols),
+            (quantize.to_nearest, numpy_quantize.to_nearest),
+            (quantize.from_symbols, numpy_quantize.from_symbols),
         ):
             given = symbols if product is quantize.from_symbols else latents
             assert np.array_equal(product(given, step_q, coder), oracle(given, step_q, slow))
@@ -78,7 +78,7 @@ def test_latents_that_are_no_numbers_or_huge_are_quantised_the_same(coders):
     latents = np.resize(latents, (4, 5, 7))
     for step_q in STEPS:
         found = quantize.to_symbols(latents, step_q, coder)
-        assert np.array_equal(found, numpy_coder.quantize.to_symbols(latents, step_q, slow))
+        assert np.array_equal(found, numpy_quantize.to_symbols(latents, step_q, slow))
 
 
 @pytest.mark.usefixtures("path")
@@ -87,9 +87,9 @@ def test_costs_and_gradients_are_those_of_the_numpy_coder(coders, step_q):
     coder, slow = coders
     symbols = np.rint(smooth(21, 14) * (1024 / step_q)).astype(np.int32)
     symbols[1, 2, 3] = 700  # escapes
-    costs = numpy_coder.bit_costs.bit_costs(slow, symbols, step_q)
+    costs = numpy_bit_costs.bit_costs(slow, symbols, step_q)
     np.testing.assert_allclose(bit_costs.bit_costs(coder, symbols, step_q), costs, rtol=1e-6)
-    expected = numpy_coder.bit_costs.context_gradient(slow, symbols, step_q)
+    expected = numpy_bit_costs.context_gradient(slow, symbols, step_q)
     found = bit_costs.context_gradient(coder, symbols, step_q)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 

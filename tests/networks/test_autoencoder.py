@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from lat_helpers import read_latents
+from helpers.lat_files import read_latents
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner

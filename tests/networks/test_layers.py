@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle_layers import materialised
+from oracles.layers import materialised
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynenc import DynamicConv, HybridDense

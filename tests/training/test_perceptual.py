@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.small_vgg import vgg_weights
 from PIL import Image
 from safetensors.torch import save_file
-from small_vgg import vgg_weights
 from typer.testing import CliRunner
 
 from dynenc import registry

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.small_vgg import vgg_weights
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_vgg import vgg_weights
 from torch.optim.swa_utils import AveragedModel
 from typer.testing import CliRunner
 

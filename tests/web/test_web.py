@@ -7,10 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import hostile
 import numpy as np
 import pytest
 from golden import make
+from helpers import hostile
 from PIL import Image
 
 from dynenc.codec import Codec

@@ -3,15 +3,14 @@
 import math
 
 import numpy as np
-
-from numpy_coder.entropy import (
+from oracles.numpy_coder.entropy import (
     ESCAPE_BITS,
     VARIANTS,
     Contexts,
     EntropyCoder,
     tables_of,
 )
-from numpy_coder.layout import MAX_VALUE, Floats, Ints, Pass, Planes
+from oracles.numpy_coder.layout import MAX_VALUE, Floats, Ints, Pass, Planes
 
 
 def bit_costs(coder: EntropyCoder, symbols: Ints, step_q: int) -> Floats:

@@ -1,11 +1,11 @@
 """Quantisation: latents <-> symbols, weighing error against bits. Never imports torch."""
 
 import numpy as np
+from oracles.numpy_coder.entropy import LIMIT, EntropyCoder
+from oracles.numpy_coder.layout import Floats, Ints, Layout
+from oracles.numpy_coder.trellis import best_path
 
 from dynenc.errors import UsageError
-from numpy_coder.entropy import LIMIT, EntropyCoder
-from numpy_coder.layout import Floats, Ints, Layout
-from numpy_coder.trellis import best_path
 
 STEP_UNIT = 1024  # a .lat file stores round(step * 1024)
 TRELLIS_STEP = 1.12  # a trellis with steps this much larger has the noise of uniform quantisation

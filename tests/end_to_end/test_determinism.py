@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from lat_helpers import read_latents
+from helpers.lat_files import read_latents
 from PIL import Image
 
 from dynenc import metrics

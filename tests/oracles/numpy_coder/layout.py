@@ -10,8 +10,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 import numpy.typing as npt
-
-from numpy_coder import trellis
+from oracles.numpy_coder import trellis
 
 Ints = npt.NDArray[np.int32]
 Index = npt.NDArray[np.int64]

@@ -11,9 +11,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from oracles.numpy_coder.layout import (
+    MAX_VALUE,
+    STAGE_OF,
+    STAGES,
+    Floats,
+    Index,
+    Ints,
+    Layout,
+    Planes,
+)
 
 from dynenc.errors import WeightsError
-from numpy_coder.layout import MAX_VALUE, STAGE_OF, STAGES, Floats, Index, Ints, Layout, Planes
 
 Tensors = dict[str, npt.NDArray[Any]]
 

@@ -5,10 +5,10 @@ import time
 import tracemalloc
 from pathlib import Path
 
-import hostile
 import numpy as np
 import pytest
-from lat_helpers import read_latents
+from helpers import hostile
+from helpers.lat_files import read_latents
 
 from dynenc.coding import bitstream
 from dynenc.coding.entropy import load_coder

@@ -17,13 +17,8 @@ from typing import Any
 
 import constriction  # type: ignore[import-untyped]  # it ships no stubs
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
-
-from dynenc import registry
-from dynenc.errors import Corrupt, WeightsError
-from numpy_coder.context_network import LEVELS, ContextNetwork, Tensors
-from numpy_coder.layout import (
+from oracles.numpy_coder.context_network import LEVELS, ContextNetwork, Tensors
+from oracles.numpy_coder.layout import (
     MAX_VALUE,
     STAGES,
     Floats,
@@ -33,6 +28,11 @@ from numpy_coder.layout import (
     Planes,
     context_values,
 )
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from dynenc import registry
+from dynenc.errors import Corrupt, WeightsError
 
 LIMIT = 32_767  # largest magnitude of a symbol
 FRACTIONS = 8  # the expected value is known to this fraction of a step ...
