@@ -42,6 +42,8 @@ class TrainConfig:
     embedded_share: float = 0.6  # share of end-to-end steps that use the embedded decoder
     joint: int = 0  # 1: train the embedded decoder and encoders together, and export them all
     largest_step: float = 0.5  # noise is that of a quantiser step drawn between 0 and this
+    lowest_quality: float = 10.0  # a decoder learns from files of qualities drawn between this ...
+    highest_quality: float = 80.0  # ... and this
     ema: float = 0.998  # decay of the moving average of the weights, which is exported
     share_of_start: float = 0.0  # share of the initial weights in the exported ones
     seed: int = 0
@@ -126,6 +128,9 @@ USED_BY = {
     "joint": ("encoder",),
     "embedded_share": ("encoder",),
     "rate": ("encoder", "autoencoder"),
+    "largest_step": ("encoder", "autoencoder", "coder"),
+    "lowest_quality": ("decoder",),
+    "highest_quality": ("decoder",),
     "gan": ("decoder",),
     "gan_warmup": ("decoder",),
 }
@@ -141,6 +146,7 @@ SHARES = ("synthetic", "vgg_share", "embedded_share", "share_of_start", "ema", "
 MOST = {  # maximum of settings; those of coders are the kernel's
     **dict.fromkeys(SHARES, 1),
     **dict.fromkeys(("hidden", "middle", "neighbours"), 128),
+    **dict.fromkeys(("lowest_quality", "highest_quality"), 100),
     "radius": 127,
     "largest_step": COARSEST_STEP_Q / STEP_UNIT,
 }
@@ -189,6 +195,8 @@ def check(config: TrainConfig | FitConfig) -> None:
     if isinstance(config, FitConfig) and config.smallest_step > config.largest_step:
         raise UsageError("smallest_step must not be above largest_step")
     if isinstance(config, TrainConfig):
+        if config.lowest_quality > config.highest_quality:
+            raise UsageError("lowest_quality must not be above highest_quality")
         if config.crop % PATCH:
             raise UsageError(f"crop={config.crop} is not a multiple of {PATCH} px")
         if not config.gan and config.gan_warmup not in (0, PRESETS[config.preset].gan_warmup):

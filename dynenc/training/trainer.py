@@ -4,9 +4,9 @@ An encoder is first fitted to the teacher's latents (closed-form linear start, t
 is then trained end to end: its latents, with the noise of a random quantiser step, are decoded by
 decoders of SD latents, and the result is compared with the original. With `rate`, the loss includes
 the bits of the latents. The autoencoder is trained as a whole in the same way, and with `joint` the
-embedded decoder together with one or more encoders, which take turns. By itself, the embedded
-decoder is trained on noisy latents of the teacher and of the encoders, and with `gan` against a
-discriminator.
+embedded decoder together with one or more encoders, which take turns. By itself, a decoder is
+trained on what files of random qualities hold, with latents of the teacher and of the encoders, and
+with `gan` against a discriminator.
 """
 
 import copy
@@ -35,6 +35,7 @@ from dynenc.training import checkpoint, schedule
 from dynenc.training.adversary import Adversary
 from dynenc.training.config import TrainConfig, TrainPaths, check, check_paths
 from dynenc.training.crops import open_crops
+from dynenc.training.file_latents import FileLatents
 from dynenc.training.losses import Discriminator, ReconstructionLoss
 from dynenc.training.prior import Prior
 from dynenc.training.provenance import origin
@@ -70,15 +71,13 @@ class Trainer:
         self.synthetic = Synthetic(config.crop, paths.fonts)
         self.decoders = [self._frozen(teacher_decoder)]
         self.teacher_encoder = self._frozen(teacher_encoder)
-        self.encoders: list[nn.Module] = []
+        self.file_latents: FileLatents | None = None  # for a decoder that is trained by itself
         self.prior: nn.Module = self._to_device(
             Prior(self.space.channels) if config.rate else nn.Identity()
         )
         self.is_encoder = model.kind == "encoder"
         if not self.is_encoder:
-            self.encoders = [
-                self._frozen(loading.load_path(path, self.space)) for path in paths.encoders
-            ]
+            self.file_latents = FileLatents(self._frozen_encoders(), config)
         elif paths.embedded and not config.joint:
             self.decoders.append(self._frozen(loading.load_path(paths.embedded, self.space)))
         self.model = nn.ModuleDict()  # networks in training, by name
@@ -98,6 +97,14 @@ class Trainer:
             self.adversary = Adversary(discriminator, config, self._autocast)
         self.step, self.spent_s, self.started_at = 0, 0.0, time.monotonic()
         self.batches: dict[int, Future[Tensor]] = {}  # by step
+
+    def _frozen_encoders(self) -> list[tuple[nn.Module, registry.Model]]:
+        """The encoders whose latents a decoder learns to decode, with the models of their files."""
+        encoders = [(self.teacher_encoder, registry.IMPORTED_MODELS[self.space.name])]
+        for path in self.paths.encoders:
+            encoder = self._frozen(loading.load_path(path, self.space))
+            encoders.append((encoder, self._of_space(path)))
+        return encoders
 
     def _add_networks(self, model: registry.Model, teacher_decoder: nn.Module) -> None:
         """Add all networks that are trained: that of the preset, and with `joint` the others."""
@@ -198,17 +205,19 @@ class Trainer:
 
     @torch.no_grad()
     def _other_latents(self, image: Tensor, random: np.random.Generator) -> Tensor:
-        """Latents of the image from a frozen encoder or the teacher."""
+        """Latents of the image from another encoder of a joint training, or the teacher."""
         names = [name for name in self.names_in_turn if name != self.current_name]
-        encoders = self.encoders or [self.model[name] for name in names]
-        pick = int(random.integers(len(encoders) + 1))
-        return encoders[pick - 1](image) if pick else self._target(image)
+        pick = int(random.integers(len(names) + 1))
+        latents: Tensor = self.model[names[pick - 1]](image) if pick else self._target(image)
+        return latents
 
     def _loss(self) -> dict[str, Tensor]:
         """Draw a batch and return the terms of the loss, weighted."""
         config = self.config
         image, random = self._batch(), self._random(self.step, 1)
-        latents, terms = self._encoded(image, random), dict[str, Tensor]()
+        if self.file_latents:
+            return self._decoder_loss(self.file_latents, image, random)
+        latents, terms = self._encoded(image), dict[str, Tensor]()
         if self.is_encoder:
             is_distilling = self.step < config.distill_steps
             if is_distilling or config.tie:
@@ -229,7 +238,21 @@ class Trainer:
                 own = own.detach()
             terms["rate"] = config.rate * (step**2 * self.prior(own, step)).mean()
         if config.flats:
-            terms["flats"] = config.flats * self._error_of_flats(decoder, random)
+            flat = self._flats(random)
+            noisy, _ = self._with_noise(self._encoded(flat), random, FLAT_STEP)
+            terms["flats"] = config.flats * self._error_of_flats(decoder, noisy, flat)
+        return terms
+
+    def _decoder_loss(
+        self, latents_of: FileLatents, image: Tensor, random: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """The terms of the loss of a decoder that is trained by itself."""
+        decoder = self._pick_decoder(random)
+        terms = self._image_terms(decoder, latents_of(image, random), image, random)
+        if self.config.flats:
+            flat = self._flats(random)
+            error = self._error_of_flats(decoder, latents_of(flat, random), flat)
+            terms["flats"] = self.config.flats * error
             if self.adversary:  # the gradients of other terms have been applied already
                 terms["flats"].backward()
         return terms
@@ -261,22 +284,20 @@ class Trainer:
             decoded.backward(self.adversary.add_gradient(gradient, compared, noisy, self.step))
         return terms
 
-    def _encoded(self, image: Tensor, random: np.random.Generator) -> Tensor:
-        """Latents for the trained network: its own, or for a decoder those that it must decode."""
+    def _encoded(self, image: Tensor) -> Tensor:
+        """Latents of the encoder that this step trains."""
         model = self.model[self.current_name]
-        if isinstance(model, Autoencoder):
-            model = model.encoder
-        elif not self.is_encoder:
-            return self._other_latents(image, random)
-        latents: Tensor = model(image)
+        latents: Tensor = (model.encoder if isinstance(model, Autoencoder) else model)(image)
         return latents
 
-    def _error_of_flats(self, decoder: nn.Module, random: np.random.Generator) -> Tensor:
-        """Mean absolute error of images of one colour, with the noise of fine steps."""
-        image = to_floats(flats(FLATS, random).to(self.device))
-        noisy, _ = self._with_noise(self._encoded(image, random), random, FLAT_STEP)
+    def _flats(self, random: np.random.Generator) -> Tensor:
+        """Images of one colour."""
+        return to_floats(flats(FLATS, random).to(self.device))
+
+    def _error_of_flats(self, decoder: nn.Module, latents: Tensor, image: Tensor) -> Tensor:
+        """Mean absolute error of decoded images of one colour."""
         with self._autocast():
-            decoded = decoder(noisy)
+            decoded = decoder(latents)
         return F.l1_loss(decoded.float(), image)
 
     def _with_noise(
@@ -362,7 +383,7 @@ class Trainer:
         """
         if not self.paths.test:
             return {}
-        encode = (self.encoders or [self.teacher_encoder])[-1]
+        encode = self.file_latents.last_encoder if self.file_latents else self.teacher_encoder
         decode, step = self.decoders[0], 0.0
         if self.is_encoder:
             encode = trained[name if name in self.names_in_turn else self.config.preset]
