@@ -10,8 +10,8 @@ import torch
 
 from dynenc.errors import OutputExists
 from dynenc.networks.vae_files import sha256_of, weights_of
+from dynenc.training.batches import Batches
 from dynenc.training.config import TrainConfig, TrainPaths
-from dynenc.training.crops import Crops
 
 WRONG = (RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingError)
 
@@ -48,7 +48,7 @@ def read(
 
 
 def inputs(
-    config: TrainConfig, paths: TrainPaths, images: Crops, fonts: list[Path], exports: list[Path]
+    config: TrainConfig, paths: TrainPaths, batches: Batches, exports: list[Path]
 ) -> dict[str, Any]:
     """What the weights of a run depend on, by the names that `read` reports.
 
@@ -65,8 +65,8 @@ def inputs(
     uses_vgg = config.lpips_vgg or config.dists
     return {
         "settings": asdict(config),
-        "images": images.digests,
-        "fonts": [font.name for font in fonts],
+        "images": batches.crops.digests,
+        "fonts": [font.name for font in batches.synthetic.fonts],
         "teacher": weights_of(str(paths.teacher)),
         "LPIPS weights": known(paths.lpips if config.lpips else None),
         "VGG-16 weights": known(paths.vgg if uses_vgg else None),

@@ -11,7 +11,7 @@ with `gan` against a discriminator.
 
 import copy
 import time
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,14 @@ from dynenc.networks.decoders import load_autoencoder
 from dynenc.networks.encoder import to_floats
 from dynenc.training import checkpoint, schedule
 from dynenc.training.adversary import Adversary
+from dynenc.training.batches import Batches, generator
 from dynenc.training.config import TrainConfig, TrainPaths, check, check_paths
-from dynenc.training.crops import open_crops
 from dynenc.training.file_latents import FileLatents
 from dynenc.training.losses import Discriminator, ReconstructionLoss
 from dynenc.training.prior import Prior
 from dynenc.training.provenance import origin
 from dynenc.training.start import Initializer
-from dynenc.training.synthetic import Synthetic, flats
+from dynenc.training.synthetic import flats
 
 TEST_STEP = 0.3  # quantiser step for figures
 FLATS = 16  # images of one colour per step
@@ -48,17 +48,14 @@ FLAT_STEP = 0.15  # their largest quantiser step: files quantise them more finel
 
 
 class Trainer:
-    """One training run: state, steps, checkpoints, export.
-
-    `prefetcher` draws the next batch while the device computes.
-    """
+    """One training run: state, steps, checkpoints, export."""
 
     def __init__(
         self, config: TrainConfig, paths: TrainPaths, device: torch.device, prefetcher: Executor
     ) -> None:
         check(config)
         check_paths(config, paths)
-        self.config, self.paths, self.device, self.prefetcher = config, paths, device, prefetcher
+        self.config, self.paths, self.device = config, paths, device
         # not for encoders in training, which stay exact, or the autoencoder, which is too small
         self.half = fast_dtype(device) != torch.float32 and config.preset != "autoencoder"
         torch.manual_seed(config.seed)
@@ -67,8 +64,7 @@ class Trainer:
         model = registry.MODELS[config.preset]
         self.space = SD1 if model.space.is_dynenc_only else model.space
         teacher_encoder, teacher_decoder = load_autoencoder(paths.teacher, self.space)
-        self.crops = open_crops(paths.data, paths.run, config.crop)
-        self.synthetic = Synthetic(config.crop, paths.fonts)
+        self.batches = Batches(config, paths, prefetcher)
         self.decoders = [self._frozen(teacher_decoder)]
         self.teacher_encoder = self._frozen(teacher_encoder)
         self.file_latents: FileLatents | None = None  # for a decoder that is trained by itself
@@ -76,7 +72,7 @@ class Trainer:
             Prior(self.space.channels) if config.rate else nn.Identity()
         )
         self.is_encoder = model.kind == "encoder"
-        if not self.is_encoder:
+        if model.kind == "decoder":
             self.file_latents = FileLatents(self._frozen_encoders(), config)
         elif paths.embedded and not config.joint:
             self.decoders.append(self._frozen(loading.load_path(paths.embedded, self.space)))
@@ -84,9 +80,7 @@ class Trainer:
         self.starts: dict[str, Path | None] = {}  # their initial weights
         self._add_networks(model, teacher_decoder.network)
         self.exports = self._exports()
-        self.inputs = checkpoint.inputs(
-            config, paths, self.crops, self.synthetic.fonts, [*self.exports.values()]
-        )
+        self.inputs = checkpoint.inputs(config, paths, self.batches, [*self.exports.values()])
         self.initial_weights = [weight.detach().clone() for weight in self.model.parameters()]
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
         parameters = [*self.model.parameters(), *self.prior.parameters()]
@@ -96,7 +90,6 @@ class Trainer:
             discriminator = self._to_device(Discriminator(self.space.channels))
             self.adversary = Adversary(discriminator, config, self._autocast)
         self.step, self.spent_s, self.started_at = 0, 0.0, time.monotonic()
-        self.batches: dict[int, Future[Tensor]] = {}  # by step
 
     def _frozen_encoders(self) -> list[tuple[nn.Module, registry.Model]]:
         """The encoders whose latents a decoder learns to decode, with the models of their files."""
@@ -109,7 +102,8 @@ class Trainer:
     def _add_networks(self, model: registry.Model, teacher_decoder: nn.Module) -> None:
         """Add all networks that are trained: that of the preset, and with `joint` the others."""
         config, paths = self.config, self.paths
-        initializer = Initializer(self.crops, self._target, teacher_decoder, self._random(0, 2))
+        crops, random = self.batches.crops, generator(config, 0, 2)
+        initializer = Initializer(crops, self._target, teacher_decoder, random)
         self._add_network(initializer, model, paths.start)
         for path in paths.encoders if config.joint else ():
             self._add_network(initializer, self._of_space(path), path)
@@ -147,24 +141,9 @@ class Trainer:
         others = {name: export.with_name(f"{name}.safetensors") for name in self.model}
         return others | {preset: export}
 
-    def _random(self, step: int, purpose: int) -> np.random.Generator:
-        """A generator that depends only on step and purpose, so that a run can resume anywhere."""
-        return np.random.default_rng((self.config.seed, step, purpose))
-
-    def _draw(self, step: int) -> Tensor:
-        """The crops of a step, [B, 3, S, S] uint8."""
-        config, random = self.config, self._random(step, 0)
-        drawn = int(random.binomial(config.batch, config.synthetic))
-        parts = [self.crops.sample(config.batch - drawn, random)] if drawn < config.batch else []
-        parts += [self.synthetic.sample(drawn, random)] if drawn else []
-        return torch.cat(parts)
-
-    def _batch(self) -> Tensor:
-        """Images [B, 3, S, S] in [-1, 1] of this step, on the device; prefetches the next."""
-        for step in (self.step, self.step + 1):
-            if step not in self.batches:
-                self.batches[step] = self.prefetcher.submit(self._draw, step)
-        pixels = self.batches.pop(self.step).result().to(self.device)
+    def _images(self) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] of this step, on the device."""
+        pixels = self.batches.of_step(self.step).to(self.device)
         return to_floats(pixels).contiguous(memory_format=torch.channels_last)
 
     def _frozen(self, module: nn.Module) -> nn.Module:
@@ -214,7 +193,7 @@ class Trainer:
     def _loss(self) -> dict[str, Tensor]:
         """Draw a batch and return the terms of the loss, weighted."""
         config = self.config
-        image, random = self._batch(), self._random(self.step, 1)
+        image, random = self._images(), generator(config, self.step, 1)
         if self.file_latents:
             return self._decoder_loss(self.file_latents, image, random)
         latents, terms = self._encoded(image), dict[str, Tensor]()
@@ -240,7 +219,7 @@ class Trainer:
         if config.flats:
             flat = self._flats(random)
             noisy, _ = self._with_noise(self._encoded(flat), random, FLAT_STEP)
-            terms["flats"] = config.flats * self._error_of_flats(decoder, noisy, flat)
+            terms["flats"] = self._error_of_flats(decoder, noisy, flat)
         return terms
 
     def _decoder_loss(
@@ -251,8 +230,7 @@ class Trainer:
         terms = self._image_terms(decoder, latents_of(image, random), image, random)
         if self.config.flats:
             flat = self._flats(random)
-            error = self._error_of_flats(decoder, latents_of(flat, random), flat)
-            terms["flats"] = self.config.flats * error
+            terms["flats"] = self._error_of_flats(decoder, latents_of(flat, random), flat)
             if self.adversary:  # the gradients of other terms have been applied already
                 terms["flats"].backward()
         return terms
@@ -295,10 +273,10 @@ class Trainer:
         return to_floats(flats(FLATS, random).to(self.device))
 
     def _error_of_flats(self, decoder: nn.Module, latents: Tensor, image: Tensor) -> Tensor:
-        """Mean absolute error of decoded images of one colour."""
+        """Weighted absolute error of decoded images of one colour."""
         with self._autocast():
             decoded = decoder(latents)
-        return F.l1_loss(decoded.float(), image)
+        return self.config.flats * F.l1_loss(decoded.float(), image)
 
     def _with_noise(
         self, latents: Tensor, random: np.random.Generator, largest_step: float
@@ -414,7 +392,7 @@ class Trainer:
                     "model": name,
                     "start": start.name if start else "none",
                     "steps": str(self.step),
-                    **origin(self.config, self.paths, len(self.crops), figures[name]),
+                    **origin(self.config, self.paths, len(self.batches.crops), figures[name]),
                 },
             )
         return figures[self.config.preset]

@@ -17,14 +17,18 @@ from typer.testing import CliRunner
 
 from dynenc import registry
 from dynenc.cli.main import app
+from dynenc.coding.encode_latents import encode_latents
 from dynenc.coding.entropy import EntropyCoder
+from dynenc.coding.lat_file import LatFile
+from dynenc.coding.quantize import quality_to_step
 from dynenc.errors import ImageError, OutputError, OutputExists, UsageError, WeightsError
 from dynenc.evaluation.lpips import LPIPS
 from dynenc.imaging.sources import iter_images
-from dynenc.networks.loading import load_path, model_name
+from dynenc.networks.loading import load_encoder, load_path, model_name
 from dynenc.training import adversary, run
 from dynenc.training.config import PRESETS, TrainConfig, TrainPaths, configure
 from dynenc.training.crops import Crops, build_cache, open_crops
+from dynenc.training.file_latents import FileLatents
 from dynenc.training.losses import ReconstructionLoss
 from dynenc.training.prior import Prior
 from dynenc.training.run import train, train_with_log
@@ -318,6 +322,25 @@ def test_embedded_decoder_learns_from_teacher_and_encoders(folder, tmp_path):
     assert through.export.exists()
 
 
+@pytest.mark.parametrize("name", ["nano", "base"])  # with and without a trellis
+def test_a_decoder_is_trained_on_what_files_hold(name):
+    config = configure("embedded", ["lowest_quality=30", "highest_quality=30"])
+    encoder = load_encoder(name)
+    model = registry.encoder_model(name)
+    images = torch.rand(2, 3, 48, 64) * 2 - 1
+    latents_of = FileLatents([(encoder, model)], config)
+    given = latents_of(images, np.random.default_rng(0))
+    step_q = quality_to_step(30, has_trellis=model.has_trellis)
+    for image, latents in zip(images, given, strict=True):
+        with torch.no_grad():
+            encoded = encoder(image[None])[0].numpy()
+        file = encode_latents(encoded, (64, 48), step_q, model)
+        assert np.array_equal(latents, LatFile.parse(file.to_bytes()).latents)
+    config = configure("embedded", ["lowest_quality=0", "highest_quality=100"])
+    wide = FileLatents([(encoder, model)], config)(images, np.random.default_rng(0))
+    assert not torch.equal(wide, given)
+
+
 def test_encoder_and_decoder_learn_together(folder, tmp_path):
     decoder = paths(folder, tmp_path / "decoder")
     small = SMALL | {"distill_steps": 0}
@@ -447,6 +470,8 @@ def test_settings():
             configure("fast", [setting])
     with pytest.raises(UsageError, match="smallest_step must not be above largest_step"):
         configure("fast", ["smallest_step=2"])
+    with pytest.raises(UsageError, match="lowest_quality must not be above highest_quality"):
+        configure("fine", ["lowest_quality=81"])
 
 
 @pytest.mark.parametrize(
@@ -455,6 +480,7 @@ def test_settings():
         *(("light", "gan=0.1"), ("autoencoder", "gan=0.1"), ("base", "gan_warmup=5")),
         *(("embedded", "joint=1"), ("autoencoder", "joint=1"), ("embedded", "rate=0.1")),
         *(("embedded", "tie=0.1"), ("autoencoder", "distill_steps=5")),
+        *(("embedded", "largest_step=0.4"), ("light", "lowest_quality=20")),
     ],
 )
 def test_settings_without_effect_are_refused(folder, tmp_path, preset, setting):
