@@ -11,7 +11,7 @@ ORDER = (  # packages and top-level modules; each may import those before it, an
     *("errors", "arguments", "latent_space", "metrics", "registry", "runtime", "view", "native"),
     *("io", "coding", "networks", "imaging"),
     *("distortion", "refine", "backend", "encoding", "codec", "pillow"),
-    *("interop", "batch", "evaluation", "training", "web"),
+    *("interop", "batch", "evaluation", "training", "web", "c"),
     *("__init__", "cli", "__main__"),
 )
 # What may import torch at the top. All else reaches these from within functions, so that what needs

@@ -1,0 +1,1 @@
+"""dynenc in C programs, without Python: tables, and an example."""
