@@ -99,17 +99,16 @@ def grouped(function: Function) -> Function:
     Each field, annotated as a Typer option, becomes an option of the command, and the function
     receives an instance of the class. So several commands can share one declaration.
     """
-    hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    # not get_type_hints: on Python 3.10 it hides the option of an argument that is None by default
+    signature = inspect.signature(function, eval_str=True)
+    groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.name in groups:
-            parameters += _options(groups[parameter.name])
+    for parameter in signature.parameters.values():
+        if is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            parameters += _options(parameter.annotation)
         else:
-            annotation = hints[parameter.name]
-            parameters.append(
-                parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY)
-            )
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @wraps(function)
     def command(**values: Any) -> None:
