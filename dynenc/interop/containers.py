@@ -76,7 +76,8 @@ class RawTensor:
         values = np.frombuffer(self.data, DTYPES[self.dtype]).reshape(self.shape)
         if self.dtype != "BF16":
             return values
-        bits = np.asarray(values.astype(np.uint32) << 16)  # without an axis, the shift is no array
+        # without an axis, the shift is no array, and before NumPy 2 by a plain 16 of 64 bits
+        bits = np.asarray(values.astype(np.uint32) << np.uint32(16))
         return bits.view(np.float32)
 
     @property
