@@ -243,7 +243,7 @@ BAD = {
         "latents of anima are not supported",
     ),
     "OneTrainer's list of files": ("a.pt", lambda: pt([{"image_path": "a"}]), "holds a list"),
-    "code": ("a.pt", lambda: pt({"latents": scaled(SD1), "a": {1, 2}}), "under 'a' a set"),
+    "code": ("a.pt", lambda: pt({"latents": scaled(SD1), "a": torch.float32}), "under 'a' a dtype"),
     "a key of no text": ("a.pt", lambda: pt({"latents": scaled(SD1), 1: "a"}), "holds the key 1,"),
     "a key of no text within": (
         "a.pt",

@@ -207,7 +207,10 @@ def test_other_dtypes(latents, dtype):
 
 @pytest.mark.parametrize("name", ["to_safetensors", "to_npz", "to_pt"])
 def test_tensors_of_any_type_and_shape_are_written(name):
-    for dtype, shape in itertools.product(containers.DTYPES, [(), (0,), (2, 3)]):
+    dtypes = set(containers.DTYPES)
+    if name == "to_pt" and torch.__version__.startswith("2.4."):  # which cannot save these
+        dtypes -= {"U16", "U32", "U64"}
+    for dtype, shape in itertools.product(sorted(dtypes), [(), (0,), (2, 3)]):
         values = np.arange(np.prod(shape)).reshape(shape) % 2
         tensor = containers.RawTensor.from_array(values, dtype)
         assert tensor.array.shape == tensor.floats.shape == shape
