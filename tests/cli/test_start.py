@@ -84,12 +84,13 @@ def test_ctrl_c_at_the_start_is_no_traceback():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the current folder cannot be removed")
-def test_the_current_folder_may_be_gone(folder):
-    code = (
-        "import os, runpy, sys, tempfile;"
-        "gone = tempfile.mkdtemp(); os.chdir(gone); os.rmdir(gone);"
-        f"sys.argv = ['dynenc', 'encode', {str(folder)!r}, '-o', {str(folder)!r}, '-e', 'nano'];"
-        "runpy.run_module('dynenc', run_name='__main__')"
+def test_the_current_folder_may_be_gone(folder, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    in_gone = ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', gone, sys.executable]
+    done = subprocess.run(
+        [*in_gone, "-m", "dynenc", "encode", folder, "-o", folder, "-e", "nano"],
+        capture_output=True,
+        text=True,
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr

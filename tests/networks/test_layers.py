@@ -151,6 +151,7 @@ def test_export_takes_other_sizes(kernel_size, stride):
         assert torch.allclose(program.module()(image), conv(image), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # torch's own, on Python 3.13.0
 def test_compile_sees_one_graph():
     conv = DynamicConv(3, 4, 3, padding=1).eval()
     image = torch.rand(1, 3, 16, 24)
