@@ -76,9 +76,11 @@ class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not ty
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load what pipelines saved; arguments and result are those of diffusers' `ModelMixin`.
 
-        diffusers would ignore the dtype, as the networks are made in float32 whatever the default.
+        diffusers would ignore the dtype, as the networks are made in float32 whatever the default,
+        and its older versions do not know the name `dtype`.
         """
-        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")  # its name changed in diffusers
+        dtype = kwargs.pop("dtype", None)
+        dtype = kwargs.pop("torch_dtype", dtype)
         found = super().from_pretrained(*args, **kwargs)
         if isinstance(dtype, torch.dtype):
             nn.Module.to(found[0] if isinstance(found, tuple) else found, dtype)
