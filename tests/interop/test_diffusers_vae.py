@@ -105,7 +105,8 @@ def test_the_dtype_is_the_one_asked_for_when_loading(tmp_path, images, dtype):
     for name in ("dtype", "torch_dtype"):
         vae, _ = Vae.from_pretrained(tmp_path, output_loading_info=True, **{name: dtype})
         assert {each.dtype for each in vae.parameters()} == {dtype}
-    assert vae.encode(images).latent_dist.mode().dtype == dtype
+    if dtype != torch.float16 or not torch.__version__.startswith("2.4."):  # lacks it on CPUs
+        assert vae.encode(images).latent_dist.mode().dtype == dtype
     assert Vae.from_pretrained(tmp_path).dtype == torch.float32
 
 
