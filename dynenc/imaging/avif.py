@@ -10,6 +10,8 @@ from collections.abc import Iterator
 BOX = struct.Struct(">I4s")
 MOST_META = 1024  # bytes of `meta`; Pillow writes about 240
 PARTS = [b"ftyp", b"meta", b"mdat"]  # of a single image
+META = [b"hdlr", b"iinf", b"iloc", b"iprp", b"pitm"]  # of a single image, sorted
+PROPERTIES = {b"av1C", b"colr", b"ispe", b"pixi"}  # none crops, turns or mirrors the image
 LOCATION = struct.Struct(">IBBHHHHII")  # `iloc` of one item whose data are in one piece
 UNITS = [0x12, 0x0A, 0x32]  # first bytes of a temporal delimiter, a sequence header, a frame
 MOST_SEQUENCE = 64  # bytes of a sequence header; a dozen suffice
@@ -26,35 +28,45 @@ def fault(data: bytes, size: tuple[int, int]) -> str:
     if len(meta) > MOST_META:
         return "has an AVIF header that is too long"
     parts = list(_boxes(meta[4:]))
-    if not _is_all_of_one_item(parts, data, coded):
+    if sorted(kind for kind, _ in parts) != META:
         return "is not an AVIF file of one image"
-    properties = [
-        each
-        for kind, content in parts
-        if kind == b"iprp"
-        for inner, items in _boxes(content)
-        if inner == b"ipco"
-        for each in _boxes(items)
-    ]
+    described = dict(parts)
+    if not (_is_one_item(described[b"iinf"]) and _is_all(described[b"iloc"], data, coded)):
+        return "is not an AVIF file of one image"
+    properties = _properties(described[b"iprp"])
     kinds = [kind for kind, _ in properties]
-    if b"auxC" in kinds:
-        return "has alpha, or another auxiliary image"
-    if kinds.count(b"av1C") != 1 or kinds.count(b"ispe") != 1:
-        return "is not an AVIF file of one image"
+    if not PROPERTIES.issuperset(kinds) or (kinds.count(b"av1C"), kinds.count(b"ispe")) != (1, 1):
+        return "has other AVIF properties than one size, its depth and its colours"
     sides = dict(properties)[b"ispe"][4:]
     if sides != struct.pack(">II", *size) or _declared(coded) != (*size, False):
         return f"does not have {size[0]}x{size[1]} px and 8 bits"
     return ""
 
 
-def _is_all_of_one_item(parts: list[tuple[bytes, bytes]], data: bytes, coded: bytes) -> bool:
-    """Whether `iloc`, among the parts of `meta`, names one item: all of the `mdat` at the end."""
-    locations = [content for kind, content in parts if kind == b"iloc"]
-    if [len(each) for each in locations] != [LOCATION.size]:
+def _is_one_item(described: bytes) -> bool:
+    """Whether `iinf` has one item, which is coded in AV1 and not made of other items."""
+    entries = list(_boxes(described[6:]))
+    if [kind for kind, _ in entries] != [b"infe"]:
         return False
-    version, sizes, base_size, items, _, reference, pieces, *place = LOCATION.unpack(locations[0])
+    entry = entries[0][1]
+    return entry[:1] + entry[8:12] == b"\2av01"  # version, type
+
+
+def _is_all(location: bytes, data: bytes, coded: bytes) -> bool:
+    """Whether `iloc` names one item: all of the `mdat` at the end."""
+    if len(location) != LOCATION.size:
+        return False
+    version, sizes, base_size, items, _, reference, pieces, *place = LOCATION.unpack(location)
     one = (version, sizes, base_size, items, reference, pieces) == (0, 0x44, 0, 1, 0, 1)
     return one and place == [len(data) - len(coded), len(coded)]
+
+
+def _properties(described: bytes) -> list[tuple[bytes, bytes]]:
+    """The properties in `iprp`."""
+    parts = list(_boxes(described))
+    if [kind for kind, _ in parts] != [b"ipco", b"ipma"]:
+        return []
+    return list(_boxes(parts[0][1]))
 
 
 def _declared(coded: bytes) -> tuple[int, int, bool] | None:

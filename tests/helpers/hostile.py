@@ -74,6 +74,20 @@ def before(coded: bytes, decoy: bytes, *, hidden: bool) -> bytes:
     return data + struct.pack(">I4s", len(content) + 8, b"mdat") + content
 
 
+def with_property(coded: bytes, kind: bytes, content: bytes) -> bytes:
+    """An AVIF file whose image has one more property."""
+    box = struct.pack(">I4s", 8 + len(content), kind) + content
+    changed = bytearray(coded)
+    start = coded.index(b"mdat") + 4
+    [place] = struct.unpack_from(">I", coded, coded.index(b"ipco") - 4)
+    for at in (coded.index(name) - 4 for name in (b"meta", b"iprp", b"ipco")):
+        [length] = struct.unpack_from(">I", coded, at)
+        struct.pack_into(">I", changed, at, length + len(box))
+    struct.pack_into(">I", changed, coded.index(struct.pack(">I", start)), start + len(box))
+    end = coded.index(b"ipco") - 4 + place
+    return bytes(changed[:end]) + box + bytes(changed[end:])
+
+
 LARGE = image(side=4096)
 FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]}
 BAD_CHUNKS = {  # of an 8x8 image, each whole, by what is wrong with it
@@ -110,6 +124,16 @@ BAD_CHUNKS = {  # of an 8x8 image, each whole, by what is wrong with it
     ],
     "detail layer with a long AVIF header": [layer(image(icc_profile=bytes(3000)))],
     "detail layer that is a sequence": [layer(image(**FRAMES))],
+    **{
+        f"detail layer in AVIF with {kind.decode()}": [layer(with_property(image(), kind, content))]
+        for kind, content in (
+            (b"irot", b"\1"),
+            (b"imir", b"\0"),
+            (b"clap", struct.pack(">8I", 4, 1, 4, 1, 0, 1, 0, 1)),
+            (b"ispe", struct.pack(">III", 0, 8, 8)),
+        )
+    },
+    "detail layer in AVIF of a grid": [layer(image().replace(b"av01Color", b"gridColor", 1))],
     "detail layer in WebP that is a sequence": [layer(image("WEBP", **FRAMES), form=2)],
     "detail layer in WebP of another size": [layer(image("WEBP", side=4096), form=2)],
     "detail layer in PNG": [layer(image("PNG"))],
