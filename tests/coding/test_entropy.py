@@ -112,6 +112,13 @@ def test_an_escape_for_what_has_a_place_in_the_table_is_corrupt(model):
         model.decode(payload, 5, 6, 307)
 
 
+def test_a_symbol_beyond_the_largest_is_corrupt(model):
+    largest = model.decode(bytes.fromhex("feffffff659d33da"), 1, 1, 307)
+    assert largest.flatten().tolist() == [MAX_SYMBOL, 0, 0, 0]
+    with pytest.raises(Corrupt):  # the same with 32,768
+        model.decode(bytes.fromhex("ffffffff659c33da"), 1, 1, 307)
+
+
 @pytest.mark.parametrize(("has_trellis", "channels"), [(False, 4), (True, 4), (True, 6)])
 def test_fitting_is_repeatable_and_makes_working_coders(has_trellis, channels):
     from dynenc.training.fit_coder import fit

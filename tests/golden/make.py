@@ -6,14 +6,16 @@ in the folder `spaces`, without images.
 """
 
 import hashlib
+import json
 import os
 import struct
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -23,10 +25,17 @@ from PIL.PngImagePlugin import PngInfo
 from dynenc import registry
 from dynenc.codec import Codec
 from dynenc.coding import bitstream
-from dynenc.coding.bitstream import HAS_CHUNKS
+from dynenc.coding.bitstream import DETAIL, HAS_CHUNKS, Chunk
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
 from dynenc.coding.quantize import to_symbols
+from dynenc.imaging import detail, extras
+from dynenc.imaging.extras import Extras
+from dynenc.imaging.metadata import Metadata
+from dynenc.imaging.packing import unpack
+from dynenc.interop import cache_chunk
+from dynenc.interop.cache_chunk import CacheContents, CacheTensor
+from dynenc.interop.scaling import RAW
 from dynenc.latent_space import FLUX1, PATCH, SD1, SD3, SDXL
 from dynenc.networks import integer_decoder
 from dynenc.networks.compat import CPU_DTYPE
@@ -39,6 +48,15 @@ SUMS: dict[registry.Kind, str] = {  # written anew each time, as the decoders' w
     "thumbnail": "thumbnails.sha256",
 }
 LATTICES = {("fast", "plain"): False, ("full", "plain"): False, ("full", "trellis"): True}
+TILES = np.array(  # of a detail layer, whose bounding box is cut off by the image's edges
+    [[0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 1], [0, 1, 1, 1, 1]], np.bool_
+)
+METADATA = Metadata(
+    iptc=b"\x1c\x02\x78\0\5a cat",
+    comment=b"caf\xe9",  # in Latin-1
+    text={"Title": "\u010cel\u010di", "Comment": "", "a key": "line\nline"},
+    resolution=(11_811, 2835),
+)
 Case = tuple[str, Callable[[], bytes]]  # how a file is made, in words and by code
 
 
@@ -108,6 +126,52 @@ def with_metadata() -> bytes:
     return Codec("light", device="cpu").encode(image, keep_metadata=True)
 
 
+def of_mixture(step_q: int) -> bytes:
+    """The file of symbols [4, 5, 6] of which 2 in 5 are any and the others -1, 0 or 1."""
+    random = np.random.default_rng(3)
+    shape = 4, 5, 6
+    is_any = random.random(shape) < 0.4
+    symbols = np.where(
+        is_any, random.integers(-32_767, 32_768, shape), random.integers(-1, 2, shape)
+    )
+    chosen = load_coder("full", has_trellis=True)
+    model = registry.MODELS["light"]
+    return LatFile.from_symbols(
+        symbols.astype(np.int32), chosen, (48, 40), step_q, model
+    ).to_bytes()
+
+
+def with_layer(form: str) -> bytes:
+    """The file of a part of the page with a detail layer of some tiles, in that format."""
+    image = page().crop((0, 0, 75, 70))
+    with mock.patch.object(detail, "layer_format", return_value=form):
+        chunk = detail.to_chunk(image, TILES, 50)
+    [latents] = Codec("light", device="cpu").latents([detail.base_image(image, TILES)])
+    coder = load_coder("full", has_trellis=True)
+    symbols = to_symbols(latents, 307, coder)
+    return LatFile.from_symbols(
+        symbols, coder, image.size, 307, registry.MODELS["light"], [chunk]
+    ).to_bytes()
+
+
+def cache() -> CacheContents:
+    """What a trainer's cache file held: the latents of another image, a tensor and a text."""
+    tensors = (
+        CacheTensor("latents_5x5", "F16", (4, 5, 5), "payload"),
+        CacheTensor("latents_1x1", "F32", (4, 1, 1), "lat", encoded(crop(8, 8), "light", 50)),
+        CacheTensor("crop_ltrb", "I64", (2, 2), "data", struct.pack("<4q", 0, -1, 33, 40)),
+    )
+    return CacheContents("safetensors", RAW, {"caption": "\u010cel\u010di"}, tensors)
+
+
+def with_more_metadata() -> bytes:
+    """A file with the other kinds of metadata, a trainer's cache, and an unknown tag twice."""
+    file = LatFile.parse(encoded(crop(33, 40), "light", 50))
+    known = [*extras.to_chunks(Extras(metadata=METADATA)), cache_chunk.to_chunk(cache())]
+    unknown = [("xone", b"abc"), ("xone", b"")]
+    return replace(file, chunks=[unknown[0], *known, unknown[1]]).to_bytes()
+
+
 def cases() -> dict[str, Case]:
     """Every golden file of format version 1, by name."""
     found: dict[str, Case] = {}
@@ -174,6 +238,20 @@ def cases() -> dict[str, Case]:
     found["v1_light_detail_whole"] = (
         "upper part of the page, 200x40, `light`, quality 50: all of it is the detail layer",
         lambda: encoded(page().crop((0, 0, 200, 40)), "light", 50),
+    )
+    found["v1_full_trellis_mixed_step_65535"] = (
+        "symbols -1 to 1 and, 2 in 5, -32767 to 32767, step 65535/1024, `full`, trellis lattice",
+        lambda: of_mixture(65_535),
+    )
+    for form in ("AVIF", "WEBP"):
+        found[f"v1_light_detail_part_{form.lower()}"] = (
+            f"part of the page, 75x70, step 307/1024: detail layer of some tiles, {form}",
+            lambda f=form: with_layer(f),
+        )
+    found["v1_light_more_metadata"] = (
+        "crop, 33x40, `light`, quality 50, with texts, comment, IPTC, resolution and a cache, and "
+        "with two chunks of one unknown tag",
+        with_more_metadata,
     )
     return found
 
@@ -250,6 +328,16 @@ def pixels_sha256(file: LatFile, threads: int = 1, kind: registry.Kind = "decode
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
+def contents(chunks: Sequence[Chunk]) -> list[list[str]]:
+    """The tags of chunks, and their data in hexadecimal, unpacked; without the detail layer."""
+    packed = extras.KNOWN - {extras.GREY, extras.RESOLUTION}
+    return [
+        [tag, (unpack(tag, data, 2**20) if tag in packed else data).hex()]
+        for tag, data in chunks
+        if tag != DETAIL
+    ]
+
+
 def has_integers(file: LatFile, kind: registry.Kind) -> bool:
     """Whether a decoder of that kind decodes the latents of a file in integers."""
     space = file.model.space
@@ -285,21 +373,21 @@ def add(folder: Path, wanted: dict[str, Case], *, pixels: bool = True) -> list[s
     added = []
     for name, (how, make) in wanted.items():
         lat = folder / f"{name}.lat"
-        if lat.exists():
-            if pixels and not lat.with_suffix(".png").exists():  # to be made by another decoder
-                write_pixels(lat.with_suffix(".png"), decoder, LatFile.parse(lat.read_bytes()))
-            continue
-        blob = make()
-        file = LatFile.parse(blob)
-        with lat.open("xb") as output:
-            output.write(blob)
-        with lat.with_suffix(".npy").open("xb") as output:
-            np.save(output, file.symbols.astype(np.int16), allow_pickle=False)
-        if pixels:
+        if not lat.exists():
+            blob = make()
+            with lat.open("xb") as output:
+                output.write(blob)
+            with lat.with_suffix(".npy").open("xb") as output:
+                symbols = LatFile.parse(blob).symbols
+                np.save(output, symbols.astype(np.int16), allow_pickle=False)
+            with (folder / "README.md").open("a", encoding="utf-8") as output:
+                output.write(f"| `{name}` | {how} | `{hashlib.sha256(blob).hexdigest()}` |\n")
+            added.append(name)
+        file = LatFile.parse(lat.read_bytes())
+        if pixels and not lat.with_suffix(".png").exists():  # or to be made by another decoder
             write_pixels(lat.with_suffix(".png"), decoder, file)
-        with (folder / "README.md").open("a", encoding="utf-8") as output:
-            output.write(f"| `{name}` | {how} | `{hashlib.sha256(blob).hexdigest()}` |\n")
-        added.append(name)
+        if (found := contents(file.chunks)) and not (listed := lat.with_suffix(".json")).exists():
+            listed.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     write_sums(folder)
     return added
 

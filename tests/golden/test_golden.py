@@ -1,6 +1,7 @@
 """Files of every version decode for ever; damage to any of them is noticed."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from dynenc.codec import Codec
 from dynenc.coding import bitstream
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import BitstreamError
+from dynenc.imaging import extras
 from dynenc.imaging.tensors import to_tensor
+from dynenc.interop import cache_chunk
 from dynenc.latent_space import SD1
 from dynenc.native import kernel
 
@@ -110,6 +113,29 @@ def test_pixels(lat, embedded):
     check_pixels(lat, embedded)
 
 
+@every_golden
+def test_chunks(lat):
+    """They hold what is listed."""
+    chunks = LatFile.parse(lat.read_bytes()).chunks
+    listed = lat.with_suffix(".json")
+    expected = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else []
+    assert make.contents(chunks) == expected
+
+
+def test_chunks_are_read_as_they_were_written():
+    file = LatFile.parse((FOLDER / "v1_light_more_metadata.lat").read_bytes())
+    assert extras.from_chunks(file.chunks, file.size).metadata == make.METADATA
+    found = cache_chunk.from_chunks(file.chunks)
+    assert found.metadata == {"caption": "Čelči"}
+    assert [(t.key, t.kind, t.shape) for t in found.tensors] == [
+        ("latents_5x5", "payload", (4, 5, 5)),
+        ("latents_1x1", "lat", (4, 1, 1)),
+        ("crop_ltrb", "data", (2, 2)),
+    ]
+    assert LatFile.parse(found.tensors[1].data).size == (8, 8)
+    assert np.frombuffer(found.tensors[2].data, "<i8").tolist() == [0, -1, 33, 40]
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("path", HERE)
 @pytest.mark.parametrize("folder", [FOLDER, FOLDER / "spaces"], ids=lambda f: f.name)
@@ -133,7 +159,7 @@ def test_damage(lat):
 def test_files_are_added_and_never_rewritten(tmp_path, embedded):
     assert make.add(tmp_path, CASES) == list(CASES)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert len(before) == 3 * len(CASES) + 3
+    assert len(before) == 3 * len(CASES) + 1 + 3  # chunks of one of them; README and sums
     other = {name: ("otherwise", lambda: b"other bytes") for name in CASES}
     assert make.add(tmp_path, other) == []
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
