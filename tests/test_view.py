@@ -1,6 +1,7 @@
 """Views: regions have the pixels of the whole image, and smaller images those of its parts."""
 
 import warnings
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -14,6 +15,7 @@ from dynenc.cli.main import app
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import ImageWarning, UsageError
 from dynenc.imaging import detail
+from dynenc.imaging.packing import unpack
 from dynenc.view import DIVISORS, Region, View
 
 SCALES = [Fraction(1, divisor) for divisor in DIVISORS]
@@ -81,6 +83,24 @@ def test_a_region_of_a_smaller_image_has_its_pixels(codec, file, scale):
         expected = small.crop((x // divisor, y // divisor, right, bottom))
         assert part.size == expected.size
         assert part.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("divisor", DIVISORS[1:])
+def test_a_smaller_image_is_made_grey_last_and_its_opacity_is_that_of_the_whole(codec, divisor):
+    """As docs/decoder.md specifies."""
+    coloured = LatFile.parse(codec.encode(with_alpha().crop((60, 40, 159, 115))))
+    file = replace(coloured, chunks=[("grey", b""), *coloured.chunks])
+    assert detail.has_layer(file)
+    colours = np.asarray(codec.decode(coloured, scale=1 / divisor), int)[..., :3]
+    grey = (colours @ [19595, 38470, 7471] + 32768) >> 16
+    opacity = np.frombuffer(unpack("alph", dict(file.chunks)["alph"], 99 * 75), np.uint8)
+    [total, n] = (
+        np.add.reduceat(np.add.reduceat(each, range(0, 75, divisor), 0), range(0, 99, divisor), 1)
+        for each in (opacity.reshape(75, 99).astype(int), np.ones((75, 99), int))
+    )
+    found = np.asarray(codec.decode(file, scale=1 / divisor), int)
+    assert np.array_equal(found[..., 0], grey)
+    assert np.array_equal(found[..., 1], ((total + n // 2) * (2**24 // n)) >> 24)
 
 
 def test_a_layer_in_a_smaller_image_is_the_mean_of_what_it_covers(codec):
