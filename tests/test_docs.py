@@ -1,14 +1,16 @@
 """README, docs and changelog agree with each other, with the command and with the code."""
 
+import hashlib
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import write_docs
 from typer.main import get_command
 from write_docs import CONSOLE, PAGES, ROOT
 
-from dynenc import __version__
+from dynenc import __version__, registry
 from dynenc.cli.main import app
 from dynenc.coding import bitstream
 
@@ -71,6 +73,25 @@ def test_header_of_the_specification_is_that_of_the_code():
         expected.append((str(position), str(size), field.name))
         position += size
     assert rows == expected
+
+
+def test_weights_in_the_specifications_are_those_of_the_code():
+    """All those that hold integers."""
+    text = TEXTS["docs/format.md"] + TEXTS["docs/decoder.md"]
+    rows = re.findall(r"^\| `([\w-]+)` \|.* `(\w{64})` \|$", text, re.MULTILINE)
+    integers = re.compile("coder_|embedded|thumbnail")
+    files = {
+        Path(model.file).stem: model.sha256 for model in registry.MODELS.values() if model.file
+    }
+    assert dict(rows) == {name: files[name] for name in files if integers.match(name)}
+    for name, sha256 in rows:
+        data = (ROOT / "weights" / f"{name}.safetensors").read_bytes()
+        assert hashlib.sha256(data).hexdigest() == sha256
+
+
+def test_worked_example_of_the_specification_is_a_golden_file():
+    [name] = re.findall(r"^`(tests/golden/\w+\.lat)`", TEXTS["docs/format.md"], re.MULTILINE)
+    assert f"\n    {(ROOT / name).read_bytes().hex(' ').upper()}\n" in TEXTS["docs/format.md"]
 
 
 @every_page
