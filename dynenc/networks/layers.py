@@ -214,7 +214,8 @@ class GatedConv(nn.Conv2d):
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """The rows [U; V] to multiply each patch by, and their biases: [R, size], [R]."""
-        return self.weight.flatten(1), self.get_parameter("bias")
+        assert self.bias is not None  # get_parameter would not be exported by torch 2.4
+        return self.weight.flatten(1), self.bias
 
     def gated(self, products: Tensor) -> Tensor:
         """Outputs from the products of patches and `rows`: [..., R] -> [..., out_channels]."""
