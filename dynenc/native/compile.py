@@ -37,8 +37,8 @@ def sources() -> list[Path]:
 
 
 def is_current() -> bool:
-    """Whether the library exists and is newer than all sources."""
-    files = [*sources(), *FOLDER.glob("*.h")]
+    """Whether the library exists and is newer than all sources, and the flags in this file."""
+    files = [*sources(), *FOLDER.glob("*.h"), Path(__file__)]
     newest = max(file.stat().st_mtime for file in files)
     return LIBRARY.is_file() and LIBRARY.stat().st_mtime >= newest
 
