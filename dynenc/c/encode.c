@@ -2,6 +2,7 @@
  *
  * An example of the C interface; docs/c.md tells how to compile it. tables.h is written by
  * `python -m dynenc.c.tables`. */
+#include <ctype.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,11 +50,27 @@ static int32_t fastest(void) {
     return DYNENC_PORTABLE;
 }
 
+/* The next number of a PPM header, behind white space and comments; -1 if there is none. */
+static int32_t read_number(FILE *file) {
+    int next, number;
+    while (isspace(next = fgetc(file)) || next == '#')
+        if (next == '#')
+            while ((next = fgetc(file)) != '\n' && next != EOF) {
+            }
+    ungetc(next, file);
+    return fscanf(file, "%6d", &number) == 1 ? number : -1; /* of 6 digits: none overflows */
+}
+
 static uint8_t *read_ppm(const char *name, int32_t *height, int32_t *width) {
     FILE *file = fopen(name, "rb");
-    if (!file || fscanf(file, "P6 %d %d 255", width, height) != 2 || fgetc(file) == EOF ||
-        *width < 1 || *width > 65535 || *height < 1 || *height > 65535)
-        fail("the image is not a PPM file of 8 bits");
+    if (!file || fgetc(file) != 'P' || fgetc(file) != '6')
+        fail("the image is not a PPM file");
+    *width = read_number(file);
+    *height = read_number(file);
+    if (*width < 1 || *width > 65535 || *height < 1 || *height > 65535)
+        fail("the sides of the image are not within 1..65535");
+    if (read_number(file) != 255 || !isspace(fgetc(file)))
+        fail("the image does not have 8 bits");
     const size_t size = (size_t)*width * (size_t)*height * 3;
     uint8_t *pixels = allocate((int64_t)size);
     if (fread(pixels, 1, size, file) != size)

@@ -32,7 +32,13 @@ def test_the_example_writes_the_bytes_of_the_codec(tmp_path, name, quality):
         image.save(tmp_path / "image.ppm")
         subprocess.run([program, tmp_path / "image.ppm", target, str(quality)], check=True)
         assert target.read_bytes() == codec.encode(image, quality=quality, detail="off")
-    for wrong in (["a.ppm", target, "50"], [tmp_path / "image.ppm", target, "101"], []):
+    written, pixels = target.read_bytes(), image.tobytes()
+    commented, deep = tmp_path / "commented.ppm", tmp_path / "deep.ppm"
+    commented.write_bytes(b"P6 # a\n#\n1 #2\n200 # 3\n255\n" + pixels)
+    subprocess.run([program, commented, target, str(quality)], check=True)
+    assert target.read_bytes() == written
+    deep.write_bytes(b"P6 1 200 65535\n" + pixels * 2)
+    for wrong in (["a.ppm", target, "50"], [deep, target, "50"], [commented, target, "101"], []):
         done = subprocess.run([program, *wrong], capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert done.stderr.startswith("encode: ")
