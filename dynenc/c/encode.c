@@ -123,8 +123,9 @@ int main(int count, char **arguments) {
     if (count != 4)
         fail("use: encode IN.ppm OUT.lat QUALITY");
     uint8_t *pixels = read_ppm(arguments[1], &height, &width);
-    const double quality = atof(arguments[3]);
-    if (!(quality >= 0 && quality <= 100))
+    char *end;
+    const double quality = strtod(arguments[3], &end);
+    if (end == arguments[3] || *end || !(quality >= 0 && quality <= 100))
         fail("the quality is not within 0..100");
     const int32_t step_q = (int32_t)lround(STEP_50 * pow(2, (50 - quality) / 25));
     const int32_t h = (height + 7) / 8, w = (width + 7) / 8;

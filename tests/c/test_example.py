@@ -38,8 +38,9 @@ def test_the_example_writes_the_bytes_of_the_codec(tmp_path, name, quality):
     subprocess.run([program, commented, target, str(quality)], check=True)
     assert target.read_bytes() == written
     deep.write_bytes(b"P6 1 200 65535\n" + pixels * 2)
-    for wrong in (["a.ppm", target, "50"], [deep, target, "50"], [commented, target, "101"], []):
-        done = subprocess.run([program, *wrong], capture_output=True, text=True, check=False)
+    wrong = [["a.ppm", target, "50"], [deep, target, "50"], []]
+    for given in [*wrong, *([commented, target, text] for text in ("101", "nan", "5O", ""))]:
+        done = subprocess.run([program, *given], capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert done.stderr.startswith("encode: ")
 
