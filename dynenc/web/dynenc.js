@@ -31,11 +31,16 @@ export class LatError extends Error {
  * @param {WebAssembly.Module | BufferSource} program dynenc.wasm, compiled or as bytes
  * @param {BufferSource} tables the bytes of dynenc.safetensors
  * @returns {Promise<Reader>}
- * @throws {LatError} if they are others; WebAssembly's errors if the program cannot be compiled
+ * @throws {LatError} if either is another file; WebAssembly's errors if the program cannot be
+ *   compiled
  */
 export async function load(program, tables) {
   const module =
     program instanceof WebAssembly.Module ? program : await WebAssembly.compile(program);
+  const isOwn =
+    WebAssembly.Module.imports(module).length === 0 &&
+    WebAssembly.Module.exports(module).some(({ name }) => name === "decoder");
+  if (!isOwn) fail("the program is not that of dynenc.wasm");
   return new Reader(await WebAssembly.instantiate(module), bytesOf(tables));
 }
 
@@ -51,7 +56,6 @@ class Reader {
 
   constructor(instance, tables) {
     this.#program = instance.exports;
-    if (!this.#program.decoder) fail("the program is not that of dynenc.wasm");
     const { models, tensors } = readTables(tables);
     this.#models = models;
     for (const [name, tensor] of tensors)

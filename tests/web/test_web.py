@@ -111,9 +111,12 @@ def test_other_tables_and_programs_are_refused(reader, tmp_path):
         assert found["error"] == "LatError"
         assert "the tables are not those of dynenc.safetensors" in found["message"]
     (other / build.TABLES).write_bytes(whole)
-    (other / build.PROGRAM).write_bytes(b"\0asm\1\0\0\0")
-    [found] = decoded(other, [GOLDEN / "v1_light_7x13.lat"])
-    assert found == {"error": "LatError", "message": "the program is not that of dynenc.wasm"}
+    empty = b"\0asm\1\0\0\0"
+    importing = empty + b"\1\4\1\x60\0\0" + b"\2\7\1\1a\1b\0\0"  # a function b of a module a
+    for blob in (empty, importing):
+        (other / build.PROGRAM).write_bytes(blob)
+        [found] = decoded(other, [GOLDEN / "v1_light_7x13.lat"])
+        assert found == {"error": "LatError", "message": "the program is not that of dynenc.wasm"}
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_dynenc(tmp_path):
