@@ -193,8 +193,8 @@ class SameSizeBatches(Sampler[list[int]]):
             or a `ConcatDataset` of these.
         batch_size: samples in a batch; the last batch of a size may be smaller.
         shuffle: draw samples and batches in a new order each time, the same for the same seed.
-        drop_last: leave out the smaller batches, and those that some processes would not get;
-            otherwise, the other processes get batches a second time.
+        drop_last: leave out the smaller batches, and the last ones if they are too few for all
+            processes; otherwise, the first ones are given a second time to make up their number.
         seed: of the order, the same in all processes; `set_epoch` continues a sequence of orders.
         num_replicas: number of processes that share the batches.
         rank: number of this process, from 0.
