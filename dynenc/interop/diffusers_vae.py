@@ -79,11 +79,11 @@ class Vae(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not ty
         diffusers would ignore the dtype, as the networks are made in float32 whatever the default,
         and its older versions do not know the name `dtype`.
         """
-        dtype = kwargs.pop("dtype", None)
-        dtype = kwargs.pop("torch_dtype", dtype)
+        dtypes = [kwargs.pop(name, None) for name in ("torch_dtype", "dtype")]
         found = super().from_pretrained(*args, **kwargs)
-        if isinstance(dtype, torch.dtype):
-            nn.Module.to(found[0] if isinstance(found, tuple) else found, dtype)
+        for dtype in dtypes:
+            if isinstance(dtype, torch.dtype):
+                nn.Module.to(found[0] if isinstance(found, tuple) else found, dtype)
         return found
 
     @apply_forward_hook  # type: ignore[untyped-decorator]

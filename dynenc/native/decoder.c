@@ -86,7 +86,7 @@ static Product take_product(Reading *r, int32_t outputs, int32_t taps, int32_t c
     if (weights)
         memset(weights, 0, (size_t)size);
     if (bias)
-        memset(bias, 0, (size_t)8 * groups * GROUP);
+        memset(bias, 0, 8 * (size_t)groups * GROUP);
     const int32_t *constants = take(r, outputs);
     if (r->weights_end - r->weights < (int64_t)outputs * length)
         r->error = DYNENC_BAD_SHAPE;

@@ -195,7 +195,7 @@ def check(config: TrainConfig | FitConfig) -> None:
     if isinstance(config, FitConfig) and config.smallest_step > config.largest_step:
         raise UsageError("smallest_step must not be above largest_step")
     if isinstance(config, TrainConfig):
-        if config.lowest_quality > config.highest_quality:
+        if kind == "decoder" and config.lowest_quality > config.highest_quality:
             raise UsageError("lowest_quality must not be above highest_quality")
         if config.crop % PATCH:
             raise UsageError(f"crop={config.crop} is not a multiple of {PATCH} px")

@@ -480,7 +480,11 @@ def test_settings():
         *(("light", "gan=0.1"), ("autoencoder", "gan=0.1"), ("base", "gan_warmup=5")),
         *(("embedded", "joint=1"), ("autoencoder", "joint=1"), ("embedded", "rate=0.1")),
         *(("embedded", "tie=0.1"), ("autoencoder", "distill_steps=5")),
-        *(("embedded", "largest_step=0.4"), ("light", "lowest_quality=20")),
+        *(
+            ("fine", "largest_step=0.4"),
+            ("light", "lowest_quality=20"),
+            ("base", "highest_quality=5"),
+        ),
     ],
 )
 def test_settings_without_effect_are_refused(folder, tmp_path, preset, setting):
