@@ -10,8 +10,7 @@ networks and tables. docs/format.md specifies the payload.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
 
@@ -28,10 +27,8 @@ from oracles.numpy_coder.layout import (
     Planes,
     context_values,
 )
-from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from dynenc import registry
 from dynenc.errors import Corrupt, WeightsError
 
 LIMIT = 32_767  # largest magnitude of a symbol
@@ -65,7 +62,7 @@ class Contexts:
 
 @dataclass(frozen=True, eq=False)
 class EntropyCoder:
-    """A trained coder on one of its lattices; `load_coder` returns those of dynenc."""
+    """A trained coder on one of its lattices."""
 
     networks: dict[tuple[int, int], ContextNetwork]  # by stage and channel
     levels: Ints  # [65536]: 16 * log2 of every positive integer, rounded down
@@ -75,18 +72,11 @@ class EntropyCoder:
     variances: Floats  # [scales], of the residuals, in steps
     radius: int  # R: residuals from -R to R have an entry in the tables; others escape
     has_trellis: bool
-    coder_id: int = 0  # in a file's header; 0: not one of dynenc's
 
     @classmethod
     def load(cls, data: bytes, *, has_trellis: bool) -> "EntropyCoder":
-        """Read the bytes of a .safetensors file that training/fit_coder.py made.
-
-        Raises: WeightsError if it is not such a file.
-        """
-        try:
-            return cls.of(load(data), has_trellis=has_trellis)
-        except (SafetensorError, KeyError, ValueError, IndexError) as exc:
-            raise WeightsError(f"the file does not hold an entropy coder: {exc}") from exc
+        """Read the bytes of a .safetensors file that training/fit_coder.py made."""
+        return cls.of(load(data), has_trellis=has_trellis)
 
     @classmethod
     def of(cls, tensors: Tensors, *, has_trellis: bool) -> "EntropyCoder":
@@ -247,14 +237,6 @@ class EntropyCoder:
         if len(escapes):
             symbols[escapes] = reader.decode(ESCAPE, len(escapes)) - LIMIT
         return symbols
-
-
-@cache
-def load_coder(name: str, *, has_trellis: bool) -> EntropyCoder:
-    """The coder of that name in `registry.MODELS`, on one of its lattices; raises WeightsError."""
-    model = registry.named(name, "coder")
-    coder = EntropyCoder.load(registry.read_file(model), has_trellis=has_trellis)
-    return replace(coder, coder_id=model.number)
 
 
 def lattice_name(*, has_trellis: bool) -> str:

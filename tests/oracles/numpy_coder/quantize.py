@@ -5,25 +5,9 @@ from oracles.numpy_coder.entropy import LIMIT, EntropyCoder
 from oracles.numpy_coder.layout import Floats, Ints, Layout
 from oracles.numpy_coder.trellis import best_path
 
-from dynenc.errors import UsageError
-
 STEP_UNIT = 1024  # a .lat file stores round(step * 1024)
-TRELLIS_STEP = 1.12  # a trellis with steps this much larger has the noise of uniform quantisation
 LAMBDA = 0.04  # squared error, in squared steps, that a bit is worth; best LPIPS at equal bits
 FARTHEST = LIMIT + 0.5  # steps; largest magnitude of a latent before rounding
-
-
-def quality_to_step(quality: float, *, has_trellis: bool) -> int:
-    """The quantiser step of a quality, in 1/1024 of a latent unit.
-
-    On the plain lattice it is 0.3 at quality 50 and halves with every 25 points: 1.2 at 0, 0.075
-    at 100. With a trellis it is larger by `TRELLIS_STEP`, for about the same noise.
-    Raises: UsageError if quality is not within 0..100.
-    """
-    if not 0 <= quality <= 100:
-        raise UsageError(f"quality {quality} is not within 0..100")
-    plain = 0.3 * 2 ** ((50 - quality) / 25)
-    return round(plain * (TRELLIS_STEP if has_trellis else 1) * STEP_UNIT)
 
 
 def to_symbols(latents: Floats, step_q: int, coder: EntropyCoder) -> Ints:
@@ -91,9 +75,3 @@ def on_trellis(scaled: Floats, weights: Floats) -> Ints:
 def from_symbols(symbols: Ints, step_q: int, coder: EntropyCoder) -> Floats:
     """Undo `to_symbols`: [C, h, w] int32 -> [C, h, w] float32."""
     return coder.points(symbols).astype(np.float32) * np.float32(step_q / (2 * STEP_UNIT))
-
-
-def squared_error(latents: Floats, symbols: Ints, step_q: int, coder: EntropyCoder) -> float:
-    """Sum of the squared differences of latents and symbols, both [C, h, w], in squared steps."""
-    error = (from_symbols(symbols, step_q, coder) - latents) * np.float32(STEP_UNIT / step_q)
-    return float(np.square(error).sum())
