@@ -7,7 +7,6 @@ takes them, and the numbers that belong in these files.
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -15,7 +14,8 @@ from safetensors.numpy import load as load_tensors
 
 from dynenc import __version__, registry
 from dynenc.coding import entropy, quantize
-from dynenc.errors import DynencError, OutputError, UsageError
+from dynenc.errors import DynencError, UsageError
+from dynenc.io.writing import writing
 from dynenc.native import encoder
 
 PER_LINE = 8  # values
@@ -62,13 +62,11 @@ def _array(name: str, array: npt.NDArray[Any], values: Iterable[str]) -> Iterato
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("encoder", metavar="ENCODER", help="such as nano or light")
-    parser.add_argument("output", type=Path, metavar="FILE.h")
+    parser.add_argument("output", metavar="FILE.h")
     arguments = parser.parse_args()
     try:
         text = header(arguments.encoder)
-        try:
-            arguments.output.write_text(text, encoding="ascii")
-        except OSError as exc:
-            raise OutputError(f"{arguments.output} cannot be written: {exc.strerror}") from exc
+        with writing(arguments.output, overwrite=True) as file:
+            file.write(text.encode())
     except DynencError as exc:
         sys.exit(exc.sentence)
