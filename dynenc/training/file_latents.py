@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynenc.coding.encode_latents import default_coder, encode_latents
+from dynenc.coding.encode_latents import encode_latents
 from dynenc.coding.quantize import quality_to_step
 from dynenc.latent_space import PATCH
 from dynenc.registry import Model
@@ -47,6 +47,6 @@ class FileLatents:
 def quantised(latents: Tensor, model: Model, quality: float) -> Tensor:
     """Latents [C, h, w] as a file of that quality holds them."""
     height, width = (PATCH * side for side in latents.shape[1:])
-    step_q = quality_to_step(quality, has_trellis=default_coder(model).has_trellis)
+    step_q = quality_to_step(quality, has_trellis=model.has_trellis)
     file = encode_latents(latents.numpy(), (width, height), step_q, model)
     return torch.from_numpy(file.latents)

@@ -11,6 +11,7 @@ with `gan` against a discriminator.
 
 import copy
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from dynenc.training.provenance import origin
 from dynenc.training.start import Initializer
 from dynenc.training.synthetic import flats
 
+LatentsOf = Callable[[Tensor, np.random.Generator], Tensor]  # of images
 TEST_STEP = 0.3  # quantiser step for figures
 FLATS = 16  # images of one colour per step
 FLAT_STEP = 0.15  # their largest quantiser step: files quantise them more finely
@@ -216,11 +218,7 @@ class Trainer:
             if self.step < config.warmup_steps:  # the prior is still untrained
                 own = own.detach()
             terms["rate"] = config.rate * (step**2 * self.prior(own, step)).mean()
-        if config.flats:
-            flat = self._flats(random)
-            noisy, _ = self._with_noise(self._encoded(flat), random, FLAT_STEP)
-            terms["flats"] = self._error_of_flats(decoder, noisy, flat)
-        return terms
+        return terms | self._flat_terms(decoder, self._noisy_latents_of_flats, random)
 
     def _decoder_loss(
         self, latents_of: FileLatents, image: Tensor, random: np.random.Generator
@@ -228,12 +226,10 @@ class Trainer:
         """The terms of the loss of a decoder that is trained by itself."""
         decoder = self._pick_decoder(random)
         terms = self._image_terms(decoder, latents_of(image, random), image, random)
-        if self.config.flats:
-            flat = self._flats(random)
-            terms["flats"] = self._error_of_flats(decoder, latents_of(flat, random), flat)
-            if self.adversary:  # the gradients of other terms have been applied already
-                terms["flats"].backward()
-        return terms
+        flat_terms = self._flat_terms(decoder, latents_of, random)
+        if self.adversary and flat_terms:  # the gradients of other terms have been applied already
+            flat_terms["flats"].backward()
+        return terms | flat_terms
 
     def _pick_decoder(self, random: np.random.Generator) -> nn.Module:
         """The decoder of this step: the trained one, or for an encoder one of its decoders."""
@@ -268,15 +264,20 @@ class Trainer:
         latents: Tensor = (model.encoder if isinstance(model, Autoencoder) else model)(image)
         return latents
 
-    def _flats(self, random: np.random.Generator) -> Tensor:
-        """Images of one colour."""
-        return to_floats(flats(FLATS, random).to(self.device))
+    def _noisy_latents_of_flats(self, image: Tensor, random: np.random.Generator) -> Tensor:
+        return self._with_noise(self._encoded(image), random, FLAT_STEP)[0]
 
-    def _error_of_flats(self, decoder: nn.Module, latents: Tensor, image: Tensor) -> Tensor:
-        """Weighted absolute error of decoded images of one colour."""
+    def _flat_terms(
+        self, decoder: nn.Module, latents_of: LatentsOf, random: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """The absolute error of decoded images of one colour, weighted; nothing if that is 0."""
+        if not self.config.flats:
+            return {}
+        image = to_floats(flats(FLATS, random).to(self.device))
+        latents = latents_of(image, random)
         with self._autocast():
             decoded = decoder(latents)
-        return self.config.flats * F.l1_loss(decoded.float(), image)
+        return {"flats": self.config.flats * F.l1_loss(decoded.float(), image)}
 
     def _with_noise(
         self, latents: Tensor, random: np.random.Generator, largest_step: float
