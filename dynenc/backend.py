@@ -102,8 +102,9 @@ class Backend:
         largest = regions[0]._replace(width=width, height=height)  # all have the same corner
         top = 0
         latents = torch.stack([torch.from_numpy(file.latents) for file in files])
+        steps = torch.tensor([file.step for file in files])
         with runtime.threads_for(width * height):
-            for band in decoder.bands(latents, largest):
+            for band in decoder.bands(latents, steps, largest):
                 for image, rows in zip(images, band.split(1), strict=True):
                     image.paste(tensors.to_image(rows), (0, top))  # clips the padding
                 top += band.shape[2]
@@ -113,7 +114,7 @@ class Backend:
     def decode_tensor(self, file: LatFile, decoder: TiledDecoder) -> Tensor:
         """Decode a file: [1, 3, H, W] float32 in [-1, 1] on the device."""
         latents = torch.from_numpy(file.latents)[None]
-        decoded: Tensor = decoder(latents)
+        decoded: Tensor = decoder(latents, file.step)
         return decoded[..., : file.header.height, : file.header.width].clamp(-1, 1)
 
     def to_tensor(self, image: Image.Image) -> Tensor:

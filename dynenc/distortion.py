@@ -62,14 +62,20 @@ class Distortion:
     Args:
         image: [1, 3, H, W] in [-1, 1], on the decoder's device.
         latents: of the image, [1, C, h, w], not rounded, on the same device.
+        step: quantiser step of the latents that are compared with it.
         perceptual: its features are compared.
         decoder: any decoder; only its output and gradient are used.
     """
 
     def __init__(
-        self, image: Tensor, latents: Tensor, perceptual: PerceptualNetwork, decoder: TiledDecoder
+        self,
+        image: Tensor,
+        latents: Tensor,
+        step: float,
+        perceptual: PerceptualNetwork,
+        decoder: TiledDecoder,
     ) -> None:
-        self.perceptual, self.decoder = perceptual, decoder
+        self.step, self.perceptual, self.decoder = step, perceptual, decoder
         self._image, self._latents = image, latents
         self.windows = list(windows(image.shape[-2], image.shape[-1], window_side(decoder)))
 
@@ -81,12 +87,12 @@ class Distortion:
 
     def _target(self, window: Window) -> Target:
         original = self._image[(..., *window.pixels)]
-        blend = torch.lerp(original, self._decoded(self._latents, window), DECODED_SHARE)
+        blend = torch.lerp(original, self._decoded(self._latents, 0.0, window), DECODED_SHARE)
         return Target(original, blend, self.perceptual(pad(original)))
 
-    def _decoded(self, latents: Tensor, window: Window) -> Tensor:
+    def _decoded(self, latents: Tensor, step: float, window: Window) -> Tensor:
         """The pixels of a window, [1, 3, height, width] in [-1, 1], of latents [1, C, h, w]."""
-        decoded: Tensor = self.decoder(latents[(..., *window.latents)])
+        decoded: Tensor = self.decoder(latents[(..., *window.latents)], step)
         return decoded[(..., *window.inner)].clamp(-1, 1)
 
     def of(self, latents: Tensor) -> Floats:
@@ -98,7 +104,7 @@ class Distortion:
         found = np.empty(latents.shape[-2:], np.float32)
         for window, target in zip(self.windows, self.targets, strict=True):
             with torch.set_grad_enabled(latents.requires_grad):
-                decoded = self._decoded(latents, window)
+                decoded = self._decoded(latents, self.step, window)
                 distances = patch_distortion(decoded, target, self.perceptual)
             if latents.requires_grad:
                 distances.sum().backward()

@@ -98,7 +98,9 @@ class Refiner:
         if math.isfinite(max_bytes):
             max_payload += max(0, int(max_bytes) - len(file.to_bytes()))
         try:
-            distortion = Distortion(image.clone(), latents, self.perceptual, self.decoder)
+            distortion = Distortion(
+                image.clone(), latents, file.step, self.perceptual, self.decoder
+            )
             check_memory(self.perceptual, self.decoder, distortion.windows, latents.shape[1])
             start = torch.from_numpy(file.latents)[None].to(image)
             search = _Search(distortion, latents.clone(), header.step_q, coder, max_payload)

@@ -48,7 +48,7 @@ def refined(nano, photo, effort, most_bytes=None):
         refiner = refine.Refiner(nano.backend.perceptual, nano.decoder, effort)
         file = refiner.refine(file, latents, image, most)
     with torch.no_grad():
-        measure = Distortion(image, latents, nano.backend.perceptual, nano.decoder)
+        measure = Distortion(image, latents, file.step, nano.backend.perceptual, nano.decoder)
         distance = measure.of(torch.from_numpy(file.latents)[None]).sum()
     return file.symbols, distance, len(file.payload)
 

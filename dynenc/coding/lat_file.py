@@ -93,6 +93,11 @@ class LatFile:
         """The latents [C, h, w], scaled as the space's diffusion model takes them."""
         return quantize.from_symbols(self.symbols, self.header.step_q, coder_of(self.header))
 
+    @property
+    def step(self) -> float:
+        """The quantiser step, in latent units."""
+        return self.header.step_q / quantize.STEP_UNIT
+
     def fixed_point_latents(self) -> Shorts:
         """The latents [C, h, w] in 1/2048, saturated at 32767, as PixelDecoder takes them."""
         trellis = self.coder.has_trellis

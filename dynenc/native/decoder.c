@@ -75,7 +75,8 @@ static int32_t fits(const int8_t *row, int32_t length) {
     return 1;
 }
 
-/* A product of fewer inputs than any other, which are latents, is plain; of others, outputs are rounded up to whole groups. */
+/* A product of fewer inputs than any other, which are latents, is plain, and its biases have slopes; of others, outputs are
+ * rounded up to whole groups. */
 static Product take_product(Reading *r, int32_t outputs, int32_t taps, int32_t channels) {
     const int32_t length = taps * channels, plain = channels <= MAX_CHANNELS;
     const int32_t groups = (outputs + GROUP - 1) / GROUP;
@@ -87,7 +88,7 @@ static Product take_product(Reading *r, int32_t outputs, int32_t taps, int32_t c
         memset(weights, 0, (size_t)size);
     if (bias)
         memset(bias, 0, 8 * (size_t)groups * GROUP);
-    const int32_t *constants = take(r, outputs);
+    const int32_t *constants = take(r, outputs), *slopes = plain ? take(r, outputs) : NULL;
     if (r->weights_end - r->weights < (int64_t)outputs * length)
         r->error = DYNENC_BAD_SHAPE;
     for (int32_t output = 0; output < outputs && !r->error; output++) {
@@ -104,10 +105,11 @@ static Product take_product(Reading *r, int32_t outputs, int32_t taps, int32_t c
                 weights[(int64_t)group * GROUP * length + k / 4 * 128 + place * 4 + k % 4] = row[k];
         }
         if (constants[output] < -MAX_BIAS || constants[output] > MAX_BIAS ||
-            (!plain && !fits(row, length)))
+            (plain ? slopes[output] < -MAX_SLOPE || slopes[output] > MAX_SLOPE : !fits(row, length)))
             r->error = DYNENC_INEXACT;
         if (bias && plain) {
             bias[GROUP * group + place] = constants[output];
+            bias[GROUP * (groups + group) + place] = slopes[output];
         } else if (bias) {
             bias[2 * GROUP * group + place] = constants[output] - 128 * sum;
             bias[2 * GROUP * group + GROUP + place] = constants[output];

@@ -43,6 +43,7 @@ class Call(ctypes.Structure):
         ("path", ctypes.c_int32),
         ("height", ctypes.c_int32),
         ("width", ctypes.c_int32),
+        ("step_q", ctypes.c_int32),
         ("top", ctypes.c_int32),
         ("left", ctypes.c_int32),
         ("rows", ctypes.c_int32),
@@ -102,12 +103,13 @@ class PixelDecoder:
         init = library().dynenc_decoder_init
         checked(init(self._memory.address, size, *tensors), FAULTS)
 
-    def decode(self, latents: Latents, region: Region, threads: int = 1) -> Bytes:
+    def decode(self, latents: Latents, region: Region, threads: int = 1, step_q: int = 0) -> Bytes:
         """The pixels of a region: those of the whole image, with any number of threads.
 
         Args:
             latents: [C, h, w] int16, in 1/2048 latent unit.
             region: of the image, whose sides are h and w times `side`.
+            step_q: quantiser step of the latents in 1/1024; 0: they were not quantised.
         Returns: [height, width, 3] uint8.
         Raises: ValueError for another number of channels.
         """
@@ -117,11 +119,16 @@ class PixelDecoder:
             rows, columns, _ = strip.shape
             pixels[top : top + rows, left : left + columns] = strip
 
-        self.decode_strips(latents, region, paste, threads)
+        self.decode_strips(latents, region, paste, threads, step_q)
         return pixels
 
     def decode_strips(
-        self, latents: Latents, region: Region, on_strip: OnStrip, threads: int = 1
+        self,
+        latents: Latents,
+        region: Region,
+        on_strip: OnStrip,
+        threads: int = 1,
+        step_q: int = 0,
     ) -> None:
         """As `decode`, but pass the pixels on in strips, which bounds the memory.
 
@@ -141,18 +148,19 @@ class PixelDecoder:
 
         def run(part: Region) -> None:
             place = part._replace(left=region.left + part.left, top=region.top + part.top)
-            for strip, done in self._strips(latents, place):
+            for strip, done in self._strips(latents, place, step_q):
                 on_strip(strip, part.left, part.top + done)
 
         runtime.in_threads(run, parts, threads)
 
-    def _strips(self, latents: Latents, place: Region) -> Iterator[tuple[Bytes, int]]:
+    def _strips(self, latents: Latents, place: Region, step_q: int) -> Iterator[tuple[Bytes, int]]:
         """The strips of a part of the image, each with the number of rows above it."""
         height, width = place.height, place.width
         room = min(height, max(2, STRIP // width // self.side) * self.side)
         strip = np.empty((room, width, 3), np.uint8)
         call = Call(self._memory.address, selected_instruction_set(), *latents.shape[1:])
         call.top, call.left, call.rows, call.columns = place.top, place.left, height, width
+        call.step_q = step_q
         call.stride, call.latents = strip.strides[0], latents.ctypes.data
         call.workspace_size = checked(library().dynenc_pixels_workspace(ctypes.byref(call)), FAULTS)
         memory = workspace(call.workspace_size)

@@ -29,6 +29,7 @@ typedef struct {
     Side latent_rows, latent_columns;
     int32_t first_large, first_small;
     int32_t channels;           /* of the latents */
+    int32_t *bias;              /* of the first convolution, for the step */
     int16_t *latents;           /* 3 rows [columns, channels] with repeated edges */
     uint8_t *hidden, *gated;    /* of a row of any layer */
     uint8_t *pixels;            /* [columns, 12] */
@@ -91,6 +92,7 @@ static void plan(Image *image, char *memory) {
     image->latent_rows = rows;
     image->latent_columns = columns;
     int64_t size = 0, most = 0;
+    image->bias = carve(memory, &size, 4LL * MAX_WIDTH);
     image->latents =
         carve(memory, &size, 2LL * 3 * (columns.count + SPARE) * image->channels);
     rows = convolved(rows);
@@ -268,7 +270,7 @@ static void take_row(Image *image, int32_t row) {
             taps[3 * down + right] = image->latents + down * stride + image->channels * right;
     }
     const int32_t out = row - !rows->at_start;
-    image->kernels.first(image->decoder, convolved(image->latent_columns).count, taps,
+    image->kernels.first(image->decoder, image->bias, convolved(image->latent_columns).count, taps,
                          residual_row(&image->rows[0], out));
     push(image, 0, out);
 }
@@ -304,7 +306,7 @@ static int64_t start(dynenc_pixels_call *call, Image *image) {
     if (call->height < 1 || call->height > MAX_SIDE || call->width < 1 || call->width > MAX_SIDE ||
         call->top < 0 || call->left < 0 || call->rows < 1 || call->columns < 1 ||
         call->rows > decoder->side * call->height - call->top ||
-        call->columns > decoder->side * call->width - call->left)
+        call->columns > decoder->side * call->width - call->left || call->step_q < 0)
         return DYNENC_BAD_ARGUMENT;
     memset(image, 0, sizeof *image);
     image->call = call;
@@ -317,6 +319,15 @@ static int64_t start(dynenc_pixels_call *call, Image *image) {
         image->rows[i].layer = &decoder->layers[i];
     plan(image, NULL);
     return 0;
+}
+
+/* The biases of the first convolution for the call's step. */
+static void set_bias(Image *image) {
+    const Product *first = &image->decoder->first;
+    const int32_t *bias = PART(image->decoder, int32_t, first->bias_at);
+    const int32_t *slope = bias + first->outputs, step_q = image->call->step_q;
+    for (int32_t i = 0; i < first->outputs; i++)
+        image->bias[i] = bias[i] + slope[i] * (step_q < MAX_STEP ? step_q : MAX_STEP);
 }
 
 int64_t dynenc_pixels_workspace(const dynenc_pixels_call *call) {
@@ -341,6 +352,7 @@ int64_t dynenc_pixels(dynenc_pixels_call *call) {
         memset(call->workspace, 0, (size_t)image.size);
     image.first_row = call->done;
     plan(&image, call->workspace);
+    set_bias(&image);
     run(&image);
     return 0;
 }

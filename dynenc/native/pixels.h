@@ -11,6 +11,8 @@ enum {
     MAX_LAYERS = 64,
     QUAD = 128,           /* most that the magnitudes of weights with a sum of 16 bits add up to */
     MAX_BIAS = 1 << 30,
+    MAX_SLOPE = INT16_MAX,
+    MAX_STEP = 1536,      /* larger steps count as this one */
     SPARE = 32,           /* pixels after those of a row that may be read and written */
     MAX_TILE = 16,        /* most pixels that a tile has */
 };
@@ -47,8 +49,8 @@ typedef struct {
     uint64_t size;
     int32_t count;        /* layers after the first convolution */
     int32_t side;         /* pixels for a latent, in one dimension */
-    Product first;        /* its weights: int16 [outputs / 32, taps * channels / 2, 32, 2], and one bias
-                           * of each output, [outputs / 32, 32]; both in the order of other products */
+    Product first;        /* its weights: int16 [outputs / 32, taps * channels / 2, 32, 2]; biases [outputs],
+                           * and their slopes by step_q; all in the order of other products */
     Layer layers[MAX_LAYERS];
 } PixelDecoder;
 
@@ -76,8 +78,8 @@ typedef struct {
     void (*multiply)(const ProductCall *call);
     void (*activate)(const PixelDecoder *decoder, const Input *input, int32_t channels,
                      int32_t pixels, const int16_t *residual, uint8_t *to);
-    void (*first)(const PixelDecoder *decoder, int32_t pixels, const int16_t *const taps[MAX_TAPS],
-                  int16_t *to);
+    void (*first)(const PixelDecoder *decoder, const int32_t *bias, int32_t pixels,
+                  const int16_t *const taps[MAX_TAPS], int16_t *to);
 } PixelKernels;
 
 /* The kernels of an instruction set; null pointers if it is not there. */

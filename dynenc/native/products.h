@@ -157,12 +157,11 @@ TARGET static void PATH(activate)(const PixelDecoder *decoder, const Input *inpu
     }
 }
 
-/* The first convolution: of latents [pixels, channels] by tap to residuals. */
-TARGET static void PATH(first)(const PixelDecoder *decoder, int32_t pixels,
+/* The first convolution, with the biases of a step: of latents [pixels, channels] by tap to residuals. */
+TARGET static void PATH(first)(const PixelDecoder *decoder, const int32_t *bias, int32_t pixels,
                                const int16_t *const taps[MAX_TAPS], int16_t *to) {
     const Product *product = &decoder->first;
     const int16_t *weights = PART(decoder, int16_t, product->weights_at);
-    const int32_t *bias = PART(decoder, int32_t, product->bias_at);
     const int16_t *multiplier = PART(decoder, int16_t, product->multiplier_at);
     const int32_t channels = product->channels;
     for (int32_t pixel = 0; pixel < pixels; pixel++) {

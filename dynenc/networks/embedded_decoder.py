@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynenc.latent_space import SD1, ceil_div
-from dynenc.networks.integer_tensors import BOUND, GATE_BOUND, Sizes
+from dynenc.networks.integer_tensors import BOUND, GATE_BOUND, LARGEST_STEP, Sizes
 
+Step = Tensor | float
 Cut = tuple[int, int, int, int]  # latents to cut off at the left, right, top and bottom
 EdgeConv = partial(nn.Conv2d, padding_mode="replicate")  # a flat image stays flat at its borders
 
@@ -44,6 +45,25 @@ class DecoderBlock(nn.Module):
         return bounded, spatial, gated, self.mix(gated)
 
 
+class StepBias(nn.Module):
+    """A term of each channel proportional to the quantiser step, which tells how exact latents are.
+
+    Shapes: [B, channels, h, w] -> the same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, features: Tensor, step: Step) -> Tensor:
+        """Add the term; see `EmbeddedDecoder.forward` for the step."""
+        if isinstance(step, Tensor):
+            step = step.to(features).clamp(max=LARGEST_STEP).view(-1, 1, 1, 1)
+        else:
+            step = min(step, LARGEST_STEP)
+        return features + self.slope * step
+
+
 class EmbeddedDecoder(nn.Module):
     """Latents -> image: residual blocks at 1/8, 1/4 and 1/2 of the image size.
 
@@ -69,22 +89,24 @@ class EmbeddedDecoder(nn.Module):
             layers.append(conv(width, 4 * following, 3 if last else 1, padding=int(last)))
             layers.append(nn.PixelShuffle(2))
         self.layers = nn.Sequential(*layers)
+        self.step_bias = StepBias(widths[0])
         self.sizes = Sizes(widths, blocks, channels)
         self.reaches = [0]  # after each PixelShuffle: positions around a pixel that it depends on
         for count in reversed(blocks[1:]):
             last = len(self.reaches) == 1
             self.reaches.insert(0, ceil_div(self.reaches[0], 2) + count + int(last))
 
-    def forward(self, latents: Tensor, cut: Cut = (0, 0, 0, 0)) -> Tensor:
+    def forward(self, latents: Tensor, step: Step = 0.0, cut: Cut = (0, 0, 0, 0)) -> Tensor:
         """Decode: [B, channels, h, w] -> [B, 3, 8h, 8w], about [-1, 1].
 
         Args:
+            step: quantiser step of the latents, or of each image [B]; 0: they were not quantised.
             cut: latents at each side of a tile whose pixels are not needed. They are cut off as
                 soon as no other pixel depends on them, which does not change the other pixels.
         """
         features, excess, reaches = latents, list(cut), iter(self.reaches)
-        for layer in self.layers:
-            features = layer(features)
+        for index, layer in enumerate(self.layers):
+            features = layer(features) if index else self.step_bias(layer(features), step)
             if isinstance(layer, nn.PixelShuffle):
                 reach = next(reaches)
                 spare = [max(0, 2 * count - reach) for count in excess]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynenc.errors import WeightsError
-from dynenc.networks.embedded_decoder import EdgeConv
+from dynenc.networks.embedded_decoder import EdgeConv, Step, StepBias
 
 CONVOLUTIONS = 3  # in a block
 LIMIT = 3.0  # latents are squashed smoothly to this magnitude
@@ -57,6 +57,7 @@ class FineDecoder(nn.Module):
                     EdgeConv(width, width, 3, padding=1, bias=False),
                 ]
         self.layers = nn.Sequential(*layers, EdgeConv(width, 3, 3, padding=1))
+        self.step_bias = StepBias(width)
 
     def copy_weights_from(self, teacher: nn.Module) -> None:
         """Take over the weights of a decoder of the same architecture, one of AutoencoderTiny.
@@ -64,14 +65,20 @@ class FineDecoder(nn.Module):
         Raises: WeightsError if it has another one.
         """
         try:
-            self.load_state_dict(teacher.state_dict())
+            slope = {"step_bias.slope": self.step_bias.slope}  # which it lacks
+            self.load_state_dict(slope | teacher.state_dict())
         except RuntimeError as exc:
             raise WeightsError(
                 "the teacher's decoder does not have the architecture of TAESD's: use TAESD",
                 hint="or give --start",
             ) from exc
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Decode: [B, C, h, w] -> [B, 3, 8h, 8w], about [-1, 1]."""
-        image: Tensor = self.layers(torch.tanh(latents / LIMIT) * LIMIT)
+    def forward(self, latents: Tensor, step: Step = 0.0) -> Tensor:
+        """Decode: [B, C, h, w] -> [B, 3, 8h, 8w], about [-1, 1].
+
+        Args:
+            step: quantiser step of the latents, or of each image [B]; 0: they were not quantised.
+        """
+        features = self.step_bias(self.layers[0](torch.tanh(latents / LIMIT) * LIMIT), step)
+        image: Tensor = self.layers[1:](features)
         return image * 2 - 1

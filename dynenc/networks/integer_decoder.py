@@ -68,5 +68,6 @@ def decode(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> I
         image.paste(pixels, place)
 
     threads = runtime.native_threads(region.width * region.height * (PATCH // decoder.side))
-    decoder.decode_strips(file.fixed_point_latents(), region, paste, threads)
+    latents, step_q = file.fixed_point_latents(), file.header.step_q
+    decoder.decode_strips(latents, region, paste, threads, step_q)
     return image

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from dynenc import registry
+from dynenc.coding.quantize import STEP_UNIT
 from dynenc.errors import WeightsError
 from dynenc.latent_space import SD1
 from dynenc.native.decoder import UNIT, Packed, PixelDecoder
@@ -24,9 +25,11 @@ FloatTensors = dict[str, npt.NDArray[np.float32]]
 Shape = tuple[int, ...]
 
 BOUND = 2.0  # largest magnitude of the activations that a 3x3 convolution reads
+LARGEST_STEP = 1.5  # of the quantiser; larger ones count as this one
 GATE_BOUND = 4.0  # largest gate, and largest magnitude of the value that it multiplies
 ACTIVATION_UNIT = 127 / BOUND  # integers of such an activation of 1.0
 ONE = 1 << 15  # integers of a multiplier of 1.0
+FIRST = "layers.0"  # the product of latents
 MAX_RESOLUTIONS = 3  # at which a decoder has blocks
 RESIDUAL_UNIT = 2048.0  # integers of a residual of 1.0, in the float equivalent
 
@@ -79,10 +82,12 @@ def shapes(sizes: Sizes) -> dict[str, tuple[str, Shape]]:
     def product(name: str, outputs: int, channels: int, side: int) -> None:
         expected[f"{name}.weight"] = "int8", (outputs, channels, side, side)
         expected[f"{name}.bias"] = "int32", (outputs,)
+        if name == FIRST:
+            expected[f"{name}.slope"] = "int16", (outputs,)
         expected[f"{name}.multiplier"] = "int16", (outputs,)
         expected[f"{name}.shift"] = "int32", (1,)
 
-    product("layers.0", sizes.widths[0], sizes.channels, 3)
+    product(FIRST, sizes.widths[0], sizes.channels, 3)
     for name, kind, channels, outputs in plan(sizes):
         inputs(name, channels)
         if kind == "block":
@@ -154,7 +159,8 @@ def to_floats(tensors: Tensors, sizes: Sizes) -> FloatTensors:
     load(tensors, sizes)
     floats = _FloatTensors(tensors)
     units = np.full(sizes.channels, float(UNIT))
-    floats.add_product("layers.0", units, np.full(sizes.widths[0], RESIDUAL_UNIT))
+    floats.add_product(FIRST, units, np.full(sizes.widths[0], RESIDUAL_UNIT))
+    floats.add_slope(RESIDUAL_UNIT)
     for layer in plan(sizes):
         if layer.kind == "block":
             floats.add_block(layer)
@@ -206,8 +212,7 @@ class _FloatTensors:
             shift: [C], added to the input integers.
         Returns: [N], the integers of an output of 1.0.
         """
-        bits = int(self.integers[f"{name}.shift"][0])
-        factor = self.integers[f"{name}.multiplier"] / (ONE * 2.0**bits)
+        bits, factor = int(self.integers[f"{name}.shift"][0]), self._factor(name)
         weight = self.integers[f"{name}.weight"] * factor[:, None, None, None]
         bias = (self.integers[f"{name}.bias"] - (1 << bits >> 1)) * factor
         bias = bias + (weight.sum((2, 3)) * shift).sum(1)
@@ -218,6 +223,17 @@ class _FloatTensors:
         self.tensors[f"{name}.weight"] = (weight / outputs[:, None, None, None]).astype(np.float32)
         self.tensors[f"{name}.bias"] = (bias / outputs).astype(np.float32)
         return outputs
+
+    def add_slope(self, output: float) -> None:
+        """Add the term for the quantiser step; `output` is the integer of an output of 1.0."""
+        slope = self.integers[f"{FIRST}.slope"] * self._factor(FIRST) * STEP_UNIT / output
+        self.tensors["step_bias.slope"] = slope.astype(np.float32).reshape(-1, 1, 1)
+
+    def _factor(self, name: str) -> Doubles:
+        """[N], what a product multiplies the sum for each output by."""
+        bits = int(self.integers[f"{name}.shift"][0])
+        factor: Doubles = self.integers[f"{name}.multiplier"] / (ONE * 2.0**bits)
+        return factor
 
     def _input(self, name: str) -> tuple[Doubles, Doubles]:
         """The scale and offset from residuals in the float equivalent to input integers."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dynenc.latent_space import PATCH, SD1, LatentSpace, ceil_div
 from dynenc.networks.checks import check_batch
 from dynenc.networks.compat import maybe_bfloat16
-from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder
+from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder, Step
+from dynenc.networks.fine_decoder import FineDecoder
 from dynenc.view import Region
 
 LIMIT = 16.0  # magnitude at which latents are clamped; encoders write up to 3.2 of photographs,
@@ -75,12 +76,19 @@ class TiledDecoder(nn.Module):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
         self.eval().requires_grad_(False)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Decode: scaled latents [B, C, h, w] -> [B, 3, 8h, 8w], about [-1, 1]."""
-        bands = list(self.bands(latents))
+    def forward(self, latents: Tensor, step: Step = 0.0) -> Tensor:
+        """Decode: scaled latents [B, C, h, w] -> [B, 3, 8h, 8w], about [-1, 1].
+
+        Args:
+            step: quantiser step of the latents, or of each image [B]; 0: they were not quantised.
+                It tells dynenc's decoders how exact the latents are, and others nothing.
+        """
+        bands = list(self.bands(latents, step))
         return bands[0] if len(bands) == 1 else torch.cat(bands, 2)
 
-    def bands(self, latents: Tensor, region: Region | None = None) -> Iterator[Tensor]:
+    def bands(
+        self, latents: Tensor, step: Step = 0.0, region: Region | None = None
+    ) -> Iterator[Tensor]:
         """As `forward`, but bands [B, 3, rows, 8w] from top to bottom, one in memory at a time.
 
         Tiles have equal size, overlap, and are blended linearly; in diffusers' tiling the last tile
@@ -95,7 +103,7 @@ class TiledDecoder(nn.Module):
         precise = not _suit_bfloat16(latents)
         rows, columns = (spans(length, self.tiles) for length in latents.shape[-2:])
         if len(rows) == len(columns) == 1:
-            image = self._decode(latents, precise)
+            image = self._decode(latents, step, precise)
             yield image if region is None else image[(..., *region.slices)]
             return
         whole = Region(0, 0, latents.shape[3] * PATCH, latents.shape[2] * PATCH)
@@ -110,7 +118,7 @@ class TiledDecoder(nn.Module):
             band = F.pad(begun, (0, 0, 0, len(weight_y) - begun.shape[2]))
             for column in columns:
                 tile = latents[..., row.latents, column.latents]
-                part = self._decode(tile, precise, (*column.cut, *row.cut))
+                part = self._decode(tile, step, precise, (*column.cut, *row.cut))
                 pixels = slice(column.pixels.start - start, column.pixels.stop - start)
                 band[..., pixels] += part * weight_y * column.weight.to(like.device)
             done = below.pixels.start - top if below else band.shape[2]
@@ -118,7 +126,9 @@ class TiledDecoder(nn.Module):
             wanted = slice(max(down.start - top, 0), min(down.stop - top, done))
             yield band[:, :, wanted, right.start - start : right.stop - start]
 
-    def _decode(self, latents: Tensor, precise: bool, cut: Cut = (0, 0, 0, 0)) -> Tensor:
+    def _decode(
+        self, latents: Tensor, step: Step, precise: bool, cut: Cut = (0, 0, 0, 0)
+    ) -> Tensor:
         """Decode one tile, and cut off the pixels of some latents at its edges.
 
         With `precise`, the embedded decoder computes in float32 everywhere.
@@ -132,13 +142,14 @@ class TiledDecoder(nn.Module):
         image: Tensor
         if isinstance(network, EmbeddedDecoder):
             with nullcontext() if precise else maybe_bfloat16(inputs):
-                image = network(inputs, cut).float()
+                image = network(inputs, step, cut).float()
         else:
-            image = F.pad(network(inputs).float(), [-PATCH * count for count in cut])
+            known = (step,) if isinstance(network, FineDecoder) else ()
+            image = F.pad(network(inputs, *known).float(), [-PATCH * count for count in cut])
         if like.dtype != torch.float32 and not image.isfinite().all() and latents.isfinite().all():
             with torch.inference_mode(False):  # otherwise it could never propagate gradients again
                 self.network = copy.deepcopy(network).float()
-            return self._decode(latents, precise, cut)
+            return self._decode(latents, step, precise, cut)
         return image
 
 

@@ -1,14 +1,24 @@
 """The latents that a decoder is trained on: those that files of random qualities hold."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dynenc.coding.encode_latents import encode_latents
+from dynenc.coding.lat_file import LatFile
 from dynenc.coding.quantize import quality_to_step
 from dynenc.latent_space import PATCH
 from dynenc.registry import Model
 from dynenc.training.config import TrainConfig
+
+
+class Quantised(NamedTuple):
+    """Latents as files hold them, or with noise in place of quantisation."""
+
+    latents: Tensor  # [B, C, h, w]
+    step: Tensor  # [B], of the quantiser, in latent units; 0: not quantised
 
 
 class FileLatents:
@@ -32,21 +42,21 @@ class FileLatents:
         return self.encoders[-1][0]
 
     @torch.no_grad()
-    def __call__(self, image: Tensor, random: np.random.Generator) -> Tensor:
+    def __call__(self, image: Tensor, random: np.random.Generator) -> Quantised:
         """Images [B, 3, H, W] in [-1, 1] -> latents [B, C, H/8, W/8] on the same device."""
         encoder, model = self.encoders[int(random.integers(len(self.encoders)))]
         encoded = encoder(image).float().cpu()
         qualities = random.uniform(*self.qualities, len(image))
-        latents = [
-            quantised(one, model, quality) for one, quality in zip(encoded, qualities, strict=True)
+        files = [
+            file_of(one, model, quality) for one, quality in zip(encoded, qualities, strict=True)
         ]
-        stacked = torch.stack(latents).to(image.device)
-        return stacked.contiguous(memory_format=torch.channels_last)
+        latents = torch.stack([torch.from_numpy(file.latents) for file in files]).to(image.device)
+        step = torch.tensor([file.step for file in files], device=image.device)
+        return Quantised(latents.contiguous(memory_format=torch.channels_last), step)
 
 
-def quantised(latents: Tensor, model: Model, quality: float) -> Tensor:
-    """Latents [C, h, w] as a file of that quality holds them."""
+def file_of(latents: Tensor, model: Model, quality: float) -> LatFile:
+    """The file of that quality with latents [C, h, w]."""
     height, width = (PATCH * side for side in latents.shape[1:])
     step_q = quality_to_step(quality, has_trellis=model.has_trellis)
-    file = encode_latents(latents.numpy(), (width, height), step_q, model)
-    return torch.from_numpy(file.latents)
+    return encode_latents(latents.numpy(), (width, height), step_q, model)

@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from dynenc import registry
+from dynenc.coding.quantize import STEP_UNIT
 from dynenc.errors import WeightsError
 from dynenc.io.writing import writing
 from dynenc.native.decoder import UNIT, to_integers
@@ -25,6 +26,7 @@ from dynenc.networks.embedded_decoder import DecoderBlock, EmbeddedDecoder
 from dynenc.networks.encoder import to_floats
 from dynenc.networks.integer_tensors import (
     ACTIVATION_UNIT,
+    FIRST,
     GATE_BOUND,
     ONE,
     Doubles,
@@ -35,12 +37,13 @@ from dynenc.networks.integer_tensors import (
     plan,
 )
 from dynenc.training.crops import open_crops
+from dynenc.training.file_latents import Quantised
 from dynenc.training.synthetic import Synthetic, flats
 from dynenc.view import Region
 
 CROPS, CROP = 64, 256  # number of images for calibration, and their side in px
 DRAWN, FLATS = 16, 256  # drawn crops, and small images of one colour: photos lack pure colours
-STEPS = (0.1, 0.3, 0.5, 0.2)  # quantiser steps of their latents, in turn
+STEPS = (0.1, 0.3, 0.5, 0.2, 0.8)  # quantiser steps of their latents, in turn
 QUAD = 128  # largest sum of the magnitudes of four weights: times 255 it fits into 16 bits
 FINEST_RESIDUAL = 11  # most fractional bits of the residuals
 RESIDUAL_ROOM = 3.0  # range of the residuals, relative to the largest magnitude measured
@@ -78,10 +81,10 @@ class Ranges:
 
 
 @torch.no_grad()
-def calibrate(network: EmbeddedDecoder, latents: Iterable[Tensor]) -> Ranges:
-    """Decode latents [B, C, h, w] in floats, and record the ranges in all layers."""
+def calibrate(network: EmbeddedDecoder, samples: Iterable[Quantised]) -> Ranges:
+    """Decode latents in floats, and record the ranges in all layers."""
     ranges = Ranges()
-    for x in latents:
+    for x, step in samples:
         for index, layer in enumerate(network.layers):
             name = f"layers.{index}"
             ranges.see(f"{name}.in", x)
@@ -93,7 +96,7 @@ def calibrate(network: EmbeddedDecoder, latents: Iterable[Tensor]) -> Ranges:
                 ranges.see(f"{name}.mixed", mixed)
                 x = x + mixed
             else:
-                x = layer(x)
+                x = layer(x) if index else network.step_bias(layer(x), step)
                 ranges.see(f"{name}.out", x)
     return ranges
 
@@ -104,12 +107,13 @@ def quantize(network: EmbeddedDecoder, ranges: Ranges) -> Tensors:
     units = [2.0**bits for bits in _residual_bits(ranges, network.sizes)]
     first = np.tile(ranges.power["layers.0.in"], 9) * UNIT**2
     layers.add(
-        "layers.0",
+        FIRST,
         1 / np.full(network.sizes.channels, UNIT),
         units[0],
         power=first,
         are_bytes=False,
     )
+    layers.add_slope(units[0])
     stage = 0
     for layer in plan(network.sizes):
         if layer.kind == "block":
@@ -185,6 +189,13 @@ class _Layers:
             self.add(name, 1 / inputs, 127.5, power=np.tile(power, 9), most=most)
         else:
             self.add(name, 1 / inputs, following, power=power)
+
+    def add_slope(self, unit: float) -> None:
+        """Add the term for the quantiser step; `unit` is the output integer that stands for 1.0."""
+        bits = int(self.tensors[f"{FIRST}.shift"][0])
+        scale = self.tensors[f"{FIRST}.multiplier"] / (ONE * 2.0**bits)
+        slope = np.rint(self.floats["step_bias.slope"].ravel() * unit / scale / STEP_UNIT)
+        self.tensors[f"{FIRST}.slope"] = slope.clip(-32767, 32767).astype(np.int16)
 
     def add_input(self, name: str, scale: Doubles, offset: Doubles) -> None:
         """Add the conversion of residuals to 8-bit activations."""
@@ -278,15 +289,16 @@ def _fours(rows: npt.NDArray[np.float64]) -> Doubles:
 
 
 @torch.no_grad()
-def centre(tensors: Tensors, network: EmbeddedDecoder, latents: Sequence[Tensor]) -> None:
+def centre(tensors: Tensors, network: EmbeddedDecoder, samples: Sequence[Quantised]) -> None:
     """Adjust the last biases so that the mean pixels equal those of the float decoder."""
     name = list(plan(network.sizes))[-1].name
     decoder = load(tensors, network.sizes)
     errors = []
-    for z in latents:
+    for z, step in samples:
         region = Region(0, 0, *(decoder.side * side for side in z.shape[:1:-1]))
-        pixels = decoder.decode(to_integers(z[0].numpy()), region)
-        floats = (network(z)[0].numpy() + 1) * 127.5
+        step_q = round(float(step) * STEP_UNIT)
+        pixels = decoder.decode(to_integers(z[0].numpy()), region, step_q=step_q)
+        floats = (network(z, step)[0].numpy() + 1) * 127.5
         error = pixels.transpose(2, 0, 1) - floats.clip(0, 255)
         parts = error.reshape(3, region.height // 2, 2, region.width // 2, 2)
         errors.append(parts.mean((1, 3)).ravel())  # by channel, row and column of the shuffle
@@ -295,16 +307,22 @@ def centre(tensors: Tensors, network: EmbeddedDecoder, latents: Sequence[Tensor]
 
 
 def of_network(
-    network: EmbeddedDecoder, latents: Sequence[Tensor], extremes: Sequence[Tensor] = ()
+    network: EmbeddedDecoder, samples: Sequence[Quantised], extremes: Sequence[Quantised] = ()
 ) -> Tensors:
-    """The integer tensors of a float decoder, calibrated on latents [B, C, h, w].
+    """The integer tensors of a float decoder, calibrated on latents [1, C, h, w].
 
     Args:
-        extremes: count for the ranges only.
+        extremes: count for the ranges only; [B, C, h, w].
     """
-    tensors = quantize(network, calibrate(network, [*latents, *extremes]))
-    centre(tensors, network, latents)
+    tensors = quantize(network, calibrate(network, [*samples, *extremes]))
+    centre(tensors, network, samples)
     return tensors
+
+
+def rounded(latents: Tensor, step: float) -> Quantised:
+    """Latents [1, C, h, w] rounded to multiples of a step; 0: not quantised."""
+    found = (latents / step).round() * step if step else latents
+    return Quantised(found, torch.full((1,), step))
 
 
 def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder: str) -> int:
@@ -326,10 +344,10 @@ def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder
     drawn = [*Synthetic(CROP).sample(DRAWN, random)[:, None], flats(FLATS, random)]
     with torch.inference_mode():
         latents = [encode(to_floats(image[None])) for image in images]
-        extremes = [encode(to_floats(image)) for image in drawn]
+        extremes = [Quantised(encode(to_floats(image)), torch.zeros(1)) for image in drawn]
     steps = [STEPS[i % len(STEPS)] for i in range(CROPS)]
-    rounded = [(z / step).round() * step for z, step in zip(latents, steps, strict=True)]
-    tensors = of_network(network, rounded, extremes)
+    samples = [rounded(z, step) for z, step in zip(latents, steps, strict=True)]
+    tensors = of_network(network, samples, extremes)
     with safe_open(start, "np") as file:
         metadata = dict(file.metadata())
     metadata["calibration"] = json.dumps(

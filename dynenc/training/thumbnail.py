@@ -3,7 +3,7 @@
 It is small, so that a few minutes of one core suffice, and is quantised at the end.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from dynenc.codec import Codec
 from dynenc.io.writing import writing
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.training import integers
+from dynenc.training.file_latents import Quantised
 from dynenc.training.small_run import AdamSettings, SmallRun
 from dynenc.training.synthetic import FLAT_SIDE, Synthetic, flats
 
@@ -37,27 +38,35 @@ class Examples:
     """Training pairs: latents, and the image reduced to two sizes."""
 
     latents: Tensor  # [N, 4, 32, 32]
+    steps: Tensor  # [N], of their quantisers
     images: Tensor  # [N, 3, 64, 64] in [-1, 1]
 
     @classmethod
     def of(cls, images: Tensor, codecs: Sequence[Codec]) -> "Examples":
         """Encode images [N, 3, SIDE, SIDE] uint8 by encoders in turn."""
-        latents = []
+        examples = []
         for number, image in enumerate(images):
             pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
             [found] = codecs[number % len(codecs)].latents([pixels])
             step = STEPS[number // len(codecs) % len(STEPS)]
-            latents.append(np.rint(found / step) * np.float32(step) if step else found)
+            examples.append(integers.rounded(torch.from_numpy(found)[None], step))
         small = F.avg_pool2d(images.float(), SCALE) / 127.5 - 1
-        return cls(torch.from_numpy(np.stack(latents)), small)
+        latents, steps = (torch.cat(parts) for parts in zip(*examples, strict=True))
+        return cls(latents, steps, small)
 
-    def sample(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, random: np.random.Generator) -> tuple[Quantised, Tensor]:
         """A batch: latents [B, 4, PART, PART], images [B, 3, 2 PART, 2 PART]."""
         picked = random.integers(len(self.latents), size=BATCH)
         top, left = random.integers(self.latents.shape[-1] - PART + 1, size=2)
         rows, columns = slice(top, top + PART), slice(left, left + PART)
         below, right = slice(2 * top, 2 * (top + PART)), slice(2 * left, 2 * (left + PART))
-        return self.latents[picked][..., rows, columns], self.images[picked][..., below, right]
+        latents = Quantised(self.latents[picked][..., rows, columns], self.steps[picked])
+        return latents, self.images[picked][..., below, right]
+
+    def first(self, count: int) -> list[Quantised]:
+        """The latents [1, 4, h, w] of the first images."""
+        parts = zip(self.latents[:count].split(1), self.steps[:count].split(1), strict=True)
+        return [Quantised(*part) for part in parts]
 
 
 def loss(decoded: Tensor, wanted: Tensor) -> Tensor:
@@ -81,7 +90,7 @@ def train(network: EmbeddedDecoder, examples: Examples, run: SmallRun) -> None:
 
     def error(step: int) -> Tensor:
         latents, wanted = examples.sample(random)
-        return loss(network(latents), wanted)
+        return loss(network(*latents), wanted)
 
     run.minimise(network, error, ADAM)
 
@@ -99,13 +108,7 @@ def make(run: SmallRun) -> int:
     network = run.network("thumbnail")
     assert isinstance(network, EmbeddedDecoder)
     train(network, examples, run)
-    tensors = integers.of_network(network, list(_some(examples.latents)))
+    tensors = integers.of_network(network, examples.first(CALIBRATION))
     with writing(str(run.export), overwrite=True) as output:
         output.write(data := save(tensors, run.metadata("thumbnail")))
     return len(data)
-
-
-def _some(latents: Tensor) -> Iterator[Tensor]:
-    """Latents [1, 4, h, w] of some images."""
-    for number in range(CALIBRATION):
-        yield latents[number : number + 1]

@@ -36,14 +36,14 @@ from dynenc.training import checkpoint, schedule
 from dynenc.training.adversary import Adversary
 from dynenc.training.batches import Batches, generator
 from dynenc.training.config import TrainConfig, TrainPaths, check, check_paths
-from dynenc.training.file_latents import FileLatents
+from dynenc.training.file_latents import FileLatents, Quantised
 from dynenc.training.losses import Discriminator, ReconstructionLoss
 from dynenc.training.prior import Prior
 from dynenc.training.provenance import origin
 from dynenc.training.start import Initializer
 from dynenc.training.synthetic import flats
 
-LatentsOf = Callable[[Tensor, np.random.Generator], Tensor]  # of images
+LatentsOf = Callable[[Tensor, np.random.Generator], Quantised]  # of images
 TEST_STEP = 0.3  # quantiser step for figures
 FLATS = 16  # images of one colour per step
 FLAT_STEP = 0.15  # their largest quantiser step: files quantise them more finely
@@ -211,10 +211,10 @@ class Trainer:
             some = slice(config.batch // 4)  # keep it able to decode latents of other encoders
             latents = torch.cat([latents, self._other_latents(image[some], random)])
             image = torch.cat([image, image[some]])
-        noisy, width = self._with_noise(latents, random, config.largest_step)
+        noisy = self._with_noise(latents, random, config.largest_step)
         terms |= self._image_terms(decoder, noisy, image, random)
         if config.rate:  # a fine step is chosen where more bits are acceptable
-            own, step = noisy[: config.batch], width[: config.batch]
+            own, step = noisy.latents[: config.batch], noisy.step[: config.batch, None, None, None]
             if self.step < config.warmup_steps:  # the prior is still untrained
                 own = own.detach()
             terms["rate"] = config.rate * (step**2 * self.prior(own, step)).mean()
@@ -240,22 +240,23 @@ class Trainer:
         return model.decoder if isinstance(model, Autoencoder) else model
 
     def _image_terms(
-        self, decoder: nn.Module, noisy: Tensor, image: Tensor, random: np.random.Generator
+        self, decoder: nn.Module, noisy: Quantised, image: Tensor, random: np.random.Generator
     ) -> dict[str, Tensor]:
         """The terms that compare decoded images with originals.
 
         With an adversary, their gradient and that of the discriminator are applied here.
         """
         with self._autocast():
-            decoded = decoder(noisy).float()
+            decoded = decoder(*noisy).float()
         compared = decoded.detach().requires_grad_() if self.adversary else decoded
         with self._autocast():
             terms: dict[str, Tensor] = self.reconstruction_loss(compared, image, random)
         if self.adversary:
             [gradient] = torch.autograd.grad(torch.stack(list(terms.values())).sum(), compared)
             self.is_updating = True  # also by its forward pass, which updates the spectral norms
-            terms |= self.adversary.learn(compared, image, noisy, self.learning_rate())
-            decoded.backward(self.adversary.add_gradient(gradient, compared, noisy, self.step))
+            latents = noisy.latents
+            terms |= self.adversary.learn(compared, image, latents, self.learning_rate())
+            decoded.backward(self.adversary.add_gradient(gradient, compared, latents, self.step))
         return terms
 
     def _encoded(self, image: Tensor) -> Tensor:
@@ -264,8 +265,8 @@ class Trainer:
         latents: Tensor = (model.encoder if isinstance(model, Autoencoder) else model)(image)
         return latents
 
-    def _noisy_latents_of_flats(self, image: Tensor, random: np.random.Generator) -> Tensor:
-        return self._with_noise(self._encoded(image), random, FLAT_STEP)[0]
+    def _noisy_latents_of_flats(self, image: Tensor, random: np.random.Generator) -> Quantised:
+        return self._with_noise(self._encoded(image), random, FLAT_STEP)
 
     def _flat_terms(
         self, decoder: nn.Module, latents_of: LatentsOf, random: np.random.Generator
@@ -276,18 +277,18 @@ class Trainer:
         image = to_floats(flats(FLATS, random).to(self.device))
         latents = latents_of(image, random)
         with self._autocast():
-            decoded = decoder(latents)
+            decoded = decoder(*latents)
         return {"flats": self.config.flats * F.l1_loss(decoded.float(), image)}
 
     def _with_noise(
         self, latents: Tensor, random: np.random.Generator, largest_step: float
-    ) -> tuple[Tensor, Tensor]:
-        """Latents with quantisation noise, and the quantiser steps [B, 1, 1, 1]."""
+    ) -> Quantised:
+        """Latents with the noise of quantisers of random steps."""
         drawn = largest_step * random.random((len(latents), 1, 1, 1), np.float32)
         width = torch.from_numpy(drawn).to(self.device)
         noise = torch.from_numpy(random.random(latents.shape, np.float32) - 0.5)
         noisy = latents + noise.to(self.device) * width
-        return noisy.contiguous(memory_format=torch.channels_last), width
+        return Quantised(noisy.contiguous(memory_format=torch.channels_last), width.flatten())
 
     def train_step(self) -> dict[str, float]:
         """Run one optimiser step, or skip it if its gradient is not finite; return the terms."""
@@ -373,7 +374,7 @@ class Trainer:
 
         def reconstruct(image: Tensor) -> Tensor:
             latents = encode(image.to(self.device))
-            decoded: Tensor = decode((latents / step).round() * step if step else latents)
+            decoded: Tensor = decode((latents / step).round() * step if step else latents, step)
             return decoded.cpu()
 
         return evaluate(

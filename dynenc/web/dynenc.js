@@ -102,7 +102,9 @@ class Reader {
       const latents = checked(
         this.#program.latents(coder.address, lattice, width, height, step, at, payload.length),
       );
-      const pixels = checked(this.#program.pixels(this.#decoder, latents, width, height));
+      const pixels = checked(
+        this.#program.pixels(this.#decoder, latents, width, height, step),
+      );
       const rgb = new Uint8ClampedArray(this.#program.memory.buffer, pixels, 3 * width * height);
       return { width, height, data: channels === 4 ? opaque(rgb) : rgb.slice(), chunks };
     } finally {

@@ -53,9 +53,11 @@ static void numbers(Tensors *t, int32_t count, int32_t least, int32_t most) {
         number(t, least, most);
 }
 
-static void product(Tensors *t, int32_t outputs, int32_t length) {
+static void product(Tensors *t, int32_t outputs, int32_t length, int32_t has_slope) {
     const int32_t wide = next(t->bytes) % 8 == 0;
     numbers(t, outputs, wide ? -(1 << 30) : -4000, wide ? 1 << 30 : 4000);
+    if (has_slope)
+        numbers(t, outputs, wide ? -32767 : -40, wide ? 32767 : 40);
     numbers(t, outputs, wide ? 0 : 4000, 32767);
     number(t, 0, wide ? 24 : 4);
     for (int32_t i = 0; i < outputs * length; i += 4) {
@@ -81,18 +83,18 @@ static void fill(Tensors *t, int32_t channels, const int32_t blocks[3], int32_t 
     t->numbers[t->n_numbers++] = channels;
     for (int32_t i = 0; i < DYNENC_DECODER_HEADER - 1; i++)
         t->numbers[t->n_numbers++] = i % 3 >= stages ? 0 : i < 3 ? WIDTH : blocks[i - 3];
-    product(t, WIDTH, 9 * channels);
+    product(t, WIDTH, 9 * channels, 1);
     for (int32_t stage = 0; stage < stages; stage++) {
         for (int32_t block = 0; block < blocks[stage]; block++) {
             input(t);
-            product(t, WIDTH, 9 * WIDTH);
-            product(t, 2 * WIDTH, WIDTH);
+            product(t, WIDTH, 9 * WIDTH, 0);
+            product(t, 2 * WIDTH, WIDTH, 0);
             numbers(t, WIDTH, 0, 32767);
-            product(t, WIDTH, WIDTH);
+            product(t, WIDTH, WIDTH, 0);
         }
         input(t);
         const int32_t last = stage + 1 == stages;
-        product(t, last ? LAST : 4 * WIDTH, last ? 9 * WIDTH : WIDTH);
+        product(t, last ? LAST : 4 * WIDTH, last ? 9 * WIDTH : WIDTH, 0);
     }
 }
 
@@ -188,7 +190,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     dynenc_pixels_call call = {
         .decoder = decoder, .path = path, .height = height, .width = width,
-        .rows = side * height, .columns = side * width, .room = 1 << 16,
+        .step_q = (int32_t)((uint32_t)next32(&bytes) >> 16), .rows = side * height, .columns = side * width, .room = 1 << 16,
         .stride = 3 * side * width, .latents = latents,
     };
     int32_t place[4];
@@ -198,6 +200,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     part.path = other_path;
     if (mode & HOSTILE_CALL) {
         const int32_t far = place[0] % 3 ? 1 : 30000;
+        part.step_q -= place[3] % 7 * 1000;
         part.top = place[0] * far - 4, part.left = place[1] * far - 4;
         part.rows = place[2] * far - 1, part.columns = place[3] * far - 1;
         part.stride = 3LL * part.columns - place[3] % 2;

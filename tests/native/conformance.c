@@ -82,7 +82,7 @@ int main(int argc, char **argv) {
         };
         const dynenc_pixels_call pixels = {
             .decoder = decoder, .path = path, .height = call.height, .width = call.width,
-            .rows = height, .columns = width, .room = height, .stride = 3LL * width,
+            .step_q = call.step_q, .rows = height, .columns = width, .room = height, .stride = 3LL * width,
         };
         decode(call, pixels, payload, fields[3]);
         free(payload);

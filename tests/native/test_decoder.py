@@ -41,6 +41,8 @@ def made_up(sizes, seed=0):
             values[:, 1::8] = values[:, 4::8] = values[:, 5::8] = 0
         elif part == "bias":
             values = random.integers(-3000, 3000, shape)
+        elif part == "slope":
+            values = random.integers(-9, 10, shape)
         elif part == "multiplier":
             values = random.integers(3000, 32768, shape)
         elif part == "scale":
@@ -81,6 +83,21 @@ def test_pixels_are_those_of_the_numpy_decoder(sizes, scale):
         expected = decoder_oracle.decode(tensors, *sizes[:2], latents)
         assert np.array_equal(decoder.decode(latents, whole(latents, decoder.side)), expected)
     assert len(np.unique(expected)) > (20 if scale == 1 else 2)
+
+
+@pytest.mark.usefixtures("path")
+def test_the_step_moves_the_biases_of_the_first_layer():
+    sizes = SIZES[1]
+    tensors = made_up(sizes)
+    decoder = integer_tensors.load(tensors, sizes)
+    latents, found = some_latents((9, 7), 1), []
+    for step_q in (0, 1, 900, 1535, 1536, 1537, 65535):
+        expected = decoder_oracle.decode(tensors, *sizes[:2], latents, step_q)
+        found.append(decoder.decode(latents, whole(latents), step_q=step_q))
+        assert np.array_equal(found[-1], expected)
+    assert len({pixels.tobytes() for pixels in found}) == 5  # the last three are the same
+    with pytest.raises(ValueError, match="refuses"):
+        decoder.decode(latents, whole(latents), step_q=-1)
 
 
 @pytest.mark.parametrize("strip", [1, 500, 10**6])
@@ -157,6 +174,8 @@ def test_latents_are_rounded_and_saturated():
     [
         ("layers.1.spatial.weight", lambda w: w + 17, "exceed exact arithmetic"),
         ("layers.1.gate.bias", lambda b: b + 2**30, "exceed exact arithmetic"),
+        ("layers.0.slope", lambda s: s * 0 + np.int16(-32768), "exceed exact arithmetic"),
+        ("layers.0.slope", lambda s: None, "lack layers.0.slope"),
         ("layers.1.mix.shift", lambda s: s * 0 - 1, "exceed exact arithmetic"),
         ("layers.1.input.shift", lambda s: s * 0 + 16, "exceed exact arithmetic"),
         ("layers.2.multiplier", lambda m: -m, "exceed exact arithmetic"),

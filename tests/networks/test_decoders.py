@@ -332,7 +332,8 @@ def test_a_tiny_autoencoder_is_of_the_space_that_its_name_says(tmp_path):
 def test_a_file_that_does_not_say_its_space_is_told_by_what_it_decodes(tmp_path):
     """The autoencoder in it has the decoder of `fine`, which is of SD 1.x."""
     tiny, file = diffusers.AutoencoderTiny(), tmp_path / "mine.safetensors"
-    tiny.decoder.load_state_dict(loading.load_named("fine", "decoder").state_dict())
+    fine = loading.load_named("fine", "decoder")
+    tiny.decoder.layers.load_state_dict(fine.layers.state_dict())
     save_file(tiny.state_dict(), file)
     assert load_decoder(file).space is SD1
     for load in (load_decoder, module.load_autoencoder):
@@ -599,7 +600,7 @@ def test_the_embedded_decoder_cuts_off_what_nobody_needs(cut):
     latents = torch.randn(2, 4, 20, 30, generator=torch.Generator().manual_seed(0))
     seen = []
     network.layers[-1].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
-    part, whole = network(latents, cut), network(latents)
+    part, whole = network(latents, cut=cut), network(latents)
     left, right, top, bottom = cut
     expected = whole[..., 8 * top : 160 - 8 * bottom, 8 * left : 240 - 8 * right]
     torch.testing.assert_close(part, expected, rtol=0, atol=1e-4)
@@ -646,7 +647,7 @@ def test_regions_of_a_vae_in_tiles_are_those_of_the_whole(side):
         n_tiles = len(calls)
         for region in (Region(0, 0, 1, 1), Region(300, 90, 200, 400), Region(575, 639, 1, 1)):
             calls.clear()
-            part = torch.cat(list(decoder.bands(latents, region)), 2)
+            part = torch.cat(list(decoder.bands(latents, region=region)), 2)
             assert torch.equal(part, whole[(..., *region.slices)])
             assert len(calls) == n_tiles or region.width == 1
     assert len(calls) == 1

@@ -17,13 +17,15 @@ def by_channel(tensor):
     return tensor.astype(np.int64)[:, None, None]
 
 
-def product(tensors, name, inputs):
+def product(tensors, name, inputs, step_q=0):
     """A convolution, [C, h, w] -> y [N, h, w]; at the borders the edge is repeated."""
     weight = tensors[f"{name}.weight"].astype(np.float64)
     side, (height, width) = weight.shape[2], inputs.shape[1:]
     around = side // 2
     padded = np.pad(inputs, ((0, 0), (around, around), (around, around)), "edge").astype(np.float64)
     sums = by_channel(tensors[f"{name}.bias"])
+    if step_q:
+        sums = sums + by_channel(tensors[f"{name}.slope"]) * min(step_q, 1536)
     for down in range(side):
         for right in range(side):
             part = padded[:, down : down + height, right : right + width]
@@ -59,9 +61,9 @@ def pixels(values):
     return values.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
 
 
-def decode(tensors, widths, blocks, latents):
+def decode(tensors, widths, blocks, latents, step_q=0):
     """Latents int16 [C, h, w] in 1/2048 -> pixels uint8, for each size twice as high."""
-    residual = product(tensors, "layers.0", latents.astype(np.int64))
+    residual = product(tensors, "layers.0", latents.astype(np.int64), step_q)
     index = 1
     for count in blocks[: len(widths)]:
         for _ in range(count):

@@ -16,6 +16,7 @@ from dynenc.networks import integer_decoder, integer_tensors, loading
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.integer_tensors import Sizes
 from dynenc.training import integers
+from dynenc.training.file_latents import Quantised
 from dynenc.view import Region
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -27,9 +28,9 @@ def psnr_db(one, other):
     return 10 * np.log10(255**2 / error)
 
 
-def float_pixels(network, latents, dtype=torch.float32):
+def float_pixels(network, latents, step, dtype=torch.float32):
     with torch.inference_mode():
-        image = network(torch.from_numpy(latents)[None].to(dtype))[0].float().numpy()
+        image = network(torch.from_numpy(latents)[None].to(dtype), step)[0].float().numpy()
     return np.rint((image.clip(-1, 1) + 1) * 127.5).transpose(1, 2, 0)
 
 
@@ -40,21 +41,26 @@ def made_up():
     for name, parameter in network.named_parameters():
         if name.endswith(("mix.weight", "spatial.weight", "gate.weight")):
             parameter.data *= 2
-    return network, [torch.randn(1, 4, 24, 24) for _ in range(6)]
+    network.step_bias.slope.data = torch.randn(SIZES.widths[0], 1, 1)
+    steps = (1.0, 0.3, 0.5, 0.0, 0.7, 0.2)
+    return network, [Quantised(torch.randn(1, 4, 24, 24), torch.tensor([s])) for s in steps]
 
 
 def test_integers_decode_as_the_floats_they_are_made_of():
-    network, latents = made_up()
-    tensors = integers.of_network(network, latents[:4])
+    network, samples = made_up()
+    tensors = integers.of_network(network, samples[:4])
     decoder = integer_tensors.load(tensors, SIZES)
     again = EmbeddedDecoder(SIZES.widths, SIZES.blocks).eval()
     floats = integer_tensors.to_floats(tensors, SIZES)
     again.load_state_dict({name: torch.from_numpy(values) for name, values in floats.items()})
-    for z in latents[4:]:
-        pixels = decoder.decode(to_integers(z[0].numpy()), Region(0, 0, 192, 192))
-        assert psnr_db(pixels, float_pixels(network, z[0].numpy())) > 45
-        assert psnr_db(pixels, float_pixels(again, z[0].numpy())) > 45
+    region = Region(0, 0, 192, 192)
+    for (latents,), [step] in samples[4:]:
+        whole = to_integers(latents.numpy())
+        pixels = decoder.decode(whole, region, step_q=round(1024 * float(step)))
+        for floats in (network, again):
+            assert psnr_db(pixels, float_pixels(floats, latents.numpy(), float(step))) > 45
         assert len(np.unique(pixels)) > 50
+        assert psnr_db(pixels, decoder.decode(whole, region)) < 40  # it does use the step
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -62,7 +68,9 @@ def test_the_shipped_decoder_is_nearly_the_same_in_floats(dtype):
     network = loading.load_named("embedded", "decoder").to(dtype)
     file = LatFile.parse((GOLDEN / "v1_light_photo_q50.lat").read_bytes())
     pixels = np.asarray(integer_decoder.decode(file))
-    floats = float_pixels(network, file.latents, dtype)[: pixels.shape[0], : pixels.shape[1]]
+    floats = float_pixels(network, file.latents, file.step, dtype)[
+        : pixels.shape[0], : pixels.shape[1]
+    ]
     assert psnr_db(pixels, floats) > 45
 
 

@@ -331,14 +331,15 @@ def test_a_decoder_is_trained_on_what_files_hold(name):
     latents_of = FileLatents([(encoder, model)], config)
     given = latents_of(images, np.random.default_rng(0))
     step_q = quality_to_step(30, has_trellis=model.has_trellis)
-    for image, latents in zip(images, given, strict=True):
+    for image, latents, step in zip(images, *given, strict=True):
         with torch.no_grad():
             encoded = encoder(image[None])[0].numpy()
         file = encode_latents(encoded, (64, 48), step_q, model)
         assert np.array_equal(latents, LatFile.parse(file.to_bytes()).latents)
+        assert step == step_q / 1024
     config = configure("embedded", ["lowest_quality=0", "highest_quality=100"])
     wide = FileLatents([(encoder, model)], config)(images, np.random.default_rng(0))
-    assert not torch.equal(wide, given)
+    assert not torch.equal(wide.latents, given.latents)
 
 
 def test_encoder_and_decoder_learn_together(folder, tmp_path):
