@@ -30,6 +30,7 @@ from dynenc.imaging import arrays
 from dynenc.imaging.tensors import to_image, to_tensor
 from dynenc.networks import compat, integer_decoder
 from dynenc.networks.compat import CPU_DTYPE
+from dynenc.networks.decoders import load_decoder
 from dynenc.networks.tiling import TiledDecoder
 
 
@@ -385,6 +386,17 @@ def test_rows_that_overlap_are_an_image(nano):
     row = np.random.default_rng(0).integers(0, 256, (64, 3), np.uint8)
     for array in (np.broadcast_to(row, (64, 64, 3)), row[:, None].transpose(1, 0, 2)):
         assert nano.encode(array) == nano.encode(array.copy())
+
+
+def test_each_file_is_decoded_with_its_own_step(nano, photo):
+    decoder = load_decoder("embedded")
+    decoder.network.step_bias.slope.data += 0.5
+    files = [LatFile.parse(nano.encode(photo, quality=quality)) for quality in (20, 80)]
+    for file, image in zip(files, nano.backend.images(files, decoder), strict=True):
+        expected = decoder(torch.from_numpy(file.latents)[None], file.step)
+        expected = expected[..., : photo.height, : photo.width].clamp(-1, 1)
+        for decoded in (to_tensor(image), nano.backend.decode_tensor(file, decoder)):
+            assert metrics.psnr_db(decoded, expected) > 50
 
 
 @pytest.mark.parametrize("encoder", ["light", "light-sdxl"])

@@ -700,3 +700,21 @@ def test_an_autoencoder_needs_its_encoder(vae, folder):
         module.load_autoencoder(folder)
     with pytest.raises(WeightsError, match="not on this disk"):
         module.load_autoencoder("some/autoencoder")
+
+
+@pytest.mark.parametrize("name", ["embedded", "fine"])
+def test_each_image_of_a_batch_is_decoded_with_its_own_step(name):
+    decoder = load_decoder(name)
+    torch.manual_seed(0)
+    slope = torch.randn_like(decoder.network.step_bias.slope)
+    decoder.network.step_bias.slope.data = slope
+    latents = torch.randn(1, 4, 40, 9)
+    steps = [0.0, 0.3, 1.5, 2.0]
+    decoder.tiles = decoder.tiles._replace(side=30)
+    found = decoder(latents.expand(4, -1, -1, -1), torch.tensor(steps))
+    for image, step in zip(found, steps, strict=True):
+        torch.testing.assert_close(image[None], decoder(latents, step), rtol=0, atol=1e-4)
+    assert (found[0] - found[1]).abs().max() > 0.1 < (found[1] - found[2]).abs().max()
+    assert torch.equal(
+        found[2], found[3]
+    )  # larger steps than those of training count as the largest
