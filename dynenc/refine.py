@@ -38,7 +38,7 @@ from dynenc import registry
 from dynenc.coding.bit_costs import bit_costs, context_gradient
 from dynenc.coding.entropy import EntropyCoder, load_coder
 from dynenc.coding.lat_file import LatFile
-from dynenc.coding.quantize import STEP_UNIT, to_symbols
+from dynenc.coding.quantize import to_symbols
 from dynenc.coding.rate_control import OnStep
 from dynenc.distortion import Distortion, Window
 from dynenc.errors import OutOfMemory
@@ -153,7 +153,7 @@ class _Search:
         max_bytes: int,
     ) -> None:
         self.distortion, self.step_q, self.coder = distortion, step_q, coder
-        self.step = step_q / STEP_UNIT
+        self.step = distortion.step
         self.max_bytes = max_bytes
         self.weight = RATE_WEIGHT * self.step**2
         self.latents = (latents.float().nan_to_num(0) / self.step).detach().requires_grad_()

@@ -397,6 +397,8 @@ def test_each_file_is_decoded_with_its_own_step(nano, photo):
         expected = expected[..., : photo.height, : photo.width].clamp(-1, 1)
         for decoded in (to_tensor(image), nano.backend.decode_tensor(file, decoder)):
             assert metrics.psnr_db(decoded, expected) > 50
+        without = decoder(torch.from_numpy(file.latents)[None])[..., : photo.height, : photo.width]
+        assert metrics.psnr_db(without.clamp(-1, 1), expected) < 40
 
 
 @pytest.mark.parametrize("encoder", ["light", "light-sdxl"])

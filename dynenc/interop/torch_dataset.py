@@ -163,7 +163,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             torch.from_numpy(whole_latents.full_image_latents(parsed))[None],
         )
         sample: dict[str, Any] = {"key": place.key, "latents": latents[0]}
-        sample |= {"width": header.width, "height": header.height}
+        sample |= {"width": header.width, "height": header.height, "step": parsed.step}
         if entry := place.entry:
             sample["flipped"] = (place.start, place.n_bytes) != entry.place
             sample |= zip(("original_width", "original_height"), entry.original, strict=True)

@@ -75,8 +75,8 @@ static int32_t fits(const int8_t *row, int32_t length) {
     return 1;
 }
 
-/* A product of fewer inputs than any other, which are latents, is plain, and its biases have slopes; of others, outputs are
- * rounded up to whole groups. */
+/* A product of latents, which are fewer inputs than any other, is plain: its biases have slopes. The
+ * outputs of others are rounded up to whole groups. */
 static Product take_product(Reading *r, int32_t outputs, int32_t taps, int32_t channels) {
     const int32_t length = taps * channels, plain = channels <= MAX_CHANNELS;
     const int32_t groups = (outputs + GROUP - 1) / GROUP;

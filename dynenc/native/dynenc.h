@@ -157,7 +157,7 @@ typedef struct {
     const void *decoder;
     int32_t path;
     int32_t height, width;             /* of the latents, 1..8192 */
-    int32_t step_q;                    /* of the latents, as that of dynenc_call; 0: not quantised */
+    int32_t step_q;                    /* of the latents, as in dynenc_call; 0: not quantised */
     int32_t top, left, rows, columns;  /* in pixels, inside the image */
     int32_t step, done;                /* 0 at first: progress, and rows that have been decoded */
     int32_t room;                      /* rows that `pixels` has: 8 or more, or all that are left */

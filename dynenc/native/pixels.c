@@ -29,7 +29,7 @@ typedef struct {
     Side latent_rows, latent_columns;
     int32_t first_large, first_small;
     int32_t channels;           /* of the latents */
-    int32_t *bias;              /* of the first convolution, for the step */
+    int32_t bias[MAX_WIDTH];    /* of the first convolution, for the step */
     int16_t *latents;           /* 3 rows [columns, channels] with repeated edges */
     uint8_t *hidden, *gated;    /* of a row of any layer */
     uint8_t *pixels;            /* [columns, 12] */
@@ -92,7 +92,6 @@ static void plan(Image *image, char *memory) {
     image->latent_rows = rows;
     image->latent_columns = columns;
     int64_t size = 0, most = 0;
-    image->bias = carve(memory, &size, 4LL * MAX_WIDTH);
     image->latents =
         carve(memory, &size, 2LL * 3 * (columns.count + SPARE) * image->channels);
     rows = convolved(rows);

@@ -12,7 +12,7 @@ enum {
     QUAD = 128,           /* most that the magnitudes of weights with a sum of 16 bits add up to */
     MAX_BIAS = 1 << 30,
     MAX_SLOPE = INT16_MAX,
-    MAX_STEP = 1536,      /* larger steps count as this one */
+    MAX_STEP = 1280,      /* larger steps count as this one */
     SPARE = 32,           /* pixels after those of a row that may be read and written */
     MAX_TILE = 16,        /* most pixels that a tile has */
 };

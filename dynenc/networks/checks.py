@@ -30,6 +30,20 @@ def check_batch(what: str, tensor: Any, channels: int, multiple: int = 1) -> Non
         raise UsageError(f"{what} must hold floats, not {tensor.dtype}")
 
 
+def check_step(step: Any, count: int) -> None:
+    """Refuse anything but a quantiser step of 0 or more, or a tensor of one for each image.
+
+    Nothing is checked where `check_batch` checks nothing.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return
+    if not isinstance(step, Tensor):
+        if not arguments.checked_number("step", step) >= 0:
+            raise UsageError(f"step must be 0 or more, not {step}")
+    elif step.shape not in ((), (count,)):
+        raise UsageError(f"step must be a number or have the shape [{count}], not {[*step.shape]}")
+
+
 def pair(name: str, value: Any, least: int) -> Any:
     """An integer or a pair of integers, as torch layers take them."""
     for number in value if isinstance(value, tuple | list) and len(value) == 2 else (value,):

@@ -57,11 +57,9 @@ class StepBias(nn.Module):
 
     def forward(self, features: Tensor, step: Step) -> Tensor:
         """Add the term; see `EmbeddedDecoder.forward` for the step."""
-        if isinstance(step, Tensor):
-            step = step.to(features).clamp(max=LARGEST_STEP).view(-1, 1, 1, 1)
-        else:
-            step = min(step, LARGEST_STEP)
-        return features + self.slope * step
+        steps = torch.as_tensor(step, dtype=self.slope.dtype, device=self.slope.device)
+        term = self.slope * steps.clamp(max=LARGEST_STEP).view(-1, 1, 1, 1)
+        return features + term.to(features.dtype)
 
 
 class EmbeddedDecoder(nn.Module):
@@ -72,6 +70,8 @@ class EmbeddedDecoder(nn.Module):
     Shapes: [B, channels, h, w], as the diffusion model takes them, -> [B, 3, 8h, 8w], about
     [-1, 1], not clamped; smaller by what is to be cut off.
     """
+
+    takes_step = True
 
     def __init__(
         self,

@@ -35,7 +35,8 @@ class FineDecoder(nn.Module):
 
     The architecture, and the names of the weights, are those of TAESD's decoder (Bohan 2023, MIT;
     `DecoderTiny` of diffusers), so that training can start from it. It differs at the borders:
-    convolutions repeat the edge instead of adding zeros, so a flat image stays flat.
+    convolutions repeat the edge instead of adding zeros, so a flat image stays flat. A term
+    for the quantiser step is added, which is 0 when training starts.
 
     Shapes: [B, C, h, w] in the scale of the diffusion model -> [B, 3, 8h, 8w], about [-1, 1], not
     clamped. 270,000 multiplications per pixel with a width of 64.
@@ -45,6 +46,8 @@ class FineDecoder(nn.Module):
         blocks: number of blocks at each size, from 1/8 to the whole.
         channels: of the latents.
     """
+
+    takes_step = True
 
     def __init__(self, width: int, blocks: tuple[int, ...], channels: int = 4) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ FloatTensors = dict[str, npt.NDArray[np.float32]]
 Shape = tuple[int, ...]
 
 BOUND = 2.0  # largest magnitude of the activations that a 3x3 convolution reads
-LARGEST_STEP = 1.5  # of the quantiser; larger ones count as this one
+LARGEST_STEP = 1.25  # of the quantiser; larger ones count as this one
 GATE_BOUND = 4.0  # largest gate, and largest magnitude of the value that it multiplies
 ACTIVATION_UNIT = 127 / BOUND  # integers of such an activation of 1.0
 ONE = 1 << 15  # integers of a multiplier of 1.0

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynenc.latent_space import PATCH, SD1, LatentSpace, ceil_div
-from dynenc.networks.checks import check_batch
+from dynenc.networks.checks import check_batch, check_step
 from dynenc.networks.compat import maybe_bfloat16
 from dynenc.networks.embedded_decoder import Cut, EmbeddedDecoder, Step
-from dynenc.networks.fine_decoder import FineDecoder
 from dynenc.view import Region
 
 LIMIT = 16.0  # magnitude at which latents are clamped; encoders write up to 3.2 of photographs,
@@ -99,6 +98,7 @@ class TiledDecoder(nn.Module):
                 and the bands cover exactly the region.
         """
         check_batch("latents", latents, self.space.channels)
+        check_step(step, len(latents))
         latents = latents.clamp(-LIMIT, LIMIT)
         precise = not _suit_bfloat16(latents)
         rows, columns = (spans(length, self.tiles) for length in latents.shape[-2:])
@@ -144,7 +144,7 @@ class TiledDecoder(nn.Module):
             with nullcontext() if precise else maybe_bfloat16(inputs):
                 image = network(inputs, step, cut).float()
         else:
-            known = (step,) if isinstance(network, FineDecoder) else ()
+            known = (step,) if getattr(network, "takes_step", False) else ()
             image = F.pad(network(inputs, *known).float(), [-PATCH * count for count in cut])
         if like.dtype != torch.float32 and not image.isfinite().all() and latents.isfinite().all():
             with torch.inference_mode(False):  # otherwise it could never propagate gradients again

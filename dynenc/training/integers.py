@@ -43,7 +43,7 @@ from dynenc.view import Region
 
 CROPS, CROP = 64, 256  # number of images for calibration, and their side in px
 DRAWN, FLATS = 16, 256  # drawn crops, and small images of one colour: photos lack pure colours
-STEPS = (0.1, 0.3, 0.5, 0.2, 0.8)  # quantiser steps of their latents, in turn
+STEPS = (0.1, 0.3, 0.5, 0.2, 1.0)  # quantiser steps of their latents, in turn
 QUAD = 128  # largest sum of the magnitudes of four weights: times 255 it fits into 16 bits
 FINEST_RESIDUAL = 11  # most fractional bits of the residuals
 RESIDUAL_ROOM = 3.0  # range of the residuals, relative to the largest magnitude measured

@@ -58,7 +58,7 @@ class Examples:
         noise = self.random.standard_normal(latents.shape, np.float32)
         moved = (latents / step).round() * step
         moved += self._uniform(0, LARGEST_NOISE) * torch.from_numpy(noise)
-        decoded: Tensor = self.decoder(moved).clamp(-1, 1)
+        decoded: Tensor = self.decoder(moved, step).clamp(-1, 1)
         return torch.cat([images, torch.lerp(images, decoded, self._uniform(LEAST_SHARE, 1))])
 
     def _uniform(self, low: float, high: float) -> Tensor:

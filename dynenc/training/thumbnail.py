@@ -22,7 +22,7 @@ from dynenc.training.synthetic import FLAT_SIDE, Synthetic, flats
 
 CROPS, DRAWN, FLATS = 1600, 160, 64  # images
 SIDE = 256  # px, of an image
-STEPS = (0.1, 0.2, 0.3, 0.3, 0.5, 0)  # quantiser steps of latents, in turn; 0: not quantised
+STEPS = (0.1, 0.2, 0.3, 0.5, 1.0, 0)  # quantiser steps of latents, in turn; 0: not quantised
 SCALE = 4  # px of the original in one pixel, in one dimension
 PART = 16  # latents that a step sees of an image, in one dimension
 BATCH, ADAM = 8, AdamSettings(learning_rate=2e-3, warmup_steps=50, clip=0.5)

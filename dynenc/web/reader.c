@@ -109,8 +109,9 @@ int32_t EXPORT(latents)(const void *coder, int32_t lattice, int32_t width, int32
 int32_t EXPORT(pixels)(const void *decoder, const int16_t *latents, int32_t width,
                        int32_t height, int32_t step_q) {
     dynenc_pixels_call call = {.decoder = decoder, .path = PATH, .height = (height + 7) / 8,
-                               .width = (width + 7) / 8, .step_q = step_q, .rows = height, .columns = width,
-                               .room = height, .latents = latents, .stride = 3LL * width};
+                               .width = (width + 7) / 8, .step_q = step_q, .rows = height,
+                               .columns = width, .room = height, .latents = latents,
+                               .stride = 3LL * width};
     call.pixels = take_memory(call.stride * height);
     const int32_t end = mark();
     call.workspace_size = dynenc_pixels_workspace(&call);

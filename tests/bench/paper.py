@@ -241,7 +241,8 @@ def autoencoders(arguments: argparse.Namespace) -> None:
         rows = []
         for image in arguments.opened:
             blob = codec.encode(image, quality=quality)
-            rebuilt = decoder(torch.from_numpy(LatFile.parse(blob).latents)[None])
+            file = LatFile.parse(blob)
+            rebuilt = decoder(torch.from_numpy(file.latents)[None], file.step)
             figures = measured(rebuilt, image, arguments.measure)
             rows.append({"bpp": bitstream.bpp(len(blob), *image.size), **figures})
         mean = means(rows)

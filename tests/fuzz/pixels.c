@@ -190,7 +190,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     dynenc_pixels_call call = {
         .decoder = decoder, .path = path, .height = height, .width = width,
-        .step_q = (int32_t)((uint32_t)next32(&bytes) >> 16), .rows = side * height, .columns = side * width, .room = 1 << 16,
+        .step_q = (int32_t)((uint32_t)next32(&bytes) >> 16),
+        .rows = side * height, .columns = side * width, .room = 1 << 16,
         .stride = 3 * side * width, .latents = latents,
     };
     int32_t place[4];

@@ -324,7 +324,8 @@ def pixels_sha256(file: LatFile, threads: int = 1, kind: registry.Kind = "decode
     )
     view = View(divisor=PATCH // decoder.side)
     region = view.scaled(file.size)
-    pixels = decoder.decode(file.fixed_point_latents(), region, threads)
+    latents, step_q = file.fixed_point_latents(), file.header.step_q
+    pixels = decoder.decode(latents, region, threads, step_q)
     return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dynenc.errors import OtherLatents, WeightsError
+from dynenc.errors import OtherLatents, UsageError, WeightsError
 from dynenc.latent_space import AUTOENCODER, FLUX1, SD1, SD3, SDXL, SPACES
 from dynenc.networks import decoder_choice, loading, tiling
 from dynenc.networks import decoders as module
@@ -709,12 +710,13 @@ def test_each_image_of_a_batch_is_decoded_with_its_own_step(name):
     slope = torch.randn_like(decoder.network.step_bias.slope)
     decoder.network.step_bias.slope.data = slope
     latents = torch.randn(1, 4, 40, 9)
-    steps = [0.0, 0.3, 1.5, 2.0]
+    steps = [0.0, 0.3, 1.25, 2.0]
     decoder.tiles = decoder.tiles._replace(side=30)
     found = decoder(latents.expand(4, -1, -1, -1), torch.tensor(steps))
     for image, step in zip(found, steps, strict=True):
         torch.testing.assert_close(image[None], decoder(latents, step), rtol=0, atol=1e-4)
     assert (found[0] - found[1]).abs().max() > 0.1 < (found[1] - found[2]).abs().max()
-    assert torch.equal(
-        found[2], found[3]
-    )  # larger steps than those of training count as the largest
+    assert torch.equal(found[2], found[3])  # larger steps count as the largest one
+    for wrong in (-0.1, math.nan, "0.3", None, torch.zeros(2), torch.zeros(1, 1, 1, 1)):
+        with pytest.raises(UsageError, match="step must"):
+            decoder(latents, wrong)

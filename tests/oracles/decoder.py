@@ -25,7 +25,7 @@ def product(tensors, name, inputs, step_q=0):
     padded = np.pad(inputs, ((0, 0), (around, around), (around, around)), "edge").astype(np.float64)
     sums = by_channel(tensors[f"{name}.bias"])
     if step_q:
-        sums = sums + by_channel(tensors[f"{name}.slope"]) * min(step_q, 1536)
+        sums = sums + by_channel(tensors[f"{name}.slope"]) * min(step_q, 1280)
     for down in range(side):
         for right in range(side):
             part = padded[:, down : down + height, right : right + width]

@@ -310,6 +310,7 @@ def test_embedded_decoder_learns_from_teacher_and_encoders(folder, tmp_path):
     assert figures["images"] == 4
     with safe_open(where.export, "pt") as file:
         metadata = file.metadata()
+        assert file.get_tensor("step_bias.slope").any()
     assert metadata["model"] == "embedded"
     assert figures.keys() == {"images", "psnr_db", "lpips", "lpips-vgg", "dists"}
     assert json.loads(metadata["figures"]) == figures
