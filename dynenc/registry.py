@@ -87,7 +87,7 @@ MODELS = {
             "embedded",
             "decoder",
             file="embedded.safetensors",
-            sha256="55f825c18947894632ee3b9722aaa973be6c98034feba6aa9ec579e7c81b47db",
+            sha256="de3acd4e299b1702aea9a2670850951022258741b1eccd88066176649fa0d703",
             arguments=EMBEDDED,
         ),
         Model(
