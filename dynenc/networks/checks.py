@@ -17,7 +17,7 @@ def check_batch(what: str, tensor: Any, channels: int, multiple: int = 1) -> Non
         multiple: H and W must be positive multiples of this.
     Nothing is checked while a network is traced or compiled, as sizes may be symbolic then.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if _is_traced():
         return
     if not isinstance(tensor, Tensor):
         raise UsageError(f"{what} must be a tensor, not {type(tensor).__name__}")
@@ -35,13 +35,18 @@ def check_step(step: Any, count: int) -> None:
 
     Nothing is checked where `check_batch` checks nothing.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if _is_traced():
         return
     if not isinstance(step, Tensor):
         if not arguments.checked_number("step", step) >= 0:
             raise UsageError(f"step must be 0 or more, not {step}")
     elif step.shape not in ((), (count,)):
         raise UsageError(f"step must be a number or have the shape [{count}], not {[*step.shape]}")
+
+
+def _is_traced() -> bool:
+    """Whether a network is being traced or compiled."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
 
 def pair(name: str, value: Any, least: int) -> Any:

@@ -169,6 +169,13 @@ def to_floats(tensors: Tensors, sizes: Sizes) -> FloatTensors:
     return floats.tensors
 
 
+def factor(tensors: Tensors, name: str) -> Doubles:
+    """[N], what a product multiplies the sum for each output by."""
+    bits = int(tensors[f"{name}.shift"][0])
+    found: Doubles = tensors[f"{name}.multiplier"] / (ONE * 2.0**bits)
+    return found
+
+
 class _FloatTensors:
     """The float tensors made so far of integer tensors."""
 
@@ -212,9 +219,9 @@ class _FloatTensors:
             shift: [C], added to the input integers.
         Returns: [N], the integers of an output of 1.0.
         """
-        bits, factor = int(self.integers[f"{name}.shift"][0]), self._factor(name)
-        weight = self.integers[f"{name}.weight"] * factor[:, None, None, None]
-        bias = (self.integers[f"{name}.bias"] - (1 << bits >> 1)) * factor
+        bits, scale = int(self.integers[f"{name}.shift"][0]), factor(self.integers, name)
+        weight = self.integers[f"{name}.weight"] * scale[:, None, None, None]
+        bias = (self.integers[f"{name}.bias"] - (1 << bits >> 1)) * scale
         bias = bias + (weight.sum((2, 3)) * shift).sum(1)
         weight *= inputs[:, None, None]
         if outputs is None:
@@ -226,14 +233,8 @@ class _FloatTensors:
 
     def add_slope(self, output: float) -> None:
         """Add the term for the quantiser step; `output` is the integer of an output of 1.0."""
-        slope = self.integers[f"{FIRST}.slope"] * self._factor(FIRST) * STEP_UNIT / output
+        slope = self.integers[f"{FIRST}.slope"] * factor(self.integers, FIRST) * STEP_UNIT / output
         self.tensors["step_bias.slope"] = slope.astype(np.float32).reshape(-1, 1, 1)
-
-    def _factor(self, name: str) -> Doubles:
-        """[N], what a product multiplies the sum for each output by."""
-        bits = int(self.integers[f"{name}.shift"][0])
-        factor: Doubles = self.integers[f"{name}.multiplier"] / (ONE * 2.0**bits)
-        return factor
 
     def _input(self, name: str) -> tuple[Doubles, Doubles]:
         """The scale and offset from residuals in the float equivalent to input integers."""

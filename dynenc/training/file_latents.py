@@ -21,6 +21,12 @@ class Quantised(NamedTuple):
     step: Tensor  # [B], of the quantiser, in latent units; 0: not quantised
 
 
+def rounded(latents: Tensor, step: float) -> Quantised:
+    """Latents [B, C, h, w] rounded to multiples of a step; 0: not quantised."""
+    found = (latents / step).round() * step if step else latents
+    return Quantised(found, latents.new_full((len(latents),), step))
+
+
 class FileLatents:
     """Images -> latents of one of several encoders, quantised as in .lat files.
 

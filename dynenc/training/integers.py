@@ -33,11 +33,12 @@ from dynenc.networks.integer_tensors import (
     Sizes,
     Tensors,
     check,
+    factor,
     load,
     plan,
 )
 from dynenc.training.crops import open_crops
-from dynenc.training.file_latents import Quantised
+from dynenc.training.file_latents import Quantised, rounded
 from dynenc.training.synthetic import Synthetic, flats
 from dynenc.view import Region
 
@@ -192,8 +193,7 @@ class _Layers:
 
     def add_slope(self, unit: float) -> None:
         """Add the term for the quantiser step; `unit` is the output integer that stands for 1.0."""
-        bits = int(self.tensors[f"{FIRST}.shift"][0])
-        scale = self.tensors[f"{FIRST}.multiplier"] / (ONE * 2.0**bits)
+        scale = factor(self.tensors, FIRST)
         slope = np.rint(self.floats["step_bias.slope"].ravel() * unit / scale / STEP_UNIT)
         self.tensors[f"{FIRST}.slope"] = slope.clip(-32767, 32767).astype(np.int16)
 
@@ -302,8 +302,8 @@ def centre(tensors: Tensors, network: EmbeddedDecoder, samples: Sequence[Quantis
         error = pixels.transpose(2, 0, 1) - floats.clip(0, 255)
         parts = error.reshape(3, region.height // 2, 2, region.width // 2, 2)
         errors.append(parts.mean((1, 3)).ravel())  # by channel, row and column of the shuffle
-    scale = tensors[f"{name}.multiplier"] / (ONE * 2.0 ** tensors[f"{name}.shift"][0])
-    tensors[f"{name}.bias"] -= np.rint(np.mean(errors, 0) / scale).astype(np.int32)
+    shift = np.rint(np.mean(errors, 0) / factor(tensors, name))
+    tensors[f"{name}.bias"] -= shift.astype(np.int32)
 
 
 def of_network(
@@ -317,12 +317,6 @@ def of_network(
     tensors = quantize(network, calibrate(network, [*samples, *extremes]))
     centre(tensors, network, samples)
     return tensors
-
-
-def rounded(latents: Tensor, step: float) -> Quantised:
-    """Latents [1, C, h, w] rounded to multiples of a step; 0: not quantised."""
-    found = (latents / step).round() * step if step else latents
-    return Quantised(found, torch.full((1,), step))
 
 
 def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder: str) -> int:
@@ -344,7 +338,7 @@ def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder
     drawn = [*Synthetic(CROP).sample(DRAWN, random)[:, None], flats(FLATS, random)]
     with torch.inference_mode():
         latents = [encode(to_floats(image[None])) for image in images]
-        extremes = [Quantised(encode(to_floats(image)), torch.zeros(1)) for image in drawn]
+        extremes = [rounded(encode(to_floats(image)), 0.0) for image in drawn]
     steps = [STEPS[i % len(STEPS)] for i in range(CROPS)]
     samples = [rounded(z, step) for z, step in zip(latents, steps, strict=True)]
     tensors = of_network(network, samples, extremes)

@@ -16,7 +16,7 @@ from dynenc.codec import Codec
 from dynenc.io.writing import writing
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.training import integers
-from dynenc.training.file_latents import Quantised
+from dynenc.training.file_latents import Quantised, rounded
 from dynenc.training.small_run import AdamSettings, SmallRun
 from dynenc.training.synthetic import FLAT_SIDE, Synthetic, flats
 
@@ -49,7 +49,7 @@ class Examples:
             pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
             [found] = codecs[number % len(codecs)].latents([pixels])
             step = STEPS[number // len(codecs) % len(STEPS)]
-            examples.append(integers.rounded(torch.from_numpy(found)[None], step))
+            examples.append(rounded(torch.from_numpy(found)[None], step))
         small = F.avg_pool2d(images.float(), SCALE) / 127.5 - 1
         latents, steps = (torch.cat(parts) for parts in zip(*examples, strict=True))
         return cls(latents, steps, small)

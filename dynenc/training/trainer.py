@@ -36,7 +36,7 @@ from dynenc.training import checkpoint, schedule
 from dynenc.training.adversary import Adversary
 from dynenc.training.batches import Batches, generator
 from dynenc.training.config import TrainConfig, TrainPaths, check, check_paths
-from dynenc.training.file_latents import FileLatents, Quantised
+from dynenc.training.file_latents import FileLatents, Quantised, rounded
 from dynenc.training.losses import Discriminator, ReconstructionLoss
 from dynenc.training.prior import Prior
 from dynenc.training.provenance import origin
@@ -374,7 +374,7 @@ class Trainer:
 
         def reconstruct(image: Tensor) -> Tensor:
             latents = encode(image.to(self.device))
-            decoded: Tensor = decode((latents / step).round() * step if step else latents, step)
+            decoded: Tensor = decode(*rounded(latents, step))
             return decoded.cpu()
 
         return evaluate(
