@@ -61,9 +61,13 @@ class LinearHeads(PerceptualDistance):
 
     def compare(self, image: Iterable[Tensor], reference: Iterable[Tensor]) -> Tensor:
         distances = []
-        for i, (one, two) in enumerate(zip(image, reference, strict=True)):
-            one, two = (nn.functional.normalize(each, eps=1e-10) for each in (one, two))
-            distances.append(((one - two) ** 2 * self.get_buffer(f"head_{i}")).sum(1).mean((1, 2)))
+        for i, pair in enumerate(zip(image, reference, strict=True)):
+            # channels last: the gradients of sums over channels are several times faster
+            one, two = (
+                nn.functional.normalize(each.movedim(1, -1), dim=-1, eps=1e-10) for each in pair
+            )
+            head = self.get_buffer(f"head_{i}").flatten()
+            distances.append(((one - two).square() * head).sum(-1).mean((1, 2)))
         return torch.stack(distances).sum(0)
 
 

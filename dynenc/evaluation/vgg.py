@@ -107,12 +107,12 @@ class DISTS(PerceptualDistance):
 
     def compare(self, image: Iterable[Tensor], reference: Iterable[Tensor]) -> Tensor:
         texture, structure = [], []
-        for one, two in zip(image, reference, strict=True):
-            mean_one, mean_two = one.mean((2, 3)), two.mean((2, 3))
-            centred_one = one - mean_one[..., None, None]
-            centred_two = two - mean_two[..., None, None]
-            variances = (centred_one**2).mean((2, 3)) + (centred_two**2).mean((2, 3))
-            covariance = (centred_one * centred_two).mean((2, 3))
+        for pair in zip(image, reference, strict=True):
+            one, two = (each.movedim(1, -1).flatten(1, 2) for each in pair)
+            mean_one, mean_two = one.mean(1), two.mean(1)
+            centred_one, centred_two = one - mean_one[:, None], two - mean_two[:, None]
+            variances = (centred_one.square() + centred_two.square()).mean(1)
+            covariance = (centred_one * centred_two).mean(1)
             means = mean_one**2 + mean_two**2
             texture.append((2 * mean_one * mean_two + STABILITY) / (means + STABILITY))
             structure.append((2 * covariance + STABILITY) / (variances + STABILITY))
@@ -125,5 +125,5 @@ class DISTS(PerceptualDistance):
     def _l2_pool(self, features: Tensor) -> Tensor:
         channels = features.shape[1]
         window = self.get_buffer("window").expand(channels, 1, 3, 3)
-        squares = F.conv2d(features**2, window, stride=2, padding=1, groups=channels)
+        squares = F.conv2d(features.square(), window, stride=2, padding=1, groups=channels)
         return (squares + 1e-12).sqrt()

@@ -41,9 +41,9 @@ class TrainConfig:
     rate: float = 0.0  # weight of the bits per latent, times the step squared
     embedded_share: float = 0.6  # share of end-to-end steps that use the embedded decoder
     joint: int = 0  # 1: train the embedded decoder and encoders together, and export them all
-    largest_step: float = 0.5  # noise is that of a quantiser step drawn between 0 and this
-    lowest_quality: float = 10.0  # a decoder learns from files of qualities drawn between this ...
-    highest_quality: float = 80.0  # ... and this
+    largest_step: float = 0.5  # elsewhere, noise is that of a quantiser step drawn up to this
+    lowest_quality: float = 10.0  # the embedded decoder gets what files of qualities between ...
+    highest_quality: float = 80.0  # ... these hold, also in the training of an encoder
     ema: float = 0.998  # decay of the moving average of the weights, which is exported
     share_of_start: float = 0.0  # share of the initial weights in the exported ones
     seed: int = 0
@@ -129,8 +129,8 @@ USED_BY = {
     "embedded_share": ("encoder",),
     "rate": ("encoder", "autoencoder"),
     "largest_step": ("encoder", "autoencoder", "coder"),
-    "lowest_quality": ("decoder",),
-    "highest_quality": ("decoder",),
+    "lowest_quality": ("encoder", "decoder"),
+    "highest_quality": ("encoder", "decoder"),
     "gan": ("decoder",),
     "gan_warmup": ("decoder",),
 }
@@ -195,7 +195,7 @@ def check(config: TrainConfig | FitConfig) -> None:
     if isinstance(config, FitConfig) and config.smallest_step > config.largest_step:
         raise UsageError("smallest_step must not be above largest_step")
     if isinstance(config, TrainConfig):
-        if kind == "decoder" and config.lowest_quality > config.highest_quality:
+        if config.lowest_quality > config.highest_quality:
             raise UsageError("lowest_quality must not be above highest_quality")
         if config.crop % PATCH:
             raise UsageError(f"crop={config.crop} is not a multiple of {PATCH} px")
@@ -217,6 +217,10 @@ def check_paths(config: TrainConfig | FitConfig, paths: TrainPaths) -> None:
         raise UsageError(
             f"{config.preset} is not trained through an embedded decoder", hint="omit --embedded"
         )
+    for name in ("lowest_quality", "highest_quality") if kind == "encoder" else ():
+        preset = PRESETS[config.preset]
+        if not paths.embedded and getattr(config, name) != getattr(preset, name):
+            raise UsageError(f"{name} has no effect without an embedded decoder")
     for name, share in (("embedded", "embedded_share"), ("fonts", "synthetic")):
         if getattr(paths, name) and not getattr(config, share, 1):
             raise UsageError(f"{name} is not used while {share} is 0", hint=f"omit --{name}")

@@ -1,8 +1,11 @@
 """Estimated bits of latents, for the rate term in training."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dynenc.training.file_latents import with_noise
 
 
 class Prior(nn.Module):
@@ -33,3 +36,17 @@ class Prior(nn.Module):
         upper = torch.sigmoid((distance + step / 2) / spread)
         lower = torch.sigmoid((distance - step / 2) / spread)
         return -torch.log2((upper - lower).clamp(min=1e-6))
+
+
+def rate(
+    prior: nn.Module, latents: Tensor, step: Tensor, random: np.random.Generator, is_trained: bool
+) -> Tensor:
+    """The mean over latents [B, C, h, w], with noise, of bits times the square of their step [B].
+
+    That is the exchange rate at which a fine step is chosen. Without gradients of the latents while
+    the prior is untrained.
+    """
+    noisy = with_noise(latents if is_trained else latents.detach(), step, random)
+    step = step.view(-1, 1, 1, 1)
+    bits: Tensor = prior(noisy, step)
+    return (step**2 * bits).mean()

@@ -36,9 +36,15 @@ from dynenc.training import checkpoint, schedule
 from dynenc.training.adversary import Adversary
 from dynenc.training.batches import Batches, generator
 from dynenc.training.config import TrainConfig, TrainPaths, check, check_paths
-from dynenc.training.file_latents import FileLatents, Quantised, rounded
+from dynenc.training.file_latents import (
+    AsFiles,
+    FileLatents,
+    Quantised,
+    rounded,
+    with_random_noise,
+)
 from dynenc.training.losses import Discriminator, ReconstructionLoss
-from dynenc.training.prior import Prior
+from dynenc.training.prior import Prior, rate
 from dynenc.training.provenance import origin
 from dynenc.training.start import Initializer
 from dynenc.training.synthetic import flats
@@ -69,13 +75,14 @@ class Trainer:
         self.batches = Batches(config, paths, prefetcher)
         self.decoders = [self._frozen(teacher_decoder)]
         self.teacher_encoder = self._frozen(teacher_encoder)
+        self.as_files = AsFiles(config)
         self.file_latents: FileLatents | None = None  # for a decoder that is trained by itself
         self.prior: nn.Module = self._to_device(
             Prior(self.space.channels) if config.rate else nn.Identity()
         )
         self.is_encoder = model.kind == "encoder"
         if model.kind == "decoder":
-            self.file_latents = FileLatents(self._frozen_encoders(), config)
+            self.file_latents = FileLatents(self._frozen_encoders(), self.as_files, self._autocast)
         elif paths.embedded and not config.joint:
             self.decoders.append(self._frozen(loading.load_path(paths.embedded, self.space)))
         self.model = nn.ModuleDict()  # networks in training, by name
@@ -185,12 +192,13 @@ class Trainer:
         return latents.float()
 
     @torch.no_grad()
-    def _other_latents(self, image: Tensor, random: np.random.Generator) -> Tensor:
-        """Latents of the image from another encoder of a joint training, or the teacher."""
-        names = [name for name in self.names_in_turn if name != self.current_name]
-        pick = int(random.integers(len(names) + 1))
-        latents: Tensor = self.model[names[pick - 1]](image) if pick else self._target(image)
-        return latents
+    def _other_latents(self, image: Tensor, random: np.random.Generator) -> Quantised:
+        """Latents that files of another encoder of a joint training hold, or of the teacher."""
+        encoders = [(self._target, registry.IMPORTED_MODELS[self.space.name])]
+        others = {*self.names_in_turn} - {self.current_name}
+        encoders += [(self.model[name], registry.MODELS[name]) for name in sorted(others)]
+        encode, model = encoders[int(random.integers(len(encoders)))]
+        return self.as_files(encode(image), model, random)
 
     def _loss(self) -> dict[str, Tensor]:
         """Draw a batch and return the terms of the loss, weighted."""
@@ -207,17 +215,19 @@ class Trainer:
             if is_distilling:
                 return terms
         decoder = self._pick_decoder(random)
-        if self.is_encoder and config.joint and decoder is not self.decoders[0]:
-            some = slice(config.batch // 4)  # keep it able to decode latents of other encoders
-            latents = torch.cat([latents, self._other_latents(image[some], random)])
-            image = torch.cat([image, image[some]])
-        noisy = self._with_noise(latents, random, config.largest_step)
+        if self.is_encoder and decoder is not self.decoders[0]:
+            noisy = self.as_files(latents, registry.MODELS[self.current_name], random)
+            if config.joint:  # keep the decoder able to decode latents of other encoders
+                some = image[: max(1, config.batch // 4)]
+                others = self._other_latents(some, random)
+                noisy = Quantised(*map(torch.cat, zip(noisy, others, strict=True)))
+                image = torch.cat([image, some])
+        else:
+            noisy = with_random_noise(latents, config.largest_step, random)
         terms |= self._image_terms(decoder, noisy, image, random)
-        if config.rate:  # a fine step is chosen where more bits are acceptable
-            own, step = noisy.latents[: config.batch], noisy.step[: config.batch, None, None, None]
-            if self.step < config.warmup_steps:  # the prior is still untrained
-                own = own.detach()
-            terms["rate"] = config.rate * (step**2 * self.prior(own, step)).mean()
+        if config.rate:
+            step, is_trained = noisy.step[: config.batch], self.step >= config.warmup_steps
+            terms["rate"] = config.rate * rate(self.prior, latents, step, random, is_trained)
         return terms | self._flat_terms(decoder, self._noisy_latents_of_flats, random)
 
     def _decoder_loss(
@@ -266,7 +276,7 @@ class Trainer:
         return latents
 
     def _noisy_latents_of_flats(self, image: Tensor, random: np.random.Generator) -> Quantised:
-        return self._with_noise(self._encoded(image), random, FLAT_STEP)
+        return with_random_noise(self._encoded(image), FLAT_STEP, random)
 
     def _flat_terms(
         self, decoder: nn.Module, latents_of: LatentsOf, random: np.random.Generator
@@ -279,16 +289,6 @@ class Trainer:
         with self._autocast():
             decoded = decoder(*latents)
         return {"flats": self.config.flats * F.l1_loss(decoded.float(), image)}
-
-    def _with_noise(
-        self, latents: Tensor, random: np.random.Generator, largest_step: float
-    ) -> Quantised:
-        """Latents with the noise of quantisers of random steps."""
-        drawn = largest_step * random.random((len(latents), 1, 1, 1), np.float32)
-        width = torch.from_numpy(drawn).to(self.device)
-        noise = torch.from_numpy(random.random(latents.shape, np.float32) - 0.5)
-        noisy = latents + noise.to(self.device) * width
-        return Quantised(noisy.contiguous(memory_format=torch.channels_last), width.flatten())
 
     def train_step(self) -> dict[str, float]:
         """Run one optimiser step, or skip it if its gradient is not finite; return the terms."""
