@@ -79,17 +79,18 @@ static uint8_t *read_ppm(const char *name, int32_t *height, int32_t *width) {
     return pixels;
 }
 
-/* Image -> latents [CHANNELS, h, w]. */
+/* Image -> latents [DYNENC_CHANNELS, h, w]. */
 static float *latents_of(const uint8_t *pixels, int32_t height, int32_t width, int32_t h, int32_t w) {
-    const int64_t size = dynenc_encoder_size(WIDTH, BLOCKS, CHANNELS);
+    const int64_t size = dynenc_encoder_size(DYNENC_WIDTH, DYNENC_BLOCKS, DYNENC_CHANNELS);
     void *encoder = allocate(size); /* constant from now on: keep it for all images */
-    if (dynenc_encoder_init(encoder, size, WIDTH, BLOCKS, CHANNELS, ENCODER, sizeof ENCODER / 4))
+    if (dynenc_encoder_init(encoder, size, DYNENC_WIDTH, DYNENC_BLOCKS, DYNENC_CHANNELS, DYNENC_ENCODER,
+                            sizeof DYNENC_ENCODER / 4))
         fail("the tables are damaged");
     dynenc_image image = {.encoder = encoder, .path = fastest(), .height = height, .width = width,
                           .pixels = pixels, .row_bytes = 3 * (int64_t)width};
     image.workspace_size = dynenc_latents_workspace(encoder, width);
     image.workspace = allocate(image.workspace_size);
-    float *latents = allocate((int64_t)sizeof(float) * CHANNELS * h * w);
+    float *latents = allocate((int64_t)sizeof(float) * DYNENC_CHANNELS * h * w);
     if (dynenc_latents(&image, latents))
         fail("the image cannot be encoded");
     free(image.workspace);
@@ -100,16 +101,16 @@ static float *latents_of(const uint8_t *pixels, int32_t height, int32_t width, i
 /* Latents -> payload; returns its length. */
 static int64_t payload_of(const float *latents, int32_t h, int32_t w, int32_t step_q,
                           uint8_t *payload, int64_t capacity) {
-    const int64_t size = dynenc_coder_size(CODER, sizeof CODER / 4);
+    const int64_t size = dynenc_coder_size(DYNENC_CODER, sizeof DYNENC_CODER / 4);
     void *coder = allocate(size); /* constant, too */
-    if (dynenc_coder_init(coder, size, CODER, sizeof CODER / 4))
+    if (dynenc_coder_init(coder, size, DYNENC_CODER, sizeof DYNENC_CODER / 4))
         fail("the tables are damaged");
-    dynenc_call call = {.coder = coder, .path = fastest(), .lattice = LATTICE,
-                        .channels = CHANNELS, .height = h, .width = w, .step_q = step_q};
-    call.workspace_size = dynenc_workspace_size(CHANNELS, h, w);
+    dynenc_call call = {.coder = coder, .path = fastest(), .lattice = DYNENC_LATTICE,
+                        .channels = DYNENC_CHANNELS, .height = h, .width = w, .step_q = step_q};
+    call.workspace_size = dynenc_workspace_size(DYNENC_CHANNELS, h, w);
     call.workspace = allocate(call.workspace_size);
-    int16_t *symbols = allocate((int64_t)sizeof(int16_t) * CHANNELS * h * w);
-    if (dynenc_quantize(&call, latents, BIT, symbols))
+    int16_t *symbols = allocate((int64_t)sizeof(int16_t) * DYNENC_CHANNELS * h * w);
+    if (dynenc_quantize(&call, latents, DYNENC_BIT, symbols))
         fail("the latents cannot be quantised");
     const int64_t length = dynenc_encode(&call, symbols, payload, capacity);
     free(symbols);
@@ -127,20 +128,20 @@ int main(int count, char **arguments) {
     const double quality = strtod(arguments[3], &end);
     if (end == arguments[3] || *end || !(quality >= 0 && quality <= 100))
         fail("the quality is not within 0..100");
-    const int32_t step_q = (int32_t)lround(STEP_50 * pow(2, (50 - quality) / 25));
+    const int32_t step_q = (int32_t)lround(DYNENC_STEP_50 * pow(2, (50 - quality) / 25));
     const int32_t h = (height + 7) / 8, w = (width + 7) / 8;
     float *latents = latents_of(pixels, height, width, h, w);
 
-    const int64_t capacity = 6 * (int64_t)CHANNELS * h * w + 8;
+    const int64_t capacity = 6 * (int64_t)DYNENC_CHANNELS * h * w + 8;
     uint8_t *file = allocate(14 + capacity + 4), *at = file;
     at = put(at, 0x54414c89u, 4); /* docs/format.md */
     at = put(at, 1, 1);
     at = put(at, (uint32_t)width, 2);
     at = put(at, (uint32_t)height, 2);
     at = put(at, (uint32_t)step_q, 2);
-    at = put(at, MODEL_ID, 1);
-    at = put(at, CODER_ID, 1);
-    at = put(at, LATTICE << 1, 1);
+    at = put(at, DYNENC_MODEL_ID, 1);
+    at = put(at, DYNENC_CODER_ID, 1);
+    at = put(at, DYNENC_LATTICE << 1, 1);
     const int64_t length = payload_of(latents, h, w, step_q, at, capacity);
     if (length < 0)
         fail("the latents cannot be coded");

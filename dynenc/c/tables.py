@@ -30,22 +30,25 @@ def header(name: str) -> str:
     tensors = entropy.packed(load_tensors(registry.read_file(coder)), has_trellis=model.has_trellis)
     weights = encoder.load(model).tensors
     numbers = {
-        "MODEL_ID": model.number,
-        "CODER_ID": coder.number,
-        "LATTICE": int(model.has_trellis),
-        "CHANNELS": model.space.channels,
-        "WIDTH": model.arguments["width"],
-        "BLOCKS": model.arguments["blocks"],
+        "DYNENC_MODEL_ID": model.number,
+        "DYNENC_CODER_ID": coder.number,
+        "DYNENC_LATTICE": int(model.has_trellis),
+        "DYNENC_CHANNELS": model.space.channels,
+        "DYNENC_WIDTH": model.arguments["width"],
+        "DYNENC_BLOCKS": model.arguments["blocks"],
     }
     unit = quantize.TRELLIS_STEP if model.has_trellis else 1
     lines = [
         f"/* {name}: its encoder, and the entropy coder of its files, by dynenc {__version__}. */",
+        "#ifndef DYNENC_TABLES_H",
+        "#define DYNENC_TABLES_H",
         "#include <stdint.h>",
         f"enum {{ {', '.join(f'{key} = {value}' for key, value in numbers.items())} }};",
-        f"static const double STEP_50 = {quantize.MIDDLE_STEP * unit * quantize.STEP_UNIT};",
-        f"static const double BIT = {quantize.LAMBDA};",
-        *_array("float ENCODER", weights, (f"{float(value).hex()}f" for value in weights)),
-        *_array("int32_t CODER", tensors, map(str, tensors.tolist())),
+        f"static const double DYNENC_STEP_50 = {quantize.MIDDLE_STEP * unit * quantize.STEP_UNIT};",
+        f"static const double DYNENC_BIT = {quantize.LAMBDA};",
+        *_array("float DYNENC_ENCODER", weights, (f"{float(value).hex()}f" for value in weights)),
+        *_array("int32_t DYNENC_CODER", tensors, map(str, tensors.tolist())),
+        "#endif",
     ]
     return "\n".join(lines) + "\n"
 
