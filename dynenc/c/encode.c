@@ -83,8 +83,8 @@ static uint8_t *read_ppm(const char *name, int32_t *height, int32_t *width) {
 static float *latents_of(const uint8_t *pixels, int32_t height, int32_t width, int32_t h, int32_t w) {
     const int64_t size = dynenc_encoder_size(DYNENC_WIDTH, DYNENC_BLOCKS, DYNENC_CHANNELS);
     void *encoder = allocate(size); /* constant from now on: keep it for all images */
-    if (dynenc_encoder_init(encoder, size, DYNENC_WIDTH, DYNENC_BLOCKS, DYNENC_CHANNELS, DYNENC_ENCODER,
-                            sizeof DYNENC_ENCODER / 4))
+    if (dynenc_encoder_init(encoder, size, DYNENC_WIDTH, DYNENC_BLOCKS, DYNENC_CHANNELS,
+                            DYNENC_ENCODER, sizeof DYNENC_ENCODER / 4))
         fail("the tables are damaged");
     dynenc_image image = {.encoder = encoder, .path = fastest(), .height = height, .width = width,
                           .pixels = pixels, .row_bytes = 3 * (int64_t)width};
