@@ -108,7 +108,7 @@ MODELS = {
             "fine",
             "decoder",
             file="fine.safetensors",
-            sha256="8b423b2ac150e4b9e21e11456d464fda3f9409c9fd547e5aacf3ab02648c428b",
+            sha256="3b18f8a27d8f3c05fa5228a3c6117f62b38149fa8c6ee1f646365a15b2da0353",
             arguments={"width": 64, "blocks": (3, 3, 3, 1)},
         ),
         Model(
