@@ -21,7 +21,7 @@ from dynenc.imaging import arrays, tensors
 from dynenc.imaging.arrays import RgbImage
 from dynenc.native.kernel import Floats
 from dynenc.networks import loading
-from dynenc.networks.compat import pick_device
+from dynenc.networks.compat import pick_device, without_autocast
 from dynenc.networks.decoder_choice import DecoderChoice
 from dynenc.networks.decoders import load_chosen
 from dynenc.networks.encoder import Encoder
@@ -69,6 +69,7 @@ class Backend:
         return self._decoders[choice]
 
     @torch.inference_mode()
+    @without_autocast()
     def latents(self, images: Sequence[RgbImage]) -> Floats:
         """Scaled latents [B, C, h, w] of images of equal padded size, tile by tile.
 
@@ -88,6 +89,7 @@ class Backend:
             return arrays.encode_in_tiles(size, len(images), self.encoder.reach, encode)
 
     @torch.inference_mode()
+    @without_autocast()
     def images(
         self, files: Sequence[LatFile], decoder: TiledDecoder, view: View = WHOLE
     ) -> list[Image.Image]:
@@ -111,6 +113,7 @@ class Backend:
         return [view.reduced(image) for image in images]
 
     @torch.no_grad()  # not inference_mode: callers may use the result in autograd
+    @without_autocast()
     def decode_tensor(self, file: LatFile, decoder: TiledDecoder) -> Tensor:
         """Decode a file: [1, 3, H, W] float32 in [-1, 1] on the device."""
         latents = torch.from_numpy(file.latents)[None]
@@ -127,6 +130,7 @@ class Backend:
         return metrics.psnr_db(tensors.to_tensor(decoded), original)
 
     @torch.inference_mode()
+    @without_autocast()
     def refined(
         self,
         file: LatFile,

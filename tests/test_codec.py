@@ -429,6 +429,19 @@ def test_decoded_tensors_take_part_in_training(nano, photo, decoder):
     assert factor.grad is not None
 
 
+def test_autocast_changes_nothing(photo):
+    codec = Codec("base", "fine", "cpu")
+
+    def run():
+        image = photo.crop((0, 0, 96, 64))
+        blob = codec.encode(image, effort=1)
+        return codec.encode(image), blob, codec.decode(blob).tobytes()
+
+    expected = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run() == expected
+
+
 def test_loading_networks_draws_no_random_numbers(photo):
     state = torch.get_rng_state()
     Codec.from_pretrained("base", decoder="fine", device="cpu").encode(photo)

@@ -140,9 +140,10 @@ class CacheEncoder:
         import torch
 
         from dynenc.imaging.tensors import to_tensor
+        from dynenc.networks.compat import without_autocast
 
         device = next(self.vae_encoder.parameters()).device
-        with torch.inference_mode():
+        with torch.inference_mode(), without_autocast():
             encoded = self.vae_encoder(to_tensor(image).to(device))[0]
         latents = encoded.float().cpu().numpy()
         if not np.isfinite(latents).all():

@@ -5,7 +5,8 @@ Private functions of torch are used only here, each with a fallback for when it 
 
 import functools
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -71,6 +72,13 @@ def maybe_bfloat16(inputs: Tensor) -> AbstractContextManager[Any]:
     if plain and not torch.compiler.is_compiling() and cpu_dtype() == torch.bfloat16:
         return torch.autocast("cpu", torch.bfloat16)
     return nullcontext()
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """A context, or decorator, in which networks use their own dtypes, also under autocast."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 @functools.cache
