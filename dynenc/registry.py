@@ -38,7 +38,8 @@ class Model:
 
 
 LIGHT: dict[str, Any] = {"hidden": 0, "width": 64, "blocks": 3}
-BASE: dict[str, Any] = {"hidden": 1, "width": 160, "blocks": 6}
+BASE: dict[str, Any] = {"hidden": 1, "width": 160, "blocks": 9}
+SHORTER_BASE = BASE | {"blocks": 6}  # of other spaces than SD 1.x
 EMBEDDED: dict[str, Any] = {"widths": (128, 64, 32), "blocks": (8, 4, 2)}
 
 MODELS = {
@@ -49,7 +50,7 @@ MODELS = {
             "encoder",
             number=1,
             file="nano.safetensors",
-            sha256="e8225383829852be162f22394e2037a79f655f569c21173e1fc6800c161409b6",
+            sha256="4cf3e476003a0b1bd74faad48ace2a4804a90aa6597cb03c2385f3def98f3302",
             arguments={"hidden": 0, "width": 16, "blocks": 1},
             coder="fast",  # as fast as the encoder
             has_trellis=False,
@@ -59,7 +60,7 @@ MODELS = {
             "encoder",
             number=2,
             file="light.safetensors",
-            sha256="f0cdd1778ad0d2e4a4f15d55a29832fc9048ad97ca6f2b1e5738c6bab548f5ab",
+            sha256="6e1f765784bdea5b2425a0df72734368fa75a507586b8e0ac39797e2ba7013f8",
             arguments=LIGHT,
         ),
         Model(
@@ -67,7 +68,7 @@ MODELS = {
             "encoder",
             number=3,
             file="base.safetensors",
-            sha256="36cebbbecb7adf4d1ff43ebda97d0d6c30b740786d8d4abec93b07d8d7304e9b",
+            sha256="b65324f15aea83cc47cfa4d2281532c48b7c8b92c4e84b19759525d8f43014c2",
             arguments=BASE,
         ),
         Model(
@@ -87,7 +88,7 @@ MODELS = {
             "embedded",
             "decoder",
             file="embedded.safetensors",
-            sha256="de3acd4e299b1702aea9a2670850951022258741b1eccd88066176649fa0d703",
+            sha256="d0540970d474333e05d5edfe3fe92aa8102ca972ee691f658db1e38b0028eacc",
             arguments=EMBEDDED,
         ),
         Model(
@@ -127,7 +128,7 @@ MODELS = {
             number=10,
             file="base-sdxl.safetensors",
             sha256="71b16ac7a4ff67d0d97068926c4382dc08417c9882e10022120654de00032c26",
-            arguments=BASE,
+            arguments=SHORTER_BASE,
             space=SDXL,
             coder="full-sdxl",
         ),
@@ -147,7 +148,7 @@ MODELS = {
             number=12,
             file="base-flux1.safetensors",
             sha256="3af9f226638e2c69124e9cce114cc75d134983d8d307f0ef563b68dbc7b0fcd7",
-            arguments=BASE,
+            arguments=SHORTER_BASE,
             space=FLUX1,
             coder="encoders-flux1",
         ),

@@ -296,7 +296,7 @@ def test_encoders_are_local(name, photo_path, monkeypatch):
     with torch.inference_mode():
         whole = encoder(image)
         part = encoder(image[..., 64:264, 80:360])
-    margin = 6
+    margin = encoder.reach
     inner = part[..., margin:-margin, margin:-margin]
     expected = whole[..., 8 + margin : 33 - margin, 10 + margin : 45 - margin]
     assert (inner - expected).abs().max() < 1e-4

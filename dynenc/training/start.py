@@ -1,8 +1,9 @@
 """The initial weights of a run: a linear fit, given weights, or those of another latent space.
 
-A network of another space keeps its body. Its layer next to the latents, the encoder's last one or
-the decoder's first, is solved by least squares: the encoder then makes the latents of the teacher,
-and the decoder's body sees in them what it saw in latents of its own space.
+A network of another space keeps its body, as far as both have the same blocks. Its layer next to the
+latents, the encoder's last one or the decoder's first, is solved by least squares: the encoder then
+makes the latents of the teacher, and the decoder's body sees in them what it saw in latents of its
+own space.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Initializer:
             network = loading.build(model)
             encoder = getattr(network, "encoder", network)
             if isinstance(encoder, Encoder):
-                self._fit_encoder(encoder, None)
+                self._fit_encoder(encoder, has_body=False)
             elif isinstance(network, FineDecoder):
                 network.copy_weights_from(self._decoder)
             return network
@@ -103,32 +104,32 @@ class Initializer:
         network = loading.build(model)
         if isinstance(network, Encoder) and isinstance(given, Encoder):
             _copy_all_but(("head.", "linear."), given, network)
-            self._fit_encoder(network, given)
+            self._fit_encoder(network, has_body=True)
         elif isinstance(network, EmbeddedDecoder) and isinstance(given, EmbeddedDecoder):
             _copy_all_but(("layers.0.",), given, network)
             self._fit_decoder(network, given, registry.MODELS[name])
         return network
 
     @torch.no_grad()
-    def _fit_encoder(self, encoder: Encoder, body: Encoder | None) -> None:
-        """Solve for the linear map of patches to latents, together with the head of a body."""
+    def _fit_encoder(self, encoder: Encoder, *, has_body: bool) -> None:
+        """Solve for the linear map of patches to latents, with a trained body also for the head."""
         fit, side = LeastSquares(), encoder.linear.kernel_size[0]
         for pixels, latents in self._samples:
             image = to_floats(pixels)
             inputs = F.pixel_unshuffle(image, side)
-            if body is not None:
-                inputs = torch.cat([inputs, body.head_inputs(image)], 1)
+            if has_body:
+                inputs = torch.cat([inputs, encoder.head_inputs(image)], 1)
             fit.add(inputs, latents)
         weight, bias = fit.solution()
         linear, head = weight.tensor_split([encoder.linear.weight[0].numel()], 1)
         encoder.linear.weight.copy_(linear.view_as(encoder.linear.weight))
         encoder.get_parameter("linear.bias").copy_(bias)
-        if body is None:
-            for parameter in encoder.head.parameters():
-                parameter.mul_(UNTRAINED)
-        else:
+        if has_body:
             encoder.head.weight.copy_(head.view_as(encoder.head.weight))
             encoder.get_parameter("head.bias").zero_()
+        else:
+            for parameter in encoder.head.parameters():
+                parameter.mul_(UNTRAINED)
 
     @torch.no_grad()
     def _fit_decoder(self, decoder: EmbeddedDecoder, body: EmbeddedDecoder, model: Model) -> None:
