@@ -1,9 +1,9 @@
 """The initial weights of a run: a linear fit, given weights, or those of another latent space.
 
-A network of another space keeps its body, as far as both have the same blocks. Its layer next to the
-latents, the encoder's last one or the decoder's first, is solved by least squares: the encoder then
-makes the latents of the teacher, and the decoder's body sees in them what it saw in latents of its
-own space.
+A network of another space keeps its body, as far as both have the same blocks. Its layer next to
+the latents, the encoder's last one or the decoder's first, is solved by least squares: the encoder
+then makes the latents of the teacher, and the decoder's body sees in them what it saw in latents of
+its own space.
 """
 
 from __future__ import annotations
