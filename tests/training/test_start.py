@@ -43,8 +43,8 @@ def images(crops):
     return to_floats(crops.sample(4, np.random.default_rng(1)))
 
 
-@pytest.mark.parametrize(("name", "error"), [("light", 1e-3), ("base", 0.05)])
-def test_an_encoder_starts_from_one_of_another_space(crops, mix, monkeypatch, name, error):
+@pytest.mark.parametrize("name", ["light", "base"])
+def test_an_encoder_starts_from_one_of_another_space(crops, mix, monkeypatch, name):
     """Also where the other space's `base` has fewer blocks."""
     encoder = loading.load_encoder(name)
     model = registry.MODELS[f"{name}-flux1"]
@@ -53,8 +53,7 @@ def test_an_encoder_starts_from_one_of_another_space(crops, mix, monkeypatch, na
     with torch.no_grad():
         x = images(crops)
         wanted = mix(encoder(x))
-        measured = ((found(x) - wanted).square().mean() / wanted.var()).item()
-        assert measured < error
+        assert (found(x) - wanted).square().mean() < 1e-3 * wanted.var()
 
 
 def test_a_decoder_starts_from_one_of_another_space(crops, mix, monkeypatch):
