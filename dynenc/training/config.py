@@ -24,7 +24,7 @@ class TrainConfig:
     batch: int = 6  # crops per step
     crop: int = 128  # px, side of a crop
     synthetic: float = 0.15  # share of crops that are drawn: text, charts, stripes, flats, ...
-    learning_rate: float = 1e-3  # of AdamW, after warm-up; falls to 0 along a cosine
+    learning_rate: float = 1e-3  # of Muon and AdamW, after warm-up; falls to 0 along a cosine
     warmup_steps: int = 100
     clip: float = 0.5  # maximum gradient norm
     mse: float = 1.0  # weight of the squared error of pixels in [-1, 1]

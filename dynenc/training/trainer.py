@@ -44,6 +44,7 @@ from dynenc.training.file_latents import (
     with_random_noise,
 )
 from dynenc.training.losses import Discriminator, ReconstructionLoss
+from dynenc.training.optimizer import Optimizer
 from dynenc.training.prior import Prior, rate
 from dynenc.training.provenance import origin
 from dynenc.training.start import Initializer
@@ -92,8 +93,7 @@ class Trainer:
         self.inputs = checkpoint.inputs(config, paths, self.batches, [*self.exports.values()])
         self.initial_weights = [weight.detach().clone() for weight in self.model.parameters()]
         self.average = AveragedModel(self.model, multi_avg_fn=ema(config.ema))
-        parameters = [*self.model.parameters(), *self.prior.parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, (0.9, 0.99))
+        self.optimizer = Optimizer(self.model, self.prior, config.learning_rate)
         self.adversary: Adversary | None = None
         if config.gan:
             discriminator = self._to_device(Discriminator(self.space.channels))
@@ -292,16 +292,14 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         """Run one optimiser step, or skip it if its gradient is not finite; return the terms."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         terms = self._loss()
         if not self.adversary:
             torch.stack(list(terms.values())).sum().backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.is_updating = True
         if torch.isfinite(norm):
-            self.optimizer.step()
+            self.optimizer.step(self.learning_rate())
             self.average.update_parameters(self.model)
         self.step += 1
         self.is_updating = False
