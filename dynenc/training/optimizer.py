@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dynenc.networks.compat import fast_dtype
 
-LEAST_SIDE = 13  # of a matrix that Muon updates; those next to latents and pixels are narrower
+LEAST_SIDE = 13  # inputs and outputs of a layer that Muon updates
 BETAS = (0.9, 0.99)  # of AdamW
 MOMENTUM = 0.95  # of Muon
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # of a Newton-Schulz iteration
@@ -34,14 +34,13 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    update = self._momentum(weight).flatten(1)
+                    update = self._momentum(weight, weight.grad).flatten(1)
                     rate = group["lr"] * 0.2 * math.sqrt(max(update.shape))
                     weight.sub_(orthogonalised(update).view_as(weight), alpha=rate)
 
-    def _momentum(self, weight: nn.Parameter) -> Tensor:
+    def _momentum(self, weight: nn.Parameter, gradient: Tensor) -> Tensor:
         """The mean of the gradients, with Nesterov's look ahead."""
-        gradient, state = weight.grad, self.state[weight]
-        assert gradient is not None
+        state = self.state[weight]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(gradient)
         state["momentum"].lerp_(gradient, 1 - MOMENTUM)
@@ -64,7 +63,8 @@ class Optimizer:
     """AdamW, and Muon for what it is made for: the wide convolutions of the networks in training.
 
     Args:
-        model: the networks. Their first and last layers are left to AdamW.
+        model: the networks. Their layers next to pixels, and to latents of 4 channels, are left to
+            AdamW.
         prior: trained with them, by AdamW.
     """
 

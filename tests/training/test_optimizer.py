@@ -11,13 +11,15 @@ from dynenc.training.optimizer import Muon, Optimizer
 RATE = 0.01
 
 
-def test_muon_steps_as_that_of_torch_does():
+@pytest.mark.parametrize("outputs", [24, 160], ids=["wide", "tall"])
+def test_muon_steps_as_that_of_torch_does(outputs):
     theirs_of = getattr(torch.optim, "Muon", None)
     if theirs_of is None:
         pytest.skip("torch 2.9 or newer")
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(24, 9 * 16, generator=generator)
-    ours, theirs = nn.Parameter(start.view(24, 16, 3, 3).clone()), nn.Parameter(start.clone())
+    start = torch.randn(outputs, 9 * 16, generator=generator)
+    ours = nn.Parameter(start.view(outputs, 16, 3, 3).clone())
+    theirs = nn.Parameter(start.clone())
     one = Muon([ours], RATE)
     other = theirs_of([theirs], RATE, weight_decay=0, adjust_lr_fn="match_rms_adamw")
     for _ in range(4):
