@@ -39,7 +39,6 @@ class Model:
 
 LIGHT: dict[str, Any] = {"hidden": 0, "width": 64, "blocks": 3}
 BASE: dict[str, Any] = {"hidden": 1, "width": 160, "blocks": 9}
-SHORTER_BASE = BASE | {"blocks": 6}  # of other spaces than SD 1.x
 EMBEDDED: dict[str, Any] = {"widths": (128, 64, 32), "blocks": (8, 4, 2)}
 
 MODELS = {
@@ -50,7 +49,7 @@ MODELS = {
             "encoder",
             number=1,
             file="nano.safetensors",
-            sha256="4cf3e476003a0b1bd74faad48ace2a4804a90aa6597cb03c2385f3def98f3302",
+            sha256="297f2ccaf1036cb1adb868b88a3cfd43f3a3725c109b27e4508c7977a94f9dd3",
             arguments={"hidden": 0, "width": 16, "blocks": 1},
             coder="fast",  # as fast as the encoder
             has_trellis=False,
@@ -60,7 +59,7 @@ MODELS = {
             "encoder",
             number=2,
             file="light.safetensors",
-            sha256="6e1f765784bdea5b2425a0df72734368fa75a507586b8e0ac39797e2ba7013f8",
+            sha256="1bf34baf2ff217e88b18b8c192ced85499af34460870d6dcc98d27369fcc9776",
             arguments=LIGHT,
         ),
         Model(
@@ -68,7 +67,7 @@ MODELS = {
             "encoder",
             number=3,
             file="base.safetensors",
-            sha256="b65324f15aea83cc47cfa4d2281532c48b7c8b92c4e84b19759525d8f43014c2",
+            sha256="2468db5dcb6346efee9a415317d5347ca21e66ba7371414a2db1c01457ab6fb8",
             arguments=BASE,
         ),
         Model(
@@ -88,7 +87,7 @@ MODELS = {
             "embedded",
             "decoder",
             file="embedded.safetensors",
-            sha256="d0540970d474333e05d5edfe3fe92aa8102ca972ee691f658db1e38b0028eacc",
+            sha256="5445fd4b7616a3052e28484cfc71d7abbc979a48578185608491788921a1de8f",
             arguments=EMBEDDED,
         ),
         Model(
@@ -127,8 +126,8 @@ MODELS = {
             "encoder",
             number=10,
             file="base-sdxl.safetensors",
-            sha256="71b16ac7a4ff67d0d97068926c4382dc08417c9882e10022120654de00032c26",
-            arguments=SHORTER_BASE,
+            sha256="52e56f6c15edd20fa138c21726a5a901d77f676336d09eb5ceb9ed72ac3d34f9",
+            arguments=BASE,
             space=SDXL,
             coder="full-sdxl",
         ),
@@ -148,7 +147,7 @@ MODELS = {
             number=12,
             file="base-flux1.safetensors",
             sha256="3af9f226638e2c69124e9cce114cc75d134983d8d307f0ef563b68dbc7b0fcd7",
-            arguments=SHORTER_BASE,
+            arguments=BASE | {"blocks": 6},
             space=FLUX1,
             coder="encoders-flux1",
         ),
