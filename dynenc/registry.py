@@ -304,9 +304,12 @@ def required_counterpart(name: str, kind: Network, space: LatentSpace) -> Model:
         raise UsageError(f"{name} is for the latents of {given.space.title}, not of {space.title}")
     model = counterpart(given.name, space)
     if model is None:
+        others = " or ".join(m.name for m in MODELS.values() if m.space is space and m.kind == kind)
         raise WeightsError(
             f"dynenc has no {kind} {name} for {space.title}",
-            hint="`dynenc cache --vae` and `dynenc import` take latents of its VAE",
+            hint=f"use {others}"
+            if others
+            else "encode with its VAE (`dynenc cache`), or import its latents (`dynenc import`)",
         )
     return model
 

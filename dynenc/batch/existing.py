@@ -69,7 +69,7 @@ def _in_the_way(target: str, state: State) -> OutputExists:
             hint="write it again with --update, or choose another output with -o",
         )
     return OutputExists(
-        f"{target} exists, but was not written by this command",
+        f"{target} exists, and has no record of being made by this command",
         hint="move it away, or overwrite it with --force",
     )
 

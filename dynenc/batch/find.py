@@ -71,10 +71,11 @@ def find(task: TaskName, inputs: list[str], output: str | None, options: InputOp
         listing.ignored_images = list(_unsupported_images(ignored))
     if not listing.files and not listing.unreadable:
         what = KINDS.get(task, "images")
+        unmatched = "see --include" if options.include or options.exclude else ""
         why = {result.note for result in listing.ignored_images}
         raise ERRORS.get(task, ImageError)(
             f"none of the {listing.n_ignored} files are {what} to {task}",
-            hint=", ".join(sorted(why)) or hint or "see --include",
+            hint=", ".join(sorted(why)) or hint or unmatched,
         )
     return listing
 

@@ -214,7 +214,7 @@ def _refuse_clashes(pairs: Iterable[tuple[str, str]], rule: OutputRule) -> None:
             raise UsageError(
                 f"{other} and {source} would both become {target}",
                 hint="convert them into different folders"
-                if rule.naming == "keep"
+                if rule.naming == "keep" or basename(other) == basename(source)
                 else f"--name keep writes {basename(other)}.* and {basename(source)}.*, "
                 "or convert them separately with --include",
             )

@@ -159,7 +159,7 @@ class Placement:
             "--name",
             metavar="replace|keep",
             rich_help_panel=OUTPUT,
-            help="Replace the suffix of the input (a.lat) or keep it (a.jpg.lat).",
+            help="Replace the suffix of the input, or append to it: a.jpg.lat, a.lat.png.",
         ),
     ] = "replace"
     keep_mtime: Annotated[

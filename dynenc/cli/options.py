@@ -119,8 +119,8 @@ Encoder = Annotated[
     str,
     encoder_option(
         ENCODERS,
-        f"{BEST}; autoencoder has its own latent space. FILE is a trained or imported .safetensors "
-        "file.",
+        f"{BEST}; autoencoder has its own latent space. Names with a space, as light-sdxl, "
+        "are taken, too. FILE is a trained or imported .safetensors file.",
         takes_files=True,
     ),
 ]

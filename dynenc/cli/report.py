@@ -162,7 +162,8 @@ class Reporter:
         if self.illegible > 1:
             rest = self.illegible - 1
             console.print_message(
-                f"dynenc: text or graphics will not be legible in {rest} more images"
+                "dynenc: text or graphics will not be legible in "
+                + ("another image" if rest == 1 else f"{rest} more images")
             )
         if summary.stale:
             which = ", ".join(summary.stale)

@@ -157,8 +157,8 @@ def _main_latents_key(container: Container, layout: Layout, name: str) -> str:
     """The name of the tensor that is the image's latents, the first of several sizes."""
     keys = [key for key in container.tensors if layout.first.fullmatch(key)]
     if not keys:
-        have = ", ".join(sorted(container.tensors)[:5])
-        raise LatentsError(f"{name} holds {have} but no latents of the image itself")
+        have = ", ".join(map(repr, sorted(container.tensors)[:5]))
+        raise LatentsError(f"{name} holds {have}, but no latents of the image itself")
     return keys[0]
 
 

@@ -168,7 +168,7 @@ def convert(root: StandIn) -> tuple[str, dict[str, Tensor]]:
                     storages.add(storage.data_ptr())
                     stored += storage.nbytes()
             if size > stored:  # else a small file takes much memory
-                raise ValueError("tensors of it share what is stored of them")
+                raise ValueError("its tensors overlap in storage")
             whole = tensors[0] if name.endswith(STATIC) else torch.stack(tensors)
             state[name] = whole.float()
         return json.dumps(described), state

@@ -109,8 +109,8 @@ def recognise(container: Container, name: str, asked: LatentSpace | None = None)
         return _plain(metadata, named, name)
     if any(SD_SCRIPTS.first.fullmatch(key) for key in tensors):
         return RecognisedFile(SD_SCRIPTS, named)
-    have = ", ".join(sorted(tensors)[:5]) or "nothing"
-    raise LatentsError(f"{name} holds {have} but no latents: name a file of latents")
+    have = ", ".join(map(repr, sorted(tensors)[:5])) or "nothing"
+    raise LatentsError(f"{name} holds {have}, but no latents: name a file of latents")
 
 
 def _musubi(metadata: dict[str, Any], name: str) -> RecognisedFile:

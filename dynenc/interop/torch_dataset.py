@@ -54,9 +54,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     A sample is a dict: `key`, the name below the folder or in the shard, without its suffix;
     `latents` [C, h, w] float32, as the diffusion model takes them; `width` and `height` of the
-    image in px; and if asked for `image` [3, height, width] float32 in [-1, 1]. Those of a cache
-    have `flipped`, True for latents of a mirrored image, which are samples of their own;
-    `original_width` and `original_height`; `crop_left` and `crop_top`, px cut off after resizing.
+    image in px; `step` of the quantiser, in units of the latents; and if asked for `image`
+    [3, height, width] float32 in [-1, 1]. Those of a cache have `flipped`, True for latents of a
+    mirrored image, which are samples of their own; `original_width` and `original_height`;
+    `crop_left` and `crop_top`, px cut off after resizing.
 
     Args:
         sources: a cache, folder, tar or .lat file, or several: of caches, or of the others.

@@ -33,7 +33,7 @@ def test_what_is_no_output_is_made_again_or_named(images, tmp_path):
     summary = encode(images, out)
     assert (summary.done, summary.skipped, summary.failed) == (3, 0, 2)
     assert {failure.target for failure in summary.failures} == {f"{out}/c.lat", f"{out}/d.lat"}
-    assert "was not written by this command" in summary.failures[0].reason
+    assert "no record of being made by this command" in summary.failures[0].reason
     assert (out / "a.lat").read_bytes().startswith(b"\x89LAT")
     assert (tmp_path / "elsewhere.lat").read_bytes().startswith(b"\x89LAT")
     assert (out / "d.lat").read_bytes() == b"a stranger's"
@@ -161,7 +161,7 @@ def test_update_leaves_shards_of_images_alone(images, tmp_path):
         tar.add(images / "a.png", "a.png")
     before = (tmp_path / "000000.tar").read_bytes()
     summary = encode(images, tmp_path, shard_size=9, existing="update")
-    assert "was not written by this command" in summary.failures[0].reason
+    assert "no record of being made by this command" in summary.failures[0].reason
     assert (tmp_path / "000000.tar").read_bytes() == before
 
 
@@ -243,7 +243,7 @@ def test_update_leaves_images_alone_that_dynenc_did_not_decode(images):
     options = {"existing": "update", "decoder": "embedded", "jobs": 1}
     summary = dynenc.convert("decode", images, None, **options)
     assert (summary.done, summary.failed) == (0, 5)
-    assert "was not written by this command" in summary.failures[0].reason
+    assert "no record of being made by this command" in summary.failures[0].reason
     assert all(path.read_bytes() == data for path, data in originals.items())
 
 

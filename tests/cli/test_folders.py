@@ -133,7 +133,7 @@ def test_finished_outputs_are_left_alone(photos, tmp_path):
     (tmp_path / "out" / "b.lat").write_bytes(b"keep")
     result = encode(photos, "-o", tmp_path / "out", code=1)
     assert "1 done, 1 failed, 0 skipped" in result.stderr
-    assert "b.lat exists, but was not written by this command" in result.stderr
+    assert "b.lat exists, and has no record of being made by this command" in result.stderr
     assert (tmp_path / "out" / "b.lat").read_bytes() == b"keep"
     encode(photos, "-o", tmp_path / "out", "--force")
     assert (tmp_path / "out" / "b.lat").read_bytes() != b"keep"

@@ -121,7 +121,7 @@ def test_update_looks_at_the_form(tmp_path):
     assert "made with other settings" in told
     save_file({"weight": torch.zeros(3)}, out / "a.safetensors")
     told = run("export", tmp_path, "--to", "ai-toolkit", "-o", out, "-u", code=1).stderr
-    assert "was not written by this command" in told
+    assert "has no record of being made by this command" in told
 
 
 def test_update_looks_at_the_scale_and_at_the_default_quality(tmp_path):
