@@ -112,9 +112,12 @@ class EncodingJob:
         height, width = arrays.height_width(self.layer.image)
         max_bytes = goal.value * (height * width / 8 if goal.kind == "bpp" else 1)
 
-        def measure(step_q: int) -> float:
-            n_bytes = len(self._file_at(step_q).to_bytes())
+        def size_of(file: LatFile) -> float:
+            n_bytes = len(file.to_bytes())
             return bitstream.bpp(n_bytes, width, height) if goal.kind == "bpp" else n_bytes
+
+        def measure(step_q: int) -> float:
+            return size_of(self._file_at(step_q))
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=True)
         if reached > goal.value and self.layer.mask is not None:  # the layer alone is too large
@@ -127,8 +130,7 @@ class EncodingJob:
             held = replace(self, layer=replace(self.layer, fixed_quality=quality))
             return held._for_size()
         refined = self._refined(self._file_at(step_q), max_bytes)
-        miss = rate_control.LAYER_MISS if self.layer.is_whole else rate_control.MISS
-        return Encoded(refined, goal.note(reached, miss), self.layer.warning)
+        return Encoded(refined, goal.note(size_of(refined), self._miss), self.layer.warning)
 
     def _for_psnr(self) -> Encoded:
         goal = self.options.goal
@@ -140,7 +142,12 @@ class EncodingJob:
             return self.codec.backend.psnr_db(decoded, self.layer.image)
 
         step_q, reached = rate_control.search(measure, goal.value, at_most=False)
-        return Encoded(files[step_q], goal.note(reached), self.layer.warning)
+        return Encoded(files[step_q], goal.note(reached, self._miss), self.layer.warning)
+
+    @property
+    def _miss(self) -> float:
+        """The share of a target by which it may be missed."""
+        return rate_control.LAYER_MISS if self.layer.is_whole else rate_control.MISS
 
     def _file_at(self, step_q: int) -> LatFile:
         if step_q not in self.files:

@@ -14,15 +14,17 @@ import dynenc
 from dynenc import metrics, registry, runtime
 from dynenc.codec import Codec
 from dynenc.coding import bitstream, quantize
-from dynenc.coding.encode_latents import FLAT_ERROR, rms_error
+from dynenc.coding.encode_latents import FLAT_ERROR
 from dynenc.coding.encode_options import EncodeOptions
 from dynenc.coding.entropy import load_coder
 from dynenc.coding.lat_file import LatFile
+from dynenc.encoding import EncodingJob
 from dynenc.errors import (
     BitstreamError,
     Corrupt,
     DeviceError,
     ImageError,
+    TargetMissed,
     UnknownModel,
     WeightsError,
 )
@@ -337,6 +339,15 @@ def test_on_every_name_of_the_cpu_integers_are_computed(photo, device):
     assert "backend" not in vars(codec)
 
 
+def test_a_missed_size_is_that_of_the_refined_file(nano, photo, monkeypatch):
+    def refined(job, file, max_bytes=0):
+        return replace(file, chunks=[("test", bytes(4))])  # 16 bytes more
+
+    monkeypatch.setattr(EncodingJob, "_refined", refined)
+    with pytest.raises(TargetMissed, match="closest is 38"):
+        nano.encode(photo, target_size=3, strict=True)
+
+
 @pytest.mark.parametrize("encoder", ["light", "base"])
 def test_flat_images_are_rounded_plainly_where_that_costs_less(photo, encoder):
     """And finely: of the files whose error is small, on either lattice, the smallest is taken."""
@@ -351,11 +362,15 @@ def test_flat_images_are_rounded_plainly_where_that_costs_less(photo, encoder):
         lattices.append(file.header.has_trellis)
         assert file.header.step_q < step_q
         latents = made.latents([flat])[0]
-        assert rms_error(file, latents) <= largest
+
+        def rms_error(file, latents=latents):
+            return np.sqrt(np.square(file.latents - latents).sum() / latents[0].size)
+
+        assert rms_error(file) <= largest
         fine = file.header.step_q
         symbols = quantize.to_symbols(latents, fine, trellis)
         other = LatFile.from_symbols(symbols, trellis, (200, 200), fine, file.model)
-        assert rms_error(other, latents) > largest or len(file.payload) <= len(other.payload)
+        assert rms_error(other) > largest or len(file.payload) <= len(other.payload)
     assert False in lattices
 
 

@@ -148,18 +148,17 @@ def _planned(job: Job, settings: ConversionSettings, whole: bool) -> list[str]:
 
 
 def _is_older(job: Job, settings: ConversionSettings) -> bool:
-    """Whether an input changed after the output was written, or is a different image now.
+    """Whether an input may have changed after the output was written, or is a different image now.
 
     An input replaced by an older file has an older modification time, but a newer change time
-    (ctime), and often a different size.
+    (ctime), and often a different size. Standard input, and URLs that tell no time, may always have
+    changed.
     """
     written = storage.times(job.target)
-    if written is None:
-        return False
     for source in [member.source for member in job.members] or [job.source]:
-        changed = storage.times(source)
-        if changed is None:
-            continue
+        changed = None if is_stream(source) else storage.times(source)
+        if written is None or changed is None:
+            return True
         if changed.modified > written.modified or changed.changed > written.changed:
             return True
         is_other = abs(changed.modified - written.modified) > CLOCK_STEP

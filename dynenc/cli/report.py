@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from dynenc.batch.results import ConversionSummary, Result, RoundtripFigures
 from dynenc.batch.settings import TaskName
 from dynenc.cli import console
-from dynenc.cli.report_file import ReportFile, row_of
+from dynenc.cli.report_file import ReportFile, json_of, row_of
 from dynenc.imaging.notes import ILLEGIBLE
 from dynenc.io.writing import is_stream
 
@@ -100,7 +99,7 @@ class Reporter:
         to_stderr = is_stream(result.target)
         if self.as_json:
             row = asdict(result.figures) if result.figures else row_of(result)
-            console.print_result(json.dumps(row), to_stderr=to_stderr)
+            console.print_result(json_of(row), to_stderr=to_stderr)
         elif result.figures:
             if not self.quiet and summary.single:
                 console.print_result(*_lines(result.figures))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
@@ -33,6 +34,15 @@ def row_of(result: Result) -> Row:
     if result.figures:
         row |= {name: getattr(result.figures, name) for name in FIGURES}
     return row
+
+
+def json_of(row: Row) -> str:
+    """A row as JSON, which has no infinity (the PSNR of identical images): that becomes null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite, allow_nan=False)
 
 
 class ReportFile:
@@ -81,7 +91,7 @@ class ReportFile:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             return writer.writerow
-        return lambda row: file.write(json.dumps(row) + "\n")
+        return lambda row: file.write(json_of(row) + "\n")
 
     def _read(self) -> Sequence[Row]:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from dynenc import registry
 from dynenc.coding import quantize
@@ -15,13 +16,41 @@ from dynenc.native.kernel import Floats, Symbols
 
 FEW_BITS = 1.5  # a latent; below it the plain lattice may be cheaper, as constants repeat on it
 BIT_COST = 0.09  # squared error, in squared steps, that a bit is worth when choosing a lattice
-FLAT_ERROR = 0.08  # steps; where latents are flat, the RMS error of a position that is small enough
-FLAT_STEPS = 5  # that are tried where latents are flat, each half of the one before
+FLAT_ERROR = 0.065  # steps; where latents are flat, the largest RMS error of a position
+FLAT_STEPS = 16  # finer ones that are tried where latents are flat ...
+FLAT_RATIO = 2**-0.25  # ... each by this factor
+ON_LATTICE = 0.1  # steps; largest RMS error of latents that were quantised, and stored since
 
 
 def default_coder(model: registry.Model) -> EntropyCoder:
     """The coder that new files of a model's latents are written with."""
     return load_coder(model.coder, has_trellis=model.has_trellis)
+
+
+@dataclass(frozen=True)
+class _Quantised:
+    """Latents quantised with a step on a coder's lattice."""
+
+    coder: EntropyCoder
+    step_q: int
+    symbols: Symbols
+    squared_error: float  # sum over all latents, in squared steps
+
+    @classmethod
+    def of(cls, latents: Floats, step_q: int, coder: EntropyCoder) -> _Quantised:
+        symbols = quantize.to_symbols(latents, step_q, coder)
+        error = quantize.squared_error(latents, symbols, step_q, coder)
+        return cls(coder, step_q, symbols, error)
+
+    @property
+    def rms_error(self) -> float:
+        """RMS over positions of the distance to the latents, in latent units."""
+        n_positions = self.symbols[0].size
+        return math.sqrt(self.squared_error / n_positions) * self.step_q / quantize.STEP_UNIT
+
+    def cost(self, file: LatFile) -> float:
+        """Rate-distortion cost of its file, in squared steps."""
+        return self.squared_error + BIT_COST * 8 * len(file.payload)
 
 
 def encode_latents(
@@ -41,60 +70,41 @@ def encode_latents(
         latents: [C, h, w] float32, scaled as the space's diffusion model takes them.
         size, step_q, model, chunks: as for `LatFile.from_symbols`.
     """
-    preferred = default_coder(model)
-
-    def encode(coder: EntropyCoder, step_q: int) -> LatFile:
-        symbols = quantize.to_symbols(latents, step_q, coder)
-        return LatFile.from_symbols(symbols, coder, size, step_q, model, chunks)
-
-    file, is_flat = encode(preferred, step_q), quantize.is_flat(latents)
-    has_few_bits = 8 * len(file.payload) < FEW_BITS * latents.size
-    if not is_flat and not (has_few_bits and preferred.has_trellis):
-        return file
-    plain = load_coder(model.coder, has_trellis=False)
+    preferred, plain = default_coder(model), load_coder(model.coder, has_trellis=False)
     coders = list(dict.fromkeys((preferred, plain)))
-    files = [file, *(encode(coder, step_q) for coder in coders[1:])]
-    if not is_flat:
-        return min(files, key=lambda file: _cost(file, latents))
-    finer = [step for step in _finer_steps(step_q) if step >= FINEST_STEP_Q]
-    files += [encode(coder, step) for step in finer for coder in coders]
-    return _smallest_close(files, latents, FLAT_ERROR * step_q / quantize.STEP_UNIT)
+
+    def encode(one: _Quantised) -> LatFile:
+        return LatFile.from_symbols(one.symbols, one.coder, size, one.step_q, model, chunks)
+
+    if quantize.is_flat(latents):
+        steps = [step_q, *_finer_steps(step_q)]
+        tried = [_Quantised.of(latents, step, coder) for step in steps for coder in coders]
+        largest = FLAT_ERROR * step_q / quantize.STEP_UNIT
+        close = [one for one in tried if one.rms_error <= largest]
+        close = close or [min(tried, key=lambda one: one.rms_error)]
+        return min(map(encode, close), key=lambda file: len(file.payload))
+    first = _Quantised.of(latents, step_q, preferred)
+    file = encode(first)
+    if len(coders) == 1 or 8 * len(file.payload) >= FEW_BITS * latents.size:
+        return file
+    second = _Quantised.of(latents, step_q, plain)
+    other = encode(second)
+    return other if second.cost(other) < first.cost(file) else file
 
 
 def _finer_steps(step_q: int) -> list[int]:
     """The steps below a step that are tried where latents are flat."""
-    return [step_q >> halvings for halvings in range(1, FLAT_STEPS)]
-
-
-def _cost(file: LatFile, latents: Floats) -> float:
-    """Rate-distortion cost of a file: squared error plus weighted bits, in squared steps."""
-    return _squared_error(file, latents) + BIT_COST * 8 * len(file.payload)
-
-
-def _smallest_close(files: Sequence[LatFile], latents: Floats, largest: float) -> LatFile:
-    """The smallest file of at most the largest RMS error, else the one of the smallest error."""
-    close = [file for file in files if rms_error(file, latents) <= largest]
-    if close:
-        return min(close, key=lambda file: len(file.payload))
-    return min(files, key=lambda file: rms_error(file, latents))
-
-
-def rms_error(file: LatFile, latents: Floats) -> float:
-    """RMS over positions of the distance of a file to latents [C, h, w], in latent units."""
-    in_steps = math.sqrt(_squared_error(file, latents) / latents[0].size)
-    return in_steps * file.header.step_q / quantize.STEP_UNIT
-
-
-def _squared_error(file: LatFile, latents: Floats) -> float:
-    return quantize.squared_error(latents, file.symbols, file.header.step_q, file.coder)
+    steps = (round(step_q * FLAT_RATIO**n) for n in range(1, FLAT_STEPS + 1))
+    return sorted({step for step in steps if FINEST_STEP_Q <= step < step_q}, reverse=True)
 
 
 def encode_quantized(
     latents: Floats, size: tuple[int, int], step_q: int, model: registry.Model
-) -> LatFile:
+) -> LatFile | None:
     """Code latents that were quantised with this step before, on either lattice.
 
     They keep their values: the lattice is the one they are on. Ties go to the model's default.
+    Returns None if they are on neither, as after a change.
 
     Args:
         latents: [C, h, w] float32, multiples of the step, or on the trellis of half of it.
@@ -111,13 +121,17 @@ def encode_quantized(
         symbols, coder = choice
         return quantize.squared_error(latents, symbols, step_q, coder)
 
-    return LatFile.from_symbols(*min(choices, key=error), size, step_q, model)
+    nearest = min(choices, key=error)
+    if error(nearest) > ON_LATTICE**2 * latents.size:
+        return None
+    return LatFile.from_symbols(*nearest, size, step_q, model)
 
 
 def was_encoded_at(header: Header, quality: float, parse: Callable[[], LatFile]) -> bool:
     """Whether a file was encoded at a quality, judged by its quantiser step.
 
-    Flat images may have a finer step than the quality asks for; see `encode_latents`.
+    Flat images may have a finer step than the quality asks for (see `encode_latents`), one that
+    several qualities lead to.
 
     Args:
         parse: returns the whole file; called only if the header has such a finer step.

@@ -2,14 +2,15 @@
 
 | written as | tensor | scale | other contents |
 |---|---|---|---|
-| .safetensors | `latents` [C, h, w] | scaled | space, scale, width, height, encoder, step |
+| .safetensors | `latents` [C, h, w] | scaled | space, scale, width, height, encoder; step |
 | .pt | `latents` [C, h, w] | scaled | the same, in the same dict |
 | .npz, of sd-scripts | `latents` or `latents_{h}x{w}` | raw; FLUX.1: scaled | sizes and crop |
 | .latent, of ComfyUI | `latent_tensor` [1, C, h, w] | raw | as .safetensors |
 
-All are float32. Diffusion models take scaled latents, a VAE returns raw ones. The other contents of
-a trainer's cache, kept in a chunk of the .lat file (see `cache_chunk`), are written again to a file
-for the same trainer.
+All are float32. Diffusion models take scaled latents, a VAE returns raw ones. The quantiser step
+is left out if the .lat file has a detail layer, as the latents beneath it are not quantised. The
+other contents of a trainer's cache, kept in a chunk of the .lat file (see `cache_chunk`), are
+written again to a file for the same trainer.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dynenc import registry
 from dynenc.coding import quantize
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import LatentsError
+from dynenc.imaging import detail
 from dynenc.interop import cache_chunk, containers, recognition
 from dynenc.interop.cache_chunk import CacheContents
 from dynenc.interop.containers import FLOATS, Container, RawTensor
@@ -57,7 +59,8 @@ def write(format_name: str, file: LatFile, latents: Floats) -> tuple[bytes, str]
             hint="choose another --to",
         )
     size = file.size
-    container = new_container(format_name, latents, size, file.model, file.header.step_q)
+    step_q = None if detail.has_layer(file) else file.header.step_q
+    container = new_container(format_name, latents, size, file.model, step_q)
     note = ""
     if kept and (kept.tensors[1:] or kept.metadata.keys() - {"space", "scale"}):
         note = f"other data of the {kept.format_name} file is dropped"
@@ -65,9 +68,13 @@ def write(format_name: str, file: LatFile, latents: Floats) -> tuple[bytes, str]
 
 
 def new_container(
-    format_name: str, latents: Floats, size: tuple[int, int], model: registry.Model, step_q: int
+    format_name: str,
+    latents: Floats,
+    size: tuple[int, int],
+    model: registry.Model,
+    step_q: int | None,
 ) -> Container:
-    """The file that is written if there was none before."""
+    """The file that is written if there was none before; `step_q` is None if not quantised."""
     container = NEW_CONTAINERS[format_name](latents, size, model.space)
     if format_name == "npz":
         return container
@@ -77,8 +84,9 @@ def new_container(
         "width": str(size[0]),
         "height": str(size[1]),
         "encoder": model.name,
-        "step": str(step_q / quantize.STEP_UNIT),
     }
+    if step_q is not None:
+        metadata["step"] = str(step_q / quantize.STEP_UNIT)
     return replace(container, metadata=metadata)
 
 

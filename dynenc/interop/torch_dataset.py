@@ -21,6 +21,7 @@ from dynenc.coding import bitstream
 from dynenc.coding.bitstream import MAX_PIXELS
 from dynenc.coding.lat_file import LatFile
 from dynenc.errors import BitstreamError, ImageError, OtherLatents, UsageError, with_name
+from dynenc.imaging import detail
 from dynenc.interop import latent_cache, whole_latents
 from dynenc.interop.latent_cache import Entry, Shard
 from dynenc.io import names, storage
@@ -43,7 +44,7 @@ class Place:
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
-    """The latents of caches, of .lat files in folders (with sub-folders), and of tar shards.
+    """The latents of caches, tar shards, .lat files, and folders of these with their sub-folders.
 
     All may be URLs. The index of a cache (see `make_cache`) tells keys and sizes, so that no file
     is opened before its sample is needed.
@@ -54,10 +55,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     A sample is a dict: `key`, the name below the folder or in the shard, without its suffix;
     `latents` [C, h, w] float32, as the diffusion model takes them; `width` and `height` of the
-    image in px; `step` of the quantiser, in units of the latents; and if asked for `image`
-    [3, height, width] float32 in [-1, 1]. Those of a cache have `flipped`, True for latents of a
-    mirrored image, which are samples of their own; `original_width` and `original_height`;
-    `crop_left` and `crop_top`, px cut off after resizing.
+    image in px; `step` of the quantiser in units of the latents, 0 if they were not quantised; and
+    if asked for `image` [3, height, width] float32 in [-1, 1]. Those of a cache have `flipped`,
+    True for latents of a mirrored image, which are samples of their own; `original_width` and
+    `original_height`; `crop_left` and `crop_top`, px cut off after resizing.
 
     Args:
         sources: a cache, folder, tar or .lat file, or several: of caches, or of the others.
@@ -163,8 +164,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
             parsed.header,
             torch.from_numpy(whole_latents.full_image_latents(parsed))[None],
         )
+        step = 0.0 if detail.is_whole(parsed) else parsed.step
         sample: dict[str, Any] = {"key": place.key, "latents": latents[0]}
-        sample |= {"width": header.width, "height": header.height, "step": parsed.step}
+        sample |= {"width": header.width, "height": header.height, "step": step}
         if entry := place.entry:
             sample["flipped"] = (place.start, place.n_bytes) != entry.place
             sample |= zip(("original_width", "original_height"), entry.original, strict=True)
@@ -308,16 +310,20 @@ def _entries(shards: list[Shard]) -> Iterator[Place]:
 
 
 def _files(name: str) -> list[Place]:
-    """The .lat files of a folder, or a .lat file by itself."""
+    """The .lat files of a folder and of the tars in it, or a .lat file by itself."""
     if not storage.is_folder(name):
         if not names.is_url(name) and not storage.exists(name):
             raise UsageError(f"{name} does not exist: name a cache, folder, tar or .lat file")
         return [Place(with_suffix(names.basename(name), ""), name)]
-    return [
-        Place(with_suffix(found.relative, ""), found.path)
-        for found in storage.walk(name, recursive=True)
-        if not found.error and suffix_of(found.relative).lower() == bitstream.SUFFIX
-    ]
+    places = list[Place]()
+    for found in storage.walk(name, recursive=True):
+        if found.error:
+            raise ImageError(f"{found.path} cannot be read: {found.error}")
+        if is_tar(found.path):
+            places += _shard(found.path)
+        elif suffix_of(found.relative).lower() == bitstream.SUFFIX:
+            places.append(Place(with_suffix(found.relative, ""), found.path))
+    return places
 
 
 def _shard(name: str) -> list[Place]:

@@ -91,11 +91,14 @@ class Times(NamedTuple):
 
 
 def times(name: str) -> Times | None:
-    """The times of a file; None if they are not available."""
+    """The times of a file; None if they are not available.
+
+    Of a symbolic link, `changed` is the later time of the link and its file.
+    """
     with suppress(OSError, ValueError, NotImplementedError, KeyError, AttributeError):
         if not is_url(name):
-            status = os.stat(name)  # noqa: PTH116
-            return Times(status.st_mtime, status.st_ctime)
+            status, link = os.stat(name), os.lstat(name)  # noqa: PTH116
+            return Times(status.st_mtime, max(status.st_ctime, link.st_ctime))
         fs, path = filesystem(name)
         modified = float(fs.modified(path).timestamp())
         return Times(modified, modified)

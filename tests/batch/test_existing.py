@@ -1,9 +1,11 @@
 """Outputs that exist: nothing counts as finished by its name, nothing of a stranger's is lost."""
 
+import io
 import os
 import shutil
 import tarfile
 import time
+import zipfile
 
 import pytest
 from PIL import Image
@@ -175,6 +177,30 @@ def test_update_notices_another_image_of_the_same_name(images, tmp_path):
     shutil.copy2(images / "b.png", tmp_path / "old.png")
     (tmp_path / "old.png").replace(images / "a.png")  # an older file, of another size
     assert encode(images, out, existing="update").done == 1
+
+
+def test_update_encodes_what_may_have_changed(images, tmp_path, monkeypatch):
+    """A link to another file, standard input, and a URL that tells no time."""
+    (link := tmp_path / "link.png").symlink_to(images / "a.png")
+    Image.new("RGB", (16, 16), "blue").save(images / "f.png")
+    for first, second in (("a", "f"), ("f", "a")):
+        link.unlink()
+        link.symlink_to(images / f"{first}.png")
+        encode(link, tmp_path / "link.lat", existing="force")
+        os.utime(tmp_path / "link.lat", (time.time() + 9,) * 2)
+        assert encode(link, tmp_path / "link.lat", existing="update").skipped == 1
+        time.sleep(0.01)
+        link.unlink()
+        link.symlink_to(images / f"{second}.png")
+        assert encode(link, tmp_path / "link.lat", existing="update").done == 1
+    for name in "ab":
+        with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+            archive.write(images / f"{name}.png", "x.png")
+        url = f"zip://x.png::{tmp_path / 'z.zip'}"
+        assert encode(url, tmp_path / "z.lat", existing="update").done == 1
+        with (images / f"{name}.png").open("rb") as stdin:
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(stdin))
+            assert encode("-", tmp_path / "stdin.lat", existing="update").done == 1
 
 
 def test_times_are_kept(images, tmp_path):

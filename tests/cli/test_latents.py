@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dynenc.cli.main import app
+from dynenc.coding.lat_file import LatFile
 from dynenc.interop.latent_formats import LATENT_FORMATS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -61,6 +63,29 @@ def test_one_file_there_and_back(lat, form, suffix, tmp_path):
     assert (fields["width"], fields["height"], fields["encoder"]) == (33, 40, encoder)
     if encoder == "light":
         assert (tmp_path / "back.lat").read_bytes() == lat.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["v1_light_detail_whole", "v1_light_detail_part_avif"])
+def test_latents_beneath_a_detail_layer_are_not_rounded_to_the_file_s_step(name, tmp_path):
+    (tmp_path / "a.lat").write_bytes((GOLDEN / f"{name}.lat").read_bytes())
+    run("export", tmp_path / "a.lat", "--to", "safetensors")
+    exported = load_file(tmp_path / "a.safetensors")["latents"]
+    run("import", tmp_path / "a.safetensors", "-o", tmp_path / "back.lat")
+    latents = LatFile.parse((tmp_path / "back.lat").read_bytes()).latents
+    assert np.abs(latents - exported.numpy()).mean() < 0.05
+
+
+def test_a_step_that_the_latents_do_not_have_is_not_kept(lat, tmp_path):
+    """As after a program has changed them, and kept the metadata."""
+    run("export", lat, "--to", "safetensors")
+    with safe_open(lat.with_suffix(".safetensors"), "pt") as file:
+        latents, metadata = file.get_tensor("latents"), file.metadata()
+    changed = latents + 0.1
+    save_file({"latents": changed}, tmp_path / "changed.safetensors", metadata)
+    run("import", tmp_path / "changed.safetensors", "-o", tmp_path / "back.lat")
+    back = LatFile.parse((tmp_path / "back.lat").read_bytes())
+    assert back.model.name == "imported"
+    assert np.abs(back.latents - changed.numpy()).mean() < 0.05
 
 
 def test_a_folder_there_and_back(lats, tmp_path):

@@ -61,6 +61,15 @@ def test_figures_that_nobody_measured_are_empty(images, tmp_path):
     assert {row["bpp"] for row in rows(tmp_path / "r.csv")} == {""}
 
 
+def test_json_has_no_infinity(tmp_path):
+    """The PSNR of an image without visible pixels."""
+    Image.new("RGBA", (16, 16), (0, 0, 0, 0)).save(tmp_path / "a.png")
+    report = tmp_path / "r.jsonl"
+    line = run("roundtrip", tmp_path / "a.png", "--json", "--report", report).stdout
+    for text in (line, report.read_text()):
+        assert json.loads(text, parse_constant=pytest.fail)["psnr_db"] is None
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -169,3 +178,11 @@ def test_illegible_text_is_told_once_and_stands_in_every_row(tmp_path):
     assert all("use --detail auto" in row["note"] for row in found)
     alone = run("encode", folder / "a.png", "-e", "nano", "-f", "--detail", "off")
     assert alone.stderr.startswith(f"dynenc: {folder / 'a.png'}: 100 % of it is text")
+
+
+def test_a_layer_of_the_whole_image_needs_no_decoder(tmp_path):
+    screen().save(tmp_path / "a.png")
+    run("encode", tmp_path / "a.png", "-e", "light-sdxl", "-o", tmp_path / "a.lat")
+    decode = ("decode", tmp_path / "a.lat", "-o", tmp_path / "b.png", "-d", "fine", "-u")
+    assert run(*decode).stdout
+    assert not run(*decode).stdout  # skipped

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from dynenc.cli.main import app
@@ -54,6 +54,16 @@ def test_a_missed_target_is_a_failure_if_it_is_strict(image):
     assert not image.with_suffix(".lat").exists()
     met = run("encode", image, "-e", "nano", "--target-size", "400B", "--strict")
     assert (met.exit_code, met.stderr) == (0, "")
+
+
+def test_the_quality_of_text_has_coarse_steps(tmp_path):
+    image = Image.new("RGB", (240, 96), "white")
+    for top in range(4, 96, 16):
+        ImageDraw.Draw(image).text((6, top), "The five boxing wizards jump quickly.", "navy")
+    image.save(tmp_path / "text.png")
+    options = ("-e", "nano", "-d", "embedded", "--target-psnr", 21, "--strict", "--json")
+    figures = json.loads(run("roundtrip", tmp_path / "text.png", *options).stdout)
+    assert 1.03 < figures["psnr_db"] / 21 < 1.08
 
 
 @pytest.mark.parametrize(

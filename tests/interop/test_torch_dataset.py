@@ -50,7 +50,9 @@ pytestmark = [
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_folders_and_shards_give_the_same(folder, shard, workers):
-    for source in (folder, str(shard), [folder / "a.lat", shard]):
+    (shards := shard.parent / "shards" / "sub").mkdir(parents=True)
+    shutil.copy(shard, shards)
+    for source in (folder, str(shard), [folder / "a.lat", shard], shards.parent):
         dataset = LatentDataset(source)
         assert len(dataset) == (4 if isinstance(source, list) else 3)
         loader = DataLoader(dataset, batch_size=2, num_workers=workers, shuffle=True)

@@ -19,7 +19,7 @@ from dynenc.codec import Codec
 from dynenc.coding.rate_control import OnStep
 from dynenc.encoding import Encoded
 from dynenc.errors import ImageError
-from dynenc.imaging import formats, notes, save
+from dynenc.imaging import detail, formats, notes, save
 from dynenc.imaging.extras import Extras
 from dynenc.io import storage
 from dynenc.io.names import suffix_of
@@ -144,9 +144,13 @@ class DecodeTask(ImageOutputTask[ParsedLat]):
 
     def make(self, items: Sequence[Item], group: Sequence[LoadedItem[ParsedLat]]) -> list[Output]:
         """See `Task`."""
-        view = self.settings.view
-        images = self.codec.decode_latents([loaded.value.file for loaded in group], view)
-        decoder_name = self.codec.name_of_decoder(group[0].value.file.model)
+        view, files = self.settings.view, [loaded.value.file for loaded in group]
+        images = self.codec.decode_latents(files, view)
+        if all(detail.is_whole(file) for file in files):  # nothing was decoded
+            options = self.settings.codec
+            decoder_name = next(possible_decoders(options.decoder, options.device))
+        else:
+            decoder_name = self.codec.name_of_decoder(files[0].model)
         outputs = []
         for item, image, loaded in zip(items, images, group, strict=True):
             data, lost = self.image_bytes(item, image, loaded.value.extras, decoder_name)

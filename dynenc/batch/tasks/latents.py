@@ -128,7 +128,9 @@ class ImportTask(Task[ImportedLatents]):
         """The .lat file for some latents of an imported file; `size`: of their image, px."""
         model = imported.model
         if self.settings.imported.keep_step and imported.step_q is not None:
-            return encode_quantized(latents, size, imported.step_q, model)
+            if file := encode_quantized(latents, size, imported.step_q, model):
+                return file
+            model = registry.IMPORTED_MODELS[model.space.name]  # changed since they were exported
         quality = self.settings.encode.goal.value
         step_q = quantize.quality_to_step(quality, has_trellis=model.has_trellis)
         return encode_latents(latents, size, step_q, model)
