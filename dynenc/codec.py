@@ -99,7 +99,7 @@ class Codec:
         if self.native_encoder is None:
             _ = self.backend.encoder
         if self._decodes_in_integers(self.model):
-            integer_decoder.embedded(self.model.space)
+            integer_decoder.load(self._choice(self.model).name)
         else:
             self.decoder_of(self.model)
 
@@ -333,8 +333,9 @@ class Codec:
         model = files[0].model
         if self._decodes_in_integers(model):
             regions = [detail_layer.visible_region(file) for file in files]
+            name = self._choice(model).name
             return [
-                integer_decoder.decode(file, view, region)
+                integer_decoder.decode(file, view, region, name)
                 for file, region in zip(files, regions, strict=True)
             ]
         return self.backend.images(files, self.decoder_of(model), view)

@@ -40,6 +40,7 @@ class Model:
 LIGHT: dict[str, Any] = {"hidden": 0, "width": 64, "blocks": 3}
 BASE: dict[str, Any] = {"hidden": 1, "width": 160, "blocks": 9}
 EMBEDDED: dict[str, Any] = {"widths": (128, 64, 32), "blocks": (8, 4, 2)}
+FINE: dict[str, Any] = {"widths": (256, 128, 64), "blocks": (8, 6, 4)}
 
 MODELS = {
     model.name: model
@@ -108,8 +109,8 @@ MODELS = {
             "fine",
             "decoder",
             file="fine.safetensors",
-            sha256="3b18f8a27d8f3c05fa5228a3c6117f62b38149fa8c6ee1f646365a15b2da0353",
-            arguments={"width": 64, "blocks": (3, 3, 3, 1)},
+            sha256="7abc94d32540a6de4f605e8906d1622a414ac10e1ef325c6afa199e990758fbb",
+            arguments=FINE,
         ),
         Model(
             "light-sdxl",

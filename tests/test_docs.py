@@ -79,7 +79,7 @@ def test_weights_in_the_specifications_are_those_of_the_code():
     """All those that hold integers."""
     text = TEXTS["docs/format.md"] + TEXTS["docs/decoder.md"]
     rows = re.findall(r"^\| `([\w-]+)` \|.* `(\w{64})` \|$", text, re.MULTILINE)
-    integers = re.compile("coder_|embedded|thumbnail")
+    integers = re.compile("coder_|embedded|fine|thumbnail")
     files = {
         Path(model.file).stem: model.sha256 for model in registry.MODELS.values() if model.file
     }

@@ -147,7 +147,7 @@ def quantize_decoder(
         str, typer.Option(metavar="NAME|FILE", help="Encoder for the images.")
     ] = "base",
 ) -> None:
-    """Quantise a trained embedded decoder to the integers that dynenc decodes with.
+    """Quantise a trained decoder (embedded, fine) to the integers that dynenc decodes with.
 
     The ranges of the activations are calibrated on a few of the images. The same arguments give
     the same integers. An existing output is overwritten.

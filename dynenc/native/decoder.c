@@ -129,7 +129,9 @@ static Product take_product(Reading *r, int32_t outputs, int32_t taps, int32_t c
     return product;
 }
 
-static int32_t is_width(int32_t width) { return width == 32 || width == 64 || width == 128; }
+static int32_t is_width(int32_t width) {
+    return width == 32 || width == 64 || width == 128 || width == MAX_WIDTH;
+}
 
 /* Read all tensors: sizes and offsets, and what they point to if `fill`. */
 static int64_t read_all(Reading *r) {

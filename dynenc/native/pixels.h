@@ -7,7 +7,7 @@
 enum {
     GROUP = 32,           /* outputs of a product that are computed together */
     MAX_TAPS = 9,
-    MAX_WIDTH = 128,      /* channels of the residuals */
+    MAX_WIDTH = 256,      /* channels of the residuals */
     MAX_LAYERS = 64,
     QUAD = 128,           /* most that the magnitudes of weights with a sum of 16 bits add up to */
     MAX_BIAS = 1 << 30,

@@ -56,10 +56,12 @@
 SUMS_OF(LARGE, 32)
 SUMS_OF(LARGE, 64)
 SUMS_OF(LARGE, 128)
+SUMS_OF(LARGE, 256)
 #if SMALL != LARGE
 SUMS_OF(SMALL, 32)
 SUMS_OF(SMALL, 64)
 SUMS_OF(SMALL, 128)
+SUMS_OF(SMALL, 256)
 #endif
 #undef SUMS_OF
 #undef SUMS
@@ -82,8 +84,11 @@ TARGET static void PATH(tile)(const ProductCall *call, int32_t start, int32_t pi
         (pixels == LARGE ? SUMS_CALL(LARGE, 32) : SUMS_CALL(SMALL, 32))(call, start, weights, bias, t);
     else if (product->channels == 64)
         (pixels == LARGE ? SUMS_CALL(LARGE, 64) : SUMS_CALL(SMALL, 64))(call, start, weights, bias, t);
-    else
+    else if (product->channels == 128)
         (pixels == LARGE ? SUMS_CALL(LARGE, 128) : SUMS_CALL(SMALL, 128))(call, start, weights, bias,
+                                                                          t);
+    else
+        (pixels == LARGE ? SUMS_CALL(LARGE, 256) : SUMS_CALL(SMALL, 256))(call, start, weights, bias,
                                                                           t);
 }
 

@@ -95,8 +95,7 @@ def possible_decoders(name: str, device: object = "auto") -> Iterator[str]:
 
 def _shipped(model: registry.Model, note: str, device: object) -> DecoderChoice:
     """A decoder that is part of dynenc."""
-    is_embedded = model is registry.counterpart("embedded", model.space)
-    in_integers = is_embedded and runtime.uses_cpu(device)
+    in_integers = model.kind == "decoder" and runtime.uses_cpu(device)
     return DecoderChoice(model.name, model.space, note, in_integers=in_integers)
 
 

@@ -18,7 +18,6 @@ from dynenc.latent_space import PATCH, SD1, SDXL, LatentSpace
 from dynenc.networks import loading
 from dynenc.networks.compat import fast_dtype, pick_device
 from dynenc.networks.decoder_choice import DecoderChoice, choose_decoder
-from dynenc.networks.fine_decoder import FineDecoder
 from dynenc.networks.tiling import (
     EMBEDDED_TILES,
     FINE_TILES,
@@ -49,9 +48,9 @@ def load_decoder(
 ) -> TiledDecoder:
     """Load the decoder that a name selects: see `decoder_choice`.
 
-    `fine` and external decoders run in float16 on an accelerator, in bfloat16 on a CPU made for it,
-    else in float32; the embedded one keeps float32 weights, and computes as `compat.maybe_bfloat16`
-    says.
+    `fine` and external decoders run in float16 on an accelerator. On a CPU, external ones run in
+    bfloat16 if it is made for that, else in float32, and those of dynenc keep float32 weights and
+    compute as `compat.maybe_bfloat16` says.
 
     Args:
         name: 'auto', 'embedded', 'fine', 'sd-vae', a hub id or a path.
@@ -74,10 +73,10 @@ def load_chosen(choice: DecoderChoice, device: torch.device | str) -> TiledDecod
     logger.debug("decoder: %s on %s", name, device)
     if name in registry.names("decoder"):
         network = loading.load_named(name, "decoder")
-        if isinstance(network, FineDecoder):
-            decoder = TiledDecoder(name, network, space=space, tiles=FINE_TILES)
-            return decoder.to(device, fast_dtype(device))
-        return TiledDecoder(name, network, space=space, tiles=EMBEDDED_TILES).to(device)
+        tiles = FINE_TILES if name == "fine" else EMBEDDED_TILES
+        decoder = TiledDecoder(name, network, space=space, tiles=tiles).to(device)
+        is_half = name == "fine" and device.type != "cpu"
+        return decoder.to(fast_dtype(device)) if is_half else decoder
     import_diffusers(name)
     path = choice.path or from_hub(name, download=True, space=space)
     if path is None:

@@ -71,8 +71,6 @@ class EmbeddedDecoder(nn.Module):
     [-1, 1], not clamped; smaller by what is to be cut off.
     """
 
-    takes_step = True
-
     def __init__(
         self,
         widths: tuple[int, ...],

@@ -1,4 +1,4 @@
-"""The embedded decoders in integer arithmetic, in the native kernel: .lat files -> images.
+"""The decoders of dynenc in integer arithmetic, in the native kernel: .lat files -> images.
 
 Never imports torch.
 """
@@ -10,23 +10,13 @@ from PIL import Image
 
 from dynenc import registry, runtime
 from dynenc.coding.lat_file import LatFile
-from dynenc.latent_space import PATCH, SD1, LatentSpace
+from dynenc.latent_space import PATCH
 from dynenc.native.decoder import PixelDecoder
 from dynenc.native.kernel import Bytes
 from dynenc.networks import integer_tensors
 from dynenc.view import WHOLE, Region, View
 
 logger = logging.getLogger(__name__)
-
-
-def embedded(space: LatentSpace = SD1) -> PixelDecoder:
-    """The embedded decoder of a space's latents; raises WeightsError."""
-    return load(registry.required_counterpart("embedded", "decoder", space).name)
-
-
-def thumbnail() -> PixelDecoder:
-    """The decoder of SD 1.x latents to images at 1/4 of the size; raises WeightsError."""
-    return load("thumbnail")
 
 
 @cache
@@ -37,13 +27,19 @@ def load(name: str) -> PixelDecoder:
     return integer_tensors.load(integer_tensors.read(model), integer_tensors.Sizes.of(model))
 
 
-def decode(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> Image.Image:
-    """Decode the latents of a file by the embedded decoder of their space.
+def decode(
+    file: LatFile,
+    view: View = WHOLE,
+    needed: Region | None = None,
+    name: str | None = None,
+) -> Image.Image:
+    """Decode the latents of a file.
 
-    At 1/4 and 1/8 of the size, SD 1.x latents are decoded by the thumbnail decoder; 1/8 is its
+    At 1/4 and 1/8 of the size, the thumbnail decoder takes the place of `embedded`; 1/8 is its
     output averaged 2x2. All other scales average the pixels of the full size.
 
     Args:
+        name: of a decoder of their space that has integers; None: the embedded one.
         needed: the region in px of the full image to decode; the rest is black. None: all of it.
     Returns: RGB, of the size of the view.
     Raises: WeightsError.
@@ -54,9 +50,8 @@ def decode(file: LatFile, view: View = WHOLE, needed: Region | None = None) -> I
     part = wanted.common(View(needed, divisor).scaled(size)) if needed else wanted
     if part.is_empty:
         return image
-    space = file.model.space
-    is_small = divisor >= 4 and space is SD1
-    decoder = thumbnail() if is_small else embedded(space)
+    name = name or registry.required_counterpart("embedded", "decoder", file.model.space).name
+    decoder = load("thumbnail" if divisor >= 4 and name == "embedded" else name)
     means = View(divisor=divisor * decoder.side // PATCH)  # of the decoder's pixels
     whole = View(divisor=divisor // means.divisor).scaled(size)
     region = Region(*(means.divisor * side for side in part)).common(whole)

@@ -1,4 +1,4 @@
-"""The tensors of the embedded decoders in integer arithmetic, and their float equivalents.
+"""The tensors of decoders in integer arithmetic, and their float equivalents.
 
 Weights are int8; all other numbers are int16 or int32. docs/decoder.md specifies the arithmetic.
 Never imports torch.
@@ -43,7 +43,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, model: Model) -> "Sizes":
-        """The sizes of a model that is an embedded decoder."""
+        """The sizes of a model that is a decoder."""
         arguments = model.arguments
         return cls(arguments["widths"], arguments["blocks"], model.space.channels)
 

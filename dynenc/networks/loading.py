@@ -21,12 +21,11 @@ from dynenc.networks import integer_tensors, published
 from dynenc.networks.autoencoder import Autoencoder
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.encoder import Encoder
-from dynenc.networks.fine_decoder import FineDecoder
 from dynenc.networks.perceptual_network import PerceptualNetwork
 from dynenc.registry import Model
 
 N = TypeVar("N", bound=nn.Module)
-AnyNetwork = Encoder | EmbeddedDecoder | FineDecoder | Autoencoder | PerceptualNetwork
+AnyNetwork = Encoder | EmbeddedDecoder | Autoencoder | PerceptualNetwork
 
 
 def build(model: Model) -> AnyNetwork:
@@ -36,19 +35,18 @@ def build(model: Model) -> AnyNetwork:
         "encoder": Encoder,
         "decoder": EmbeddedDecoder,
         "thumbnail": EmbeddedDecoder,
-        "fine": FineDecoder,
         "perceptual": PerceptualNetwork,
     }
     of_latents = {} if model.kind == "perceptual" else {"channels": model.space.channels}
     with torch.random.fork_rng([]), torch.device("cpu"):  # initial weights are drawn, then replaced
-        network = builders.get(model.name, builders[model.kind])(**model.arguments, **of_latents)
+        network = builders[model.kind](**model.arguments, **of_latents)
     return network.float()
 
 
 @overload
 def load_named(name: str, kind: Literal["encoder"]) -> Encoder: ...
 @overload
-def load_named(name: str, kind: Literal["decoder"]) -> EmbeddedDecoder | FineDecoder: ...
+def load_named(name: str, kind: Literal["decoder"]) -> EmbeddedDecoder: ...
 @overload
 def load_named(name: str, kind: Literal["perceptual"]) -> PerceptualNetwork: ...
 def load_named(name: str, kind: registry.Kind) -> nn.Module:

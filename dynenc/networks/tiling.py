@@ -39,7 +39,7 @@ LARGE_TILES, SMALL_TILES = Tiles(256), Tiles(96)  # of a small and of a big exte
 # Without seams: the reach is 13 latents, of which the outer 7 change no 8-bit value. Larger tiles
 # are slower: glibc maps tensors of over 32 MB anew every time.
 EMBEDDED_TILES = Tiles(116, margin=6, overlap=13)
-FINE_TILES = Tiles(96, margin=10, overlap=22)  # the reach is 19 latents
+FINE_TILES = Tiles(88, margin=7, overlap=15)  # the reach is 15 latents
 
 
 class TiledDecoder(nn.Module):
@@ -131,7 +131,7 @@ class TiledDecoder(nn.Module):
     ) -> Tensor:
         """Decode one tile, and cut off the pixels of some latents at its edges.
 
-        With `precise`, the embedded decoder computes in float32 everywhere.
+        With `precise`, decoders of dynenc compute in float32 on a CPU.
         If the result is not finite in half precision, though the latents are, a copy of the network
         in float32 takes its place.
         """
@@ -144,8 +144,7 @@ class TiledDecoder(nn.Module):
             with nullcontext() if precise else maybe_bfloat16(inputs):
                 image = network(inputs, step, cut).float()
         else:
-            known = (step,) if getattr(network, "takes_step", False) else ()
-            image = F.pad(network(inputs, *known).float(), [-PATCH * count for count in cut])
+            image = F.pad(network(inputs).float(), [-PATCH * count for count in cut])
         if like.dtype != torch.float32 and not image.isfinite().all() and latents.isfinite().all():
             with torch.inference_mode(False):  # otherwise it could never propagate gradients again
                 self.network = copy.deepcopy(network).float()

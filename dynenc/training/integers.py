@@ -1,4 +1,4 @@
-"""Quantisation of the trained embedded decoder: float weights -> the tensors of integer_tensors.py.
+"""Quantisation of a trained decoder: float weights -> the tensors of integer_tensors.py.
 
 The ranges of activations, and the cost of an error in a weight, are measured while the float
 network decodes latents of training images. The weights of each output have their own scale, and so
@@ -236,7 +236,7 @@ class _Layers:
         rows = weight.transpose(0, 2, 3, 1) * inputs  # [N, side, side, C]
         rows = rows.reshape(len(rows), -1) * unit[:, None]
         scale = _scales(rows, power, are_bytes)
-        most = np.minimum(most, 32767)
+        most = np.clip(most, 1, 32767)
         bits = max(0, int(np.ceil(np.log2(most / scale).max())) - 15)
         while bits and scale.max() * ONE * 2.0**bits > 32767:
             bits -= 1
@@ -329,7 +329,7 @@ def convert(start: Path, paths: Sequence[Path], run: Path, export: Path, encoder
     """
     network = loading.load_path(start)
     if not isinstance(network, EmbeddedDecoder):
-        raise WeightsError(f"{start} has no embedded decoder: use another file")
+        raise WeightsError(f"{start} has no decoder with an integer form: use another file")
     space = registry.MODELS[loading.model_name(start)].space
     encode = loading.load_encoder(encoder, space)
     crops = open_crops(paths, run, CROP)

@@ -22,9 +22,9 @@ from dynenc.errors import WeightsError
 from dynenc.networks import loading
 from dynenc.networks.embedded_decoder import EmbeddedDecoder
 from dynenc.networks.encoder import Encoder, to_floats
-from dynenc.networks.fine_decoder import FineDecoder
 from dynenc.registry import Model
 from dynenc.training.crops import Crops
+from dynenc.training.widen import widen
 
 BATCHES, CROPS = 64, 16  # that the layers are fitted to
 RIDGE = 1e-4  # added to the mean square of each input, relative to it
@@ -58,7 +58,6 @@ class Initializer:
 
     Args:
         target: the teacher's encoder, images [B, 3, H, W] -> latents.
-        decoder: the teacher's decoder.
         random: draws the crops that layers are fitted to.
     """
 
@@ -66,10 +65,9 @@ class Initializer:
         self,
         crops: Crops,
         target: Callable[[Tensor], Tensor],
-        decoder: nn.Module,
         random: np.random.Generator,
     ) -> None:
-        self._crops, self._target, self._decoder, self._random = crops, target, decoder, random
+        self._crops, self._target, self._random = crops, target, random
 
     @cached_property
     def _samples(self) -> list[tuple[Tensor, Tensor]]:
@@ -82,8 +80,8 @@ class Initializer:
 
         Args:
             path: weights of the model, or of the one that is the same in another space; None: an
-                encoder starts from the linear map of patches to latents, `fine` from the teacher's
-                decoder, and other decoders at random.
+                encoder starts from the linear map of patches to latents, and a decoder at random.
+                `fine` can also start from weights of the embedded decoder, see `widen`.
         Raises: WeightsError.
         """
         if path is None:
@@ -91,21 +89,23 @@ class Initializer:
             encoder = getattr(network, "encoder", network)
             if isinstance(encoder, Encoder):
                 self._fit_encoder(encoder, has_body=False)
-            elif isinstance(network, FineDecoder):
-                network.copy_weights_from(self._decoder)
             return network
         given, name = loading.load_path(path).requires_grad_(True), loading.model_name(path)
         if name == model.name:
             return given
-        if not registry.is_same_network(name, model.name):
+        network = loading.build(model)
+        is_widened = (name, model.name) == ("embedded", "fine")
+        if not (is_widened or registry.is_same_network(name, model.name)):
             raise WeightsError(
                 f"{path} has the weights of {name}, from which {model.name} cannot start"
             )
-        network = loading.build(model)
         if isinstance(network, Encoder) and isinstance(given, Encoder):
             _copy_all_but(("head.", "linear."), given, network)
             self._fit_encoder(network, has_body=True)
         elif isinstance(network, EmbeddedDecoder) and isinstance(given, EmbeddedDecoder):
+            if is_widened:
+                widen(given, network)
+                return network
             _copy_all_but(("layers.0.",), given, network)
             self._fit_decoder(network, given, registry.MODELS[name])
         return network

@@ -88,7 +88,7 @@ class Trainer:
             self.decoders.append(self._frozen(loading.load_path(paths.embedded, self.space)))
         self.model = nn.ModuleDict()  # networks in training, by name
         self.starts: dict[str, Path | None] = {}  # their initial weights
-        self._add_networks(model, teacher_decoder.network)
+        self._add_networks(model)
         self.exports = self._exports()
         self.inputs = checkpoint.inputs(config, paths, self.batches, [*self.exports.values()])
         self.initial_weights = [weight.detach().clone() for weight in self.model.parameters()]
@@ -108,11 +108,11 @@ class Trainer:
             encoders.append((encoder, self._of_space(path)))
         return encoders
 
-    def _add_networks(self, model: registry.Model, teacher_decoder: nn.Module) -> None:
+    def _add_networks(self, model: registry.Model) -> None:
         """Add all networks that are trained: that of the preset, and with `joint` the others."""
         config, paths = self.config, self.paths
         crops, random = self.batches.crops, generator(config, 0, 2)
-        initializer = Initializer(crops, self._target, teacher_decoder, random)
+        initializer = Initializer(crops, self._target, random)
         self._add_network(initializer, model, paths.start)
         for path in paths.encoders if config.joint else ():
             self._add_network(initializer, self._of_space(path), path)

@@ -330,11 +330,30 @@ def test_a_tiny_autoencoder_is_of_the_space_that_its_name_says(tmp_path):
         load_decoder(tmp_path / "taef1.safetensors", space=SD3)
 
 
+@torch.no_grad()
+def decode_colours(decoder):
+    """Make TAESD's architecture a linear map of SD 1.x latents to the colours of images."""
+    colours = torch.rand(64, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    means = loading.load_encoder("light")(colours.expand(-1, -1, 32, 32)).mean((2, 3))
+    latents = torch.cat([means, torch.ones(64, 1)], 1)
+    found = torch.linalg.lstsq(latents, (colours.flatten(1) + 1) / 2).solution
+    first, *others, last = [m for m in decoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    for layer in (first, *others, last):
+        layer.weight.zero_()
+        if layer.bias is not None:
+            layer.bias.zero_()
+    for sign, rows in ((1, slice(0, 3)), (-1, slice(3, 6))):  # of which a ReLU keeps the positive
+        first.weight[rows, :, 1, 1] = sign * found[:4].T
+        first.bias[rows] = sign * found[4]
+        last.weight[:, rows, 1, 1] = sign * torch.eye(3)
+    for layer in others:
+        if layer.bias is None:  # after upsampling; blocks add their input
+            layer.weight[:, :, 1, 1] = torch.eye(64)
+
+
 def test_a_file_that_does_not_say_its_space_is_told_by_what_it_decodes(tmp_path):
-    """The autoencoder in it has the decoder of `fine`, which is of SD 1.x."""
     tiny, file = diffusers.AutoencoderTiny(), tmp_path / "mine.safetensors"
-    fine = loading.load_named("fine", "decoder")
-    tiny.decoder.layers.load_state_dict(fine.layers.state_dict())
+    decode_colours(tiny.decoder)
     save_file(tiny.state_dict(), file)
     assert load_decoder(file).space is SD1
     for load in (load_decoder, module.load_autoencoder):
@@ -347,6 +366,7 @@ def test_a_file_that_does_not_say_its_space_is_told_by_what_it_decodes(tmp_path)
     [
         ("auto", None, "cpu", "embedded", True),
         ("auto", SD1, "cuda", "fine", False),
+        ("fine", None, "cpu", "fine", True),
         ("embedded", SDXL, "cpu", "embedded-sdxl", True),
         ("auto", SDXL, "cuda", "embedded-sdxl", False),
         ("embedded-sdxl", None, "cpu", "embedded-sdxl", True),

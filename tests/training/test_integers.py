@@ -63,11 +63,12 @@ def test_integers_decode_as_the_floats_they_are_made_of():
         assert psnr_db(pixels, decoder.decode(whole, region)) < 40  # it does use the step
 
 
+@pytest.mark.parametrize("name", ["embedded", "fine"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_shipped_decoder_is_nearly_the_same_in_floats(dtype):
-    network = loading.load_named("embedded", "decoder").to(dtype)
+def test_a_shipped_decoder_is_nearly_the_same_in_floats(name, dtype):
+    network = loading.load_named(name, "decoder").to(dtype)
     file = LatFile.parse((GOLDEN / "v1_light_photo_q50.lat").read_bytes())
-    pixels = np.asarray(integer_decoder.decode(file))
+    pixels = np.asarray(integer_decoder.decode(file, name=name))
     floats = float_pixels(network, file.latents, file.step, dtype)[
         : pixels.shape[0], : pixels.shape[1]
     ]
@@ -103,5 +104,5 @@ def test_a_file_of_floats_becomes_one_of_integers(tmp_path, photo_path, monkeypa
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
     assert isinstance(loading.load_path(made), EmbeddedDecoder)
     nano = registry.folder() / "nano.safetensors"
-    with pytest.raises(WeightsError, match="has no embedded decoder"):
+    with pytest.raises(WeightsError, match="has no decoder with an integer form"):
         integers.convert(nano, [folder], tmp_path, again, "nano")

@@ -32,7 +32,7 @@ def mix():
 
 def starts(crops, target, monkeypatch):
     monkeypatch.setattr(start, "BATCHES", 4)
-    return Initializer(crops, target, nn.Identity(), np.random.default_rng(0))
+    return Initializer(crops, target, np.random.default_rng(0))
 
 
 def weights(name):
@@ -54,6 +54,19 @@ def test_an_encoder_starts_from_one_of_another_space(crops, mix, monkeypatch, na
         x = images(crops)
         wanted = mix(encoder(x))
         assert (found(x) - wanted).square().mean() < 1e-3 * wanted.var()
+
+
+def test_the_larger_decoder_starts_as_the_embedded_one(crops, monkeypatch):
+    embedded = loading.load_named("embedded", "decoder")
+    made = starts(crops, nn.Identity(), monkeypatch)
+    fine = made.network(registry.MODELS["fine"], weights("embedded"))
+    latents = torch.randn(2, 4, 9, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(fine(latents, 0.3), embedded(latents, 0.3), rtol=0, atol=1e-4)
+    fine(latents, 0.3).square().sum().backward()
+    gradient = fine.get_parameter("layers.1.mix.weight").grad
+    one, two = gradient.view(2, 128, 256).unbind()  # of copies of outputs
+    assert (one - two).abs().max() > 0.01 * gradient.abs().max()  # they learn different things
 
 
 def test_a_decoder_starts_from_one_of_another_space(crops, mix, monkeypatch):
