@@ -335,7 +335,7 @@ class Codec:
             regions = [detail_layer.visible_region(file) for file in files]
             name = self._choice(model).name
             return [
-                integer_decoder.decode(file, view, region, name)
+                integer_decoder.decode(file, name, view, region)
                 for file, region in zip(files, regions, strict=True)
             ]
         return self.backend.images(files, self.decoder_of(model), view)

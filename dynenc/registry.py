@@ -295,19 +295,19 @@ def coder(number: int, space: LatentSpace) -> Model | None:
     return next((m for m in coders(space) if m.number == number), None)
 
 
-def required_counterpart(name: str, kind: Network, space: LatentSpace) -> Model:
-    """The model that is in a space what the named one is in SD 1.x.
+def encoder_of_space(name: str, space: LatentSpace) -> Model:
+    """The encoder that is in a space what the named one is in SD 1.x.
 
     Raises: WeightsError if there is none; UsageError if the named one is of a third space.
     """
-    given = named(name, kind)
+    given = named(name, "encoder")
     if given.space not in (SD1, space):
         raise UsageError(f"{name} is for the latents of {given.space.title}, not of {space.title}")
     model = counterpart(given.name, space)
     if model is None:
-        others = " or ".join(m.name for m in MODELS.values() if m.space is space and m.kind == kind)
+        others = " or ".join(encoders(space))
         raise WeightsError(
-            f"dynenc has no {kind} {name} for {space.title}",
+            f"dynenc has no encoder {name} for {space.title}",
             hint=f"use {others}"
             if others
             else "encode with its VAE (`dynenc cache`), or import its latents (`dynenc import`)",

@@ -63,7 +63,7 @@ def cache_settings(
         resolution = 512 if space is SD1 else 1024
     resolution = checked_integer("resolution", resolution, LEAST_RESOLUTION)
     if vae is None:
-        model = registry.required_counterpart(encoder, "encoder", space)
+        model = registry.encoder_of_space(encoder, space)
         encoder, weights = model.name, model.sha256
     else:
         vae = checked_name("a VAE", vae)

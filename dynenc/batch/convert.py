@@ -228,7 +228,7 @@ def _encoder(task: TaskName, name: str, space: str | None) -> str:
         return name
     if model.kind == "imported":
         raise UsageError(f"{name} makes {model.space.title} latents, not {wanted.title}")
-    return registry.required_counterpart(name, "encoder", wanted).name
+    return registry.encoder_of_space(name, wanted).name
 
 
 def _check_settings(settings: ConversionSettings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from dynenc import registry
 from dynenc.coding import quantize
@@ -27,25 +28,27 @@ def default_coder(model: registry.Model) -> EntropyCoder:
     return load_coder(model.coder, has_trellis=model.has_trellis)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Quantised:
     """Latents quantised with a step on a coder's lattice."""
 
-    coder: EntropyCoder
+    latents: Floats
     step_q: int
-    symbols: Symbols
-    squared_error: float  # sum over all latents, in squared steps
+    coder: EntropyCoder
 
-    @classmethod
-    def of(cls, latents: Floats, step_q: int, coder: EntropyCoder) -> _Quantised:
-        symbols = quantize.to_symbols(latents, step_q, coder)
-        error = quantize.squared_error(latents, symbols, step_q, coder)
-        return cls(coder, step_q, symbols, error)
+    @cached_property
+    def symbols(self) -> Symbols:
+        return quantize.to_symbols(self.latents, self.step_q, self.coder)
+
+    @cached_property
+    def squared_error(self) -> float:
+        """Sum over all latents, in squared steps."""
+        return quantize.squared_error(self.latents, self.symbols, self.step_q, self.coder)
 
     @property
     def rms_error(self) -> float:
         """RMS over positions of the distance to the latents, in latent units."""
-        n_positions = self.symbols[0].size
+        n_positions = self.latents[0].size
         return math.sqrt(self.squared_error / n_positions) * self.step_q / quantize.STEP_UNIT
 
     def cost(self, file: LatFile) -> float:
@@ -70,24 +73,24 @@ def encode_latents(
         latents: [C, h, w] float32, scaled as the space's diffusion model takes them.
         size, step_q, model, chunks: as for `LatFile.from_symbols`.
     """
-    preferred, plain = default_coder(model), load_coder(model.coder, has_trellis=False)
-    coders = list(dict.fromkeys((preferred, plain)))
+    preferred = default_coder(model)
 
     def encode(one: _Quantised) -> LatFile:
         return LatFile.from_symbols(one.symbols, one.coder, size, one.step_q, model, chunks)
 
     if quantize.is_flat(latents):
+        coders = dict.fromkeys((preferred, load_coder(model.coder, has_trellis=False)))
         steps = [step_q, *_finer_steps(step_q)]
-        tried = [_Quantised.of(latents, step, coder) for step in steps for coder in coders]
+        tried = [_Quantised(latents, step, coder) for step in steps for coder in coders]
         largest = FLAT_ERROR * step_q / quantize.STEP_UNIT
         close = [one for one in tried if one.rms_error <= largest]
         close = close or [min(tried, key=lambda one: one.rms_error)]
         return min(map(encode, close), key=lambda file: len(file.payload))
-    first = _Quantised.of(latents, step_q, preferred)
+    first = _Quantised(latents, step_q, preferred)
     file = encode(first)
-    if len(coders) == 1 or 8 * len(file.payload) >= FEW_BITS * latents.size:
+    if not preferred.has_trellis or 8 * len(file.payload) >= FEW_BITS * latents.size:
         return file
-    second = _Quantised.of(latents, step_q, plain)
+    second = _Quantised(latents, step_q, load_coder(model.coder, has_trellis=False))
     other = encode(second)
     return other if second.cost(other) < first.cost(file) else file
 

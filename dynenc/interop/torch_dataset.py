@@ -318,7 +318,7 @@ def _files(name: str) -> list[Place]:
     places = list[Place]()
     for found in storage.walk(name, recursive=True):
         if found.error:
-            raise ImageError(f"{found.path} cannot be read: {found.error}")
+            raise ImageError(f"{found.path} cannot be read: {found.error.strerror}")
         if is_tar(found.path):
             places += _shard(found.path)
         elif suffix_of(found.relative).lower() == bitstream.SUFFIX:

@@ -73,10 +73,10 @@ def load_chosen(choice: DecoderChoice, device: torch.device | str) -> TiledDecod
     logger.debug("decoder: %s on %s", name, device)
     if name in registry.names("decoder"):
         network = loading.load_named(name, "decoder")
-        tiles = FINE_TILES if name == "fine" else EMBEDDED_TILES
-        decoder = TiledDecoder(name, network, space=space, tiles=tiles).to(device)
-        is_half = name == "fine" and device.type != "cpu"
-        return decoder.to(fast_dtype(device)) if is_half else decoder
+        if name != "fine":
+            return TiledDecoder(name, network, space=space, tiles=EMBEDDED_TILES).to(device)
+        decoder = TiledDecoder(name, network, space=space, tiles=FINE_TILES).to(device)
+        return decoder if device.type == "cpu" else decoder.to(fast_dtype(device))
     import_diffusers(name)
     path = choice.path or from_hub(name, download=True, space=space)
     if path is None:

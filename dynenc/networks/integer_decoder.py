@@ -28,10 +28,7 @@ def load(name: str) -> PixelDecoder:
 
 
 def decode(
-    file: LatFile,
-    view: View = WHOLE,
-    needed: Region | None = None,
-    name: str | None = None,
+    file: LatFile, name: str, view: View = WHOLE, needed: Region | None = None
 ) -> Image.Image:
     """Decode the latents of a file.
 
@@ -39,7 +36,7 @@ def decode(
     output averaged 2x2. All other scales average the pixels of the full size.
 
     Args:
-        name: of a decoder of their space that has integers; None: the embedded one.
+        name: of a decoder of their space that has integers.
         needed: the region in px of the full image to decode; the rest is black. None: all of it.
     Returns: RGB, of the size of the view.
     Raises: WeightsError.
@@ -50,7 +47,6 @@ def decode(
     part = wanted.common(View(needed, divisor).scaled(size)) if needed else wanted
     if part.is_empty:
         return image
-    name = name or registry.required_counterpart("embedded", "decoder", file.model.space).name
     decoder = load("thumbnail" if divisor >= 4 and name == "embedded" else name)
     means = View(divisor=divisor * decoder.side // PATCH)  # of the decoder's pixels
     whole = View(divisor=divisor // means.divisor).scaled(size)

@@ -72,9 +72,7 @@ def load_encoder(
     """
     name = checked_name("an encoder", name)
     if registry.encoder_model(name).kind != "imported":
-        return load_named(
-            registry.required_counterpart(name, "encoder", space).name if space else name, "encoder"
-        )
+        return load_named(registry.encoder_of_space(name, space).name if space else name, "encoder")
     network = load_path(Path(name), space)
     if not isinstance(network, Encoder | published.PublishedEncoder):
         raise WeightsError(f"{name} has no encoder of SD latents: use another file")

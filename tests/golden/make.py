@@ -319,7 +319,7 @@ def write_pixels(path: Path, decoder: Codec, file: LatFile) -> None:
 def pixels_sha256(file: LatFile, threads: int = 1, kind: registry.Kind = "decoder") -> str:
     """The sha256 of the colours of a file's latents: RGB, row by row, before alpha and layers."""
     space = file.model.space
-    name = registry.required_counterpart("embedded", "decoder", space).name
+    name = registry.counterpart("embedded", space).name
     decoder = integer_decoder.load("thumbnail" if kind == "thumbnail" else name)
     view = View(divisor=PATCH // decoder.side)
     region = view.scaled(file.size)

@@ -202,10 +202,10 @@ def test_what_is_hidden_is_not_decoded_and_no_pixel_changes(codec, view):
     part = detail.visible_region(file)
     assert part.width * part.height < size[0] * size[1]
     [decoded] = codec.decode_latents([file], view)
-    whole = integer_decoder.decode(file, view)
+    whole = integer_decoder.decode(file, "embedded", view)
     assert np.array_equal(layer.composite_over(decoded, view), layer.composite_over(whole, view))
     corner = View(Region(0, 0, 8, 8))
-    assert not np.any(integer_decoder.decode(file, corner, Region(16, 16, 8, 8)))
+    assert not np.any(integer_decoder.decode(file, "embedded", corner, Region(16, 16, 8, 8)))
 
 
 def test_effort_refines_what_is_beneath(codec):

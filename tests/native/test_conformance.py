@@ -55,7 +55,7 @@ def program(tmp_path_factory):
 def decoder(tmp_path_factory, space):
     """Files of the tensors of a space's embedded decoder."""
     folder = tmp_path_factory.mktemp("decoder")
-    model = registry.required_counterpart("embedded", "decoder", space)
+    model = registry.counterpart("embedded", space)
     packed = integer_tensors.packed(integer_tensors.read(model), Sizes.of(model))
     (folder / "numbers").write_bytes(packed.numbers.tobytes())
     (folder / "weights").write_bytes(packed.weights.tobytes())

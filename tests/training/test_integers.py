@@ -68,7 +68,7 @@ def test_integers_decode_as_the_floats_they_are_made_of():
 def test_a_shipped_decoder_is_nearly_the_same_in_floats(name, dtype):
     network = loading.load_named(name, "decoder").to(dtype)
     file = LatFile.parse((GOLDEN / "v1_light_photo_q50.lat").read_bytes())
-    pixels = np.asarray(integer_decoder.decode(file, name=name))
+    pixels = np.asarray(integer_decoder.decode(file, name))
     floats = float_pixels(network, file.latents, file.step, dtype)[
         : pixels.shape[0], : pixels.shape[1]
     ]
